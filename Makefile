@@ -1,0 +1,40 @@
+# make quickstart   set up and train a toy vision-language model on this machine
+# make test         set up and run all checks
+PYTHON ?= python3
+VENV ?= .venv
+PIP = $(VENV)/bin/pip --disable-pip-version-check --quiet
+
+.PHONY: quickstart test slurm clean
+
+quickstart: $(VENV)/.train
+	$(VENV)/bin/mmlaunch submit recipes/quickstart.yaml --cluster local --follow
+
+test: $(VENV)/.test slurm
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/pytest
+
+# torch goes first: installed around it, nothing pulls a second copy for another device.
+$(VENV)/.train: setup.cfg pyproject.toml .ci/constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	@echo "installing into $(VENV) (a few minutes the first time)"
+	$(PIP) install -c .ci/constraints.txt torch
+	$(PIP) install -c .ci/constraints.txt -e '.[train]'
+	$(VENV)/bin/python -m compileall -q launcher jobs
+	touch $@
+
+$(VENV)/.test: $(VENV)/.train
+	$(PIP) install -c .ci/constraints.txt -e '.[train,test]'
+	touch $@
+
+# The tests run a real Slurm where they can: installed by apt, when this user may.
+slurm:
+	@command -v slurmctld >/dev/null || test -x /usr/sbin/slurmctld || { \
+	  command -v apt-get >/dev/null && test "$$(id -u)" = 0 && echo "installing Slurm for the tests" && apt-get update -qq && \
+	  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
+	    slurm-wlm slurmdbd munge mariadb-server >/dev/null; } || \
+	  echo "no Slurm here: its tests will be skipped"
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
