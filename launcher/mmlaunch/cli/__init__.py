@@ -1,0 +1,122 @@
+"""The command line: a table of commands, each loaded only when it is typed, and what an error looks like."""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+import click
+
+from mmlaunch import __version__
+from mmlaunch.errors import MachineError, MmlaunchError, RecipeError
+
+COMMANDS = {  # name -> what it does; each stands in a module of its name
+    "validate": "Check a recipe; every mistake at once, with its line.",
+    "render": "Print the job script that submit would use.",
+    "submit": "Start a run from a recipe.",
+    "status": "Where runs stand, and what happens next.",
+    "logs": "What the ranks of a run print.",
+    "cancel": "Stop a run; it saves first.",
+    "resume": "Go on with a run that has ended.",
+    "why": "What ended a run, and what to type next.",
+    "report": "What a run's attempts cost, and what they lost.",
+    "doctor": "What this site can and cannot do for runs.",
+    "runs": "List the run directories.",
+    "schema": "Print the JSON Schema of recipes, for editors.",
+    "completion": "Print a shell's completion script.",
+}
+
+EXAMPLES = """
+\b
+Examples:
+  mmlaunch validate recipes/dpo_llama3.yaml
+  mmlaunch submit recipes/quickstart.yaml --follow
+  mmlaunch submit recipes/dpo_llama3.yaml -s optim.lr=1e-6
+  mmlaunch status
+
+Runs live in ./runs, or in $MMLAUNCH_RUNS.
+"""
+
+
+class Commands(click.Group):
+    """Imports a command only when it is used, so that --help is quick."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        command: click.Command = importlib.import_module(f"mmlaunch.cli.{cmd_name}").command
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
+            import difflib
+
+            near = difflib.get_close_matches(args[0], COMMANDS, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"one of: {', '.join(COMMANDS)}"
+            ctx.fail(f"no command {args[0]!r}; {hint}")
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+@click.command(
+    cls=Commands,
+    epilog=EXAMPLES,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    no_args_is_help=True,
+)
+@click.version_option(__version__, "-V", "--version", prog_name="mmlaunch")
+def group() -> None:
+    """One YAML recipe becomes a multi-node alignment run that heals itself."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The process boundary: expected errors become a message and an exit code, bugs a traceback."""
+    gc.set_threshold(100_000)  # starting up makes many objects and no garbage
+    color = False if os.environ.get("NO_COLOR") else None
+    try:
+        code = group.main(
+            args=list(arguments) if arguments is not None else None,
+            prog_name="mmlaunch",
+            standalone_mode=False,
+            color=color,
+        )
+        sys.stdout.flush()
+    except RecipeError as error:
+        code = _report(error, color)
+    except MmlaunchError as error:
+        click.echo(f"{click.style('error', fg='red', bold=True)}: {error}", err=True, color=color)
+        code = error.exit_code
+    except click.exceptions.Abort:
+        code = 130
+    except click.ClickException as error:
+        error.show()
+        code = error.exit_code
+    except OSError as error:  # the output cannot be written: a full disk, a closed terminal
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        click.echo(f"mmlaunch: {error}", err=True)
+        code = MachineError.exit_code
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _report(error: RecipeError, color: bool | None) -> int:
+    for problem in error.problems:
+        where, _, rest = str(problem).partition(": ") if problem.place else ("", "", str(problem))
+        rest = "".join(c if c.isprintable() else "\ufffd" for c in rest)  # a key may hold what a terminal would obey
+        click.echo(f"{click.style(where, bold=True)}: {rest}" if where else rest, err=True, color=color)
+        if problem.excerpt:
+            source, _, caret = problem.excerpt.partition("\n")
+            click.echo(f"{source}\n{click.style(caret, fg='red')}", err=True, color=color)
+    count = len(error.problems)
+    click.echo(click.style(f"{count} error{'s' if count > 1 else ''}", fg="red", bold=True), err=True, color=color)
+    return error.exit_code

@@ -1,0 +1,17 @@
+"""`mmlaunch cancel`."""
+
+from __future__ import annotations
+
+import click
+
+from mmlaunch import cancel, rundir
+from mmlaunch.cli import options
+
+
+@click.command(epilog="\b\nExamples:\n  mmlaunch cancel dpo-llama3-8b\n  mmlaunch cancel last --now")
+@options.run()
+@click.option("--now", is_flag=True, help="Do not let it save first.")
+def command(run: tuple[str, ...], now: bool) -> None:
+    """Stop each RUN. It saves a checkpoint first and keeps its directory."""
+    for paths in [rundir.resolve(name) for name in run]:
+        click.echo(f"{paths.name}: {cancel.cancel(paths, now)}")

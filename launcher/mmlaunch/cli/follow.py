@@ -1,0 +1,151 @@
+"""Watching a run: a progress bar in a terminal, a line for each logged step in a pipe."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import click
+
+from mmlaunch import status
+from mmlaunch.run import ledger
+from mmlaunch.run.ledger import Event, Tail
+from mmlaunch.run.paths import RunPaths
+
+POLL = 0.3
+_CODES = {"done": 0, "cancelled": 130}
+LOST = 1
+
+
+def follow(run: RunPaths, offset: int = 0) -> int:
+    """Show progress until the run ends; its exit code. Ctrl-C leaves the run running. `offset`: where to begin."""
+    try:
+        show = _bar if sys.stdout.isatty() else _lines
+        ended = show(_events(run, offset))
+    except KeyboardInterrupt:
+        click.echo(f"\nleft; the run goes on. next: mmlaunch status {run.name}    mmlaunch cancel {run.name}")
+        return 0
+    if ended is None:
+        click.echo(f"{run.name}: its process is gone and left no word. next: mmlaunch logs {run.name}", err=True)
+        return LOST
+    return _last_words(run, ended)
+
+
+def _last_words(run: RunPaths, ended: Event) -> int:
+    state = str(ended["state"])
+    events = ledger.read(run.events)
+    colour = {"done": "green", "failed": "red"}.get(state, "yellow")
+    click.echo(f"{run.name}: {click.style(state, fg=colour, bold=True)} {_result(events)}")
+    if state == "failed":
+        failed = events.last("failed") or {}
+        click.echo(f"  {failed.get('cause', '?')}: {failed.get('evidence') or 'no evidence was left'}")
+        click.echo(f"  not restarted: {ended.get('reason', '')}")
+        click.echo(f"next: mmlaunch logs {run.name}")
+    elif state == "done":
+        newest = events.last("checkpoint")
+        if newest:
+            click.echo(f"  {run.checkpoint(int(newest['step']))}")
+    return _CODES.get(state, int(ended.get("exit_code") or LOST))
+
+
+def _result(events: ledger.Events) -> str:
+    evaluated = events.last("evaluated")
+    return _metrics(evaluated) if evaluated else ""
+
+
+def describe(key: str, value: float) -> str:
+    """`eval/accuracy 98.4 %`, `loss 0.213`."""
+    return f"{key} {value:.1%}" if key.endswith("accuracy") else f"{key} {value:.4g}"
+
+
+def _events(run: RunPaths, offset: int) -> Iterator[Event | None]:
+    """Every event as it comes; None in between; ends after the run's last word, or when its process is gone."""
+    tail = Tail(run.events, offset)
+    quiet = 0
+    while True:
+        new = tail.new()
+        for event in new:
+            yield event
+            if event["event"] == "ended":
+                return
+        if not new and quiet % 10 == 9 and status.alive(ledger.read_ends(run.events).of_this_submission) is False:
+            if not any(event["event"] == "ended" for event in tail.new()):
+                return
+            continue
+        quiet = 0 if new else quiet + 1
+        yield None
+        time.sleep(POLL)
+
+
+def _lines(events: Iterator[Event | None]) -> Event | None:
+    for event in events:
+        if event is None:
+            continue
+        if text := describe_event(event):
+            click.echo(text)
+        if event["event"] == "ended":
+            return event
+    return None
+
+
+def describe_event(event: Event) -> str:
+    """What a person wants to know of an event; nothing for most."""
+    kind = event["event"]
+    if kind == "step":
+        rate = f"  {event['rate']:.1f} examples/s" if isinstance(event.get("rate"), float) else ""
+        return f"step {event['step']}/{event.get('steps', '?')}  {_metrics(event)}{rate}"
+    if kind == "evaluated":
+        return f"evaluated at step {event.get('step')}: {_metrics(event)}"
+    if kind == "checkpoint" and "rejected" not in event:
+        return f"saved step {event['step']}"
+    if kind == "checkpoint":
+        return f"checkpoint rejected: {event['rejected']}"
+    if kind == "started":
+        return f"attempt {event['attempt']} started on {event.get('nodes', '?')}"
+    if kind in ("resumed", "failed", "requeued", "signal", "cancelling"):
+        details = [str(event[key]) for key in ("cause", "name", "evidence", "reason") if event.get(key)]
+        step = f" at step {event['step']}" if event.get("step") is not None else ""
+        return f"{kind}{step}: {'; '.join(details)}" if details else f"{kind}{step}"
+    return ""
+
+
+def _metrics(event: Event) -> str:
+    measured = event.get("metrics") or {key: event.get(key) for key in ("loss", "accuracy")}
+    return "  ".join(describe(key, value) for key, value in measured.items() if isinstance(value, float))
+
+
+def _bar(events: Iterator[Event | None]) -> Event | None:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    metrics = TextColumn("{task.fields[metrics]}")
+    columns = (
+        TextColumn("[bold]{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        metrics,
+    )
+    console = Console()
+    with Progress(*columns, console=console) as progress:
+        task = progress.add_task("starting", total=None, metrics="")
+        for event in events:
+            if event is None:
+                continue
+            if event["event"] == "ended":
+                return event
+            if event["event"] == "submitted":
+                progress.update(task, total=event.get("steps"))
+            elif event["event"] == "step":
+                fields: dict[str, Any] = {
+                    "description": "training",
+                    "completed": event["step"],
+                    "total": event.get("steps"),
+                }
+                rate = f"  {event['rate']:.1f}/s" if isinstance(event.get("rate"), float) else ""
+                progress.update(task, metrics=_metrics(event) + rate, **fields)
+            elif text := describe_event(event):
+                progress.console.print(f"  {text}", highlight=False, markup=False)
+    return None

@@ -1,0 +1,122 @@
+"""`mmlaunch logs`."""
+
+from __future__ import annotations
+
+import re
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import click
+
+from mmlaunch import rundir, status
+from mmlaunch.cli import options
+from mmlaunch.errors import UserError
+from mmlaunch.run.paths import RunPaths
+
+POLL = 0.3
+_COLOURS = ("cyan", "magenta", "yellow", "green", "blue", "red")
+
+
+@click.command(
+    epilog="\b\nExamples:\n  mmlaunch logs last\n  mmlaunch logs -f dpo-llama3-8b\n"
+    "  mmlaunch logs dpo-llama3-8b --rank 3 --attempt 2 -n 50"
+)
+@options.run(many=False)
+@click.option("-f", "--follow", is_flag=True, help="Stay until the run ends, over all its attempts.")
+@click.option("--rank", type=click.IntRange(min=0), help="Only this rank.")
+@click.option("--attempt", type=click.IntRange(min=1), help="Only this attempt; otherwise the newest.")
+@click.option("-n", "--lines", type=click.IntRange(min=0), help="Only the last N lines of each rank.")
+def command(run: str, follow: bool, rank: int | None, attempt: int | None, lines: int | None) -> None:
+    """What all ranks of RUN print, each line after its rank's number."""
+    paths = rundir.resolve(run)
+    attempts = attempts_of(paths)
+    if attempt is not None and attempt not in attempts:
+        raise UserError(f"{paths.name} has no attempt {attempt}; it has {', '.join(map(str, attempts)) or 'none'}")
+    view = View(paths, rank, attempt, lines, first=max(attempts, default=1))
+    if follow:
+        view.follow()
+    elif not view.print_new() and not view.print_batch():
+        click.echo(f"{paths.name} has printed nothing yet; next: mmlaunch status {paths.name}", err=True)
+
+
+def attempts_of(run: RunPaths) -> list[int]:
+    """The numbers of a run's attempts."""
+    return sorted(int(folder.name) for folder in run.attempts.glob("[0-9]*"))
+
+
+@dataclass
+class View:
+    """The logs that are shown, and how far each has been read."""
+
+    run: RunPaths
+    rank: int | None
+    attempt: int | None
+    lines: int | None
+    first: int  # the newest attempt when the view was opened
+    offsets: dict[Path, int] = field(default_factory=dict)
+
+    def files(self) -> list[Path]:
+        """Rank logs of the chosen attempt, or of all since the first."""
+        attempts = [n for n in attempts_of(self.run) if n == self.attempt or (self.attempt is None and n >= self.first)]
+        found = [path for number in attempts for path in self.run.attempt(number).logs.glob("rank-*.out")]
+        if self.rank is not None:
+            found = [path for path in found if _rank(path) == self.rank]
+        return sorted(found, key=lambda path: (int(path.parent.parent.name), _rank(path)))
+
+    def print_new(self) -> bool:
+        """Print every whole line that came since the last time; whether there was any."""
+        printed = False
+        for path in self.files():
+            first_time = path not in self.offsets
+            data = _read_from(path, self.offsets.get(path, 0))
+            whole = data[: data.rfind(b"\n") + 1]
+            self.offsets[path] = self.offsets.get(path, 0) + len(whole)
+            lines = whole.decode(errors="replace").splitlines()
+            if first_time and self.lines is not None:
+                lines = lines[-self.lines :] if self.lines else []
+            for line in lines:
+                click.echo(_prefix(path) + line)
+                printed = True
+        return printed
+
+    def print_batch(self) -> bool:
+        """What the batch script itself said: where there is no rank, the reason stands there."""
+        printed = False
+        for path in sorted(self.run.job.glob("batch*.out")):
+            for line in path.read_text(errors="replace").splitlines():
+                click.echo(f"[batch] {line}")
+                printed = True
+        return printed
+
+    def follow(self) -> None:
+        """Print until the run has ended and everything is shown."""
+        try:
+            while True:
+                over = status.of(self.run).state in (*status.FINAL, "lost")
+                if not self.print_new() and over:
+                    return
+                time.sleep(POLL)
+        except KeyboardInterrupt:
+            click.echo(f"left; next: mmlaunch status {self.run.name}", err=True)
+
+
+def _rank(path: Path) -> int:
+    match = re.fullmatch(r"rank-(\d+)\.out", path.name)
+    return int(match.group(1)) if match else -1
+
+
+def _prefix(path: Path) -> str:
+    rank = _rank(path)
+    return click.style(f"[{rank}] ", fg=_COLOURS[rank % len(_COLOURS)])
+
+
+def _read_from(path: Path, offset: int) -> bytes:
+    try:
+        with path.open("rb") as file:
+            file.seek(offset)
+            return file.read()
+    except FileNotFoundError:
+        return b""
+    except PermissionError:
+        return f"({path} may not be read)\n".encode() if offset == 0 else b""

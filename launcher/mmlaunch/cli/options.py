@@ -1,0 +1,57 @@
+"""Arguments and options that several commands share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def _runs(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    from mmlaunch import rundir
+
+    names = ["last", *(run.name for run in rundir.all_runs(rundir.runs_folder()))]
+    return [name for name in names if name.startswith(incomplete)]
+
+
+def _clusters(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    from mmlaunch import cluster
+
+    return [name for name in cluster.profiles() if name.startswith(incomplete)]
+
+
+def recipe(many: bool = False) -> Callable[[F], F]:
+    """The recipe to work on."""
+    return click.argument("recipe", nargs=-1 if many else 1, required=True, type=click.Path())
+
+
+def run(required: bool = True, many: bool = True) -> Callable[[F], F]:
+    """One run or several: a name, its beginning, a directory, or `last`."""
+    return click.argument("run", nargs=-1 if many else 1, required=required, shell_complete=_runs)
+
+
+def overrides(function: F) -> F:
+    return click.option(
+        "-s",
+        "--set",
+        "overrides",
+        multiple=True,
+        metavar="PATH=VALUE",
+        help="Change the recipe, e.g. -s optim.lr=1e-6.",
+    )(function)
+
+
+def cluster(function: F) -> F:
+    return click.option(
+        "--cluster",
+        metavar="NAME",
+        shell_complete=_clusters,
+        help="The cluster profile: a name or a YAML file. Without it: $MMLAUNCH_CLUSTER, or what this machine offers.",
+    )(function)
+
+
+def as_json(function: F) -> F:
+    return click.option("--json", "as_json", is_flag=True, help="Machine-readable output.")(function)

@@ -1,0 +1,41 @@
+"""`mmlaunch report`."""
+
+from __future__ import annotations
+
+import json
+import time
+
+import click
+
+from mmlaunch import report, rundir
+from mmlaunch.cli import options
+from mmlaunch.cli.table import show
+from mmlaunch.recipe.scalars import format_duration
+
+
+@click.command(epilog="\b\nExamples:\n  mmlaunch report dpo-llama3-8b\n  mmlaunch report last --json | jq .goodput")
+@options.run(many=False)
+@options.as_json
+def command(run: str, as_json: bool) -> None:
+    """The attempts of RUN: how long each waited and lasted, what ended it, and what it lost."""
+    found = report.of(rundir.resolve(run), time.time())
+    if as_json:
+        click.echo(json.dumps(found.as_json(), indent=2))
+        return
+    rows = [
+        [str(a.number), a.nodes, _time(a.waited), _time(a.lasted), a.cause, _steps(a), str(a.lost_steps)]
+        for a in found.attempts
+    ]
+    show(["attempt", "nodes", "waited", "lasted", "ended by", "steps", "lost"], rows)
+    click.echo(
+        f"goodput {found.goodput:.1%} of {_time(found.allocated)} allocated, {found.rank_hours:.2f} rank hours, "
+        f"{_time(found.queued)} in the queue, {found.lost_steps} steps done twice"
+    )
+
+
+def _time(seconds: float) -> str:
+    return format_duration(round(seconds)) if seconds >= 1 else f"{seconds:.1f}s"
+
+
+def _steps(attempt: report.Attempt) -> str:
+    return f"{attempt.first_step}-{attempt.last_step}" if attempt.last_step is not None else ""

@@ -1,0 +1,30 @@
+"""`mmlaunch resume`."""
+
+from __future__ import annotations
+
+import click
+
+from mmlaunch import rundir
+from mmlaunch.cli import options
+from mmlaunch.resume import resume
+
+
+@click.command(
+    epilog="\b\nExamples:\n  mmlaunch resume rm-llama3-8b -s batch.tokens_per_gpu=6144\n"
+    "  mmlaunch resume dpo-llama3-8b -s steps=2000 --follow\n  mmlaunch resume last -s resources.nodes=2"
+)
+@options.run(many=False)
+@options.overrides
+@options.cluster
+@click.option("-f", "--follow", is_flag=True, help="Stay and show progress.")
+def command(run: str, overrides: tuple[str, ...], cluster: str | None, follow: bool) -> None:
+    """Go on with RUN from its newest checkpoint, also after success, with other settings or on other resources."""
+    paths = rundir.resolve(run)
+    seen = paths.events.stat().st_size if paths.events.exists() else 0
+    plan = resume(run, overrides, cluster).plan
+    click.echo(f"{click.style(plan.run.name, bold=True)}   {plan.size}, profile {plan.cluster_name}")
+    if follow:
+        from mmlaunch.cli.follow import follow as stay
+
+        raise SystemExit(stay(plan.run, seen))
+    click.echo(f"next: mmlaunch status {plan.run.name}    mmlaunch logs -f {plan.run.name}")

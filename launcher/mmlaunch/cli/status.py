@@ -1,0 +1,91 @@
+"""`mmlaunch status`."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Sequence
+
+import click
+
+from mmlaunch import rundir, status
+from mmlaunch.cli import options
+from mmlaunch.cli.table import show
+from mmlaunch.status import Status
+
+WATCH = 2.0
+_COLOURS = {
+    "running": "green",
+    "done": "blue",
+    "failed": "red",
+    "lost": "red",
+    "cancelled": "yellow",
+    "restarting": "yellow",
+}
+
+
+@click.command(
+    epilog="\b\nExamples:\n  mmlaunch status\n  mmlaunch status dpo-llama3-8b --watch\n"
+    "  mmlaunch status --json | jq '.[].state'"
+)
+@options.run(required=False)
+@click.option("-n", "--newest", type=click.IntRange(min=1), help="Only the newest N runs.")
+@click.option("-w", "--watch", is_flag=True, help="Stay, and show changes.")
+@options.as_json
+def command(run: tuple[str, ...], newest: int | None, watch: bool, as_json: bool) -> None:
+    """Where each RUN stands (all runs, if none is named) and what happens next."""
+    paths = [rundir.resolve(name) for name in run] or list(rundir.all_runs(rundir.runs_folder()))[:newest]
+    while True:
+        statuses = status.of_all(paths, whole=bool(run))
+        if as_json:
+            click.echo(json.dumps([one.as_json() for one in statuses], indent=2))
+        else:
+            if watch and sys.stdout.isatty():
+                click.clear()
+            _say(statuses, detailed=bool(run))
+        if not watch or all(one.final or one.state == "lost" for one in statuses):
+            return
+        time.sleep(WATCH)
+
+
+def _say(statuses: Sequence[Status], detailed: bool) -> None:
+    if not statuses:
+        click.echo(f"no runs in {rundir.runs_folder()}; next: mmlaunch submit recipes/quickstart.yaml --follow")
+        return
+    rows = [_row(one) for one in statuses]
+    colours = [_COLOURS.get(one.state, "") for one in statuses]
+    show(["run", "state", "step", "rate", "loss", "saved", "next"], rows, colour_of_second=colours)
+    for one in statuses:
+        if detailed and one.reason:
+            click.echo(f"{one.run}: {one.reason}")
+        if one.torn_lines:
+            click.echo(
+                f"{one.run}: {one.torn_lines} torn line(s) of its ledger left out: a writer was killed in mid-write"
+            )
+
+
+def _row(one: Status) -> list[str]:
+    rate = f"{one.rate:.1f}/s" if one.rate else ""
+    loss = f"{one.loss:.4g}" if one.loss is not None else ""
+    return [one.run, one.shown_state, _step(one), rate, loss, _saved(one), one.next]
+
+
+def _step(one: Status) -> str:
+    if one.step is None:
+        return f"0/{one.steps}" if one.steps else ""
+    return f"{one.step}/{one.steps}" if one.steps else str(one.step)
+
+
+def _saved(one: Status) -> str:
+    if one.saved_seconds_ago is None:
+        return ""
+    return f"step {one.saved_step}, {ago(one.saved_seconds_ago)}"
+
+
+def ago(seconds: float) -> str:
+    """`4m ago`."""
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "m")):
+        if seconds >= size:
+            return f"{int(seconds // size)}{unit} ago"
+    return f"{int(seconds)}s ago"

@@ -1,0 +1,97 @@
+"""`mmlaunch submit`."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import click
+
+from mmlaunch.cli import options
+from mmlaunch.plan import Plan
+from mmlaunch.prepare import Prepared
+from mmlaunch.recipe import Recipe
+from mmlaunch.submission import submit
+
+
+@click.command(
+    epilog="\b\nExamples:\n  mmlaunch submit recipes/quickstart.yaml --follow\n"
+    "  mmlaunch submit recipes/dpo_llama3.yaml -s optim.lr=1e-6 -s resources.nodes=2\n"
+    "  mmlaunch submit my.yaml --cluster local"
+)
+@options.recipe()
+@options.overrides
+@options.cluster
+@click.option("-f", "--follow", is_flag=True, help="Stay and show progress; Ctrl-C leaves the run running.")
+@options.as_json
+def command(recipe: str, overrides: tuple[str, ...], cluster: str | None, follow: bool, as_json: bool) -> None:
+    """Start a run from RECIPE and return at once. With --follow, the exit code is that of the run."""
+    if as_json and follow:
+        raise click.UsageError("--json and --follow write to the same place; use mmlaunch status --json instead")
+    prepared = submit(recipe, overrides, cluster)
+    if as_json:
+        click.echo(json.dumps(_record(prepared)))
+    else:
+        _say(prepared, follow)
+    if follow:
+        from mmlaunch.cli.follow import follow as stay
+
+        raise SystemExit(stay(prepared.plan.run))
+
+
+def _record(prepared: Prepared) -> dict[str, Any]:
+    plan = prepared.plan
+    return {"run": plan.run.name, "directory": str(plan.run.root), "cluster": plan.cluster_name, "ranks": plan.world}
+
+
+def _say(prepared: Prepared, follow: bool) -> None:
+    plan, recipe = prepared.plan, prepared.plan.recipe
+    where = (
+        f"partition {plan.partition} (profile {plan.cluster_name})"
+        if plan.partition
+        else f"profile {plan.cluster_name}"
+    )
+    click.echo(f"{click.style(plan.run.name, bold=True)}   {plan.size}, {where}")
+    rows = {
+        "model": describe_model(recipe),
+        "data": describe_data(recipe),
+        "batch": f"{describe_batch(plan)}; {_length(recipe)}",
+        "run": str(plan.run.root),
+    }
+    for name, text in rows.items():
+        click.echo(f"  {click.style(f'{name:<8}', dim=True)}  {text}")
+    if not follow:
+        click.echo(f"next: mmlaunch status {plan.run.name}    mmlaunch logs -f {plan.run.name}")
+
+
+def describe_model(recipe: Recipe) -> str:
+    """`CLIP (random) + mlp + LLaMA (random); full: vision, projector, language`."""
+    model = recipe.model
+    if model.pretrained:
+        parts = model.pretrained
+    else:
+        vision = f"{model.vision.path or 'CLIP (random weights)'} + {model.projector.kind} + " if model.vision else ""
+        parts = vision + str(model.language.path or "LLaMA (random weights)" if model.language else "")
+    ways: dict[str, list[str]] = {}
+    for part in ("vision", "projector", "language"):
+        ways.setdefault(getattr(model.train, part), []).append(part)
+    return f"{parts}; " + "; ".join(f"{way}: {', '.join(names)}" for way, names in ways.items())
+
+
+def describe_data(recipe: Recipe) -> str:
+    """`2 sources (rlaif_v, internvl), 1 for evaluation`."""
+    data = recipe.data
+    kinds = ", ".join(dict.fromkeys(source.format for source in data.train))
+    count = len(data.train)
+    held_out = f", {len(data.eval)} for evaluation" if data.eval else ", none for evaluation"
+    return f"{count} source{'s' if count > 1 else ''} ({kinds}){held_out}"
+
+
+def describe_batch(plan: Plan) -> str:
+    """`256 = 32 ranks x 4 examples x 2 passes`."""
+    passes = f" x {plan.accumulation} passes" if plan.accumulation > 1 else ""
+    return f"{plan.recipe.batch.examples} = {plan.world} ranks x {plan.micro} examples{passes}"
+
+
+def _length(recipe: Recipe) -> str:
+    return f"{recipe.steps} steps" if recipe.steps else f"{recipe.epochs:g} epoch{'s' if recipe.epochs != 1 else ''}"

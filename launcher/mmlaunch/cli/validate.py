@@ -1,0 +1,63 @@
+"""`mmlaunch validate`."""
+
+from __future__ import annotations
+
+import json
+
+import click
+
+from mmlaunch import cluster as clusters
+from mmlaunch.cli import options
+from mmlaunch.errors import Problem, RecipeError
+from mmlaunch.load import Loaded, load_recipe
+from mmlaunch.recipe.capability import unsupported
+
+
+@click.command(
+    epilog="\b\nExamples:\n  mmlaunch validate recipes/*.yaml\n  mmlaunch validate my.yaml -s batch.global=512 --json"
+)
+@options.recipe(many=True)
+@options.overrides
+@options.cluster
+@options.as_json
+def command(recipe: tuple[str, ...], overrides: tuple[str, ...], cluster: str | None, as_json: bool) -> None:
+    """Check RECIPE without writing anything. Exit code 0 when it is right, 2 when it is not."""
+    problems: list[Problem] = []
+    for path in recipe:
+        try:
+            loaded = _checked(path, overrides, cluster)
+        except RecipeError as error:
+            problems += error.problems
+        else:
+            if not as_json:
+                _say(path, loaded)
+    if as_json:
+        click.echo(json.dumps([_record(problem) for problem in problems], indent=2))
+        raise SystemExit(RecipeError.exit_code if problems else 0)
+    if problems:
+        raise RecipeError(problems)
+
+
+def _checked(path: str, overrides: tuple[str, ...], cluster: str | None) -> Loaded:
+    loaded = load_recipe(path, overrides)
+    if cluster is not None:
+        resources = loaded.recipe.resources
+        misfit = clusters.problem(clusters.choose(cluster)[1], resources.time, resources.gpus_per_node)
+        if misfit:
+            raise loaded.placed(misfit.problems)
+    return loaded
+
+
+def _say(path: str, loaded: Loaded) -> None:
+    recipe = loaded.recipe
+    world = recipe.resources.describe_world()
+    click.echo(f"{path}: {click.style('ok', fg='green')}  {recipe.name}: {recipe.objective.method} on {world}")
+    if later := unsupported(recipe):
+        parts = ", ".join(dict.fromkeys(problem.dotted for problem in later))
+        click.echo(
+            click.style(f"  note: this version can validate and render it, not train it yet ({parts})", dim=True)
+        )
+
+
+def _record(problem: Problem) -> dict[str, str]:
+    return {"place": problem.place, "path": problem.dotted, "what": problem.what, "right": problem.right}

@@ -1,0 +1,193 @@
+"""Cluster profiles: what differs between sites, as data."""
+
+import os
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from mmlaunch.errors import Problem, RecipeError, UserError
+from mmlaunch.load.recipe import load_section
+from mmlaunch.recipe.environment import check_setting
+from mmlaunch.recipe.scalars import Count, Duration, Line, MemorySize, OneOrMore
+from mmlaunch.recipe.section import Section, mistake, refuse
+from mmlaunch.recipe.suggest import closest
+
+VARIABLE = "MMLAUNCH_CLUSTER"
+
+OWNED_OPTIONS = (
+    "job-name", "output", "error", "nodes", "ntasks", "ntasks-per-node", "time", "requeue", "no-requeue", "signal",
+    "open-mode",    "array", "wrap", "export", "chdir", "parsable", "wait", "kill-on-bad-exit", "cpus-per-task",
+)  # fmt: skip
+"""Options of sbatch and srun that the plan decides."""
+
+_OPTION = re.compile(r"--([a-z][a-z0-9-]*)(=.*)?", re.DOTALL)
+
+
+def _option(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    match = _OPTION.fullmatch(value)
+    if not match:
+        raise mistake(f"{value!r} is not an option", "write --exclusive or --licenses=matlab:1")
+    if match.group(1) in OWNED_OPTIONS:
+        raise mistake(f"--{match.group(1)} is decided by mmlaunch", "remove it; the recipe's resources say how much")
+    return value
+
+
+def _settings(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        for name, setting in value.items():
+            if not isinstance(setting, str):
+                raise mistake(f"{name} has no value", f"write {name}: value")
+            check_setting(str(name), setting)
+    return value
+
+
+def _word(value: Any) -> Any:
+    if isinstance(value, str) and not SLURM_WORD.fullmatch(value):
+        raise mistake(f"{value!r} cannot stand on an #SBATCH line", "use letters, digits and . _ - , : /")
+    return value
+
+
+SLURM_WORD = re.compile(r"[A-Za-z0-9_.,:;/%@+=~\[\]()|&*!{}^-]+")
+"""What may stand unquoted on an #SBATCH line."""
+
+Word = Annotated[Line, BeforeValidator(_word)]
+Option = Annotated[Line, BeforeValidator(_option)]
+Options = Annotated[list[Option], OneOrMore()]
+Lines = Annotated[list[Line], OneOrMore()]
+Settings = Annotated[dict[str, str], BeforeValidator(_settings)]
+
+
+class Container(Section):
+    """Ranks run inside this image."""
+
+    kind: Literal["apptainer", "pyxis"]
+    image: Annotated[Line, Field(examples=["/images/pytorch.sif"])]
+    mounts: Lines = []
+    options: Options = []
+
+
+class PreSignal(Section):
+    """The warning before the time limit."""
+
+    name: Literal["USR1", "USR2", "TERM"] = "USR2"
+    lead: Duration = 120
+    """How long before the limit; Slurm may send it up to a minute earlier."""
+
+
+class Cluster(Section):
+    """One site."""
+
+    OTHER_NAMES: ClassVar[dict[str, str]] = {"env": "environment", "sbatch_options": "sbatch", "srun_options": "srun"}
+
+    description: Line = ""
+    executor: Literal["local", "slurm"] = "slurm"
+    partition: Line | None = None
+    account: Line | None = None
+    qos: Line | None = None
+    constraint: Word | None = None
+    exclude: Word | None = None
+    exclusive: bool = False
+    gpus: Literal["gpus-per-node", "gres", "none"] = "gpus-per-node"
+    """How this site wants to be asked for GPUs."""
+    gpu_type: Word | None = None
+    cpus_per_rank: Count = 8
+    memory: MemorySize | None = None
+    """Memory of a node; left out: all of it."""
+    max_time: Duration | None = None
+    """The longest time limit that the partition takes."""
+    python: Line | None = None
+    """The interpreter of the ranks, such as the container's; left out: the one that runs mmlaunch."""
+    modules: Lines = []
+    setup: Lines = []
+    """Shell lines that run before the ranks start, as they are."""
+    container: Container | None = None
+    environment: Settings = {}
+    nccl: Settings = {}
+    """NCCL settings without their prefix: `SOCKET_IFNAME: ib0`."""
+    scratch: Line | None = None
+    """A node-local folder for temporary files; `$USER` and `~` are understood."""
+    sbatch: Options = []
+    srun: Options = []
+    signal: PreSignal = Field(default_factory=PreSignal)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Cluster":
+        if self.executor == "local" and self.container is not None and self.container.kind == "pyxis":
+            refuse(
+                "cluster",
+                [(("container", "kind"), "pyxis", mistake("pyxis is a plugin of srun", "write kind: apptainer"))],
+            )
+        return self
+
+
+def config_folder() -> Path:
+    """The user's own templates and profiles."""
+    base = os.environ.get("XDG_CONFIG_HOME") or "~/.config"
+    return Path(base).expanduser() / "mmlaunch"
+
+
+def profiles() -> dict[str, Path]:
+    """Every profile by name; the user's come before those that ship with mmlaunch."""
+    found: dict[str, Path] = {}
+    for folder in _folders():
+        try:
+            paths = sorted(Path(entry.path) for entry in os.scandir(folder) if entry.name.endswith(".yaml"))
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            raise UserError(f"{folder} cannot be read ({error.strerror}); check its permissions") from None
+        for path in paths:
+            found.setdefault(path.stem, path)
+    return found
+
+
+def choose(name: str | None) -> tuple[str, Cluster]:
+    """The profile that was named, or the one that fits this machine."""
+    name = name or os.environ.get(VARIABLE) or _usual()
+    if name.endswith((".yaml", ".yml")):
+        return Path(name).stem, load_section(Cluster, Path(name))
+    known = profiles()
+    if name not in known:
+        near = closest(name, known)
+        hint = f"did you mean {near}?" if near else f"write {config_folder()}/clusters/{name}.yaml"
+        raise UserError(f"no cluster profile {name!r}; {hint} (known: {', '.join(sorted(known))})")
+    return name, load_section(Cluster, known[name])
+
+
+def problem(cluster: Cluster, time: int, gpus: int) -> RecipeError | None:
+    """What of a recipe's resources this site cannot give."""
+    problems = []
+    if cluster.max_time is not None and time > cluster.max_time:
+        what = f"{time / 3600:g} hours are more than this cluster's longest limit ({cluster.max_time / 3600:g})"
+        problems.append(Problem(("resources", "time"), what, "ask for less: the run is continued after each limit"))
+    if gpus and cluster.gpus == "none":
+        problems.append(Problem(("resources", "gpus_per_node"), "this cluster has no GPUs", "write gpus_per_node: 0"))
+    return RecipeError(problems) if problems else None
+
+
+def _usual() -> str:
+    if "default" in profiles():
+        return "default"
+    return "slurm" if shutil.which("sbatch") and _slurm_is_configured() else "local"
+
+
+def _slurm_is_configured() -> bool:
+    """Whether Slurm's programs would find a cluster: they may be installed on a machine that is part of none."""
+    places = [os.environ.get("SLURM_CONF", ""), "/etc/slurm/slurm.conf", "/etc/slurm-llnl/slurm.conf"]
+    places += ["/run/slurm/conf/slurm.conf", "/usr/local/etc/slurm.conf"]
+    beside = Path(shutil.which("sbatch") or "").resolve().parent.parent / "etc" / "slurm.conf"
+    return beside.exists() or any(place and Path(place).exists() for place in places)
+
+
+def _folders() -> Iterator[Path]:
+    yield config_folder() / "clusters"
+    shipped = resources.files("mmlaunch.templates").joinpath("clusters")
+    if isinstance(shipped, Path):
+        yield shipped

@@ -1,0 +1,121 @@
+"""A tree of values that remember where they were written."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from mmlaunch.errors import Problem
+from mmlaunch.recipe.check import section_at
+from mmlaunch.recipe.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Source:
+    """A text that values come from: a file, or an override on the command line."""
+
+    name: str
+    lines: tuple[str, ...] = ()
+
+    def excerpt(self, line: int, column: int, width: int) -> str:
+        """The line with a caret under the place; tabs and control characters are made visible."""
+        if not 1 <= line <= len(self.lines):
+            return ""
+        text = self.lines[line - 1]
+        start, end = column - 1, min(column - 1 + max(width, 1), len(text))
+        first = max(0, start - 60)  # a window, so that a huge line cannot flood the terminal
+        shown = _visible(text[first : first + 120])
+        lead = len(_visible(text[first:start]))
+        carets = "^" * max(1, min(len(_visible(text[start:end])), 120 - lead))
+        return f"{line:>4} | {shown}\n{'':>4} | {' ' * lead}{carets}"
+
+
+@dataclass(frozen=True)
+class Place:
+    """A place in a source; line 0 stands for the source as a whole."""
+
+    source: Source
+    line: int = 0
+    column: int = 0
+    width: int = 1
+
+    def __str__(self) -> str:
+        return f"{self.source.name}:{self.line}:{self.column}" if self.line else self.source.name
+
+    def problem(self, what: str, right: str = "", path: tuple[str | int, ...] = ()) -> Problem:
+        """A problem at this place."""
+        return Problem(
+            path, what, right, place=str(self), excerpt=self.source.excerpt(self.line, self.column, self.width)
+        )
+
+
+@dataclass
+class Node:
+    """A scalar (text or None), a list of nodes or a mapping of nodes."""
+
+    value: str | list[Node] | dict[str, Node] | None
+    place: Place
+    key_places: dict[str, Place] = field(default_factory=dict)  # of a mapping: where each key stands
+
+    def plain(self) -> Any:
+        """The same tree without places."""
+        if isinstance(self.value, dict):
+            return {key: node.plain() for key, node in self.value.items()}
+        if isinstance(self.value, list):
+            return [node.plain() for node in self.value]
+        return self.value
+
+    def locate(self, path: Sequence[str | int], on_key: bool) -> Place:
+        """Where the value at `path` stands; where it is missing, the innermost section that would hold it."""
+        node, place = self, self.place
+        for index, part in enumerate(path):
+            if isinstance(node.value, dict) and part in node.value:
+                key = str(part)
+                last = index == len(path) - 1
+                place = node.key_places[key] if last and on_key else node.value[key].place
+                if not last and isinstance(node.value[key].value, dict):
+                    place = node.key_places[key]
+                node = node.value[key]
+            elif isinstance(node.value, list) and isinstance(part, int) and part < len(node.value):
+                node = node.value[part]
+                place = node.place
+            else:
+                return place
+        if isinstance(node.value, (dict, list)) and path and not on_key:
+            return self._key_place(path) or place
+        return place
+
+    def _key_place(self, path: Sequence[str | int]) -> Place | None:
+        """The key that a section hangs from: a caret there reads better than one under its first line."""
+        node = self
+        for part in path[:-1]:
+            if isinstance(node.value, dict):
+                node = node.value[str(part)]
+            elif isinstance(node.value, list):
+                node = node.value[int(part)]
+        return node.key_places.get(str(path[-1])) if isinstance(node.value, dict) else None
+
+    def merged(self, over: Node, path: tuple[str, ...] = ()) -> Node:
+        """This mapping with another laid over it: mappings merge, everything else replaces.
+
+        A word that is short for a section merges as that section, and a section that is left empty changes nothing.
+        """
+        if isinstance(self.value, dict) and over.value is None and len(path) == 1:
+            return self
+        base = self.widened(path) if isinstance(over.value, dict) else self
+        if not (isinstance(base.value, dict) and isinstance(over.value, dict)):
+            return over
+        value = dict(base.value)
+        for key, node in over.value.items():
+            value[key] = value[key].merged(node, (*path, key)) if key in value else node
+        return Node(value, over.place, {**base.key_places, **over.key_places})
+
+    def widened(self, path: Sequence[str | int]) -> Node:
+        """The section that a word at this path is short for; anything else as it is."""
+        short = section_at(Recipe, path).SHORT if isinstance(self.value, str) and path else ""
+        return Node({short: self}, self.place, {short: self.place}) if short else self
+
+
+def _visible(text: str) -> str:
+    return "".join("→" if c == "\t" else c if c.isprintable() else "\ufffd" for c in text)

@@ -1,0 +1,234 @@
+"""YAML text to nodes: the one place that knows YAML, and what of it a recipe may use."""
+
+from __future__ import annotations
+
+import stat
+from pathlib import Path
+
+import yaml
+
+from mmlaunch.errors import Problem, RecipeError
+from mmlaunch.load.node import Node, Place, Source
+from mmlaunch.recipe.scalars import Plain
+
+MAX_BYTES = 1 << 20
+MAX_NODES = 100_000
+MAX_DEPTH = 100
+
+_CORE = {
+    f"tag:yaml.org,2002:{name}"
+    for name in ("str", "int", "float", "bool", "null", "map", "seq", "timestamp", "merge", "value")
+}
+_NULL = ("", "~", "null", "Null", "NULL")
+_MERGE = "<<"
+
+
+def read_file(path: Path, shown: str | None = None) -> Node:
+    """The mapping in a YAML file."""
+    source = Source(shown or str(path))
+    try:
+        kind = path.stat().st_mode
+        if stat.S_ISDIR(kind):
+            raise RecipeError([Place(source).problem("is a folder", "name the YAML file in it")])
+        if not stat.S_ISREG(kind):  # a pipe would be waited for, a device never ends
+            raise RecipeError([Place(source).problem("is no regular file", "name the YAML file of a recipe")])
+        with path.open("rb") as file:
+            data = file.read(MAX_BYTES + 1)
+    except FileNotFoundError:
+        raise RecipeError([Place(source).problem("no such file", _neighbours(path))]) from None
+    except OSError as error:
+        raise RecipeError(
+            [Place(source).problem(f"cannot be read ({error.strerror})", "check its permissions")]
+        ) from None
+    if len(data) > MAX_BYTES:
+        size = path.stat().st_size
+        what = f"has {size / 1e6:.1f} MB: this is no recipe (the limit is {MAX_BYTES // 1024} KiB)"
+        raise RecipeError([Place(source).problem(what, "name the YAML file of a recipe")])
+    return parse(_decode(data, source), source.name)
+
+
+def parse(text: str, name: str) -> Node:
+    """The mapping in a YAML text."""
+    source = Source(name, tuple(text.splitlines()))
+    node = parse_value(text, source)
+    if node is None or node.value is None:
+        raise RecipeError([Place(source).problem("is empty", "start with name:, model:, data:, objective:")])
+    if not isinstance(node.value, dict):
+        raise RecipeError([node.place.problem("a recipe is a mapping", "write lines such as name: my-run")])
+    return node
+
+
+def parse_value(text: str, source: Source) -> Node | None:
+    """Any YAML value; None for an empty text."""
+    try:
+        events = yaml.compose_all(text, Loader=yaml.SafeLoader)
+        root = next(events, None)
+        extra = next(events, None)
+    except yaml.MarkedYAMLError as error:
+        raise RecipeError([_syntax(error, source)]) from None
+    except yaml.YAMLError as error:
+        raise RecipeError(
+            [Place(source).problem(str(error).splitlines()[0], "save the file as plain UTF-8 text")]
+        ) from None
+    except RecursionError:
+        raise RecipeError([Place(source).problem("is nested too deeply", f"stay below {MAX_DEPTH} levels")]) from None
+    if extra is not None:
+        begin = range(extra.start_mark.line + 1, 0, -1)
+        place = Place(source, next((n for n in begin if source.lines[n - 1].startswith("---")), 1), 1, 3)
+        raise RecipeError(
+            [place.problem("a second document begins here", "keep one recipe in a file (remove the ---)")]
+        )
+    return None if root is None else _Builder(source).build(root)
+
+
+class _Builder:
+    """Turns YAML's nodes into ours; collects what is wrong with all of them before it complains."""
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        self.problems: list[Problem] = []
+        self.count = 0
+
+    def build(self, root: yaml.Node) -> Node:
+        node = self._node(root, (), ())
+        if self.problems:
+            raise RecipeError(self.problems)
+        return node
+
+    def _node(self, node: yaml.Node, path: tuple[str | int, ...], above: tuple[int, ...]) -> Node:
+        place = _place(node, self.source)
+        self.count += 1
+        if self.count > MAX_NODES:
+            right = "anchors multiply what they name: write it out, or name less"
+            raise RecipeError([place.problem(f"grows to more than {MAX_NODES:,} values", right, path)])
+        if id(node) in above:
+            raise RecipeError([place.problem("an anchor that contains itself", "write the value out", path)])
+        if len(above) > MAX_DEPTH:
+            raise RecipeError([place.problem("is nested too deeply", f"stay below {MAX_DEPTH} levels", path)])
+        if node.tag not in _CORE:
+            tag = node.tag.replace("tag:yaml.org,2002:", "!!")
+            self.problems.append(
+                place.problem(f"the tag {tag} is refused: a recipe holds plain values only", "remove the tag", path)
+            )
+        above = (*above, id(node))
+        if isinstance(node, yaml.MappingNode):
+            return self._mapping(node, place, path, above)
+        if isinstance(node, yaml.SequenceNode):
+            return Node([self._node(item, (*path, i), above) for i, item in enumerate(node.value)], place)
+        assert isinstance(node, yaml.ScalarNode)
+        return Node(_scalar(node), place)
+
+    def _mapping(
+        self, node: yaml.MappingNode, place: Place, path: tuple[str | int, ...], above: tuple[int, ...]
+    ) -> Node:
+        value: dict[str, Node] = {}
+        places: dict[str, Place] = {}
+        merged: list[Node] = []
+        for key_node, item in node.value:
+            key_place = _place(key_node, self.source)
+            if not isinstance(key_node, yaml.ScalarNode):
+                self.problems.append(key_place.problem("a key must be a word", "write key: value", path))
+                continue
+            key = key_node.value
+            if key == _MERGE and key_node.style is None:
+                merged += self._merge(item, (*path, key), above)
+                continue
+            if key in value:
+                first = places[key].line
+                self.problems.append(
+                    key_place.problem(
+                        "this key stands here twice", f"line {first} has it already; keep one", (*path, key)
+                    )
+                )
+                continue
+            value[key] = self._node(item, (*path, key), above)
+            places[key] = key_place
+        for other in merged:  # keys that are written here win over merged ones
+            if isinstance(other.value, dict):
+                value = {**other.value, **value}
+                places = {**other.key_places, **places}
+        return Node(value, place, places)
+
+    def _merge(self, item: yaml.Node, path: tuple[str | int, ...], above: tuple[int, ...]) -> list[Node]:
+        items = item.value if isinstance(item, yaml.SequenceNode) else [item]
+        nodes = [self._node(part, path, above) for part in items]
+        for part in nodes:
+            if not isinstance(part.value, dict):
+                self.problems.append(part.place.problem("<< merges mappings", "name an anchor of a mapping", path))
+        return nodes
+
+
+def _scalar(node: yaml.ScalarNode) -> str | None:
+    """A plain scalar keeps its text, whatever YAML 1.1 makes of it; a quoted one is text for certain."""
+    if node.style is not None:
+        return str(node.value)
+    return None if node.value in _NULL else Plain(node.value)
+
+
+def _place(node: yaml.Node, source: Source) -> Place:
+    start, end = node.start_mark, node.end_mark
+    width = end.column - start.column if end.line == start.line else 1
+    return Place(source, start.line + 1, start.column + 1, max(width, 1))
+
+
+def _syntax(error: yaml.MarkedYAMLError, source: Source) -> Problem:
+    mark = error.problem_mark or error.context_mark
+    place = Place(source, mark.line + 1, mark.column + 1) if mark else Place(source)
+    what = error.problem or "is not YAML"
+    line = source.lines[place.line - 1] if 0 < place.line <= len(source.lines) else ""
+    if "\\t" in what or line[: place.column].strip(" ") == "\t" or line.lstrip(" ").startswith("\t"):
+        return place.problem("a tab: YAML indents with spaces only", "replace the tab by two spaces")
+    if "undefined alias" in what:
+        return place.problem(what, "define the anchor (&name) before it is used")
+    if "mapping values are not allowed" in what:
+        above = source.lines[place.line - 2] if place.line > 1 else ""
+        if (
+            above.strip()
+            and ":" not in above
+            and _indent(above) == _indent(line)
+            and not above.lstrip().startswith("- ")
+        ):
+            place = Place(source, place.line - 1, _indent(above) + 1, len(above.strip()))
+            return place.problem("a key without a colon", "write key: value")
+        return place.problem("a colon where no key can stand", 'check the indentation, or quote the text: "a: b"')
+    if "could not find expected ':'" in what:
+        place = (
+            Place(source, error.context_mark.line + 1, error.context_mark.column + 1) if error.context_mark else place
+        )
+        return place.problem("a key without a colon", "write key: value")
+    if error.context and "while parsing a flow" in error.context:
+        opened = error.context_mark
+        if opened and opened.line != place.line - 1:
+            return Place(source, opened.line + 1, opened.column + 1).problem(
+                "a bracket that is never closed", "close it"
+            )
+        return place.problem(
+            "this does not belong into the brackets", "separate items by commas and close every bracket"
+        )
+    if "quoted scalar" in (error.context or ""):
+        opened = error.context_mark
+        place = Place(source, opened.line + 1, opened.column + 1) if opened else place
+        return place.problem("a quotation mark that is never closed", "close it")
+    return place.problem(f"is not YAML: {what}", "check indentation, colons and quotes around this place")
+
+
+def _indent(line: str) -> int:
+    return len(line) - len(line.lstrip(" "))
+
+
+def _decode(data: bytes, source: Source) -> str:
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b"\n") + 1
+        column = error.start - (data.rfind(b"\n", 0, error.start) + 1) + 1
+        shown = Source(source.name, tuple(data.decode("utf-8", errors="replace").splitlines()))
+        raise RecipeError([Place(shown, line, column).problem("is not UTF-8 text", "save the file as UTF-8")]) from None
+
+
+def _neighbours(path: Path) -> str:
+    try:
+        names = sorted(p.name for p in path.parent.iterdir() if p.suffix in (".yaml", ".yml"))
+    except OSError:
+        return f"there is no folder {path.parent}"
+    return f"{path.parent}/ has {', '.join(names[:8])}" if names else f"{path.parent}/ has no YAML files"

@@ -1,0 +1,68 @@
+"""A process of this machine, told apart from a later one with the same number."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+
+def identity(pid: int) -> dict[str, Any]:
+    """What an event keeps of a process: host, number and the moment it began."""
+    return {"host": socket.gethostname(), "pid": pid, "began": _began(pid)}
+
+
+def alive(record: dict[str, Any]) -> bool | None:
+    """Whether that process, or any of the session that it led, still runs; None when another machine knows."""
+    if record.get("host") != socket.gethostname():
+        return None
+    pid = int(record.get("pid", 0))
+    began = _began(pid)
+    return began == record.get("began") if began is not None else pid > 0 and bool(members(record))
+
+
+def members(record: dict[str, Any]) -> list[int]:
+    """The processes of the session that this process led, itself included; none once its number is another's."""
+    session = int(record.get("pid", 0))
+    if session <= 0 or _began(session) not in (None, record.get("began")):
+        return []  # 0 is the session of everything that a container was given from outside
+    return [pid for pid, values in _processes() if int(values[3]) == session]
+
+
+def children(parent: int) -> list[int]:
+    """The processes that this one started."""
+    return [pid for pid, values in _processes() if int(values[1]) == parent]
+
+
+def _processes() -> Iterator[tuple[int, list[str]]]:
+    """Every living process, and the fields of its stat after its name (proc(5))."""
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            values = (entry / "stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if values and values[0] not in "ZX":
+            yield int(entry.name), values
+
+
+def _began(pid: int) -> int | None:
+    """The start of a process in clock ticks after boot; a zombie no longer runs."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return _exists(pid)
+    values = stat.rpartition(")")[2].split()
+    return None if values[0] in "ZX" else int(values[19])
+
+
+def _exists(pid: int) -> int | None:
+    """Without /proc: only whether it is there."""
+    if Path("/proc/self/stat").exists():
+        return None
+    try:
+        os.kill(pid, 0)
+    except OSError:
+        return None
+    return 0

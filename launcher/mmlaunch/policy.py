@@ -1,0 +1,208 @@
+"""The restart policy: why an attempt ended, and whether another one may begin."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from mmlaunch.recipe.resources import Restarts
+from mmlaunch.run.exits import JobExit
+from mmlaunch.run.ledger import Event
+from mmlaunch.run.paths import AttemptPaths
+
+Cause = Literal[
+    "done",
+    "cancelled",
+    "saved",
+    "time limit",
+    "preempted",
+    "node",
+    "hang",
+    "stop",
+    "bad input",
+    "out of memory",
+    "import",
+    "crash",
+]
+
+FREE: frozenset[Cause] = frozenset({"saved", "time limit", "preempted"})  # cost nothing while the run advances
+NO_FAULT: frozenset[Cause] = FREE | {"done", "cancelled"}
+FINAL: dict[Cause, str] = {
+    "stop": "the job asked not to be restarted",
+    "bad input": "it would fail again: the recipe or the data are wrong",
+    "out of memory": "it would fail again: the step does not fit into memory",
+    "import": "it would fail again: the code cannot be imported",
+}
+_BUDGETS: dict[Cause, str] = {"node": "node", "hang": "hang", "crash": "crash"}
+_LONGEST_PAUSE = 600
+_RANK = re.compile(r"^rank \d+")
+PEER_LOST = "PeerLost"  # what a rank writes when another one went away
+_WARNINGS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM)  # how time limits and preemption announce themselves
+TIMED_OUT = 124  # the ranks did not leave before their time limit; the code that timeout(1) uses
+
+_IN_LOGS: tuple[tuple[Cause, re.Pattern[str]], ...] = (
+    (
+        "out of memory",
+        re.compile(
+            r"CUDA out of memory|torch\.OutOfMemoryError|DefaultCPUAllocator: can't allocate|oom.kill|Out of memory"
+        ),
+    ),
+    (
+        "node",
+        re.compile(r"Xid \(PCI|uncorrectable ECC|CUDA error: (unspecified launch failure|device-side)|NVLink error"),
+    ),
+)
+_BY_RECORD: dict[str, Cause] = {
+    "ImportError": "import", "ModuleNotFoundError": "import", "SyntaxError": "import",
+    "OutOfMemoryError": "out of memory", "MemoryError": "out of memory", "BadInput": "bad input",
+    "Hang": "hang", "UnfitNode": "node",
+}  # fmt: skip
+"""Causes by the type of the error that a rank recorded: srun's exit code is that of the rank that was killed last."""
+
+
+@dataclass(frozen=True)
+class Ending:
+    """Why an attempt ended, and what shows it."""
+
+    cause: Cause
+    exit_code: int
+    evidence: str = ""
+    node: str = ""  # the unfit one, where it is known
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What happens next."""
+
+    again: bool
+    reason: str
+    pause: int = 0  # seconds before the next attempt
+    state: Literal["done", "failed", "cancelled"] = "failed"  # when there is none
+
+
+def classify(exit_code: int, attempt: AttemptPaths, events: Sequence[Event]) -> Ending:
+    """The cause of an ending, from the exit code, the ranks' error records and the last lines of their logs.
+
+    `events` are those since the run was last submitted.
+    """
+    if exit_code == JobExit.DONE:
+        return Ending("done", exit_code)
+    if any(event["event"] == "cancelling" for event in events):
+        return Ending("cancelled", exit_code, "cancelled by a user")
+    by_code: dict[int, Cause] = {
+        JobExit.AGAIN: "saved", JobExit.UNFIT_NODE: "node", JobExit.HANG: "hang",
+        JobExit.STOP: "stop", JobExit.BAD_INPUT: "bad input", TIMED_OUT: "time limit",
+    }  # fmt: skip
+    if exit_code > 128 and any(e["event"] == "signal" and e.get("attempt") == attempt.number for e in events):
+        return Ending("saved", exit_code)  # all ranks had saved together; the last ones were ended on their way out
+    error = first_error(attempt)
+    if exit_code > 128 and error is not None and error.get("type") == PEER_LOST:
+        error = None  # a killed rank leaves no record of its own, and this one only saw it go
+    if exit_code - 128 in _WARNINGS and error is None:
+        return Ending("time limit", exit_code, f"signal {exit_code - 128} came before a rank could save")
+    if exit_code in by_code:
+        node = str((error or {}).get("node", ""))
+        return Ending(by_code[exit_code], exit_code, _said(error) if error else "", node)
+    if error is not None:
+        cause = _BY_RECORD.get(str(error.get("type", "")), "crash")
+        return Ending(cause, exit_code, _said(error), str(error.get("node", "")))
+    return _from_logs(exit_code, attempt)
+
+
+def left_open(events: Sequence[Event]) -> bool:
+    """Whether the newest attempt began and never ended: Slurm took it away without asking the batch script."""
+    newest = [event["event"] for event in events if event["event"] in ("started", "requeued", "ended")]
+    return bool(newest) and newest[-1] == "started"
+
+
+def decide(ending: Ending, events: Sequence[Event], budgets: Restarts) -> Verdict:
+    """Another attempt, or the end. `events` are those since the submission, before this ending was written."""
+    if ending.cause == "done":
+        return Verdict(False, "the run is complete", state="done")
+    if ending.cause == "cancelled":
+        return Verdict(False, ending.evidence, state="cancelled")
+    if ending.cause in FINAL:
+        return Verdict(False, FINAL[ending.cause])
+    stuck = restarts_without_progress(events)
+    if stuck >= budgets.no_progress:
+        return Verdict(False, f"{stuck} restarts in a row brought no new checkpoint (restarts.no_progress)")
+    if ending.cause in FREE:
+        return Verdict(True, "it continues from its newest checkpoint")
+    if ending.cause == "crash" and _failed_the_same_way(ending, events):
+        return Verdict(False, "it failed in the same way twice: it would fail again")
+    budget = int(getattr(budgets, _BUDGETS[ending.cause]))
+    used = sum(event["cause"] == ending.cause for event in events if event["event"] == "requeued")
+    if used >= budget:
+        return Verdict(False, f"the budget for this cause is used up (restarts.{_BUDGETS[ending.cause]}: {budget})")
+    pause = 0 if used == 0 else min(budgets.backoff * 2 ** (used - 1), _LONGEST_PAUSE)
+    return Verdict(True, f"restart {used + 1} of {budget} for this cause", pause)
+
+
+def _failed_the_same_way(ending: Ending, events: Sequence[Event]) -> bool:
+    """Whether the attempt before left the same error record: same step, same message; whichever rank was quicker."""
+    failed = [str(event.get("evidence", "")) for event in events if event["event"] == "failed"]
+    said, before = (_RANK.sub("", text) for text in (ending.evidence, failed[-1] if failed else ""))
+    return said == before and said != ending.evidence  # without a rank there was no record
+
+
+def first_error(attempt: AttemptPaths) -> dict[str, object] | None:
+    """The error record that was written first, rather not one of a rank that only lost its peer."""
+    records = []
+    for path in attempt.rank_errors:
+        try:
+            record = json.loads(path.read_text())
+        except (OSError, ValueError):
+            continue
+        if isinstance(record, dict):
+            records.append(record)
+    return min(records, key=_order, default=None)
+
+
+def _order(record: dict[str, object]) -> tuple[bool, float]:
+    return record.get("type") == PEER_LOST, float(str(record.get("time", 0)))
+
+
+def restarts_without_progress(events: Sequence[Event]) -> int:
+    """How many restarts in a row, up to now, were not followed by a newer checkpoint."""
+    count = best = 0
+    for event in events:
+        if event["event"] == "checkpoint" and int(event.get("step", 0)) > best:
+            best, count = int(event["step"]), 0
+        elif event["event"] == "requeued":
+            count += 1
+    return count
+
+
+def _said(error: dict[str, object]) -> str:
+    step = f" in step {error['step']}" if error.get("step") is not None else ""
+    sample = f" ({error['sample']})" if error.get("sample") else ""
+    return f"rank {error.get('rank')}{step}{sample}: {error.get('type')}: {error.get('message')}"
+
+
+def _from_logs(exit_code: int, attempt: AttemptPaths) -> Ending:
+    for log in sorted(attempt.logs.glob("rank-*.out")):
+        text = _end_of(log)
+        for cause, pattern in _IN_LOGS:
+            if found := pattern.search(text):
+                line = text[text.rfind("\n", 0, found.start()) + 1 :].partition("\n")[0].strip()
+                return Ending(cause, exit_code, f"{log.name}: {line[:200]}")
+    number = exit_code - 128 if exit_code > 128 else 0
+    if number == signal.SIGKILL:
+        return Ending("crash", exit_code, "a rank was killed (signal 9): by hand, or by the system for lack of memory")
+    how = f"a rank was ended by signal {number}" if number else f"a rank ended with exit code {exit_code}"
+    return Ending("crash", exit_code, how)
+
+
+def _end_of(path: Path, most: int = 65536) -> str:
+    try:
+        with path.open("rb") as file:
+            file.seek(0, 2)
+            file.seek(max(0, file.tell() - most))
+            return file.read().decode(errors="replace")
+    except OSError:
+        return ""

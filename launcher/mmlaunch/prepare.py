@@ -1,0 +1,46 @@
+"""From a recipe to all that a submission would consist of; nothing is written. This is what `render` shows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mmlaunch import cluster as clusters
+from mmlaunch import plan as plans
+from mmlaunch import rundir
+from mmlaunch.load import Loaded, load_recipe
+from mmlaunch.plan import Plan
+from mmlaunch.render import Renderer
+from mmlaunch.run.paths import RunPaths
+
+
+@dataclass(frozen=True)
+class Texts:
+    """What was rendered for a run."""
+
+    script: str
+    deepspeed: str
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Everything that a submission consists of; nothing is written yet."""
+
+    loaded: Loaded
+    plan: Plan
+    texts: Texts
+
+
+def prepare(path: str, overrides: Sequence[str], cluster_name: str | None) -> Prepared:
+    """Load, validate, plan and render."""
+    loaded = load_recipe(path, overrides)
+    name, cluster = clusters.choose(cluster_name)
+    recipe = loaded.recipe
+    if misfit := clusters.problem(cluster, recipe.resources.time, recipe.resources.gpus_per_node):
+        raise loaded.placed(misfit.problems)
+    folder = rundir.runs_folder()
+    run = RunPaths(folder / rundir.next_name(loaded, name, folder))
+    plan = plans.make(recipe, cluster, name, run, Path.cwd())
+    renderer = Renderer(loaded.path.parent)
+    return Prepared(loaded, plan, Texts(renderer.script(plan), renderer.deepspeed(plan)))

@@ -1,0 +1,226 @@
+"""From a plain mapping to a recipe, or to every problem in it at once."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+from pydantic.fields import FieldInfo
+
+from mmlaunch.errors import Problem, RecipeError
+from mmlaunch.recipe import suggest
+from mmlaunch.recipe.objective import METHODS, TAGS
+from mmlaunch.recipe.recipe import Recipe, broken_rules
+from mmlaunch.recipe.section import Section
+
+S = TypeVar("S", bound=Section)
+
+UNKNOWN = "unknown key"
+
+_RANGES = {
+    "greater_than": "more than {gt}", "greater_than_equal": "at least {ge}",
+    "less_than": "less than {lt}", "less_than_equal": "at most {le}",
+}  # fmt: skip
+_WANTED = {
+    "int": ("a whole number", "8"), "float": ("a number", "5e-6"), "bool": ("neither true nor false", ""),
+    "string": ("a text", ""), "list": ("a list", "[first, second]"), "dict": ("a mapping", ""),
+    "model": ("a mapping", ""),
+}  # fmt: skip
+
+
+def recipe_of(data: Mapping[str, Any]) -> Recipe:
+    """The recipe that `data` describes; raises `RecipeError` with every problem."""
+    try:
+        return Recipe.model_validate(data)
+    except ValidationError as error:
+        problems = problems_of(error, Recipe)
+    mended = _mended(data, problems)
+    if mended != data:
+        try:  # a misspelt key hides what its section would have complained about
+            Recipe.model_validate(mended)
+            raise RecipeError(problems)
+        except ValidationError as error:
+            problems += [problem for problem in problems_of(error, Recipe) if problem not in problems]
+    raise RecipeError(problems + _hidden_rules(mended, problems))
+
+
+def _mended(data: Any, problems: Sequence[Problem], path: tuple[str | int, ...] = ()) -> Any:
+    """The same data with misspelt keys spelt right, where the right spelling is of the same section."""
+    if isinstance(data, list):
+        return [_mended(item, problems, (*path, index)) for index, item in enumerate(data)]
+    if not isinstance(data, Mapping):
+        return data
+    unknown = {problem.path: problem.right for problem in problems if problem.on_key and problem.what == UNKNOWN}
+    mended: dict[Any, Any] = {}
+    for key, value in data.items():
+        right = unknown.get((*path, key), "")
+        near = re.fullmatch(r"did you mean (?:.*\.)?(\w+)\?", right)
+        meant = (
+            near.group(1) if near and right == f"did you mean {Problem((*path, near.group(1)), '').dotted}?" else key
+        )
+        name = key if meant in data else meant  # a key that stands here too is never replaced
+        mended[name] = _mended(value, problems, (*path, key))
+    return mended
+
+
+def section_of(kind: type[S], data: Mapping[str, Any]) -> S:
+    """Any other section, such as a cluster profile, with the same reports."""
+    try:
+        return kind.model_validate(data)
+    except ValidationError as error:
+        problems = problems_of(error, kind)
+    raise RecipeError(problems)
+
+
+def _hidden_rules(data: Mapping[str, Any], known: Sequence[Problem]) -> list[Problem]:
+    """Rules over several sections do not run when any section fails: run those whose values are sound."""
+    parts: dict[str, Any] = {}
+    for name, field in Recipe.model_fields.items():
+        if name in data:
+            adapter: TypeAdapter[Any] = TypeAdapter(_annotated(field))
+            try:
+                parts[name] = adapter.validate_python(_without(data[name], name, known))
+            except ValidationError:
+                continue
+        elif not field.is_required():
+            parts[name] = field.get_default(call_default_factory=True)
+    broken = {problem.dotted for problem in known} | {
+        problem.path[0] for problem in known if problem.on_key and problem.path
+    }
+    found = [
+        Problem(path, error.message(), (error.context or {}).get("right", ""))
+        for path, _, error in broken_rules(parts, broken)
+    ]
+    return [problem for problem in found if problem not in known]
+
+
+def _without(value: Any, name: str, known: Sequence[Problem]) -> Any:
+    """A section less its broken keys, so that the sound ones can still be judged."""
+    if not isinstance(value, Mapping):
+        return value
+    keys = {problem.path[1] for problem in known if len(problem.path) == 2 and problem.path[0] == name}
+    return {key: item for key, item in value.items() if key not in keys}
+
+
+def _annotated(field: FieldInfo) -> Any:
+    return Annotated[(field.annotation, *field.metadata)] if field.metadata else field.annotation
+
+
+def problems_of(error: ValidationError, root: type[Section]) -> list[Problem]:
+    """pydantic's findings in our words, in the order of the file."""
+    problems = [_problem(dict(detail), root) for detail in error.errors(include_url=False)]
+    meant = {problem.right for problem in problems if problem.on_key}
+    return [p for p in problems if p.what != "missing" or f"did you mean {p.dotted}?" not in meant]
+
+
+def _problem(detail: dict[str, Any], root: type[Section]) -> Problem:
+    path = tuple(part for part in detail["loc"] if part not in TAGS)
+    kind, context, value = detail["type"], detail.get("ctx", {}), detail["input"]
+    if kind == "mistake":
+        return Problem(path, detail["msg"], context.get("right", ""))
+    if kind == "extra_forbidden":
+        section = section_at(root, detail["loc"][:-1])
+        parent = Problem(path[:-1], "").dotted
+        return Problem(path, UNKNOWN, suggest.key(str(path[-1]), section, root, parent), on_key=True)
+    if kind == "missing":
+        return Problem(path, "missing", _example(root, detail["loc"]), on_key=True)
+    if kind == "literal_error":
+        words = METHODS if path == ("objective", "method") else _words(context["expected"])
+        return Problem(path, f"unknown value {_shown(value)}", _choice(value, words))
+    if kind in _RANGES:
+        return Problem(
+            path, f"{_shown(value)} is out of range", "write a number that is " + _RANGES[kind].format(**context)
+        )
+    if kind == "finite_number":
+        return Problem(path, f"{_shown(value)} is not a finite number", "write a number such as 5e-6")
+    if kind == "string_pattern_mismatch":
+        return Problem(path, f"{_shown(value)} is not a plain file name", "use letters, digits, '.', '_' and '-'")
+    if kind == "too_short":
+        return Problem(path, "is empty", f"write at least {context['min_length']} of them")
+    if kind == "too_long":
+        return Problem(path, f"has {context['actual_length']} items", f"write {context['max_length']}")
+    return _wrong_type(path, kind, value, root, detail)
+
+
+def _wrong_type(
+    path: tuple[str | int, ...], kind: str, value: Any, root: type[Section], detail: dict[str, Any]
+) -> Problem:
+    wanted, example = _WANTED.get(kind.split("_")[0], ("", ""))
+    if not wanted:
+        return Problem(path, str(detail["msg"]).lower())
+    if wanted == "a mapping":
+        section = section_at(root, detail["loc"])
+        example = f"keys: {', '.join(section.keys()[:8])}"
+        right = f"write a mapping with {example}" if section is not root or path == () else ""
+        return Problem(path, f"a mapping is wanted here, this is {_shown(value)}", right)
+    if wanted.startswith("neither"):
+        return Problem(path, f"{_shown(value)} is neither true nor false", "write true or false")
+    if value is None:
+        return Problem(
+            path,
+            f"has no value, and {wanted} is wanted",
+            _example(root, detail["loc"]) or "write one or remove the key",
+        )
+    right = _example(root, detail["loc"]) or (f"write one such as {example}" if example else "")
+    return Problem(path, f"{wanted} is wanted here, this is {_shown(value)}", right)
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return "a mapping"
+    if isinstance(value, list):
+        return "a list"
+    if value is None:
+        return "empty"
+    text = str(value)
+    return repr(text if len(text) <= 60 else text[:57] + "...")
+
+
+def _words(expected: str) -> list[str]:
+    """pydantic lists a literal's values as `'a', 'b' or 'c'`."""
+    return re.findall(r"'([^']*)'", expected)
+
+
+def _choice(value: Any, words: Sequence[str]) -> str:
+    near = suggest.closest(str(value), words)
+    listing = f"one of {', '.join(words)}"
+    return f"did you mean {near}? ({listing})" if near else f"write {listing}"
+
+
+def _example(root: type[Section], location: Sequence[str | int]) -> str:
+    """`write name: dpo-llama3-8b`, when the field that stands at this place has an example."""
+    section, key = section_at(root, location[:-1]), location[-1] if location else ""
+    for name, field in section.model_fields.items():
+        if key in (name, field.alias):
+            examples = field.examples or _nested_examples(field.metadata)
+            if examples:
+                return f"write {key}: {examples[0]}"
+            models = suggest.sections_of(field.annotation)
+            if models and issubclass(models[0], Section):
+                return f"write a mapping with keys: {', '.join(models[0].keys()[:8])}"
+    return ""
+
+
+def _nested_examples(metadata: Sequence[Any]) -> list[Any]:
+    return next((item.examples for item in metadata if getattr(item, "examples", None)), [])
+
+
+def section_at(root: type[Section], location: Sequence[str | int]) -> type[Section]:
+    """The model that reads the mapping at this place; tags such as `<ppo>` choose among several."""
+    current: list[type[Section]] = [root]
+    for part in location:
+        if part in TAGS:
+            current = [model for model in current if _reads(model, str(part)[1:-1])] or current
+        elif isinstance(part, str):
+            annotation = next(
+                (field.annotation for name, field in current[0].model_fields.items() if part in (name, field.alias)),
+                None,
+            )
+            current = [model for model in suggest.sections_of(annotation) if issubclass(model, Section)] or current
+    return current[0]
+
+
+def _reads(model: type[Section], tag: str) -> bool:
+    return model.__name__.lower() == tag

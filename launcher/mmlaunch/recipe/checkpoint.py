@@ -1,0 +1,44 @@
+"""`checkpoint`, `evaluate` and `log`: what a run writes down, and how often."""
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from mmlaunch.recipe.scalars import Count, Every, Interval, Line, OneOrMore
+from mmlaunch.recipe.section import Section
+
+
+class Checkpoint(Section):
+    """`checkpoint`: a run also saves when it is told to stop, and at its end."""
+
+    OTHER_NAMES: ClassVar[dict[str, str]] = {
+        "save_steps": "every", "interval": "every", "save_total_limit": "keep", "save_every": "every",
+    }  # fmt: skip
+
+    every: Annotated[list[Interval], OneOrMore(), Field(min_length=1)] = [Every(seconds=1800)]
+    """30m, 500 steps, or both in a list: whichever comes first."""
+    keep: Count = 3
+    """How many of the newest stay."""
+    keep_every: Count | None = None
+    """Every so many steps one that stays for good."""
+    best: Annotated[Line, Field(examples=["eval/accuracy"])] | None = None
+    """The checkpoint with the best value of this metric stays too."""
+    best_is: Literal["highest", "lowest"] = "highest"
+    on_full_disk: Literal["continue", "stop"] = "continue"
+
+
+class Evaluate(Section):
+    """`evaluate`"""
+
+    every: Interval | None = None
+    """Left out: at the end only."""
+    samples: Annotated[int, Field(ge=0)] = 4
+    """Generated answers that are logged with their images."""
+
+
+class Log(Section):
+    """`log`"""
+
+    every: Count = 10
+    """Steps between two lines of metrics."""
+    tensorboard: bool = True

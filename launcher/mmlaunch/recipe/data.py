@@ -1,0 +1,87 @@
+"""`data`: where examples come from and what happens to those that do not fit."""
+
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from mmlaunch.recipe.scalars import Count, Line, OneOrMore
+from mmlaunch.recipe.section import Path, Section, mistake, refuse
+
+Format = Literal[
+    "auto", "llava", "mdpo", "internvl", "rlaif_v", "trl", "ultrafeedback", "shp", "prompts", "shapes"
+]  # fmt: skip
+
+NEEDS_IMAGES = ("llava", "mdpo")
+"""Formats whose rows name image files relative to a folder that the file does not tell."""
+
+
+class Source(Section):
+    """One data set of a mixture."""
+
+    SHORT: ClassVar[str] = "path"
+
+    OTHER_NAMES: ClassVar[dict[str, str]] = {
+        "name": "path", "data_path": "path", "type": "format", "image_folder": "images", "image_root": "images",
+        "root": "images", "repeat_time": "repeat", "max_samples": "limit", "samples": "limit",
+        "data_augment": "augment", "max_dynamic_patch": "max_tiles",
+    }  # fmt: skip
+
+    path: Annotated[Line, Field(examples=["data/rlaif-v"])] | None = None
+    """A file or a folder; only `format: shapes` needs none."""
+    format: Format = "auto"
+    images: Annotated[Line, Field(examples=["data/images"])] | None = None
+    """The folder that image paths are relative to; `none` for text-only data."""
+    repeat: Annotated[float, Field(gt=0, le=10_000, allow_inf_nan=False)] = 1.0
+    """2 shows every row twice an epoch, 1.5 half of them twice, 0.3 a seeded 30 percent."""
+    limit: Count | None = None
+    """Not more rows than this."""
+    skip: Annotated[int, Field(ge=0)] = 0
+    """Leave out this many rows at the beginning."""
+    split: Line | None = None
+    """The split of a Hugging Face data set."""
+    augment: Literal["none", "jpeg"] = "none"
+    """jpeg: encode the image again at a random quality from 75 to 100."""
+    max_tiles: Count | None = None
+    """A smaller tile budget than model.tiling's for this source."""
+
+    @model_validator(mode="after")
+    def _readable(self) -> "Source":
+        mistakes: list[tuple[Path, Any, Any]] = []
+        if self.format == "shapes" and self.path is not None:
+            mistakes.append((("path",), self.path, mistake("shapes are drawn, not read", "remove path")))
+        if self.format == "shapes" and self.limit is None:
+            mistakes.append((("format",), self.format, mistake("shapes never end", "add limit: 2000")))
+        if self.format != "shapes" and self.path is None:
+            mistakes.append(((), None, mistake("names no file", "write path: data/train.json")))
+        if self.format in NEEDS_IMAGES and self.images is None:
+            what = f"rows of the {self.format} format name image files, and nothing says where they are"
+            mistakes.append(
+                (("format",), self.format, mistake(what, "add images: data/images (or images: none for text)"))
+            )
+        refuse("source", mistakes)
+        return self
+
+
+Sources = Annotated[list[Source], OneOrMore(), Field(min_length=1)]
+
+
+class Data(Section):
+    """`data`"""
+
+    OTHER_NAMES: ClassVar[dict[str, str]] = {
+        "training": "train", "validation": "eval", "val": "eval", "test": "eval", "max_length": "max_tokens",
+        "max_seq_len": "max_tokens", "max_seq_length": "max_tokens", "num_workers": "workers",
+    }  # fmt: skip
+
+    train: Sources
+    eval: Annotated[list[Source], OneOrMore()] = []
+    on_bad: Literal["error", "skip"] = "error"
+    """What a broken row or image does; skipped ones are listed in the run directory."""
+    max_tokens: Count = 2048
+    """The longest example, image tokens included."""
+    overlong: Literal["drop", "cut"] = "drop"
+    """What happens to longer ones; an image is never cut."""
+    deduplicate: bool = True
+    """Training prompts that also stand in the evaluation data are left out, and counted."""
+    workers: Annotated[int, Field(ge=0)] = 2
+    """Processes per rank that decode images and tokenise."""

@@ -1,0 +1,52 @@
+"""`deepspeed`: the ZeRO stage, what is kept in CPU memory, and anything else that DeepSpeed knows."""
+
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from mmlaunch.recipe.scalars import FreeForm
+from mmlaunch.recipe.section import Path, Section, mistake, refuse
+
+OWNED = {
+    "train_batch_size": "batch.global",
+    "train_micro_batch_size_per_gpu": "batch.micro",
+    "gradient_accumulation_steps": "batch.global and batch.micro",
+    "gradient_clipping": "optim.clip",
+    "optimizer": "optim",
+    "scheduler": "optim.schedule",
+    "bf16": "precision",
+    "fp16": "precision",
+}
+"""DeepSpeed keys that another place of the recipe decides."""
+
+
+class DeepSpeed(Section):
+    """`deepspeed`"""
+
+    OTHER_NAMES: ClassVar[dict[str, str]] = {"zero": "stage", "zero_stage": "stage", "config": "overrides"}
+
+    stage: Annotated[int, Field(ge=0, le=3)] = 0
+    """ZeRO: 0 nothing is divided, 1 optimiser states, 2 and gradients, 3 and parameters."""
+    offload: Literal["none", "optimizer", "all"] = "none"
+    """What is kept in CPU memory: optimiser states (stage 1 and up), or parameters too (stage 3)."""
+    overrides: FreeForm = {}
+    """Merged into the DeepSpeed configuration as it is."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "DeepSpeed":
+        mistakes: list[tuple[Path, Any, Any]] = []
+        needed = {"none": 0, "optimizer": 1, "all": 3}[self.offload]
+        if self.stage < needed:
+            what = f"{self.offload!r} cannot be moved to CPU memory by ZeRO stage {self.stage}"
+            mistakes.append((("offload",), self.offload, mistake(what, f"write stage: {needed}, or offload: none")))
+        for key in self.overrides:
+            if key in OWNED:
+                what = f"{key} is decided by {OWNED[key]}"
+                mistakes.append((("overrides", key), None, mistake(what, f"set {OWNED[key]} instead")))
+        zero = self.overrides.get("zero_optimization")
+        for key, place in (("stage", "stage"), ("offload_optimizer", "offload"), ("offload_param", "offload")):
+            if isinstance(zero, dict) and key in zero:
+                wrong = mistake(f"{key} is decided by deepspeed.{place}", f"set deepspeed.{place} instead")
+                mistakes.append((("overrides", "zero_optimization", key), None, wrong))
+        refuse("deepspeed", mistakes)
+        return self

@@ -1,0 +1,94 @@
+"""`env`: environment variables. A name passes a value through from the shell and is never written down."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BeforeValidator, WithJsonSchema
+
+from mmlaunch.recipe.scalars import listed
+from mmlaunch.recipe.section import mistake
+
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_SECRET = re.compile(r"(^|_)(API_?KEY|KEY|TOKEN|SECRET|PASS|PASSWORD|PASSWD|PAT|AUTH|CREDENTIALS?)($|_)", re.IGNORECASE)
+_OWNED = re.compile(
+    r"(SLURM|SLURMD|SRUN|SBATCH|SUBMITIT|MMLAUNCH|TORCHELASTIC)_.*|RANK|LOCAL_RANK|WORLD_SIZE|MASTER_ADDR|MASTER_PORT|PYTHONPATH"
+)
+
+
+_SECRET_VALUE = re.compile(r"hf_[A-Za-z0-9]{6}|sk-[A-Za-z0-9_-]{8}|gh[pousr]_[A-Za-z0-9]{8}|AKIA[A-Z0-9]{8}|xox[abp]-")
+_SHELL = frozenset({"PATH", "HOME", "IFS", "ENV", "BASH_ENV", "SHELLOPTS", "BASHOPTS", "LD_PRELOAD", "PS4", "CDPATH"})
+
+
+def looks_secret(name: str) -> bool:
+    """Whether a variable of this name probably holds a secret."""
+    return _SECRET.search(name) is not None
+
+
+def check_name(name: str) -> str:
+    """An environment variable that a recipe or a profile may set."""
+    if not _NAME.fullmatch(name):
+        raise mistake(f"{name!r} is not the name of a variable", "use letters, digits and _, e.g. WANDB_API_KEY")
+    if _OWNED.fullmatch(name):
+        raise mistake(f"{name} is set by mmlaunch itself", "remove it")
+    if name in _SHELL:
+        raise mistake(f"{name} would change how the job script itself runs", "set it in the profile's setup lines")
+    return name
+
+
+def check_setting(name: str, value: str) -> None:
+    """A setting is written into scripts: it may not be a secret, nor hold a newline."""
+    check_name(name)
+    if _SECRET.search(name) or _SECRET_VALUE.match(value):
+        raise mistake(
+            f"{name} looks like a secret, and its value would be written down",
+            f"write {name} alone; its value comes from your shell",
+        )
+    if any(ord(character) < 32 or ord(character) == 127 for character in value):
+        raise mistake(f"the value of {name} holds a newline or another control character", "write it on one line")
+
+
+def _entries(value: Any) -> Any:
+    if isinstance(value, dict):
+        if plain := [name for name, setting in value.items() if not isinstance(setting, str)]:
+            raise mistake(f"{plain[0]} has no value", f"write {plain[0]}: value, or - {plain[0]} to pass it through")
+        value = [f"{name}={setting}" for name, setting in value.items()]
+    return listed(value)
+
+
+def _once(entries: list[str]) -> list[str]:
+    names = [entry.partition("=")[0] for entry in entries]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise mistake(f"{twice[0]} stands here twice", "keep one of the two")
+    return entries
+
+
+def _entry(value: Any) -> str:
+    if not isinstance(value, str):
+        raise mistake("is not a name", "write WANDB_API_KEY, or NAME=value for what is no secret")
+    name, equals, setting = value.partition("=")
+    if equals:
+        check_setting(name, setting)
+    else:
+        check_name(name)
+    return str(value)
+
+
+Env = Annotated[
+    list[Annotated[str, BeforeValidator(_entry)]],
+    BeforeValidator(_entries),
+    AfterValidator(_once),
+    WithJsonSchema({"type": ["array", "object", "string"], "items": {"type": "string"}}),
+]
+"""Names (`WANDB_API_KEY`), or settings that are no secret (`NCCL_DEBUG=INFO`)."""
+
+
+def passed(entries: list[str]) -> list[str]:
+    """The names whose values come from the shell."""
+    return [entry for entry in entries if "=" not in entry]
+
+
+def settings(entries: list[str]) -> dict[str, str]:
+    """The variables whose values stand in the recipe."""
+    return dict(entry.split("=", 1) for entry in entries if "=" in entry)

@@ -1,0 +1,262 @@
+"""`model`: which parts, how they are joined, what of them is trained."""
+
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from mmlaunch.recipe.scalars import Count, Line, Positive, Share
+from mmlaunch.recipe.section import Path, Section, mistake, refuse
+
+Projectors = Literal["linear", "mlp", "vit", "perceiver", "pixel_shuffle"]
+Training = Literal["frozen", "full", "lora"]
+
+
+class RandomVision(Section):
+    """A CLIP encoder with random weights, for tests and for the quickstart."""
+
+    width: Count = 96
+    layers: Count = 2
+    heads: Count = 4
+    image_size: Count = 32
+    patch: Count = 8
+
+    @model_validator(mode="after")
+    def _divides(self) -> "RandomVision":
+        refuse(
+            "vision",
+            _divisions(
+                ("width", "heads", self.width, self.heads), ("image_size", "patch", self.image_size, self.patch)
+            ),
+        )
+        return self
+
+
+class RandomLanguage(Section):
+    """A LLaMA with random weights and a byte-level tokenizer."""
+
+    width: Count = 96
+    layers: Count = 2
+    heads: Count = 4
+    max_positions: Count = 512
+
+    @model_validator(mode="after")
+    def _divides(self) -> "RandomLanguage":
+        refuse("language", _divisions(("width", "heads", self.width, self.heads)))
+        return self
+
+
+class Vision(Section):
+    """The vision encoder: any CLIP vision model."""
+
+    SHORT: ClassVar[str] = "path"
+
+    path: Annotated[Line, Field(examples=["openai/clip-vit-large-patch14-336"])] | None = None
+    """A Hugging Face name or a folder."""
+    random: RandomVision | None = None
+    """Random weights of this shape instead."""
+    feature_layer: int = -2
+    """The hidden layer that is projected; -2 is LLaVA's choice, -1 the last."""
+    keep_class_token: bool = False
+
+    @model_validator(mode="after")
+    def _one_source(self) -> "Vision":
+        mistakes = _one_source(self.path, self.random, "openai/clip-vit-large-patch14-336")
+        layers = self.random.layers if self.random else 0
+        if self.random and not -layers - 1 <= self.feature_layer <= layers:
+            what = f"there is no hidden layer {self.feature_layer} of {layers}"
+            right = f"write a number from {-layers - 1} to {layers}"
+            mistakes.append((("feature_layer",), self.feature_layer, mistake(what, right)))
+        refuse("vision", mistakes)
+        return self
+
+
+class Language(Section):
+    """The language model: any causal language model of LLaMA's shape."""
+
+    SHORT: ClassVar[str] = "path"
+
+    path: Annotated[Line, Field(examples=["meta-llama/Meta-Llama-3-8B-Instruct"])] | None = None
+    """A Hugging Face name or a folder."""
+    random: RandomLanguage | None = None
+    """Random weights of this shape instead."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> "Language":
+        refuse("language", _one_source(self.path, self.random, "meta-llama/Meta-Llama-3-8B-Instruct"))
+        return self
+
+
+class Projector(Section):
+    """What turns image features into language embeddings."""
+
+    SHORT: ClassVar[str] = "kind"
+
+    OTHER_NAMES: ClassVar[dict[str, str]] = {"type": "kind", "num_queries": "queries"}
+
+    kind: Projectors = "mlp"
+    queries: Count | None = None
+    """How many queries a perceiver learns (default 256)."""
+
+    @model_validator(mode="after")
+    def _queries_need_perceiver(self) -> "Projector":
+        if self.queries is not None and self.kind != "perceiver":
+            what = f"only the perceiver learns queries, this is {self.kind}"
+            refuse("projector", [(("queries",), self.queries, mistake(what, "remove it, or kind: perceiver"))])
+        return self
+
+
+class Tiling(Section):
+    """How an image becomes one or more squares."""
+
+    SHORT: ClassVar[str] = "kind"
+
+    OTHER_NAMES: ClassVar[dict[str, str]] = {"max_dynamic_patch": "max_tiles", "min_dynamic_patch": "min_tiles"}
+
+    kind: Literal["resize", "crop", "pad", "dynamic"] = "resize"
+    """dynamic is InternVL's tiling; the others make one square."""
+    min_tiles: Count = 1
+    max_tiles: Count = 12
+    thumbnail: bool = True
+    """Append the whole image when there is more than one tile."""
+    upscale: bool = True
+    """InternVL enlarges small images to fill their tiles; false never does."""
+    max_side: Count = 4096
+    """Larger images are reduced to this side first."""
+
+    @model_validator(mode="after")
+    def _order(self) -> "Tiling":
+        if self.min_tiles > self.max_tiles:
+            what = f"{self.min_tiles} is more than max_tiles ({self.max_tiles})"
+            refuse("tiling", [(("min_tiles",), self.min_tiles, mistake(what, f"write at most {self.max_tiles}"))])
+        return self
+
+
+class Lora(Section):
+    """Low-rank adapters, through peft."""
+
+    OTHER_NAMES: ClassVar[dict[str, str]] = {
+        "r": "rank", "lora_r": "rank", "lora_alpha": "alpha", "lora_dropout": "dropout", "target_modules": "targets",
+        "lora_target_modules": "targets", "use_rslora": "rslora", "use_dora": "dora",
+    }  # fmt: skip
+
+    rank: Count = 16
+    alpha: Positive = 32
+    dropout: Share = 0.0
+    targets: Line = "all-linear"
+    """all-linear, or a regular expression over module names."""
+    rslora: bool = False
+    dora: bool = False
+
+
+class Train(Section):
+    """What of each part is trained."""
+
+    OTHER_NAMES: ClassVar[dict[str, str]] = {
+        "vision_tower": "vision", "llm": "language", "lm": "language", "language_model": "language",
+        "mlp": "projector", "connector": "projector", "text": "language",
+    }  # fmt: skip
+
+    vision: Training = "frozen"
+    projector: Literal["frozen", "full"] = "full"
+    language: Training = "full"
+    embeddings: bool | None = None
+    """Token embeddings and output head; by default they follow the language model (full) and are frozen otherwise."""
+    vision_layers: Count | None = None
+    """Only the last n layers of the vision encoder."""
+
+    @model_validator(mode="after")
+    def _something(self) -> "Train":
+        mistakes: list[tuple[Path, Any, Any]] = []
+        if self.vision_layers is not None and self.vision == "frozen":
+            right = "write vision: full, or remove vision_layers"
+            mistakes.append((("vision_layers",), self.vision_layers, mistake("the vision encoder is frozen", right)))
+        if {self.vision, self.projector, self.language} == {"frozen"} and not self.embeddings:
+            right = "write projector: full, or language: lora"
+            mistakes.append(((), None, mistake("nothing is trained: every part is frozen", right)))
+        refuse("train", mistakes)
+        return self
+
+
+class Model(Section):
+    """`model`"""
+
+    OTHER_NAMES: ClassVar[dict[str, str]] = {
+        "vision_tower": "vision", "vision_encoder": "vision", "vision_model": "vision", "llm": "language",
+        "language_model": "language", "lm": "language", "model_name_or_path": "pretrained", "path": "pretrained",
+        "name": "pretrained", "vis_proj": "projector", "gradient_checkpointing": "activation_checkpointing",
+        "freeze": "train", "peft": "lora", "template": "chat_template", "dtype": "weights",
+    }  # fmt: skip
+
+    vision: Vision | None = None
+    language: Language | None = None
+    projector: Projector = Field(default_factory=Projector)
+    pretrained: Annotated[Line, Field(examples=["llava-hf/llava-1.5-7b-hf"])] | None = None
+    """A whole image-text or text-only model instead of vision, projector and language: a name or a folder."""
+    init_from: Annotated[Line, Field(examples=["runs/sft-llama3-8b"])] | None = None
+    """Weights to start from: an earlier run, one of its checkpoints, or a Hugging Face directory."""
+    attention: Literal["plain", "mmca"] = "plain"
+    """mmca: each modality is attended to with a softmax of its own."""
+    tiling: Tiling = Field(default_factory=Tiling)
+    train: Train = Field(default_factory=Train)
+    lora: Lora | None = None
+    chat_template: Literal["llama-2", "llama-3", "vicuna", "plain", "processor"] = "processor"
+    """processor: the template that comes with the model."""
+    activation_checkpointing: Literal["auto", "on", "off"] = "auto"
+    """auto: off, unless the memory plan says that a step does not fit."""
+    weights: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
+    """The type that frozen weights are kept in; auto: that of `precision`."""
+    remote_code: Literal["refuse", "run what the checkpoint ships"] = "refuse"
+    dropout: Share = 0.0
+    """Dropout of the language model's attention weights."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Model":
+        refuse("model", [*self._parts(), *self._adapters(), *self._layers()])
+        return self
+
+    def _parts(self) -> list[tuple[Path, Any, Any]]:
+        if self.pretrained is not None:
+            named = [key for key in ("vision", "language") if getattr(self, key) is not None]
+            why = "model.pretrained is a whole model already"
+            return [((key,), key, mistake(why, f"remove {key}, or remove pretrained")) for key in named]
+        if self.language is None:
+            right = "write language: meta-llama/Meta-Llama-3-8B-Instruct, or pretrained: llava-hf/llava-1.5-7b-hf"
+            return [((), None, mistake("names no language model", right))]
+        return []
+
+    def _layers(self) -> list[tuple[Path, Any, Any]]:
+        random, wanted = self.vision.random if self.vision else None, self.train.vision_layers
+        if random is None or wanted is None or wanted <= random.layers:
+            return []
+        what = f"the vision encoder has {random.layers} layers"
+        return [(("train", "vision_layers"), wanted, mistake(what, f"write at most {random.layers}"))]
+
+    def _adapters(self) -> list[tuple[Path, Any, Any]]:
+        wanted = "lora" in (self.train.vision, self.train.language)
+        if self.lora is not None and not wanted:
+            right = "write train: {language: lora}, or remove lora"
+            return [(("lora",), None, mistake("no part is trained with LoRA, these options would do nothing", right))]
+        if wanted and self.lora is None:
+            return [
+                (
+                    ("train",),
+                    None,
+                    mistake("trains with LoRA, but its options are missing", "add model.lora: {rank: 64, alpha: 128}"),
+                )
+            ]
+        return []
+
+
+def _divisions(*pairs: tuple[str, str, int, int]) -> list[tuple[Path, Any, Any]]:
+    return [
+        ((key,), value, mistake(f"{value} does not divide by {by_key} ({by})", f"write a multiple of {by}"))
+        for key, by_key, value, by in pairs
+        if value % by
+    ]
+
+
+def _one_source(path: str | None, random: Section | None, example: str) -> list[tuple[Path, Any, Any]]:
+    if (path is None) == (random is None):
+        what = "names both a path and random weights" if path else "names no model"
+        return [((), None, mistake(what, f"write path: {example} or random: {{width: 96}}"))]
+    return []

@@ -1,0 +1,47 @@
+"""`optim`: AdamW and its schedule."""
+
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BeforeValidator, Field
+
+from mmlaunch.recipe.scalars import NotNegative, Positive, Real, Share, Warmup, WarmupLength
+from mmlaunch.recipe.section import Section
+
+Beta = Annotated[Real, Field(ge=0, lt=1)]
+
+
+def _pair(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+class PartRates(Section):
+    """Learning rates of single parts; those that are not named use `lr`."""
+
+    vision: Positive | None = None
+    projector: Positive | None = None
+    language: Positive | None = None
+    embeddings: Positive | None = None
+
+
+class Optim(Section):
+    """`optim`"""
+
+    OTHER_NAMES: ClassVar[dict[str, str]] = {
+        "learning_rate": "lr", "rate": "lr", "lr_scheduler_type": "schedule", "scheduler": "schedule",
+        "lr_scheduler": "schedule", "warmup_ratio": "warmup", "warmup_steps": "warmup", "num_warmup_steps": "warmup",
+        "wd": "weight_decay", "max_grad_norm": "clip", "gradient_clipping": "clip", "grad_clip": "clip",
+        "adam_epsilon": "eps", "epsilon": "eps", "adam_betas": "betas",
+    }  # fmt: skip
+
+    lr: Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False, examples=["5e-6"])]
+    lrs: PartRates = Field(default_factory=PartRates)
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup: WarmupLength = Warmup(share=0.03)
+    final_lr: Share = 0.0
+    """The share of `lr` that the schedule ends at."""
+    weight_decay: NotNegative = 0.0
+    """Never applied to biases, norms and embeddings."""
+    betas: Annotated[list[Beta], BeforeValidator(_pair), Field(min_length=2, max_length=2)] = [0.9, 0.95]
+    eps: Positive = 1e-8
+    clip: NotNegative = 1.0
+    """The largest norm of a gradient; 0 does not clip."""

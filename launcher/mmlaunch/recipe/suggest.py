@@ -1,0 +1,57 @@
+"""Did you mean: the word that a user probably had in mind."""
+
+from __future__ import annotations
+
+import types
+import typing
+from collections.abc import Iterable, Iterator
+
+from pydantic import BaseModel
+
+from mmlaunch.recipe.section import Section
+
+
+def closest(word: str, words: Iterable[str], cutoff: float = 0.6) -> str | None:
+    """The one of `words` that `word` most looks like."""
+    import difflib  # only mistakes need it
+
+    by_fold = {candidate.casefold().replace("-", "_"): candidate for candidate in words}
+    found = difflib.get_close_matches(word.casefold().replace("-", "_"), by_fold, n=1, cutoff=cutoff)
+    return by_fold[found[0]] if found else None
+
+
+def key(word: str, section: type[Section], root: type[Section], path: str) -> str:
+    """What would be right instead of an unknown key of `section`, which stands at `path`."""
+    fold = word.casefold().replace("-", "_")
+    prefix = f"{path}." if path else ""
+    if fold in section.OTHER_NAMES:
+        return f"did you mean {prefix}{section.OTHER_NAMES[fold]}?"
+    elsewhere = [place for name, place in _all_keys(root) if name == fold]
+    near = closest(word, [*section.keys(), *section.OTHER_NAMES], cutoff=0.6 if not elsewhere else 0.75)
+    if near:
+        return f"did you mean {prefix}{section.OTHER_NAMES.get(near, near)}?"
+    if elsewhere:
+        return f"did you mean {min(elsewhere, key=lambda place: place.count('.'))}?"
+    return f"known here: {', '.join(section.keys())}"
+
+
+def _all_keys(root: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """(key or other name, dotted path) of the whole schema."""
+    below = []
+    for name, field in root.model_fields.items():
+        place = f"{prefix}{field.alias or name}"
+        yield field.alias or name, place
+        below += [(model, place) for model in sections_of(field.annotation)]
+    if issubclass(root, Section):
+        yield from ((other, f"{prefix}{name}") for other, name in root.OTHER_NAMES.items())
+    for model, place in below:
+        yield from _all_keys(model, f"{place}.")
+
+
+def sections_of(annotation: object) -> list[type[BaseModel]]:
+    """The models inside an annotation: itself, its union members, its list items."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType, typing.Annotated, list):
+        return [model for part in typing.get_args(annotation) for model in sections_of(part)]
+    return []

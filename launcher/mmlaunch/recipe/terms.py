@@ -1,0 +1,113 @@
+"""The terms of a preference objective: one name, its weight and its options for each published loss.
+
+Each has one function of the same name in `mmjobs/objectives/terms/`. Formulas are over log-ratios of policy and
+reference: `w` chosen, `l` rejected, D their difference, b the objective's beta.
+"""
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from mmlaunch.recipe.scalars import NotNegative, Positive, Real
+from mmlaunch.recipe.section import Section
+
+Smoothing = Annotated[Real, Field(ge=0, lt=0.5)]
+
+
+class Term(Section):
+    """What every term has: its weight in the sum. `sigmoid: 0.8` is short for `sigmoid: {weight: 0.8}`."""
+
+    SHORT: ClassVar[str] = "weight"
+
+    weight: NotNegative = 1.0
+
+
+class Smoothed(Term):
+    """A term whose labels may be wrong now and then."""
+
+    label_smoothing: Smoothing = 0.0
+
+
+class Anchor(Term):
+    """-logsigmoid(b w - delta): keeps the chosen answer's probability up (mDPO)."""
+
+    delta: Real = 0.0
+
+
+class Margin(Term):
+    """Cross-entropy against p = sigmoid(gamma x score gap) (MMPO)."""
+
+    gamma: Positive = 1.0
+    scores: Literal["as they are", "divided by their spread"] = "as they are"
+    """Scores of different data sets have different scales; the spread is that of the training data's score gaps."""
+
+
+class Exo(Term):
+    """exo_pair; needs a little smoothing to be finite."""
+
+    label_smoothing: Annotated[Real, Field(gt=0, lt=0.5)] = 1e-3
+
+
+class Aot(Smoothed):
+    """Sorted log-ratios over the global batch."""
+
+    pairs: Literal["paired", "unpaired"] = "paired"
+
+
+class Discopop(Term):
+    """Log-ratio modulated loss."""
+
+    tau: Positive = 0.05
+
+
+class Simpo(Term):
+    """-logsigmoid(b (mean logp w - mean logp l) - gamma); gamma is the margin itself, not gamma / b."""
+
+    gamma: NotNegative = 0.5
+
+
+class Kto(Term):
+    """Unpaired: the reference point is the KL to mismatched answers, detached and never below 0."""
+
+    desirable: NotNegative = 1.0
+    undesirable: NotNegative = 1.0
+
+
+class Terms(Section):
+    """The weighted sum. A term that is not named has no part in it."""
+
+    OTHER_NAMES: ClassVar[dict[str, str]] = {
+        "dpo": "sigmoid", "bco_pair": "bco", "nca_pair": "nca", "exo_pair": "exo", "sppo_hard": "sppo", "nll": "sft",
+        "rpo": "sft", "sft_loss": "sft", "kto_pair": "kto", "aot_pair": "aot", "conditional": "image_conditional",
+    }  # fmt: skip
+
+    sigmoid: Smoothed | None = None
+    """-logsigmoid(b D) (DPO)."""
+    image_conditional: Term | None = None
+    """Sigmoid of the chosen answer with its image against the same answer with a corrupted one (mDPO)."""
+    anchor: Anchor | None = None
+    bco: Term | None = None
+    """-logsigmoid(b w - shift) - logsigmoid(shift - b l); shift is the mean of all earlier rewards (MPO)."""
+    sft: Term | None = None
+    """Mean negative log-probability of the chosen answer's tokens over the global batch."""
+    margin: Margin | None = None
+    ipo: Term | None = None
+    hinge: Term | None = None
+    robust: Smoothed | None = None
+    nca: Term | None = None
+    exo: Exo | None = None
+    sppo: Term | None = None
+    aot: Aot | None = None
+    apo_zero: Term | None = None
+    apo_down: Term | None = None
+    discopop: Discopop | None = None
+    simpo: Simpo | None = None
+    orpo: Term | None = None
+    kto: Kto | None = None
+    plackett_luce: Term | None = None
+    """K-way DPO over ranked answers."""
+
+    @property
+    def active(self) -> dict[str, Term]:
+        """The terms that were named, by name."""
+        return {name: term for name in type(self).model_fields if (term := getattr(self, name)) is not None}

@@ -1,0 +1,105 @@
+"""What a run cost: its attempts, what each lost, how long it waited, and how much of its time was training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from mmlaunch.run import ledger
+from mmlaunch.run.ledger import Event
+from mmlaunch.run.paths import RunPaths
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One attempt, from its start to its end."""
+
+    number: int
+    nodes: str
+    waited: float  # seconds in the queue before it
+    lasted: float
+    cause: str  # of its end
+    first_step: int | None
+    last_step: int | None
+    lost_steps: int  # steps that the next attempt had to do again
+    productive: float  # seconds between the built model and the last step that counted
+
+
+@dataclass(frozen=True)
+class Report:
+    """A run, summed up."""
+
+    run: str
+    attempts: tuple[Attempt, ...]
+    ranks: int
+
+    @property
+    def allocated(self) -> float:
+        return sum(attempt.lasted for attempt in self.attempts)
+
+    @property
+    def queued(self) -> float:
+        return sum(attempt.waited for attempt in self.attempts)
+
+    @property
+    def goodput(self) -> float:
+        """Productive time as a share of allocated time."""
+        return sum(attempt.productive for attempt in self.attempts) / self.allocated if self.allocated else 0.0
+
+    @property
+    def rank_hours(self) -> float:
+        return self.allocated * self.ranks / 3600
+
+    @property
+    def lost_steps(self) -> int:
+        return sum(attempt.lost_steps for attempt in self.attempts)
+
+    def as_json(self) -> dict[str, Any]:
+        totals = ("allocated", "queued", "goodput", "rank_hours", "lost_steps")
+        return {**asdict(self), **{name: round(getattr(self, name), 4) for name in totals}}
+
+
+def of(run: RunPaths, now: float) -> Report:
+    """The report of a run; an attempt that goes on is counted up to `now`."""
+    events = ledger.read(run.events).events
+    submitted = [event for event in events if event["event"] == "submitted"]
+    starts = [index for index, event in enumerate(events) if event["event"] == "started"]
+    parts = [events[start:end] for start, end in zip(starts, [*starts[1:], len(events)], strict=True)]
+    attempts = []
+    for index, part in enumerate(parts):
+        following = parts[index + 1] if index + 1 < len(parts) else None
+        attempts.append(_attempt(part, following, _asked(events[: starts[index]]), now))
+    return Report(run.name, tuple(attempts), int(submitted[-1].get("ranks", 1)) if submitted else 1)
+
+
+def _asked(before: Sequence[Event]) -> float:
+    """When the attempt that comes next was asked for."""
+    asking = [event["time"] for event in before if event["event"] in ("submitted", "requeued")]
+    return float(asking[-1]) if asking else 0.0
+
+
+def _attempt(part: Sequence[Event], following: Sequence[Event] | None, asked: float, now: float) -> Attempt:
+    started = part[0]
+    ends = [event for event in part if event["event"] in ("requeued", "ended")]
+    end = ends[-1] if ends else None
+    steps = [event for event in part if event["event"] == "step"]
+    last = int(steps[-1]["step"]) if steps else None
+    resumed = next((int(e["step"]) for e in following or () if e["event"] == "resumed"), 0 if following else last)
+    kept = [event for event in steps if event["step"] <= (resumed or 0)]
+    ready = next((event["time"] for event in part if event["event"] == "ready"), None)
+    # An attempt that Slurm took away is closed when the next one opens: it ended with its last sign of life.
+    alive = [event["time"] for event in part if event["event"] not in ("requeued", "ended", "queued")]
+    taken = end is not None and end.get("cause") == "preempted"
+    ended = alive[-1] if taken else end["time"] if end else now
+    return Attempt(
+        number=int(started["attempt"]),
+        nodes=str(started.get("nodes", "?")),
+        waited=max(0.0, started["time"] - asked),
+        lasted=max(0.0, ended - started["time"]),
+        cause=str(end.get("cause", "?")) if end else "goes on",
+        first_step=int(steps[0]["step"]) if steps else None,
+        last_step=last,
+        lost_steps=max(0, (last or 0) - (resumed or 0)),
+        productive=max(0.0, kept[-1]["time"] - ready) if kept and ready is not None else 0.0,
+    )

@@ -1,0 +1,19 @@
+"""The exit codes by which a job tells the restart policy how it ended."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+CANCELLED = 130
+"""What a cancelled run ends with, as after Ctrl-C."""
+
+
+class JobExit(IntEnum):
+    """0 and 90 to 94 are a contract; every other code is classified from the rank's error record and log."""
+
+    DONE = 0
+    AGAIN = 90  # saved, and asks for another attempt
+    UNFIT_NODE = 91
+    HANG = 92
+    STOP = 93  # do not restart
+    BAD_INPUT = 94  # the recipe or the data are wrong

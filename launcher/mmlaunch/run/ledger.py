@@ -1,0 +1,157 @@
+"""The event ledger: one JSON object a line, appended, never changed, readable after a kill at any byte.
+
+submitted  by the launcher: name, method, executor, cluster, nodes, ranks, steps (when known)
+queued     the job exists: its number; for a local one its process
+started    an attempt begins: attempt, job, nodes, process
+preflight  the nodes are fit: attempt, seconds
+ready      the model is built: attempt, world, parameters by part
+resumed    the job continues from a checkpoint: step
+step       rank 0, now and then: step, steps, loss, rate and whatever the objective measures
+evaluated  step and the metrics of the evaluation sets
+checkpoint step, seconds, bytes; `rejected` names one that did not validate
+signal     a signal or the deadline was seen: name, step
+warning    something went wrong that does not end the run: what, step
+excluded   a node is not used again before `until`: node, until
+cancelling a user asked for the end
+failed     an attempt ended badly: attempt, cause, evidence
+requeued   the restart policy starts another attempt: attempt, cause, reason
+ended      the run is over: state (done, failed, cancelled), reason
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+Event = dict[str, Any]
+
+SYNCED = frozenset({"submitted", "queued", "started", "checkpoint", "failed", "requeued", "ended"})
+"""What decisions rest on: on the disk before the writer goes on."""
+
+
+@dataclass(frozen=True)
+class Events:
+    """What could be read: the whole lines, and the numbers of those that could not."""
+
+    events: tuple[Event, ...]
+    torn: tuple[int, ...] = ()
+
+    def __iter__(self) -> Iterator[Event]:
+        return iter(self.events)
+
+    def last(self, *kinds: str) -> Event | None:
+        """The newest event of one of these kinds."""
+        return next((event for event in reversed(self.events) if event["event"] in kinds), None)
+
+    @property
+    def of_this_submission(self) -> Events:
+        """Those since the run was last submitted: a resumed run has earlier ends behind it, and fresh budgets."""
+        starts = [index for index, event in enumerate(self.events) if event["event"] == "submitted"]
+        return Events(self.events[starts[-1] :] if starts else self.events, self.torn)
+
+    def all(self, *kinds: str) -> list[Event]:
+        return [event for event in self.events if event["event"] in kinds]
+
+
+def append(path: Path, event: str, **fields: Any) -> Event:
+    """Append one event. The lock keeps two writers apart, on NFS as well; a failed write leaves no trace."""
+    record: Event = {"time": round(time.time(), 3), "event": event, **fields}
+    line = json.dumps(record, allow_nan=False, separators=(",", ":"), default=_readable).encode() + b"\n"
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+    try:
+        fcntl.lockf(descriptor, fcntl.LOCK_EX)
+        size = os.fstat(descriptor).st_size
+        if size and os.pread(descriptor, 1, size - 1) != b"\n":
+            line = b"\n" + line  # an earlier writer was killed in mid-line: leave its torn line to itself
+        try:
+            _write_all(descriptor, line)
+            if event in SYNCED:
+                os.fsync(descriptor)
+        except OSError:
+            os.ftruncate(descriptor, size)
+            raise
+    finally:
+        os.close(descriptor)
+    return record
+
+
+def finite(value: float) -> float | str:
+    """JSON has no NaN: a number that is none is written as a word."""
+    return value if value == value and abs(value) != float("inf") else str(value)
+
+
+def read(path: Path) -> Events:
+    """Every whole event of a ledger; a missing file is an empty ledger."""
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return Events(())
+    return _parse(data.split(b"\n"), first_line=1)
+
+
+def read_ends(path: Path, head: int = 4096, tail: int = 32768) -> Events:
+    """The beginning and the end of a ledger, for a quick look; events in between may be missing."""
+    try:
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            if size <= head + tail:
+                return _parse(file.read().split(b"\n"), first_line=1)
+            first = file.read(head).split(b"\n")[:-1]
+            file.seek(size - tail)
+            last = file.read().split(b"\n")[1:]
+    except FileNotFoundError:
+        return Events(())
+    return _parse(first + last, first_line=1)
+
+
+class Tail:
+    """Follows a growing ledger: each call of `new` returns the events that were completed since the last one."""
+
+    def __init__(self, path: Path, offset: int = 0) -> None:
+        self.path = path
+        self._offset = offset
+
+    def new(self) -> tuple[Event, ...]:
+        try:
+            with self.path.open("rb") as file:
+                file.seek(self._offset)
+                data = file.read()
+        except FileNotFoundError:
+            return ()
+        whole = data[: data.rfind(b"\n") + 1]
+        self._offset += len(whole)
+        return _parse(whole.split(b"\n"), first_line=1).events
+
+
+def _parse(lines: list[bytes], first_line: int) -> Events:
+    events: list[Event] = []
+    torn: list[int] = []
+    for number, line in enumerate(lines, first_line):
+        if not line.strip():
+            continue
+        try:
+            event = json.loads(line)
+            if not isinstance(event, dict) or not isinstance(event.get("event"), str):
+                raise ValueError("not an event")
+        except ValueError:
+            torn.append(number)
+            continue
+        events.append(event)
+    return Events(tuple(events), tuple(torn))
+
+
+def _write_all(descriptor: int, data: bytes) -> None:
+    while data:
+        data = data[os.write(descriptor, data) :]
+
+
+def _readable(value: object) -> str:
+    if isinstance(value, Path):
+        return str(value)
+    raise TypeError(f"an event cannot hold {type(value).__name__}: {value!r}")

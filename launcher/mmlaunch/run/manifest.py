@@ -1,0 +1,128 @@
+"""Checkpoint manifests: a checkpoint without a valid one does not exist."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from mmlaunch.run.files import publish, sync_folder
+
+NAME = "MANIFEST.json"
+FORMAT = 1
+_STEP = re.compile(r"step-(\d+)")
+
+
+class InvalidCheckpoint(ValueError):
+    """A folder that looks like a checkpoint and is not one; the message names the file and the reason."""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a checkpoint holds."""
+
+    step: int
+    world: int
+    files: dict[str, dict[str, object]]  # name -> {"bytes": int, "sha256": str}
+
+    @property
+    def bytes(self) -> int:
+        return sum(int(str(entry["bytes"])) for entry in self.files.values())
+
+
+def staging(checkpoints: Path, step: int) -> Path:
+    """Where a checkpoint is written before it exists; what a killed writer left there is swept by `sweep`."""
+    return checkpoints / f".step-{step}.writing"
+
+
+def seal(folder: Path, final: Path, step: int, world: int) -> Manifest:
+    """Flush every file of `folder`, write the manifest last, and rename the whole to `final`."""
+    files = {}
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        files[path.relative_to(folder).as_posix()] = {"bytes": path.stat().st_size, "sha256": _digest(path, flush=True)}
+    manifest = Manifest(step, world, files)
+    publish(
+        folder / NAME, json.dumps({"format": FORMAT, "step": step, "world": world, "files": files}, indent=1) + "\n"
+    )
+    if final.exists():  # an invalid one of the same step: it was rejected, or we would not be here
+        shutil.rmtree(final)
+    folder.replace(final)
+    sync_folder(final.parent)
+    return manifest
+
+
+def validate(folder: Path, contents: bool = True) -> Manifest:
+    """The manifest of a checkpoint whose files are all there, of the right size and (if `contents`) the right hash."""
+    try:
+        record = json.loads((folder / NAME).read_text())
+        manifest = Manifest(int(record["step"]), int(record["world"]), dict(record["files"]))
+        known = record["format"] == FORMAT
+    except FileNotFoundError:
+        raise InvalidCheckpoint(f"{folder.name}: no {NAME}: the save never finished") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InvalidCheckpoint(f"{folder.name}: {NAME} is damaged ({error})") from None
+    if not known:
+        raise InvalidCheckpoint(f"{folder.name}: {NAME} has format {record['format']}; this version reads {FORMAT}")
+    if folder.name != f"step-{manifest.step}":
+        raise InvalidCheckpoint(f"{folder.name}: its manifest is that of step {manifest.step}")
+    for name, entry in manifest.files.items():
+        path = folder / name
+        if not path.is_file():
+            raise InvalidCheckpoint(f"{folder.name}/{name}: missing")
+        if path.stat().st_size != entry["bytes"]:
+            raise InvalidCheckpoint(f"{folder.name}/{name}: {path.stat().st_size} bytes instead of {entry['bytes']}")
+        if contents and _digest(path) != entry["sha256"]:
+            raise InvalidCheckpoint(f"{folder.name}/{name}: its content is not what was saved")
+    return manifest
+
+
+def steps(checkpoints: Path) -> list[int]:
+    """The steps of all folders that are named like checkpoints, oldest first; valid or not."""
+    try:
+        names = [entry.name for entry in os.scandir(checkpoints)]
+    except FileNotFoundError:
+        return []
+    return sorted(int(match.group(1)) for name in names if (match := _STEP.fullmatch(name)))
+
+
+def newest(checkpoints: Path, contents: bool = True) -> tuple[Manifest | None, list[str]]:
+    """The newest valid checkpoint, if any, and why each newer one was rejected."""
+    rejected: list[str] = []
+    for step in reversed(steps(checkpoints)):
+        try:
+            return validate(checkpoints / f"step-{step}", contents), rejected
+        except InvalidCheckpoint as error:
+            rejected.append(str(error))
+    return None, rejected
+
+
+def sweep(checkpoints: Path) -> None:
+    """Remove what killed writers left half-made. Only the one job of a run may call it, at its start."""
+    for path in checkpoints.glob(".step-*.writing"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+@contextmanager
+def _descriptor(path: Path) -> Iterator[int]:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _digest(path: Path, flush: bool = False) -> str:
+    """The SHA-256 of a file's content; with `flush`, its bytes are on the disk afterwards."""
+    digest = hashlib.sha256()
+    with _descriptor(path) as descriptor:
+        while block := os.read(descriptor, 1 << 20):
+            digest.update(block)
+        if flush:
+            os.fsync(descriptor)
+    return digest.hexdigest()

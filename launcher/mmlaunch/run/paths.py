@@ -1,0 +1,103 @@
+"""The names of everything inside a run directory; nobody else joins these paths."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class AttemptPaths:
+    """One attempt: the script that ran, its DeepSpeed configuration, what its ranks said."""
+
+    root: Path
+
+    @property
+    def number(self) -> int:
+        return int(self.root.name)
+
+    @property
+    def script(self) -> Path:
+        return self.root / "script.sh"
+
+    @property
+    def deepspeed(self) -> Path:
+        return self.root / "deepspeed.json"
+
+    @property
+    def logs(self) -> Path:
+        return self.root / "logs"
+
+    @property
+    def stacks(self) -> Path:
+        return self.root / "stacks"
+
+    @property
+    def heartbeats(self) -> Path:
+        """`rank-<r>.json` for each rank: its phase, its step, and when it last moved."""
+        return self.root / "heartbeats"
+
+    def rank_log(self, rank: int) -> Path:
+        return self.logs / f"rank-{rank}.out"
+
+    def rank_error(self, rank: int) -> Path:
+        """The record that a failing rank leaves: type, message, step, sample."""
+        return self.logs / f"rank-{rank}.error.json"
+
+    @property
+    def rank_errors(self) -> list[Path]:
+        return sorted(self.logs.glob("rank-*.error.json"))
+
+
+@dataclass(frozen=True)
+class RunPaths:
+    """A run directory."""
+
+    root: Path
+
+    @property
+    def name(self) -> str:
+        return self.root.name
+
+    @property
+    def recipe(self) -> Path:
+        return self.root / "recipe.yaml"
+
+    @property
+    def resolved(self) -> Path:
+        return self.root / "recipe.resolved.yaml"
+
+    @property
+    def code(self) -> Path:
+        return self.root / "code"
+
+    @property
+    def environment(self) -> Path:
+        return self.root / "environment.json"
+
+    @property
+    def events(self) -> Path:
+        return self.root / "events.jsonl"
+
+    @property
+    def job(self) -> Path:
+        """submitit's own folder: the pickled callable."""
+        return self.root / "job"
+
+    @property
+    def attempts(self) -> Path:
+        return self.root / "attempts"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.root / "checkpoints"
+
+    @property
+    def tensorboard(self) -> Path:
+        return self.root / "tensorboard"
+
+    def attempt(self, number: int) -> AttemptPaths:
+        return AttemptPaths(self.attempts / str(number))
+
+    def checkpoint(self, step: int) -> Path:
+        return self.checkpoints / f"step-{step}"

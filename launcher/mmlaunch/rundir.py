@@ -1,0 +1,81 @@
+"""Run directories: how they are named, and how they are found again."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from mmlaunch.errors import MachineError, RunNotFound, UserError
+from mmlaunch.load.recipe import Loaded
+from mmlaunch.run.paths import RunPaths
+
+VARIABLE = "MMLAUNCH_RUNS"
+
+
+def runs_folder() -> Path:
+    """Where runs live: $MMLAUNCH_RUNS, or `runs` below the working directory."""
+    folder = Path(os.environ.get(VARIABLE) or "runs").expanduser().absolute()
+    if "%" in str(folder) or any(ord(character) < 32 for character in str(folder)):
+        raise UserError(f"runs cannot live in {str(folder)!r}: Slurm fills in %; set ${VARIABLE} to another folder")
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is no folder; set ${VARIABLE} to the one where runs should live")
+    return folder
+
+
+def next_name(loaded: Loaded, cluster_name: str, folder: Path) -> str:
+    """`<name>-<month and day>-<hex>`: the hex is of the content, so that `render` names the run that `submit` makes."""
+    stem = f"{loaded.recipe.name}-{time.strftime('%m%d')}"
+    content = f"{loaded.recipe.model_dump_json()}\0{cluster_name}\0{Path.cwd()}"
+    for count in range(100_000):
+        digest = hashlib.sha256(f"{content}\0{count}".encode()).hexdigest()[:4]
+        if not (folder / f"{stem}-{digest}").exists():
+            return f"{stem}-{digest}"
+    raise MachineError(f"{folder}: no free name for a run {stem}-*; move old runs away")
+
+
+def all_runs(folder: Path) -> Iterator[RunPaths]:
+    """Every run directory, the newest first."""
+    try:
+        entries = [entry for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith(".")]
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise MachineError(f"{folder}: {error.strerror}") from error
+    found = []
+    for entry in entries:
+        try:
+            found.append(((Path(entry.path) / "recipe.resolved.yaml").stat().st_mtime, entry.path))
+        except OSError:
+            continue  # not a run
+    yield from (RunPaths(Path(path)) for _, path in sorted(found, reverse=True))
+
+
+def resolve(name: str) -> RunPaths:
+    """The run that a user means: a directory, a name, the beginning of a name, or `last`."""
+    folder = runs_folder()
+    if os.sep in name or name in (".", ".."):
+        path = Path(name).expanduser().absolute()
+        if RunPaths(path).resolved.exists():
+            return RunPaths(path)
+        raise RunNotFound(f"{name} is not a run directory")
+    runs = list(all_runs(folder))
+    if name == "last" and runs:
+        return runs[0]
+    exact = [run for run in runs if run.name == name]
+    fitting = (
+        exact
+        or [run for run in runs if run.name.startswith(name)]
+        or [run for run in runs if re.search(re.escape(name), run.name)]
+    )
+    if len(fitting) == 1:
+        return fitting[0]
+    if fitting:
+        raise RunNotFound(
+            f"{name!r} fits {len(fitting)} runs; write more of the name: {', '.join(run.name for run in fitting[:6])}"
+        )
+    known = f"the newest are {', '.join(run.name for run in runs[:4])}" if runs else "it has no runs yet"
+    raise RunNotFound(f"no run {name!r} in {folder}; {known}")

@@ -1,0 +1,55 @@
+"""The values of the variables that a recipe passes through, and the ways in which they are kept out of files."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+
+from mmlaunch.errors import UserError
+from mmlaunch.recipe.environment import looks_secret
+
+MIN_LENGTH = 6  # shorter values, such as `1` or `true`, are no secrets and stand everywhere
+
+
+def values(names: Sequence[str]) -> dict[str, str]:
+    """The values of the variables that a recipe passes through; all of them must be set."""
+    missing = [name for name in names if name not in os.environ]
+    if missing:
+        right = f"export {missing[0]}=..., or remove it from env"
+        raise UserError(
+            f"env: {', '.join(missing)} {'is' if len(missing) == 1 else 'are'} not set in your shell; {right}"
+        )
+    return values_here(names)
+
+
+def values_here(names: Sequence[str]) -> dict[str, str]:
+    """Those of the named variables that are set, and long enough to be secret."""
+    return {name: value for name in names if len(value := os.environ.get(name, "")) >= MIN_LENGTH}
+
+
+def suspected() -> dict[str, str]:
+    """Values of shell variables whose names look like secrets: no recipe named them, and none belongs into a file."""
+    return values_here([name for name in os.environ if looks_secret(name)])
+
+
+def _lines(value: str) -> list[str]:
+    """A secret of several lines is hidden line by line: a diff puts signs before each."""
+    return [line for line in (value, *value.splitlines()) if len(line.strip()) >= MIN_LENGTH]
+
+
+def redact(text: str, values: Mapping[str, str]) -> str:
+    """The text with every secret's value replaced by its name; longest first, since one may hold another."""
+    for name, value in sorted(values.items(), key=lambda item: -len(item[1])):
+        for line in _lines(value):
+            text = text.replace(line, f"<{name}>")
+    return text
+
+
+def refuse(texts: Mapping[str, str], values: Mapping[str, str]) -> None:
+    """Files that must keep their bytes may not hold a secret at all."""
+    for where, text in texts.items():
+        for name, value in values.items():
+            if any(line in text for line in _lines(value)):
+                raise UserError(
+                    f"{where} would hold the value of {name}; remove it there, env: [{name}] passes it along unseen"
+                )

@@ -1,0 +1,1 @@
+"""Slurm behind one seam: nothing else calls its commands or knows its text formats."""

@@ -1,0 +1,1 @@
+"""Submission: the only rooms that know submitit."""

@@ -1,0 +1,1 @@
+"""Templates and cluster profiles that come with mmlaunch."""
