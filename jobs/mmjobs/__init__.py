@@ -1,0 +1,1 @@
+"""Everything that runs inside an allocation: model, data, objectives and the trainer."""

@@ -1,0 +1,97 @@
+"""The `shapes` format: coloured shapes that are drawn here, each with one question about its colour, shape or place."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import overload
+
+from PIL import Image, ImageDraw
+
+from mmjobs.data.example import Answer, Example, Origin, Turn
+from mmlaunch.recipe.data import Source
+
+CANVAS = 64
+COLOURS = {
+    "red": (220, 40, 40), "green": (40, 170, 60), "blue": (50, 80, 220),
+    "yellow": (235, 210, 50), "purple": (150, 60, 180), "orange": (240, 140, 30),
+}  # fmt: skip
+SHAPES = ("circle", "plus", "triangle")
+PLACES = ("top left", "top right", "bottom left", "bottom right")
+QUESTIONS = {"colour": "What colour is it?", "shape": "What shape is it?", "place": "Where is it?"}
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """One shape on a dark ground; its fields decide every pixel."""
+
+    shape: str
+    fill: tuple[int, int, int]
+    ground: int
+    centre: tuple[float, float]
+    radius: float
+
+    def open(self) -> Image.Image:
+        image = Image.new("RGB", (CANVAS, CANVAS), (self.ground,) * 3)
+        draw = ImageDraw.Draw(image)
+        (x, y), r = self.centre, self.radius
+        if self.shape == "circle":
+            draw.ellipse((x - r, y - r, x + r, y + r), fill=self.fill)
+        elif self.shape == "triangle":
+            draw.polygon([(x, y - r), (x - r, y + r), (x + r, y + r)], fill=self.fill)
+        else:
+            thin = 0.3 * r
+            draw.rectangle((x - r, y - thin, x + r, y + thin), fill=self.fill)
+            draw.rectangle((x - thin, y - r, x + thin, y + r), fill=self.fill)
+        return image
+
+
+def example(row: int) -> Example:
+    """Row `row` of an endless data set; it is the same in every run, whatever the run's seed."""
+    dice = random.Random(f"shapes/{row}")
+    colour, shape, place = dice.choice(list(COLOURS)), dice.choice(SHAPES), dice.randrange(4)
+    red, green, blue = (max(0, min(255, value + dice.randrange(-20, 21))) for value in COLOURS[colour])
+    across, down = (20 if place % 2 == 0 else 44), (20 if place < 2 else 44)
+    drawing = Drawing(
+        shape=shape,
+        fill=(red, green, blue),
+        ground=dice.randrange(50),
+        centre=(across + dice.uniform(-3, 3), down + dice.uniform(-3, 3)),
+        radius=dice.uniform(12, 16),
+    )
+    kind = dice.choice(list(QUESTIONS))
+    answer = {"colour": colour, "shape": shape, "place": PLACES[place]}[kind]
+    return Example(
+        images=(drawing,),
+        prompt=(Turn("user", QUESTIONS[kind]),),
+        answers=(Answer(answer),),
+        origin=Origin("shapes", row),
+        label=kind,
+    )
+
+
+class Shapes(Sequence[Example]):
+    """The rows from `first` on."""
+
+    def __init__(self, first: int, count: int) -> None:
+        self.first = first
+        self.rows = count
+
+    def __len__(self) -> int:
+        return self.rows
+
+    @overload
+    def __getitem__(self, index: int) -> Example: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Example]: ...
+    def __getitem__(self, index: int | slice) -> Example | list[Example]:
+        numbers = range(self.first, self.first + self.rows)[index]
+        return example(numbers) if isinstance(numbers, int) else [example(number) for number in numbers]
+
+
+def rows(source: Source) -> Sequence[Example]:
+    """`limit` drawings after the first `skip` ones; ranges that do not overlap share no image."""
+    if source.limit is None:
+        raise ValueError("shapes never end, and the source has no limit")
+    return Shapes(source.skip, source.limit)

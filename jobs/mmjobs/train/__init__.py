@@ -1,0 +1,1 @@
+"""The trainer: the loop, its engine, checkpoints and what it writes down."""

@@ -1,0 +1,157 @@
+"""The loop: from step to step, with everything that is due in between."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+from mmjobs.data.batch import Batch
+from mmjobs.objectives.measured import Objective
+from mmjobs.train.agenda import Agenda, GivenUp
+from mmjobs.train.board import Board
+from mmjobs.train.checkpoint import Checkpoints
+from mmjobs.train.disk import DiskFull
+from mmjobs.train.engine import Engine, Update
+from mmjobs.train.evaluate import Evaluation
+from mmjobs.train.journal import Journal
+from mmjobs.train.metrics import Totals
+from mmjobs.train.pace import Pace
+from mmjobs.train.progress import Progress
+from mmjobs.train.ranks import Ranks
+from mmjobs.train.samples import draw
+from mmjobs.train.watchdog import Phase
+from mmjobs.train.whereabouts import NotFinite, Whereabouts
+from mmlaunch.recipe import Recipe
+
+
+class Saved(Exception):
+    """The attempt ends here: it was told to, and everything is saved."""
+
+
+@dataclass
+class Trainer:
+    """One attempt at a run, on one rank."""
+
+    recipe: Recipe
+    steps: int
+    accumulation: int
+    ranks: Ranks
+    engine: Engine
+    objective: Objective
+    batches: Iterator[Batch]
+    evaluation: Evaluation
+    checkpoints: Checkpoints
+    agenda: Agenda
+    journal: Journal
+    board: Board
+    where: Whereabouts
+    progress: Progress
+
+    def run(self) -> dict[str, Any]:
+        """Train to the last step; raises `Saved` when there is a reason to go on later."""
+        self.pace = Pace(self.recipe.batch.examples)
+        while True:
+            last = self.progress.step == self.steps
+            due = self.agenda.due(self.progress.step, last)
+            if due.stop:
+                self._stop(due.stop)
+            improved = due.evaluate and self._evaluate()
+            if due.save or improved:
+                self._save()
+            if last:
+                self.board.flush()
+                return {"step": self.progress.step, "metrics": self.progress.metrics}
+            self._step()
+
+    def _step(self) -> None:
+        """One optimiser step over one global batch."""
+        number = self.progress.step + 1
+        self.where.step = number
+        self.ranks.watch.enter(Phase.STEP)
+        totals = Totals(self.objective.metrics)
+        batches = [next(self.batches) for _ in range(self.accumulation)]
+        doubtful = []
+        for batch in batches:
+            measured = self.engine.train_on(batch, self.objective)
+            totals.add(measured)
+            finite = measured.each.isfinite().tolist()
+            doubtful += [str(origin) for origin, good in zip(batch.origins, finite, strict=True) if not good]
+        totals.reduce(self.ranks)
+        means, units = totals.means(), totals.count("loss")
+        if not math.isfinite(means["loss"]):
+            raise NotFinite(f"the loss of step {number} is {means['loss']}", self.ranks.gather(doubtful))
+        update = self.engine.step(self.progress.step, units)
+        if not math.isfinite(update.norm):
+            everything = [str(origin) for batch in batches for origin in batch.origins]
+            raise NotFinite(f"the gradient of step {number} has norm {update.norm}", self.ranks.gather(everything))
+        self.progress.step = number
+        self.progress.cursor += self.recipe.batch.examples
+        self.agenda.step_seconds = self.pace.step(units)
+        self.ranks.watch.stepped(self.agenda.step_seconds)
+        if number % self.recipe.log.every == 0 or number in (1, self.steps):
+            self._log(means, update)
+
+    def _log(self, means: dict[str, float], update: Update) -> None:
+        step, pace = self.progress.step, self.pace.lap()
+        numbers = {**means, "lr": update.lr, "grad_norm": update.norm, **pace.numbers()}
+        self.journal.event("step", step=step, steps=self.steps, **numbers)
+        self.board.scalars({f"train/{name}": value for name, value in numbers.items()}, step)
+        shown = [f"step {step:>{len(str(self.steps))}}/{self.steps}", f"loss {means['loss']:.3f}"]
+        shown += [f"accuracy {100 * means['accuracy']:.1f} %"] if "accuracy" in means else []
+        self.journal.say("  ".join([*shown, f"{pace.rate:.1f} examples/s", f"{pace.left(self.steps - step)} left"]))
+
+    def _evaluate(self) -> bool:
+        """Measure the held-out examples; whether they are better than ever before, where the recipe keeps the best."""
+        step = self.progress.step
+        if not len(self.evaluation.held_out):
+            self.agenda.evaluating.done(step)
+            return False
+        self.ranks.watch.enter(Phase.EVALUATE)
+        try:
+            metrics = self.evaluation.measure(self.engine, self.objective, self.agenda.check)
+        except GivenUp as reason:
+            self._stop(str(reason))
+        self.progress.evaluated, self.progress.metrics = step, metrics
+        wanted = self.recipe.evaluate.samples if self.ranks.first else 0
+        samples = draw(self.engine, self.evaluation.processor, self.evaluation.held_out, wanted)
+        told = [{"question": s.question, "truth": s.truth, "answer": s.answer} for s in samples]
+        self.journal.event("evaluated", step=step, metrics=metrics, samples=told)
+        self.board.scalars(metrics, step)
+        self.board.samples(samples, step)
+        self.board.flush()
+        self.journal.say(
+            f"evaluated  step {step}  " + "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
+        )
+        self.agenda.evaluating.done(step)
+        self.pace.pause()
+        return self._improved(metrics)
+
+    def _improved(self, metrics: dict[str, float]) -> bool:
+        if self.recipe.checkpoint.best is None:
+            return False
+        value, best = metrics[self.recipe.checkpoint.best], self.progress.best
+        better = best is None or (value > best if self.recipe.checkpoint.best_is == "highest" else value < best)
+        self.progress.best = value if better else best
+        return better
+
+    def _save(self) -> None:
+        step = self.progress.step
+        if self.agenda.saving.done_at(step):
+            return
+        self.ranks.watch.enter(Phase.SAVE)
+        saved = self.checkpoints.save(self.engine, self.progress)
+        if not saved and step == self.steps:
+            raise DiskFull(f"the disk is full, and step {step} is the result of the run; make room and resume it")
+        self.agenda.saving.done(step)
+        self.board.flush()
+        self.pace.pause()
+
+    def _stop(self, reason: str) -> NoReturn:
+        """Save what was done since the last checkpoint, and leave."""
+        self.journal.event("signal", name=reason, step=self.progress.step)
+        self.journal.say(f"{reason}: saving step {self.progress.step} to go on later")
+        if self.progress.step:
+            self._save()
+        raise Saved(reason)

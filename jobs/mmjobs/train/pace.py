@@ -1,0 +1,66 @@
+"""The pace of a run: how fast it is, how long it still takes, how much memory it uses."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Lap:
+    """The time between two log lines."""
+
+    rate: float
+    """Examples a second, over all ranks."""
+    tokens: float
+    """Learnt tokens a second, over all ranks."""
+    step_seconds: float
+
+    def numbers(self) -> dict[str, float | int]:
+        return {"rate": round(self.rate, 3), "tokens_per_second": round(self.tokens, 3), "memory": memory()}
+
+    def left(self, steps: int) -> str:
+        """`1m02s` for the steps that are left."""
+        seconds = round(steps * self.step_seconds)
+        if seconds < 60:
+            return f"{seconds}s"
+        return (
+            f"{seconds // 60}m{seconds % 60:02d}s"
+            if seconds < 3600
+            else f"{seconds // 3600}h{seconds % 3600 // 60:02d}m"
+        )
+
+
+class Pace:
+    """A stopwatch for steps; evaluations and saves do not count."""
+
+    def __init__(self, examples: int) -> None:
+        self._examples = examples
+        self._begun = time.monotonic()
+        self._steps, self._seconds, self._tokens = 0, 0.0, 0.0
+
+    def step(self, tokens: float) -> float:
+        """A step has ended; its duration."""
+        now = time.monotonic()
+        seconds, self._begun = now - self._begun, now
+        self._steps, self._seconds, self._tokens = self._steps + 1, self._seconds + seconds, self._tokens + tokens
+        return seconds
+
+    def pause(self) -> None:
+        """What has passed since the last step belongs to something else."""
+        self._begun = time.monotonic()
+
+    def lap(self) -> Lap:
+        """The steps since the last call."""
+        seconds = max(self._seconds, 1e-9)
+        lap = Lap(self._steps * self._examples / seconds, self._tokens / seconds, seconds / max(1, self._steps))
+        self._steps, self._seconds, self._tokens = 0, 0.0, 0.0
+        return lap
+
+
+def memory() -> int:
+    """Bytes of this process that are in memory now."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")

@@ -1,0 +1,89 @@
+"""The ranks of a job: who this one is, and the few things that all of them do together."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from mmjobs.train.watchdog import Phase, Watchdog
+
+NEVER = timedelta(days=1)
+"""gloo's own patience: longer than that of the watchdog, which ends a hang with its own exit code and the stacks."""
+
+
+class PeerLost(RuntimeError):
+    """Another rank went away. The cause stands in its own error record."""
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This rank among all; every method but the properties is called by all ranks together."""
+
+    rank: int
+    world: int
+    watch: Watchdog
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the rank that writes for all."""
+        return self.rank == 0
+
+    def add(self, values: torch.Tensor) -> None:
+        """Replace `values` by their sum over all ranks."""
+        with _together(self.watch):
+            dist.all_reduce(values)
+
+    def highest(self, *values: float) -> list[float]:
+        """The largest of each value over all ranks."""
+        largest = torch.tensor(values, dtype=torch.float64)
+        with _together(self.watch):
+            dist.all_reduce(largest, op=dist.ReduceOp.MAX)
+        return [float(value) for value in largest]
+
+    def any(self, mine: bool) -> bool:
+        """Whether it is so on any rank."""
+        return bool(self.highest(float(mine))[0])
+
+    def from_first(self, value: Any = None) -> Any:
+        """What rank 0 says."""
+        box = [value]
+        with _together(self.watch):
+            dist.broadcast_object_list(box, src=0)
+        return box[0]
+
+    def gather(self, value: Any) -> list[Any]:
+        """What every rank says, in the order of the ranks."""
+        values: list[Any] = [None] * self.world
+        with _together(self.watch):
+            dist.all_gather_object(values, value)
+        return values
+
+    def leave(self) -> None:
+        """The orderly end; on the way of an error a rank just goes."""
+        self.watch.enter(Phase.LEAVE)
+        with _together(self.watch):
+            dist.barrier()
+            dist.destroy_process_group()
+
+
+def join(watch: Watchdog) -> Ranks:
+    """Join the others, as RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT say."""
+    with _together(watch):
+        dist.init_process_group("gloo", timeout=NEVER)
+    return Ranks(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), watch)
+
+
+@contextmanager
+def _together(watch: Watchdog) -> Iterator[None]:
+    try:
+        with watch.waiting():
+            yield
+    except RuntimeError as error:
+        raise PeerLost(f"another rank went away, or was never there: {error}") from error

@@ -1,0 +1,46 @@
+"""Signals and the deadline: why a run should save now and come back later."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from dataclasses import dataclass
+from types import FrameType
+
+
+@dataclass
+class Stop:
+    """What this rank was told. Nothing here is acted on before a step boundary, where all ranks agree."""
+
+    deadline: float | None = None
+    lead: float = 60.0
+    signal: int = 0
+    """The number of the last signal that announced an end."""
+
+    def too_late_for(self, seconds: float) -> bool:
+        """Whether another `seconds` of work would leave less than the lead before the deadline."""
+        return self.deadline is not None and time.time() + seconds > self.deadline - self.lead
+
+    def handle(self, number: int, frame: FrameType | None) -> None:
+        self.signal = number
+
+
+def name_of(number: int) -> str:
+    """`SIGUSR2`."""
+    return signal.Signals(number).name
+
+
+def deafen() -> None:
+    """From here on this process only leaves: a late warning must not change the exit code that it leaves with."""
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def listen() -> Stop:
+    """Take over the signals that announce an end. Called before the slow imports, so that an early one is not lost."""
+    deadline = os.environ.get("MMLAUNCH_DEADLINE")
+    stop = Stop(float(deadline) if deadline else None, float(os.environ.get("MMLAUNCH_LEAD") or 60))
+    signal.signal(signal.SIGUSR2, stop.handle)
+    signal.signal(signal.SIGTERM, stop.handle)
+    return stop
