@@ -1,0 +1,56 @@
+"""What all tests share: a home of their own, and the smallest recipe that is right."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+SMALL = """\
+name: small
+model:
+  vision: {random: {width: 32}}
+  language: {random: {width: 32}}
+data:
+  train: {format: shapes, limit: 64}
+  eval: {format: shapes, limit: 16, skip: 64}
+objective: sft
+optim: {lr: 1e-3}
+batch: {global: 8}
+steps: 4
+precision: fp32
+resources: {nodes: 1, gpus_per_node: 0, tasks_per_node: 2, time: 10m}
+"""
+
+
+@pytest.fixture(autouse=True)
+def own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """No test sees, or leaves anything in, the user's configuration or runs."""
+    home = tmp_path_factory.mktemp("home")
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(home / "config"))
+    monkeypatch.setenv("MMLAUNCH_RUNS", str(home / "runs"))
+    for name in ("MMLAUNCH_CLUSTER", "WANDB_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    return home
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Path:
+    """A small recipe that trains in seconds."""
+    path = tmp_path / "small.yaml"
+    path.write_text(SMALL)
+    return path
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Callable[..., Path]:
+    """Write a file below the test's own folder."""
+
+    def _write(text: str | bytes, name: str = "recipe.yaml") -> Path:
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(text.encode() if isinstance(text, str) else text)
+        return path
+
+    return _write

@@ -1,0 +1,171 @@
+"""Real ranks for the tests of the training side: processes of their own, started from one that has torch loaded."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+
+from mmlaunch.recipe import Recipe, resolved
+from mmlaunch.recipe.check import recipe_of
+from mmlaunch.run import ledger, manifest
+from mmlaunch.run.paths import RunPaths
+
+_server = multiprocessing.get_context("forkserver")
+_server.set_forkserver_preload(["mmjobs.train.session", "torch.utils.tensorboard"])
+
+
+@pytest.fixture
+def tiny() -> Callable[..., Recipe]:
+    """Make recipes that train in a second; `optim__lr=1` stands for `optim: {lr: 1}`."""
+    return _tiny
+
+
+def _tiny(**changes: Any) -> Recipe:
+    data: dict[str, Any] = {
+        "name": "tiny",
+        "model": {
+            "vision": {"random": {"width": 16, "layers": 2, "heads": 2, "image_size": 16, "patch": 8}},
+            "language": {"random": {"width": 16, "layers": 1, "heads": 2, "max_positions": 128}},
+            "train": {"vision": "full"},
+        },
+        "data": {
+            "train": {"format": "shapes", "limit": 50},
+            "eval": {"format": "shapes", "skip": 1000, "limit": 7},
+            "workers": 0,
+        },
+        "objective": "sft",
+        "optim": {"lr": 3e-3},
+        "batch": {"global": 8},
+        "steps": 6,
+        "precision": "fp32",
+        "evaluate": {"samples": 1},
+        "log": {"every": 1, "tensorboard": False},
+        "resources": {"nodes": 1, "gpus_per_node": 0, "tasks_per_node": 1, "cpus_per_rank": 1},
+    }
+    for path, value in changes.items():
+        *sections, key = path.split("__")
+        place = data
+        for section in sections:
+            place = place.setdefault(section, {})
+        place[key] = value
+    return recipe_of(data)
+
+
+@dataclass
+class Job:
+    """A run directory, and the ranks that work in it."""
+
+    paths: RunPaths
+    ranks: list[BaseProcess] = field(default_factory=list)
+    attempt: int = 0
+
+    def start(self, recipe: Recipe, world: int, **environment: str) -> None:
+        """Begin an attempt; `{rank}` in a value of the environment stands for the rank."""
+        self.attempt += 1
+        self.paths.attempt(self.attempt).logs.mkdir(parents=True)
+        self.paths.resolved.write_text(resolved.text_of(recipe))
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        shared = {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        shared |= {"MMLAUNCH_ATTEMPT": str(self.attempt), **environment}
+        self.ranks = []
+        for rank in range(world):
+            mine = {name: value.replace("{rank}", str(rank)) for name, value in shared.items()}
+            mine |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+            log = self.paths.attempt(self.attempt).rank_log(rank)
+            self.ranks.append(_server.Process(target=_rank, args=(str(self.paths.root), mine, str(log))))
+            self.ranks[-1].start()
+
+    def wait(self, seconds: float = 60) -> list[int | None]:
+        """The exit codes; a rank that fails takes the others with it, as the launcher sees to."""
+        until = time.monotonic() + seconds
+        while any(rank.is_alive() for rank in self.ranks):
+            assert time.monotonic() < until, self.log()
+            if any(rank.exitcode for rank in self.ranks):
+                for rank in self.ranks:
+                    rank.join(5)
+                self.kill()
+            time.sleep(0.01)
+        return [rank.exitcode for rank in self.ranks]
+
+    def run(self, recipe: Recipe, world: int = 1, **environment: str) -> list[int | None]:
+        """One whole attempt."""
+        self.start(recipe, world, **environment)
+        return self.wait()
+
+    def when(self, step: int) -> None:
+        """Return once the ledger has reached a step in this attempt."""
+        until = time.monotonic() + 60
+        while step not in {event["step"] for event in self.events("step") if event["attempt"] == self.attempt}:
+            assert time.monotonic() < until and any(rank.is_alive() for rank in self.ranks), self.log()
+            time.sleep(0.002)
+
+    def kill(self) -> None:
+        for rank in self.ranks:
+            if rank.pid is not None and rank.is_alive():
+                os.kill(rank.pid, signal.SIGKILL)
+            rank.join()
+
+    def events(self, *kinds: str) -> list[ledger.Event]:
+        return ledger.read(self.paths.events).all(*kinds)
+
+    def losses(self) -> dict[int, list[float]]:
+        """Every loss that was written for each step, over all attempts."""
+        found: dict[int, list[float]] = {}
+        for event in self.events("step"):
+            found.setdefault(event["step"], []).append(event["loss"])
+        return found
+
+    def weights(self, step: int) -> dict[str, torch.Tensor]:
+        return safetensors.torch.load((self.paths.checkpoint(step) / "model.safetensors").read_bytes())
+
+    def saved(self) -> list[int]:
+        return manifest.steps(self.paths.checkpoints)
+
+    def log(self, rank: int = 0) -> str:
+        return self.paths.attempt(self.attempt).rank_log(rank).read_text()
+
+
+def _rank(run_dir: str, environment: dict[str, str], log: str) -> None:
+    """What the launcher does in each process of a job."""
+    os.environ.update(environment)
+    multiprocessing.set_start_method(None, force=True)  # that of a rank's own workers, as everywhere else
+    for name in ("MMLAUNCH_DEADLINE", "MMLAUNCH_LEAD", "MMLAUNCH_HANG_SECONDS"):
+        if name not in environment:
+            os.environ.pop(name, None)
+    for stream, number in ((sys.stdout, 1), (sys.stderr, 2)):
+        stream.flush()
+        os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
+    from mmjobs.main import run
+
+    print(run(run_dir))
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Iterator[Callable[[str], Job]]:
+    """Make run directories by name; whatever still runs at the end is killed."""
+    made: list[Job] = []
+
+    def _job(name: str = "run") -> Job:
+        root = tmp_path / name
+        root.mkdir()
+        made.append(Job(RunPaths(root)))
+        return made[-1]
+
+    yield _job
+    for one in made:
+        one.kill()

@@ -1,0 +1,31 @@
+#!/bin/bash
+# dpo-llama3-8b-1121-7f3a: 8 ranks on this machine.
+# It plays the part of the batch script: it opens an attempt, runs the ranks, and hands their exit status to the
+# restart policy, whose answer 90 means: once more.
+# shellcheck disable=SC2016 # values stand in single quotes so that nothing in them expands
+set -uo pipefail
+trap : TERM INT USR2 # the ranks get these; this script goes on to the restart policy
+
+run=/runs/dpo-llama3-8b-1121-7f3a
+python=/opt/venv/bin/python
+cd -- /home/user/project || exit 93
+
+# The snapshot that was taken at submission comes first: a later attempt never sees edited code.
+export PYTHONPATH="$run/code${PYTHONPATH:+:$PYTHONPATH}"
+export PYTHONSAFEPATH=1 PYTHONUNBUFFERED=1 PYTHONFAULTHANDLER=1 TOKENIZERS_PARALLELISM=false
+export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
+export MMLAUNCH_RUN="$run" MMLAUNCH_LEAD=60
+
+rank=(/opt/venv/bin/python -u -m submitit.core._submit "$run/job")
+export SUBMITIT_EXECUTOR=local SUBMITIT_LOCAL_NTASKS=8 SUBMITIT_LOCAL_JOB_ID=$$
+export SUBMITIT_LOCAL_NODEID=0 SUBMITIT_LOCAL_JOB_NUM_NODES=1 SUBMITIT_STDERR_TO_STDOUT=1 SUBMITIT_LOCAL_WITH_SHELL=''
+export SUBMITIT_LOCAL_COMMAND='' SUBMITIT_LOCAL_TIMEOUT_S=86400 SUBMITIT_LOCAL_SIGNAL_DELAY_S=60
+while :; do
+  opened="$("$python" -m mmlaunch.attempt open "$run" "$0")" || exit 93
+  read -r MMLAUNCH_ATTEMPT MASTER_PORT <<<"$opened"
+  export MMLAUNCH_ATTEMPT MASTER_PORT MASTER_ADDR=127.0.0.1
+  "$python" -m mmlaunch.submit.ranks "$run/attempts/$MMLAUNCH_ATTEMPT" "${rank[@]}"
+  "$python" -m mmlaunch.attempt close "$run" "$MMLAUNCH_ATTEMPT" $?
+  verdict=$?
+  [ "$verdict" -eq 90 ] || exit "$verdict"
+done

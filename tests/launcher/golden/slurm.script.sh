@@ -1,0 +1,61 @@
+#!/bin/bash
+#SBATCH --job-name=dpo-llama3-8b-1121-7f3a
+#SBATCH --nodes=4
+#SBATCH --ntasks-per-node=8
+#SBATCH --cpus-per-task=8
+#SBATCH --gpus-per-node=8
+#SBATCH --mem=0
+#SBATCH --time=1-00:00:00
+#SBATCH --signal=USR2@120
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --output=/runs/dpo-llama3-8b-1121-7f3a/job/batch-%j.out
+# shellcheck disable=SC2016 # values stand in single quotes so that nothing in them expands
+set -uo pipefail
+trap : TERM USR1 USR2 # until the ranks run, a signal finds nobody to save anything
+
+run=/runs/dpo-llama3-8b-1121-7f3a
+python=/opt/venv/bin/python
+cd -- /home/user/project || exit 93
+
+# The snapshot that was taken at submission comes first: a later attempt never sees edited code.
+export PYTHONPATH="$run/code${PYTHONPATH:+:$PYTHONPATH}"
+export PYTHONSAFEPATH=1 PYTHONUNBUFFERED=1 PYTHONFAULTHANDLER=1 TOKENIZERS_PARALLELISM=false
+export OMP_NUM_THREADS="${OMP_NUM_THREADS:-8}"
+export MMLAUNCH_RUN="$run" MMLAUNCH_LEAD=120
+
+rank=(/opt/venv/bin/python -u -m submitit.core._submit "$run/job")
+export SUBMITIT_EXECUTOR=slurm SLURM_EXPORT_ENV=ALL
+
+# Values that only the job knows. The port lies below the ephemeral range and differs between jobs and restarts.
+export MASTER_PORT=$((10000 + (SLURM_JOB_ID * 7 + ${SLURM_RESTART_COUNT:-0} * 131) % 18000))
+head_node="$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)"
+if getent hosts "$head_node" >/dev/null; then
+  MASTER_ADDR="$head_node"
+else # some sites name nodes that no resolver knows
+  MASTER_ADDR="$(scontrol show node "$head_node" --oneliner | sed -n 's/.*NodeAddr=\([^ ]*\).*/\1/p')"
+fi
+export MASTER_ADDR
+deadline="$(scontrol show job "$SLURM_JOB_ID" --oneliner | sed -n 's/.* EndTime=\([^ ]*\).*/\1/p')"
+MMLAUNCH_DEADLINE="$(date -d "$deadline" +%s 2>/dev/null || true)"
+export MMLAUNCH_DEADLINE
+
+opened="$("$python" -m mmlaunch.attempt open "$run" "$0")" || exit 93
+read -r MMLAUNCH_ATTEMPT _ <<<"$opened"
+export MMLAUNCH_ATTEMPT
+
+srun --cpus-per-task=8 --kill-on-bad-exit=1 --unbuffered \
+  --output="$run/attempts/$MMLAUNCH_ATTEMPT/logs/rank-%t.out" \
+  "${rank[@]}" &
+step=$!
+# A signal that reaches only this script is passed on to the ranks; then it goes on to the restart policy.
+trap 'kill -USR2 "$step" 2>/dev/null' TERM USR1 USR2
+wait "$step"
+status=$?
+while kill -0 "$step" 2>/dev/null; do # `wait` returns early when a trapped signal arrives: ask again
+  wait "$step"
+  status=$?
+done
+
+"$python" -m mmlaunch.attempt close "$run" "$MMLAUNCH_ATTEMPT" "$status"
+exit $?

@@ -1,0 +1,149 @@
+"""The ledger: appended events that survive a kill at any byte, two writers at once and a full disk."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mmlaunch.run import ledger
+
+VALUES = st.one_of(
+    st.integers(-(10**9), 10**9), st.text(max_size=30), st.booleans(), st.none(), st.lists(st.integers(), max_size=3)
+)
+
+
+@given(
+    st.lists(
+        st.dictionaries(
+            st.text(min_size=1, max_size=8).filter(lambda k: k not in ("event", "time", "path")), VALUES, max_size=3
+        ),
+        max_size=5,
+    )
+)
+def test_what_is_written_is_read(tmp_path_factory: pytest.TempPathFactory, records: list[dict[str, object]]) -> None:
+    path = tmp_path_factory.mktemp("ledger") / "events.jsonl"
+    for record in records:
+        ledger.append(path, "step", **record)
+    read = ledger.read(path)
+    assert [{k: v for k, v in event.items() if k not in ("event", "time")} for event in read] == records
+    assert read.torn == ()
+
+
+def test_a_cut_at_every_byte_loses_only_what_was_not_whole(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    for step in range(5):
+        ledger.append(path, "step", step=step, text="é → ü")
+    data = path.read_bytes()
+    for size in range(len(data) + 1):
+        path.write_bytes(data[:size])
+        whole = data[:size].count(b"\n")
+        read = ledger.read(path)
+        steps = [event["step"] for event in read]
+        assert steps[:whole] == list(range(whole))
+        assert len(steps) + len(read.torn) == whole + (not data[:size].endswith(b"\n") and size > 0)
+        after = ledger.append(path, "ended", state="done")
+        assert ledger.read(path).events[-1] == after  # the next event is never glued to a torn one
+        assert [e["step"] for e in ledger.read(path).all("step")][:whole] == list(range(whole))
+
+
+def test_two_writers_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    code = "import sys; from pathlib import Path; from mmlaunch.run import ledger\n"
+    code += "for i in range(300):\n"
+    code += "    ledger.append(Path(sys.argv[1]), 'step', writer=sys.argv[2], i=i, pad='x' * (i * 37 % 9000))"
+    writers = [subprocess.Popen([sys.executable, "-c", code, str(path), name]) for name in "ab"]
+    assert [writer.wait() for writer in writers] == [0, 0]
+    read = ledger.read(path)
+    assert read.torn == ()
+    for name in "ab":
+        assert [event["i"] for event in read if event["writer"] == name] == list(range(300))
+
+
+def test_kill_9_in_mid_write(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    code = "import sys; from pathlib import Path; from mmlaunch.run import ledger\ni = 0\n"
+    code += "while True:\n    ledger.append(Path(sys.argv[1]), 'step', i=i, pad='x' * 200_000); i += 1"
+    for _ in range(5):
+        writer = subprocess.Popen([sys.executable, "-c", code, str(path)])
+        while not path.exists() or path.stat().st_size < 400_000:
+            time.sleep(0.01)
+        writer.send_signal(signal.SIGKILL)
+        writer.wait()
+        numbers = [event["i"] for event in ledger.read(path)]
+        assert numbers == list(range(len(numbers)))
+        path.unlink()
+
+
+def test_a_full_disk_leaves_the_ledger_as_it_was(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    ledger.append(path, "step", step=1)
+    before = path.read_bytes()
+    code = (
+        "import resource, signal, sys; from pathlib import Path; from mmlaunch.run import ledger\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({len(before) + 50}, {len(before) + 50}))\n"
+        "try: ledger.append(Path(sys.argv[1]), 'step', pad='x' * 4000)\n"
+        "except OSError as error: print('refused', error.errno)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("refused")
+    assert path.read_bytes() == before
+
+
+def test_foreign_lines_are_reported(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    ledger.append(path, "step", step=1)
+    with path.open("ab") as file:
+        file.write(b"\x00\xff\xfe\n[1, 2]\n{}\n")
+    ledger.append(path, "step", step=2)
+    read = ledger.read(path)
+    assert [event["step"] for event in read] == [1, 2]
+    assert read.torn == (2, 3, 4)
+
+
+def test_ends_of_a_long_ledger(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    for step in range(2000):
+        ledger.append(path, "step", step=step)
+    ends = ledger.read_ends(path)
+    assert ends.events[0]["step"] == 0 and ends.events[-1]["step"] == 1999
+    assert ends.torn == () and len(ends.events) < 2000
+
+
+def test_a_tail_sees_each_event_once(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    tail = ledger.Tail(path)
+    assert tail.new() == ()
+    ledger.append(path, "step", step=1)
+    with path.open("ab") as file:
+        file.write(b'{"event": "step", "st')
+    assert [event["step"] for event in tail.new()] == [1]
+    with path.open("ab") as file:
+        file.write(b'ep": 2}\n')
+    assert [event["step"] for event in tail.new()] == [2]
+    assert tail.new() == ()
+
+
+def test_no_number_that_json_lacks(tmp_path: Path) -> None:
+    ledger.append(tmp_path / "e.jsonl", "step", loss=ledger.finite(float("nan")))
+    assert json.loads((tmp_path / "e.jsonl").read_text())["loss"] == "nan"
+    with pytest.raises(ValueError):
+        ledger.append(tmp_path / "e.jsonl", "step", loss=float("inf"))
+
+
+def test_anyone_may_read_it(tmp_path: Path) -> None:
+    old = os.umask(0o022)
+    try:
+        ledger.append(tmp_path / "e.jsonl", "step")
+    finally:
+        os.umask(old)
+    assert (tmp_path / "e.jsonl").stat().st_mode & 0o044 == 0o044

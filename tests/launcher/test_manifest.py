@@ -1,0 +1,80 @@
+"""Checkpoints: one without a valid manifest does not exist."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from mmlaunch.run import manifest
+
+
+def checkpoint(folder: Path, step: int) -> Path:
+    staging = manifest.staging(folder, step)
+    (staging / "deep").mkdir(parents=True)
+    (staging / "weights.bin").write_bytes(bytes(range(256)) * 20)
+    (staging / "deep" / "rng.bin").write_bytes(b"seed %d" % step)
+    manifest.seal(staging, folder / f"step-{step}", step, world=2)
+    return folder / f"step-{step}"
+
+
+def test_a_sealed_checkpoint_is_valid(tmp_path: Path) -> None:
+    found = manifest.validate(checkpoint(tmp_path, 7))
+    assert (found.step, found.world, found.bytes) == (7, 2, 5120 + 6)
+    assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize(
+    ("damage", "word"),
+    [
+        (lambda c: (c / "MANIFEST.json").unlink(), "never finished"),
+        (lambda c: (c / "MANIFEST.json").write_text("{"), "damaged"),
+        (lambda c: (c / "MANIFEST.json").write_text("[]"), "damaged"),
+        (lambda c: (c / "weights.bin").unlink(), "missing"),
+        (lambda c: (c / "weights.bin").write_bytes(b""), "0 bytes"),
+        (lambda c: (c / "weights.bin").write_bytes((c / "weights.bin").read_bytes()[:-1]), "bytes instead"),
+        (lambda c: (c / "weights.bin").write_bytes(bytes(5120)), "not what was saved"),
+        (lambda c: (c / "deep" / "rng.bin").write_bytes(b"seed 8"), "not what was saved"),
+    ],
+)
+def test_damage_is_found_and_the_previous_one_is_used(tmp_path: Path, damage: object, word: str) -> None:
+    checkpoint(tmp_path, 3)
+    bad = checkpoint(tmp_path, 7)
+    damage(bad)  # type: ignore[operator]
+    found, rejected = manifest.newest(tmp_path)
+    assert found is not None and found.step == 3
+    assert len(rejected) == 1 and word in rejected[0] and "step-7" in rejected[0]
+
+
+def test_every_truncation_is_found(tmp_path: Path) -> None:
+    folder = checkpoint(tmp_path, 1)
+    data = (folder / "weights.bin").read_bytes()
+    for size in range(0, len(data), 97):
+        (folder / "weights.bin").write_bytes(data[:size])
+        with pytest.raises(manifest.InvalidCheckpoint):
+            manifest.validate(folder)
+
+
+def test_a_swapped_folder_is_found(tmp_path: Path) -> None:
+    checkpoint(tmp_path, 1).rename(tmp_path / "step-2")
+    with pytest.raises(manifest.InvalidCheckpoint, match="that of step 1"):
+        manifest.validate(tmp_path / "step-2")
+
+
+def test_a_half_written_one_does_not_exist(tmp_path: Path) -> None:
+    staging = manifest.staging(tmp_path, 9)
+    staging.mkdir()
+    (staging / "weights.bin").write_bytes(b"half")
+    assert manifest.newest(tmp_path) == (None, [])
+    assert manifest.steps(tmp_path) == []
+    manifest.sweep(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_newer_format_is_not_guessed_at(tmp_path: Path) -> None:
+    folder = checkpoint(tmp_path, 1)
+    record = json.loads((folder / "MANIFEST.json").read_text())
+    (folder / "MANIFEST.json").write_text(json.dumps({**record, "format": 99}))
+    with pytest.raises(manifest.InvalidCheckpoint, match="format 99"):
+        manifest.validate(folder)

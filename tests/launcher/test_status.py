@@ -1,0 +1,132 @@
+"""Status: what events and processes mean, for one run and for a thousand."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mmlaunch import local_process, rundir, status
+from mmlaunch.errors import RunNotFound
+from mmlaunch.run.ledger import Event, Events
+from mmlaunch.run.paths import RunPaths
+
+NOW = 1_800_000_000.0
+ME = local_process.identity(os.getpid())
+GONE = {"host": socket.gethostname(), "pid": 2**22 - 1, "began": 1}
+
+
+def event(kind: str, **fields: Any) -> Event:
+    return {"event": kind, "time": NOW, **fields}
+
+
+def state(*events: Event) -> str:
+    return status.derive(RunPaths(Path("/runs/r")), Events(events), NOW).state
+
+
+SUBMITTED = event("submitted", method="sft", steps=100)
+
+
+def test_states() -> None:
+    live = event("queued", **ME)
+    assert state() == "unknown"
+    assert state({**SUBMITTED, "time": time.time()}) == "submitted"
+    assert state(SUBMITTED, live) == "submitted"
+    started = event("started", attempt=1, **ME)
+    assert state(SUBMITTED, live, started) == "starting"
+    step = event("step", step=3, steps=100, loss=0.5, rate=2.0, attempt=1)
+    assert state(SUBMITTED, live, started, step) == "running"
+    assert state(SUBMITTED, live, started, step, event("cancelling")) == "cancelling"
+    assert state(SUBMITTED, live, started, step, event("requeued", attempt=1)) == "restarting"
+    for final in ("done", "failed", "cancelled"):
+        assert state(SUBMITTED, live, started, step, event("ended", state=final, attempt=1)) == final
+
+
+def test_a_process_that_is_gone_without_a_word_is_lost() -> None:
+    assert state(SUBMITTED, event("queued", **GONE), event("started", attempt=1, **GONE)) == "lost"
+    assert state(SUBMITTED, event("queued", **{**ME, "began": 1})) == "lost"  # the number was given to another process
+
+
+def test_a_number_that_was_given_away_names_nobody() -> None:
+    with subprocess.Popen(["sleep", "60"], start_new_session=True) as sleeper:
+        leader = local_process.identity(sleeper.pid)
+        assert local_process.members(leader) == [sleeper.pid]
+        assert local_process.members({**leader, "began": 1}) == []
+        assert local_process.members({**leader, "pid": 0}) == []
+        sleeper.kill()
+
+
+def test_another_machines_process_is_not_guessed_at() -> None:
+    assert state(SUBMITTED, event("queued", **{**GONE, "host": "elsewhere"})) == "unknown"
+
+
+def test_what_a_line_says() -> None:
+    steps = [
+        {**event("step", step=n, steps=100, loss=1 / n, rate=9.8, attempt=2), "time": NOW - 100 + n}
+        for n in (10, 20, 30)
+    ]
+    events = [SUBMITTED, event("started", attempt=2, **ME), {**event("checkpoint", step=20), "time": NOW - 240}, *steps]
+    one = status.derive(RunPaths(Path("/runs/r")), Events(tuple(events)), NOW)
+    assert (one.state, one.attempt, one.step, one.steps, one.rate) == ("running", 2, 30, 100, 9.8)
+    assert one.loss == pytest.approx(1 / 30) and (one.saved_step, one.saved_seconds_ago) == (20, 240)
+    assert one.next == f"ends about {time.strftime('%H:%M', time.localtime(NOW + 70))}"
+    assert one.shown_state == "running, attempt 2"
+
+
+def test_a_rejected_checkpoint_is_not_a_saved_one() -> None:
+    events = [
+        SUBMITTED,
+        event("started", attempt=1, **ME),
+        event("checkpoint", step=5),
+        event("checkpoint", step=9, rejected="torn"),
+    ]
+    assert status.derive(RunPaths(Path("/r")), Events(tuple(events)), NOW).saved_step == 5
+
+
+def make_run(folder: Path, name: str, age: float = 0) -> None:
+    (folder / name).mkdir(parents=True)
+    resolved = folder / name / "recipe.resolved.yaml"
+    resolved.write_text("name: x\n")
+    os.utime(resolved, (NOW - age, NOW - age))
+
+
+def test_runs_are_found_by_what_people_type(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MMLAUNCH_RUNS", str(tmp_path))
+    for age, name in enumerate(("dpo-1121-aaaa", "dpo-1121-bbbb", "dpo-1121-bbbb-2", "sft-1120-cccc")):
+        make_run(tmp_path, name, age)
+    (tmp_path / "not-a-run").mkdir()
+    assert [run.name for run in rundir.all_runs(tmp_path)] == [
+        "dpo-1121-aaaa",
+        "dpo-1121-bbbb",
+        "dpo-1121-bbbb-2",
+        "sft-1120-cccc",
+    ]
+    for typed, name in (("sft", "sft-1120-cccc"), ("dpo-1121-bbbb", "dpo-1121-bbbb"), ("cccc", "sft-1120-cccc"),
+                        ("last", "dpo-1121-aaaa"), (f"{tmp_path}/sft-1120-cccc", "sft-1120-cccc")):  # fmt: skip
+        assert rundir.resolve(typed).name == name
+    with pytest.raises(RunNotFound, match="fits 3 runs"):
+        rundir.resolve("dpo")
+    with pytest.raises(RunNotFound, match="the newest are dpo-1121-aaaa"):
+        rundir.resolve("ppo")
+    with pytest.raises(RunNotFound, match="not a run directory"):
+        rundir.resolve(f"{tmp_path}/not-a-run")
+
+
+def test_a_thousand_runs_are_read_by_their_ends(tmp_path: Path) -> None:
+    """Not a timing: a long ledger costs no more reading than a short one."""
+    run = RunPaths(tmp_path / "r")
+    run.root.mkdir()
+    lines = [
+        SUBMITTED,
+        *(event("step", step=n, steps=9999, loss=0.1, attempt=1) for n in range(9999)),
+        event("ended", state="done"),
+    ]
+    run.events.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    one = status.of(run)
+    assert (one.state, one.method, one.step) == ("done", "sft", 9998)

@@ -1,0 +1,50 @@
+"""What tests of whole runs share: the command line as users type it, and waiting for what a ledger says."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from mmlaunch.run import ledger
+from mmlaunch.run.ledger import Event
+from mmlaunch.run.paths import RunPaths
+
+
+def mmlaunch(*arguments: str | Path, timeout: float = 120, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "mmlaunch", *map(str, arguments)]
+    env = {**os.environ, **environment}
+    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False, env=env)
+
+
+def submit(*arguments: str | Path, cluster: str = "local", **environment: str) -> RunPaths:
+    done = mmlaunch("submit", "--cluster", cluster, "--json", *arguments, **environment)
+    assert done.returncode == 0, done.stderr
+    return RunPaths(Path(json.loads(done.stdout)["directory"]))
+
+
+def wait_for(run: RunPaths, right: Callable[[list[Event]], bool], seconds: float = 90) -> list[Event]:
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        events = list(ledger.read(run.events))
+        if right(events):
+            return events
+        time.sleep(0.1)
+    logs = "\n".join(path.read_text() for path in run.root.glob("attempts/*/logs/*.out"))
+    raise AssertionError(f"it never came: {[e['event'] for e in events]}\n{logs[-3000:]}")
+
+
+def ended(events: list[Event]) -> bool:
+    return any(event["event"] == "ended" for event in events)
+
+
+def at_step(step: int) -> Callable[[list[Event]], bool]:
+    return lambda events: any(event["event"] == "step" and event["step"] >= step for event in events)
+
+
+def losses(events: list[Event]) -> dict[int, float]:
+    return {event["step"]: event["loss"] for event in events if event["event"] == "step"}

@@ -1,0 +1,184 @@
+"""The rules of the house: layers, no cycles, one importer each, everything shipped, a light command line."""
+
+from __future__ import annotations
+
+import ast
+import configparser
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+ROOTS = {"mmlaunch": ROOT / "launcher", "mmjobs": ROOT / "jobs"}
+CONTRACT = ("mmlaunch.recipe", "mmlaunch.run", "mmlaunch.errors")
+HEAVY = {"torch", "deepspeed", "transformers", "peft", "numpy", "mmjobs", "safetensors", "PIL"}
+ONLY_IN = {
+    "submitit": "mmlaunch.submit",
+    "jinja2": "mmlaunch.render",
+    "yaml": ("mmlaunch.load.text", "mmlaunch.recipe.resolved"),
+    "transformers": ("mmjobs.model", "mmjobs.data"),
+    "deepspeed": "mmjobs.train.engine",
+    "peft": "mmjobs.model",
+    "torch.utils.tensorboard": "mmjobs.train.board",
+    "click": "mmlaunch.cli",
+    "rich": "mmlaunch.cli",
+}
+
+
+def modules() -> dict[str, Path]:
+    found = {}
+    for root in ROOTS.values():
+        for path in root.rglob("*.py"):
+            parts = path.relative_to(root).with_suffix("").parts
+            found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Every module that a file imports, wherever in it; `from a import b` counts as a.b when that is a module."""
+    known = modules()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            for alias in node.names:
+                full = f"{node.module}.{alias.name}"
+                yield full if full in known else node.module
+
+
+def is_in(module: str, packages: str | tuple[str, ...]) -> bool:
+    names = (packages,) if isinstance(packages, str) else packages
+    return any(module == name or module.startswith(f"{name}.") for name in names)
+
+
+def test_the_launcher_is_free_of_torch_and_of_the_jobs() -> None:
+    faults = [
+        f"{module} imports {target}"
+        for module, path in modules().items()
+        if is_in(module, "mmlaunch")
+        for target in imports(path)
+        if target.partition(".")[0] in HEAVY
+    ]
+    assert not faults
+
+
+def test_jobs_know_the_contract_only() -> None:
+    faults = [
+        f"{module} imports {target}"
+        for module, path in modules().items()
+        if is_in(module, "mmjobs")
+        for target in imports(path)
+        if is_in(target, "mmlaunch") and not is_in(target, CONTRACT)
+    ]
+    assert not faults
+
+
+def test_the_contract_rests_on_nothing_above_it() -> None:
+    faults = [
+        f"{module} imports {target}"
+        for module, path in modules().items()
+        if is_in(module, CONTRACT)
+        for target in imports(path)
+        if is_in(target, ("mmlaunch", "mmjobs")) and not is_in(target, CONTRACT)
+    ]
+    assert not faults
+
+
+@pytest.mark.parametrize("library", ONLY_IN)
+def test_one_room_for_each_library(library: str) -> None:
+    users = [module for module, path in modules().items() if any(is_in(target, library) for target in imports(path))]
+    assert [user for user in users if not is_in(user, ONLY_IN[library])] == []
+
+
+def test_no_cycles() -> None:
+    known = modules()
+    graph = {module: {target for target in imports(path) if target in known} for module, path in known.items()}
+    done: set[str] = set()
+
+    def visit(module: str, above: tuple[str, ...]) -> None:
+        assert module not in above, " -> ".join((*above, module))
+        if module not in done:
+            for target in graph[module] - {module}:
+                visit(target, (*above, module))
+            done.add(module)
+
+    for module in graph:
+        visit(module, ())
+
+
+def test_no_rooms_without_a_purpose() -> None:
+    assert [m for m in modules() if m.rpartition(".")[2] in ("utils", "helpers", "common", "misc")] == []
+    for module, path in modules().items():
+        assert ast.get_docstring(ast.parse(path.read_text())), f"{module} does not say what it owns"
+
+
+def test_every_package_is_listed() -> None:
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    listed = set(config["options"]["packages"].split())
+    standing = {m for m, path in modules().items() if path.name == "__init__.py"} | {
+        "mmlaunch.templates",
+        "mmlaunch.recipes",
+    }
+    assert listed == standing
+
+
+@pytest.fixture(scope="module")
+def distributions(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A wheel and a source archive, built from a copy, so that nothing of an earlier build slips in."""
+    target, source = tmp_path_factory.mktemp("dist"), tmp_path_factory.mktemp("source")
+    for name in ("launcher", "jobs", "templates", "recipes"):
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("setup.cfg", "pyproject.toml", "README.md"):
+        shutil.copy(ROOT / name, source / name)
+    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(target), str(source)]
+    subprocess.run(command, check=True, capture_output=True)
+    return target
+
+
+def test_the_wheel_holds_the_two_packages_and_all_of_them(distributions: Path) -> None:
+    names = zipfile.ZipFile(next(distributions.glob("*.whl"))).namelist()
+    tops = {name.split("/")[0] for name in names if ".dist-info" not in name}
+    assert tops == {"mmlaunch", "mmjobs"}
+    expected = {
+        path.relative_to(root).as_posix()
+        for root in ROOTS.values()
+        for path in root.rglob("*")
+        if path.suffix in (".py", ".typed")
+    }
+    for folder, suffixes in (("templates", (".j2", ".yaml", ".py")), ("recipes", (".yaml", ".py"))):
+        expected |= {
+            f"mmlaunch/{p.relative_to(ROOT).as_posix()}" for p in (ROOT / folder).rglob("*") if p.suffix in suffixes
+        }
+    assert {name for name in names if ".dist-info" not in name} == expected
+
+
+def test_the_source_archive_builds_too(distributions: Path) -> None:
+    with tarfile.open(next(distributions.glob("*.tar.gz"))) as archive:
+        names = archive.getnames()
+    assert any(name.endswith("launcher/mmlaunch/cli/__init__.py") for name in names)
+    assert any(name.endswith("templates/sbatch.sh.j2") for name in names)
+
+
+def test_the_command_line_is_light() -> None:
+    code = (
+        "import sys, mmlaunch.cli, mmlaunch.cli.submit, mmlaunch.cli.render, mmlaunch.cli.status, mmlaunch.attempt\n"
+        "print(sorted(m for m in sys.modules if m.split('.')[0] in "
+        f"{sorted(HEAVY | {'submitit', 'cloudpickle', 'rich'})}))"
+    )
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    )
+
+
+def test_help_imports_no_schema() -> None:
+    code = "import sys; from mmlaunch.cli import main\ntry: main(['--help'])\nexcept SystemExit: pass\n"
+    code += "print('pydantic' in sys.modules, 'yaml' in sys.modules, 'jinja2' in sys.modules)"
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert output.splitlines()[-1] == "False False False"
