@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Final, Literal, Protocol
 
 from PIL import Image
+
+from mmlaunch.errors import BadInput
 
 
 class Picture(Protocol):
     """An image that is opened when it is needed; two equal pictures have equal hashes and equal pixels."""
 
-    def open(self) -> Image.Image: ...
+    def open(self) -> Image.Image:
+        """Upright, in RGB, its pixels decoded; raises `BadPicture`."""
+
+    def size(self) -> tuple[int, int]:
+        """(width, height) of what `open` gives, without decoding it; raises `BadPicture`."""
 
     def __hash__(self) -> int: ...
+
+
+class BadPicture(Exception):
+    """An image that cannot be used: which one, and why. Who knows the row makes it a `BadRow`."""
 
 
 @dataclass(frozen=True)
@@ -22,17 +32,47 @@ class Origin:
 
     source: str
     row: int
+    """The line of a file of lines, the index in everything else."""
 
     def __str__(self) -> str:
         return f"{self.source}:{self.row}"
 
 
+class BadRow(BadInput):
+    """A row that cannot be learnt from; `on_bad: skip` leaves it out and lists it."""
+
+    def __init__(self, origin: Origin, what: str) -> None:
+        super().__init__(f"{origin}: {what}")
+        self.origin, self.what = origin, what
+        self.sample = str(origin)
+
+    def __reduce__(self) -> tuple[type[BadRow], tuple[Origin, str]]:
+        return BadRow, (self.origin, self.what)  # it crosses from a worker process to its rank
+
+
+@dataclass(frozen=True)
+class Slot:
+    """The place of one image between the words of a turn."""
+
+
+IMAGE: Final = Slot()
+
+Content = tuple[str | Slot, ...]
+
+
 @dataclass(frozen=True)
 class Turn:
-    """One turn of the prompt."""
+    """One turn of the prompt: words, and the places of images between them, byte for byte as they were written."""
 
     role: Literal["system", "user", "assistant"]
-    text: str
+    content: Content
+    learnt: bool = False
+    """An assistant's turn of a conversation that is trained on as a whole."""
+
+    @property
+    def text(self) -> str:
+        """The words alone."""
+        return "".join(part for part in self.content if isinstance(part, str))
 
 
 @dataclass(frozen=True)
@@ -45,7 +85,10 @@ class Answer:
 
 @dataclass(frozen=True)
 class Example:
-    """Images and turns before the answers, the answers, and where all of it stands."""
+    """Images and turns before the answers, the answers (best first), and where all of it stands.
+
+    There are as many images as slots in the turns, in the same order.
+    """
 
     images: tuple[Picture, ...]
     prompt: tuple[Turn, ...]

@@ -9,7 +9,7 @@ from typing import overload
 
 from PIL import Image, ImageDraw
 
-from mmjobs.data.example import Answer, Example, Origin, Turn
+from mmjobs.data.example import IMAGE, Answer, Example, Origin, Turn
 from mmlaunch.recipe.data import Source
 
 CANVAS = 64
@@ -31,6 +31,9 @@ class Drawing:
     ground: int
     centre: tuple[float, float]
     radius: float
+
+    def size(self) -> tuple[int, int]:
+        return CANVAS, CANVAS
 
     def open(self) -> Image.Image:
         image = Image.new("RGB", (CANVAS, CANVAS), (self.ground,) * 3)
@@ -64,7 +67,7 @@ def example(row: int) -> Example:
     answer = {"colour": colour, "shape": shape, "place": PLACES[place]}[kind]
     return Example(
         images=(drawing,),
-        prompt=(Turn("user", QUESTIONS[kind]),),
+        prompt=(Turn("user", (IMAGE, QUESTIONS[kind])),),
         answers=(Answer(answer),),
         origin=Origin("shapes", row),
         label=kind,
