@@ -1,68 +1,114 @@
-"""The processor: from an example to its tokens and pixels."""
+"""The processor: from an example to the tokens and pixels of one model."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
-from transformers import PreTrainedTokenizerFast
+from PIL import Image
 
-from mmjobs.data.example import Example, Origin
-from mmjobs.data.images import pixels
-from mmjobs.model import tokens
+from mmjobs.data.chat import CannotSay, Chat, Tokens, Tree
+from mmjobs.data.example import BadPicture, BadRow, Example, Origin
+from mmjobs.data.pixels import Pixels, Seen
 from mmlaunch.errors import BadInput
+
+Spoil = Callable[[Image.Image], Image.Image]
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """One sequence: prompt, then the answer that is learnt."""
+    """One tree: a prompt with its images, and the answers that branch off from it."""
 
-    prompt: list[int]
-    answer: list[int]
-    images: torch.Tensor  # [N, 3, S, S]
+    prompt: Tokens
+    answers: tuple[Tokens, ...]
+    scores: tuple[float | None, ...]
+    seen: Seen
     origin: Origin
 
 
 @dataclass(frozen=True)
 class Processor:
-    """How examples become tokens and pixels for one model, in its plain template: image, question, answer."""
+    """How examples become tokens and pixels for one model."""
 
-    tokenizer: PreTrainedTokenizerFast
-    image_side: int
-    image_tokens: int
-    """Tokens of one image."""
+    chat: Chat
+    pixels: Pixels
     longest: int
-    overlong: Literal["drop", "cut"]
+    """Tokens of a prompt and its longest answer."""
+    overlong: Literal["drop", "cut"] = "drop"
 
-    def encode(self, example: Example) -> Encoded:
-        """The tokens and pixels of an example that `fits`."""
-        prompt, answer = self.prompt(example), self.answer(example)
-        wanted = len(example.images) * self.image_tokens
-        found = prompt.count(tokens.id_of(self.tokenizer, tokens.IMAGE))
-        if found != wanted:
-            raise BadInput(f"{example.origin}: {found} image tokens stand for {wanted} image features")
-        images = [pixels(picture.open(), self.image_side) for picture in example.images]
-        stacked = torch.stack(images) if images else torch.empty(0, 3, self.image_side, self.image_side)
-        return Encoded(prompt, answer[: self.longest - len(prompt)], stacked, example.origin)
+    def encode(self, example: Example, budget: int | None = None, spoil: Spoil | None = None) -> Encoded:
+        """The tokens and pixels of an example that `fits`; `budget` bounds its tiles, `spoil` changes its images."""
+        tree = self.tree(example, budget)
+        try:
+            images = [picture.open(self.pixels.max_side) for picture in example.images]
+        except BadPicture as error:
+            raise BadRow(example.origin, str(error)) from error
+        seen = self.pixels.read([spoil(image) for image in images] if spoil else images, _each(example, budget))
+        found, wanted = tree.prompt.ids.count(self._image), self.pixels.features_of(seen)
+        if wanted is not None and found != wanted:
+            raise BadRow(example.origin, f"{found} image tokens stand for {wanted} image features")
+        room = max(0, self.longest - len(tree.prompt))
+        return Encoded(
+            prompt=tree.prompt,
+            answers=tuple(answer[:room] for answer in tree.answers),
+            scores=tuple(answer.score for answer in example.answers),
+            seen=seen,
+            origin=example.origin,
+        )
 
-    def prompt(self, example: Example) -> list[int]:
-        """Images come first, each as many tokens as the encoder gives features; then one line for each turn."""
-        ids = [tokens.id_of(self.tokenizer, tokens.BEGIN)]
-        for _ in example.images:
-            ids += [tokens.id_of(self.tokenizer, tokens.IMAGE)] * self.image_tokens
-        for turn in example.prompt:
-            ids += tokens.encode(self.tokenizer, f"\n{turn.text}")
-        return [*ids, *tokens.encode(self.tokenizer, "\n")]
+    def tree(self, example: Example, budget: int | None = None) -> Tree:
+        """The tokens of an example, every image as many as it has features; nothing is decoded for it."""
+        try:
+            tree = self.chat.tree(example.prompt, [answer.text for answer in example.answers])
+            return Tree(self._with_images(tree.prompt, example, budget), tree.answers)
+        except (CannotSay, BadPicture, BadInput) as error:
+            raise error if isinstance(error, BadRow) else BadRow(example.origin, str(error)) from error
 
-    def answer(self, example: Example) -> list[int]:
-        """The first answer and the end token, which is learnt like any other."""
-        if not example.answers:
-            raise BadInput(f"{example.origin}: has no answer to learn from")
-        end = tokens.id_of(self.tokenizer, tokens.END)
-        return [*tokens.encode(self.tokenizer, example.answers[0].text), end]
+    def question(self, example: Example, budget: int | None = None) -> list[int]:
+        """The tokens that an answer is generated from."""
+        ids = self.chat.prompt(example.prompt)
+        return self._with_images(Tokens(ids, [False] * len(ids)), example, budget).ids
 
-    def fits(self, example: Example) -> bool:
+    def fits(self, tree: Tree) -> bool:
         """Whether an example can be learnt from: a long answer may be cut where the recipe says so, a prompt never."""
-        prompt = len(self.prompt(example))
-        return prompt + (1 if self.overlong == "cut" else len(self.answer(example))) <= self.longest
+        needed = 1 if self.overlong == "cut" else max((len(answer) for answer in tree.answers), default=1)
+        return len(tree.prompt) + needed <= self.longest
+
+    @property
+    def _image(self) -> int:
+        return -1 if self.chat.image_id is None else self.chat.image_id
+
+    def _with_images(self, prompt: Tokens, example: Example, budget: int | None) -> Tokens:
+        if self.chat.image_id is None and example.images:
+            raise BadRow(
+                example.origin, "has an image, and this model takes none; write images: none, or another model"
+            )
+        places = [place for place, token in enumerate(prompt.ids) if token == self._image]
+        if len(places) != len(example.images):
+            what = f"{len(example.images)} images, and {len(places)} places for them in the rendered conversation"
+            raise BadRow(example.origin, what)
+        ids, learnt, done, seen = [], [], 0, 0
+        for first, count in _runs(places):
+            sizes = [picture.size(self.pixels.max_side) for picture in example.images[seen : seen + count]]
+            block = self.pixels.tokens(sizes, _each(example, budget))
+            ids += [*prompt.ids[done:first], *block]
+            learnt += [*prompt.learnt[done:first], *([False] * len(block))]
+            done, seen = first + count, seen + count
+        return Tokens([*ids, *prompt.ids[done:]], [*learnt, *prompt.learnt[done:]])
+
+
+def _runs(places: Sequence[int]) -> list[tuple[int, int]]:
+    """(first, count) of each row of neighbours: some models write images that stand together otherwise."""
+    runs: list[tuple[int, int]] = []
+    for place in places:
+        if runs and place == sum(runs[-1]):
+            runs[-1] = (runs[-1][0], runs[-1][1] + 1)
+        else:
+            runs.append((place, 1))
+    return runs
+
+
+def _each(example: Example, budget: int | None) -> int | None:
+    """The tiles of one image, where several share the budget of their example."""
+    return max(1, budget // len(example.images)) if budget and example.images else None

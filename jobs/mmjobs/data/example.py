@@ -11,15 +11,17 @@ from mmlaunch.errors import BadInput
 
 
 class Picture(Protocol):
-    """An image that is opened when it is needed; two equal pictures have equal hashes and equal pixels."""
+    """An image that is opened when it is needed."""
 
-    def open(self) -> Image.Image:
-        """Upright, in RGB, its pixels decoded; raises `BadPicture`."""
+    def open(self, max_side: int | None = None) -> Image.Image:
+        """Upright, in RGB, its pixels decoded, reduced to `max_side` where it is longer; raises `BadPicture`."""
 
-    def size(self) -> tuple[int, int]:
+    def size(self, max_side: int | None = None) -> tuple[int, int]:
         """(width, height) of what `open` gives, without decoding it; raises `BadPicture`."""
 
-    def __hash__(self) -> int: ...
+    @property
+    def identity(self) -> str:
+        """The same for the same picture, in every process."""
 
 
 class BadPicture(Exception):
@@ -95,8 +97,3 @@ class Example:
     answers: tuple[Answer, ...]
     origin: Origin
     label: str | None = None
-
-    @property
-    def question(self) -> tuple[tuple[Picture, ...], tuple[Turn, ...]]:
-        """What makes two examples the same question: images and prompt."""
-        return self.images, self.prompt

@@ -1,70 +1,70 @@
-"""The mixture: the rows of all sources of one list, with their repeats, without those that cannot be used."""
+"""The mixture: the usable rows of all sources of one list, each as often as its repeat says."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
-from mmjobs.data.encode import Processor
 from mmjobs.data.example import Example
-from mmjobs.data.formats import FORMATS
+from mmjobs.data.formats.rows import Part
 from mmjobs.data.order import repeated
+from mmjobs.data.survey import Survey, Usable
 from mmlaunch.errors import BadInput
-from mmlaunch.recipe.data import Source
 
 
 @dataclass(frozen=True)
 class Mixture:
-    """Examples by their place in the mixture, and how many were left out."""
+    """Examples by their place in the mixture."""
 
-    sources: tuple[Sequence[Example], ...]
-    places: tuple[tuple[int, int], ...]
-    """(source, row) of each place."""
-    overlong: int
-    held_out: int
+    survey: Survey
+    places: tuple[int, ...]
+    """Which of the survey's usable rows stands at each place."""
 
     def __len__(self) -> int:
         return len(self.places)
 
     def __getitem__(self, place: int) -> Example:
-        source, row = self.places[place]
-        return self.sources[source][row]
+        row = self.usable(place)
+        return self.part(place).rows[row.row]
+
+    def usable(self, place: int) -> Usable:
+        """What the survey found of the row at this place."""
+        return self.survey.usable[self.places[place]]
+
+    def part(self, place: int) -> Part:
+        """The source of the row at this place, with its settings."""
+        return self.survey.parts[self.usable(place).part]
+
+    def tokens(self, place: int) -> int:
+        """The length of the whole tree at this place."""
+        row = self.usable(place)
+        return row.prompt + sum(row.answers)
 
     def __str__(self) -> str:
-        left = [f"{self.overlong} too long"] * bool(self.overlong)
-        left += [f"{self.held_out} also in the evaluation data"] * bool(self.held_out)
+        counts = {"bad": "that cannot be used", "overlong": "too long", "held out": "also in the evaluation data"}
+        left = [f"{self.survey.count(why)} {what}" for why, what in counts.items() if self.survey.count(why)]
         return f"{len(self)} examples" + (f" (left out: {', '.join(left)})" if left else "")
 
 
-def mixture(
-    sources: Sequence[Source],
-    processor: Processor,
-    seed: int,
-    held_out: Collection[object] = (),
-    moved: Callable[[], None] = lambda: None,
-) -> Mixture:
-    """The rows of `sources`; questions that stand in `held_out` are left out. Millions take time: each has `moved`."""
-    opened = tuple(FORMATS[source.format](source) for source in sources)
-    places: list[tuple[int, int]] = []
-    overlong = also_held_out = 0
-    for number, (source, rows) in enumerate(zip(sources, opened, strict=True)):
-        usable = []
-        for row, example in enumerate(rows):
-            moved()
-            if held_out and example.question in held_out:
-                also_held_out += 1
-            elif not processor.fits(example):
-                overlong += 1
-            else:
-                usable.append(row)
-        places += [(number, usable[n]) for n in repeated(len(usable), source.repeat, "repeat", seed, number)]
-    if sources and not places:
-        raise BadInput(
-            f"no example is left: {overlong} are longer than {processor.longest} tokens, {also_held_out} held out"
-        )
-    return Mixture(opened, tuple(places), overlong, also_held_out)
+def mixture(survey: Survey, seed: int, tolerant: bool = False) -> Mixture:
+    """The usable rows with their repeats. A bad one is an error, unless the recipe is `tolerant` of it."""
+    bad = [row for row in survey.left if row.why == "bad"]
+    if bad and not tolerant:
+        more = f" (and {len(bad) - 1} more rows; data.on_bad: skip leaves them out)" if len(bad) > 1 else ""
+        raise BadInput(f"{bad[0].origin}: {bad[0].reason}{more}")
+    of_part: dict[int, list[int]] = {number: [] for number in range(len(survey.parts))}
+    for number, row in enumerate(survey.usable):
+        of_part[row.part].append(number)
+    places: list[int] = []
+    for number, part in enumerate(survey.parts):
+        rows = of_part[number]
+        places += [rows[place] for place in repeated(len(rows), part.repeat, "repeat", seed, number)]
+    if survey.parts and not places:
+        raise BadInput(f"no example is left: {_losses(survey)}")
+    return Mixture(survey, tuple(places))
 
 
-def questions(of: Mixture) -> set[object]:
-    """The questions of a mixture, for another one to leave out."""
-    return {of[place].question for place in range(len(of))}
+def _losses(survey: Survey) -> str:
+    kinds = {"overlong": "are too long", "held out": "held out", "bad": "cannot be used"}
+    said = [f"{survey.count(why)} {what}" for why, what in kinds.items() if survey.count(why)]
+    some = next((f" ({row.origin}: {row.reason})" for row in survey.left if row.why != "held out"), "")
+    return ", ".join(said) + some if said else "the sources are empty"

@@ -41,10 +41,8 @@ def position(index: int, count: int, seed: int) -> int:
     return _epoch(seed, epoch, count)[place]
 
 
-def micro_batches(
-    start: int, steps: int, examples: int, rank: int, world: int, micro: int, count: int, seed: int
-) -> Iterator[list[int]]:
-    """The micro-batches of one rank in the `steps` steps from the example with global index `start` on.
+def micro_batches(start: int, steps: int, examples: int, rank: int, world: int, micro: int) -> Iterator[list[int]]:
+    """The global indices of each micro-batch of one rank, in the `steps` steps from index `start` on.
 
     The global batch of a step is the same whatever the world: each rank takes its contiguous share of it.
     """
@@ -52,4 +50,4 @@ def micro_batches(
     for step in range(steps):
         first = start + step * examples + rank * share
         for begin in range(first, first + share, micro):
-            yield [position(index, count, seed) for index in range(begin, begin + micro)]
+            yield list(range(begin, begin + micro))

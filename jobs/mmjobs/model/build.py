@@ -1,114 +1,53 @@
-"""The model of a recipe: a CLIP encoder, a projector and a LLaMA with random weights, joined as a LLaVA."""
+"""The model of a recipe: its network, and how conversations and images become what the network reads."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
+from typing import Any
 
-import torch
-from torch import nn
-from transformers import (
-    CLIPVisionConfig,
-    LlamaConfig,
-    LlavaConfig,
-    LlavaForConditionalGeneration,
-    PreTrainedTokenizerFast,
-)
+from transformers import PreTrainedModel
 
-from mmjobs.model import tokens
-from mmjobs.model.projectors import PROJECTORS
+from mmjobs.data.chat import Chat
+from mmjobs.data.pixels import Pixels
+from mmjobs.model import adapters, assemble, parts, pretrained, weights
 from mmlaunch.errors import BadInput
-from mmlaunch.recipe.model import Model, RandomLanguage, RandomVision, Vision
+from mmlaunch.recipe.model import Model
 
 
 @dataclass(frozen=True)
 class Built:
     """A model, and what its data must look like."""
 
-    network: LlavaForConditionalGeneration
-    tokenizer: PreTrainedTokenizerFast
-    image_side: int
-    image_tokens: int
+    network: PreTrainedModel
+    chat: Chat
+    pixels: Pixels
     positions: int
+    """The longest sequence that the language model can tell the places of."""
+    processor: Any
+    """transformers' own object for the same data, to be saved with the weights."""
 
 
-def build(model: Model) -> Built:
-    """The model that a recipe describes; its weights come from torch's current random state."""
-    if model.vision is None or model.vision.random is None or model.language is None or model.language.random is None:
-        raise BadInput("model: this trainer builds random vision and language models only; write random: {width: 96}")
-    tokenizer = tokens.byte_tokenizer()
-    vision, language = model.vision.random, model.language.random
-    kept = bool(model.vision.keep_class_token)
-    image_tokens = (vision.image_size // vision.patch) ** 2 + kept
-    config = LlavaConfig(
-        vision_config=_vision(vision),
-        text_config=_language(language, tokenizer, model.dropout),
-        image_token_index=tokens.id_of(tokenizer, tokens.IMAGE),
-        image_seq_length=image_tokens,
-        vision_feature_select_strategy="full" if kept else "default",
-        vision_feature_layer=feature_layer(model.vision, vision.layers),
-    )
-    network = LlavaForConditionalGeneration(config)
-    projector = PROJECTORS[model.projector.kind](config)
-    network.model.multi_modal_projector = _initialised(projector, _spread(language.width))
-    _check_features(network, vision.image_size, image_tokens)
-    return Built(network, tokenizer, vision.image_size, image_tokens, language.max_positions)
+def build(model: Model, precision: str = "fp32") -> Built:
+    """The model that a recipe describes, with the weights that it starts from; random ones come from torch's state."""
+    built = skeleton(model, precision, empty=model.init_from is not None)
+    if model.init_from is not None:
+        weights.start_from(built.network, model.init_from)
+    adapters.add(built.network, model)
+    parts.freeze(built.network, model, precision)
+    return built
 
 
-def _check_features(network: LlavaForConditionalGeneration, side: int, image_tokens: int) -> None:
-    """Prompts hold as many image tokens as the tower and the projector really give features."""
-    with torch.no_grad():
-        features = network.get_image_features(torch.zeros(1, 3, side, side)).pooler_output  # of each image: [P, D]
-    if len(features[0]) != image_tokens:
-        raise BadInput(f"model: an image has {len(features[0])} features, and its prompt {image_tokens} image tokens")
+def skeleton(model: Model, precision: str, empty: bool) -> Built:
+    """The model without what training adds to it; an `empty` one waits for weights from elsewhere."""
+    make = pretrained.load if model.pretrained else assemble.assemble
+    built = Built(*make(model, precision, empty))
+    _check_end(built.chat, model.chat_template)
+    return built
 
 
-def feature_layer(vision: Vision, layers: int) -> int:
-    """The hidden layer that is projected, counted from the end as transformers likes it."""
-    if not -(layers + 1) <= vision.feature_layer <= layers:
-        what = f"layer {vision.feature_layer} does not exist: there are {layers} layers and the embeddings"
-        raise BadInput(f"model.vision.feature_layer: {what}; write a number from {-layers - 1} to -1")
-    return vision.feature_layer if vision.feature_layer < 0 else vision.feature_layer - layers - 1
-
-
-def _vision(shape: RandomVision) -> CLIPVisionConfig:
-    return CLIPVisionConfig(
-        hidden_size=shape.width,
-        intermediate_size=4 * shape.width,
-        projection_dim=shape.width,
-        num_hidden_layers=shape.layers,
-        num_attention_heads=shape.heads,
-        image_size=shape.image_size,
-        patch_size=shape.patch,
-        initializer_range=_spread(shape.width),
-    )
-
-
-def _language(shape: RandomLanguage, tokenizer: PreTrainedTokenizerFast, dropout: float) -> LlamaConfig:
-    return LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=shape.width,
-        intermediate_size=8 * shape.width // 3,
-        num_hidden_layers=shape.layers,
-        num_attention_heads=shape.heads,
-        num_key_value_heads=shape.heads,
-        max_position_embeddings=shape.max_positions,
-        attention_dropout=dropout,
-        initializer_range=_spread(shape.width),
-        pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-    )
-
-
-def _spread(width: int) -> float:
-    """1/sqrt(width), which keeps the scale of what passes through; the usual 0.02 fits widths of thousands only."""
-    return 1 / math.sqrt(width)
-
-
-def _initialised(projector: nn.Module, spread: float) -> nn.Module:
-    for module in projector.modules():
-        if isinstance(module, nn.Linear):
-            nn.init.normal_(module.weight, std=spread)
-            nn.init.zeros_(module.bias)
-    return projector
+def _check_end(chat: Chat, template: str) -> None:
+    """A turn ends with one token. Where the tokenizer lacks the template's, every answer would end in loose letters."""
+    last = chat.end_id
+    if last not in {number for number, token in chat.tokenizer.added_tokens_decoder.items() if token.special}:
+        what = f"the tokenizer has no token for the end of a turn in the template {template!r}"
+        raise BadInput(f"model.chat_template: {what}; choose the template that the language model was trained with")

@@ -6,25 +6,24 @@ from typing import Any, cast
 
 import torch
 from torch import nn
-from transformers import GenerationConfig, PreTrainedTokenizerFast
 
-from mmjobs.model import tokens
+from mmjobs.data.chat import Chat
+from mmjobs.data.pixels import Pixels, Seen
 
 LONGEST = 48
 """Tokens; a sample is there to be looked at."""
 
 
-def greedy(network: nn.Module, tokenizer: PreTrainedTokenizerFast, prompt: list[int], pixels: torch.Tensor) -> str:
-    """The answer to one prompt with its images: [N, 3, S, S]."""
+def greedy(network: nn.Module, chat: Chat, pixels: Pixels, prompt: list[int], seen: Seen) -> str:
+    """The answer to one prompt with its images."""
     ids = torch.tensor([prompt])  # [1, T]
-    config = GenerationConfig(
+    made = cast(Any, network).generate(
+        input_ids=ids,
+        attention_mask=torch.ones_like(ids),
         max_new_tokens=LONGEST,
         do_sample=False,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+        pad_token_id=chat.tokenizer.pad_token_id,
+        eos_token_id=[chat.end_id],
+        **pixels.join([seen], ids),
     )
-    made = cast(Any, network).generate(
-        input_ids=ids, attention_mask=torch.ones_like(ids), pixel_values=pixels, generation_config=config
-    )
-    return tokens.decode(tokenizer, made[0, len(prompt) :].tolist())
+    return str(chat.tokenizer.decode(made[0, len(prompt) :].tolist(), skip_special_tokens=True))

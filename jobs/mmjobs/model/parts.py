@@ -6,39 +6,54 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import LlavaForConditionalGeneration
 
 from mmlaunch.errors import BadInput
 from mmlaunch.recipe.model import Model
 
 PARTS = ("vision", "projector", "language", "embeddings")
-_PREFIXES = {
-    "vision": ("model.vision_tower.",),
-    "projector": ("model.multi_modal_projector.",),
-    "embeddings": ("model.language_model.embed_tokens.", "lm_head."),
-    "language": ("model.language_model.",),
-}  # the first that fits; the embeddings stand inside the language model
+_PLACES = (
+    (
+        "projector",
+        ("multi_modal_projector.", "connector.", "visual.merger.", "visual.deepstack_merger", "image_newline"),
+    ),
+    ("vision", ("vision_tower.", "visual.", "vision_model.")),
+    ("embeddings", ("embed_tokens.", "lm_head.")),
+)  # the first that fits; a merger stands inside the vision encoder, the embeddings inside the language model
+TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+ADAPTER = "lora_"
 
 
 def part_of(name: str) -> str:
-    """The part that a parameter belongs to."""
-    return next(part for part, prefix in _PREFIXES.items() if name.startswith(prefix))
+    """The part that a parameter belongs to, in all the families of models that are known here."""
+    dotted = f".{name}"
+    return next((part for part, places in _PLACES if any(f".{place}" in dotted for place in places)), "language")
 
 
-def freeze(network: LlavaForConditionalGeneration, model: Model, precision: str) -> None:
+def training_of(part: str, model: Model) -> str:
+    """frozen, full or lora."""
+    if part == "embeddings":
+        train = model.train
+        wanted = train.embeddings if train.embeddings is not None else train.language == "full"
+        return "full" if wanted else "frozen"
+    return str(getattr(model.train, part))
+
+
+def dtype_of(part: str, model: Model, precision: str) -> torch.dtype:
+    """The type that a part is loaded in: what is trained as a whole keeps all its digits."""
+    return torch.float32 if training_of(part, model) == "full" else _kept(model, precision)
+
+
+def freeze(network: nn.Module, model: Model, precision: str) -> None:
     """Leave a gradient only to what the recipe trains and something reads, and keep the rest in its own type."""
-    train = model.train
-    embeddings = train.embeddings if train.embeddings is not None else train.language == "full"
-    trained = {
-        "vision": train.vision == "full",
-        "projector": train.projector == "full",
-        "language": train.language == "full",
-        "embeddings": embeddings,
-    }
-    idle = _idle_vision(network, train.vision_layers)
+    training = {part: training_of(part, model) for part in PARTS}
+    idle = _idle_vision(network, model.train.vision_layers)
     for name, parameter in network.named_parameters():
-        parameter.requires_grad_(trained[part_of(name)] and not name.startswith(idle))
-    kept = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision if model.weights == "auto" else model.weights]
+        part = part_of(name)
+        wanted = ADAPTER in name if training[part] == "lora" else training[part] == "full" and not name.startswith(idle)
+        parameter.requires_grad_(wanted)
+        if wanted:
+            parameter.data = parameter.data.float()
+    kept = _kept(model, precision)
     if kept != torch.float32:
         _keep_frozen_in(network, kept)
 
@@ -48,25 +63,35 @@ def counts(network: nn.Module) -> dict[str, dict[str, int]]:
     table = {part: {"trainable": 0, "frozen": 0} for part in PARTS}
     for name, parameter in network.named_parameters():
         table[part_of(name)]["trainable" if parameter.requires_grad else "frozen"] += parameter.numel()
-    return table
+    return {part: numbers for part, numbers in table.items() if any(numbers.values())}
 
 
 def decays(network: nn.Module) -> set[str]:
     """The parameters that weight decay applies to: matrices and kernels, never biases, norms and embeddings."""
-    kinds = (nn.Linear, nn.Conv2d)
+    kinds = (nn.Linear, nn.Conv2d, nn.Conv3d)
     return {f"{path}.weight" for path, module in network.named_modules() if isinstance(module, kinds)}
 
 
-def _idle_vision(network: LlavaForConditionalGeneration, last: int | None) -> tuple[str, ...]:
+def _kept(model: Model, precision: str) -> torch.dtype:
+    return TYPES[precision if model.weights == "auto" else model.weights]
+
+
+def _idle_vision(network: Any, last: int | None) -> tuple[str, ...]:
     """Vision parameters that are not trained: behind the projected layer, or before the `last` layers up to it."""
-    config: Any = network.config
-    tower = config.vision_config.num_hidden_layers
-    used = tower + 1 + config.vision_feature_layer  # hidden layer 0 is the embeddings
+    config = network.config
+    tower = getattr(getattr(network, "model", None), "vision_tower", None)
+    if not hasattr(getattr(tower, "encoder", None), "layers") or not isinstance(
+        getattr(config, "vision_feature_layer", None), int
+    ):
+        if last is not None:
+            raise BadInput("model.train.vision_layers: only models with a CLIP encoder know it; remove it")
+        return ()
+    layers = config.vision_config.num_hidden_layers
+    used = layers + 1 + config.vision_feature_layer  # hidden layer 0 is the embeddings
     first = 0 if last is None else used - last
     if first < 0 or (last is not None and used == 0):
         raise BadInput(f"model.train.vision_layers: {last} are asked for, and {used} are used; write at most {used}")
-    layers = [n for n in range(tower) if n >= used or n < first]
-    names = [f"encoder.layers.{n}." for n in layers] + ["post_layernorm."]
+    names = [f"encoder.layers.{n}." for n in range(layers) if n >= used or n < first] + ["post_layernorm."]
     if last is not None:
         names += ["embeddings.", "pre_layrnorm."]
     if used == 0:

@@ -1,12 +1,16 @@
-"""The byte-level tokenizer of language models with random weights: 256 bytes and four special tokens."""
+"""The vocabulary: what a tokenizer must have, rows for it in the model, and a tokenizer of bytes for random models."""
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 BEGIN, END, PAD, IMAGE = "<s>", "</s>", "<pad>", "<image>"
 SPECIAL = (BEGIN, END, PAD, IMAGE)
+_ROWS = 64  # matrices of such a height are quick on every device
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:
@@ -26,7 +30,28 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def id_of(tokenizer: PreTrainedTokenizerFast, special: str) -> int:
+def complete(tokenizer: Any) -> None:
+    """Give a tokenizer a token for images and one for padding where it lacks them."""
+    if tokenizer.convert_tokens_to_ids(IMAGE) in (None, tokenizer.unk_token_id):
+        tokenizer.add_tokens([AddedToken(IMAGE, special=True, normalized=False)])
+    if tokenizer.pad_token_id is None:
+        known = tokenizer.get_vocab()
+        reserved = [word for word in ("<|finetune_right_pad_id|>", PAD, "<PAD>", "[PAD]") if word in known]
+        tokenizer.add_special_tokens({"pad_token": reserved[0] if reserved else PAD})
+
+
+def fit(language: Any, tokenizer: Any) -> None:
+    """Rows for every token, in the embeddings and in the head; new ones are the mean of the old, so nothing jumps."""
+    old, wanted = language.get_input_embeddings().weight.shape[0], len(tokenizer)
+    if wanted > old:
+        language.resize_token_embeddings(wanted, pad_to_multiple_of=_ROWS, mean_resizing=False)
+        layers = [language.get_input_embeddings(), language.get_output_embeddings()]
+        with torch.no_grad():
+            for weight in {id(layer.weight): layer.weight for layer in layers}.values():  # once where both are tied
+                weight[old:] = weight[:old].float().mean(0).to(weight.dtype)
+
+
+def id_of(tokenizer: Any, special: str) -> int:
     """The token of one of the special words."""
     found = tokenizer.convert_tokens_to_ids(special)
     if not isinstance(found, int):
@@ -34,12 +59,7 @@ def id_of(tokenizer: PreTrainedTokenizerFast, special: str) -> int:
     return found
 
 
-def encode(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
-    """The tokens of a text; `</s>` in it is five bytes that a user wrote, never the end of an answer."""
-    return list(tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True))
-
-
-def decode(tokenizer: PreTrainedTokenizerFast, ids: list[int]) -> str:
+def decode(tokenizer: Any, ids: list[int]) -> str:
     """The text of tokens, without the special ones."""
     return str(tokenizer.decode(ids, skip_special_tokens=True))
 

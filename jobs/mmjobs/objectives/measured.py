@@ -26,5 +26,7 @@ class Objective(Protocol):
     """What a run learns."""
 
     metrics: tuple[str, ...]
+    answers: int
+    """How many answers an example needs at least."""
 
     def __call__(self, network: nn.Module, batch: Batch) -> Measured: ...

@@ -14,12 +14,13 @@ class Sft:
     """The unit is the answer token, end token included; an example is right when all its tokens are the likeliest."""
 
     metrics: tuple[str, ...] = ("loss", "accuracy", "token_accuracy")
+    answers = 1
 
     def __call__(self, network: nn.Module, batch: Batch) -> Measured:
         hidden = network.get_submodule("model")(
             input_ids=batch.ids,
             attention_mask=batch.attention,
-            pixel_values=batch.pixels if len(batch.pixels) else None,
+            **batch.seen,
             use_cache=False,
         ).last_hidden_state  # [B, T, D]
         learnt = batch.targets[:, 1:] != NOT_LEARNT  # [B, T - 1], where the next token is one of the answer

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 
-from mmjobs.data.images import visible
 from mmjobs.train.disk import is_full
 from mmjobs.train.samples import Sample
 
@@ -35,7 +34,7 @@ class Board:
             text = f"{sample.question}\n\n**truth** {sample.truth}\n\n**answer** {sample.answer}"
             self._write("add_text", f"samples/{number}", text, step)
             for image in sample.pixels:
-                self._write("add_image", f"samples/{number}", visible(image).mul(255).to(torch.uint8), step)
+                self._write("add_image", f"samples/{number}", image.mul(255).to(torch.uint8), step)
 
     def flush(self) -> None:
         self._write("flush")

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from mmjobs.data.encode import Processor
-from mmjobs.data.loader import batches
-from mmjobs.data.mixture import Mixture
+from mmjobs.data.loader import Examples, batches
 from mmjobs.objectives.measured import Objective
 from mmjobs.train.engine import Engine
 from mmjobs.train.metrics import Totals
@@ -16,8 +14,8 @@ from mmjobs.train.ranks import Ranks
 class Evaluation:
     """The held-out examples, dealt out to the ranks."""
 
-    def __init__(self, held_out: Mixture, processor: Processor, ranks: Ranks, micro: int, workers: int) -> None:
-        self.held_out, self.processor = held_out, processor
+    def __init__(self, examples: Examples, ranks: Ranks, micro: int, workers: int) -> None:
+        self.held_out, self.processor, self._examples = examples.mixture, examples.processor, examples
         self._ranks, self._micro, self._workers = ranks, micro, workers
 
     def measure(self, engine: Engine, objective: Objective, check: Callable[[], None]) -> dict[str, float]:
@@ -25,12 +23,12 @@ class Evaluation:
         totals = Totals(objective.metrics)
         mine = list(range(self._ranks.rank, len(self.held_out), self._ranks.world))
         order = [mine[start : start + self._micro] for start in range(0, len(mine), self._micro)]
-        loader = batches(self.held_out, self.processor, order, self._workers)
+        loader = batches(self._examples, order, self._workers)
         longest = -(-len(self.held_out) // self._ranks.world)  # examples of the rank that has the most
         for _ in range(-(-longest // self._micro)):
             check()
             batch = next(loader, None)  # the other ranks may have one batch more
-            if batch is not None:
+            if batch:
                 totals.add(engine.look_at(batch, objective))
         totals.reduce(self._ranks)
         return {f"eval/{name}": value for name, value in totals.means().items()}

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from mmjobs.data.batch import Batch
+from mmjobs.data.example import BadRow
 from mmjobs.objectives.measured import Objective
+from mmjobs.train import skipped
 from mmjobs.train.agenda import Agenda, GivenUp
 from mmjobs.train.board import Board
 from mmjobs.train.checkpoint import Checkpoints
@@ -23,7 +25,9 @@ from mmjobs.train.ranks import Ranks
 from mmjobs.train.samples import draw
 from mmjobs.train.watchdog import Phase
 from mmjobs.train.whereabouts import NotFinite, Whereabouts
+from mmlaunch.errors import BadInput
 from mmlaunch.recipe import Recipe
+from mmlaunch.run.paths import RunPaths
 
 
 class Saved(Exception):
@@ -35,6 +39,7 @@ class Trainer:
     """One attempt at a run, on one rank."""
 
     recipe: Recipe
+    paths: RunPaths
     steps: int
     accumulation: int
     ranks: Ranks
@@ -48,6 +53,8 @@ class Trainer:
     board: Board
     where: Whereabouts
     progress: Progress
+    skipped: int = 0
+    """Rows of this rank whose images turned out to be damaged."""
 
     def run(self) -> dict[str, Any]:
         """Train to the last step; raises `Saved` when there is a reason to go on later."""
@@ -73,13 +80,16 @@ class Trainer:
         totals = Totals(self.objective.metrics)
         batches = [next(self.batches) for _ in range(self.accumulation)]
         doubtful = []
-        for batch in batches:
+        for batch in filter(len, batches):
             measured = self.engine.train_on(batch, self.objective)
             totals.add(measured)
             finite = measured.each.isfinite().tolist()
             doubtful += [str(origin) for origin, good in zip(batch.origins, finite, strict=True) if not good]
         totals.reduce(self.ranks)
         means, units = totals.means(), totals.count("loss")
+        self._skipped([row for batch in batches for row in batch.skipped])
+        if not units:
+            raise BadInput(f"no example of step {number} can be used; see {self.paths.skipped}")
         if not math.isfinite(means["loss"]):
             raise NotFinite(f"the loss of step {number} is {means['loss']}", self.ranks.gather(doubtful))
         update = self.engine.step(self.progress.step, units)
@@ -92,6 +102,11 @@ class Trainer:
         self.ranks.watch.stepped(self.agenda.step_seconds)
         if number % self.recipe.log.every == 0 or number in (1, self.steps):
             self._log(means, update)
+
+    def _skipped(self, rows: Sequence[BadRow]) -> None:
+        """Each rank lists its own; the first one says how many there were."""
+        skipped.add(self.paths, rows)
+        self.skipped += len(rows)
 
     def _log(self, means: dict[str, float], update: Update) -> None:
         step, pace = self.progress.step, self.pace.lap()

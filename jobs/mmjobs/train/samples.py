@@ -19,7 +19,7 @@ class Sample:
     question: str
     truth: str
     answer: str
-    pixels: torch.Tensor  # [N, 3, S, S]
+    pixels: torch.Tensor  # [N, 3, H, W], from 0 to 1
 
 
 def draw(engine: Engine, processor: Processor, held_out: Mixture, count: int) -> list[Sample]:
@@ -29,7 +29,9 @@ def draw(engine: Engine, processor: Processor, held_out: Mixture, count: int) ->
         example = held_out[place]
         encoded = processor.encode(example)
         with torch.no_grad(), engine.precision():
-            answer = greedy(engine.evaluating(), processor.tokenizer, encoded.prompt, encoded.images)
-        question = "\n".join(turn.text for turn in example.prompt)
-        samples.append(Sample(question, example.answers[0].text, answer, encoded.images))
+            answer = greedy(
+                engine.evaluating(), processor.chat, processor.pixels, processor.question(example), encoded.seen
+            )
+        question = "\n".join(turn.text.strip() for turn in example.prompt)
+        samples.append(Sample(question, example.answers[0].text, answer, processor.pixels.visible(encoded.seen)))
     return samples

@@ -6,19 +6,23 @@ import math
 import os
 import socket
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import torch
 
 from mmjobs import preflight
 from mmjobs.data.encode import Processor
-from mmjobs.data.loader import batches
-from mmjobs.data.mixture import Mixture, mixture, questions
-from mmjobs.data.order import micro_batches, seed_of
+from mmjobs.data.formats import parts as parts_of
+from mmjobs.data.loader import Examples, batches
+from mmjobs.data.mixture import Mixture, mixture
+from mmjobs.data.order import micro_batches, position, seed_of
+from mmjobs.data.survey import survey
 from mmjobs.model import parts
 from mmjobs.model.build import Built, build
 from mmjobs.objectives import OBJECTIVES
 from mmjobs.objectives.measured import Objective
+from mmjobs.train import skipped
 from mmjobs.train.agenda import Agenda, Interval
 from mmjobs.train.board import Board
 from mmjobs.train.checkpoint import Checkpoints
@@ -66,11 +70,9 @@ def _trainer(
     built = _model(recipe)
     watch.enter(Phase.START)
     processor = _processor(recipe, built)
-    held_out = mixture(recipe.data.eval, processor, recipe.seed, moved=watch.moved)
-    asked = questions(held_out) if recipe.data.deduplicate else ()
-    examples = mixture(recipe.data.train, processor, recipe.seed, asked, watch.moved)
     objective = OBJECTIVES[recipe.objective.method]()
     _check_best(recipe, objective)
+    examples, held_out = _data(recipe, processor, objective, ranks, paths)
     micro, accumulation = _split(recipe, ranks.world)
     steps = recipe.steps or max(1, math.ceil((recipe.epochs or 1) * len(examples) / recipe.batch.examples))
     watch.enter(Phase.START)
@@ -78,27 +80,23 @@ def _trainer(
     checkpoints = Checkpoints(paths, recipe.checkpoint, recipe.seed, ranks, journal)
     progress = checkpoints.resume(engine)
     _introduce(journal, built, examples, held_out, ranks)
-    order = micro_batches(
-        progress.cursor,
-        steps - progress.step,
-        recipe.batch.examples,
-        ranks.rank,
-        ranks.world,
-        micro,
-        len(examples),
-        recipe.seed,
-    )
+    left = steps - progress.step
+    order = micro_batches(progress.cursor, left, recipe.batch.examples, ranks.rank, ranks.world, micro)
+    tolerant = recipe.data.on_bad == "skip"
+    place_of = partial(position, count=len(examples), seed=recipe.seed)
+    training = Examples(examples, processor, place_of, recipe.seed, tolerant)
     evaluating = [recipe.evaluate.every] if recipe.evaluate.every else []
     finished = progress.step >= steps  # then this attempt only measures the result again
     return Trainer(
         recipe=recipe,
+        paths=paths,
         steps=steps,
         accumulation=accumulation,
         ranks=ranks,
         engine=engine,
         objective=objective,
-        batches=batches(examples, processor, order, recipe.data.workers),
-        evaluation=Evaluation(held_out, processor, ranks, micro, recipe.data.workers),
+        batches=batches(training, order, recipe.data.workers),
+        evaluation=Evaluation(Examples(held_out, processor, tolerant=tolerant), ranks, micro, recipe.data.workers),
         checkpoints=checkpoints,
         agenda=Agenda(
             ranks,
@@ -116,14 +114,29 @@ def _trainer(
 def _model(recipe: Recipe) -> Built:
     """The same weights on every rank: they come from the recipe's seed alone."""
     torch.manual_seed(seed_of("model", recipe.seed))
-    built = build(recipe.model)
-    parts.freeze(built.network, recipe.model, recipe.precision)
-    return built
+    return build(recipe.model, recipe.precision)
+
+
+def _data(
+    recipe: Recipe, processor: Processor, objective: Objective, ranks: Ranks, paths: RunPaths
+) -> tuple[Mixture, Mixture]:
+    """What is trained on and what is held out; each rank looks at its share of the rows."""
+    tolerant = recipe.data.on_bad == "skip"
+    look = partial(
+        survey, processor=processor, answers=objective.answers, share=(ranks.rank, ranks.world), gather=ranks.gather,
+        moved=ranks.watch.moved,
+    )  # fmt: skip
+    held = look(sum((parts_of(source) for source in recipe.data.eval), ()))
+    ranks.watch.enter(Phase.START)
+    asked = held.questions if recipe.data.deduplicate else set()
+    train = look(sum((parts_of(source) for source in recipe.data.train), ()), held_out=asked)
+    if ranks.first:
+        skipped.write(paths, [*train.left, *held.left])
+    return mixture(train, recipe.seed, tolerant), mixture(held, recipe.seed, tolerant)
 
 
 def _processor(recipe: Recipe, built: Built) -> Processor:
-    longest = min(recipe.data.max_tokens, built.positions)
-    return Processor(built.tokenizer, built.image_side, built.image_tokens, longest, recipe.data.overlong)
+    return Processor(built.chat, built.pixels, min(recipe.data.max_tokens, built.positions), recipe.data.overlong)
 
 
 def _split(recipe: Recipe, world: int) -> tuple[int, int]:

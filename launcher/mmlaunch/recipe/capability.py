@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from typing import Any
 
 from mmlaunch.errors import Problem
-from mmlaunch.recipe.model import Tiling
 from mmlaunch.recipe.recipe import Recipe
 
 MEASURED = ("eval/loss", "eval/accuracy", "eval/token_accuracy")
@@ -16,7 +15,7 @@ _LATER = "validate and render work; this version of the trainer cannot run it ye
 
 def unsupported(recipe: Recipe) -> list[Problem]:
     """Each part of a valid recipe that the trainer would have to ignore."""
-    asked = [*_objective(recipe), *_model(recipe), *_data(recipe), *_training(recipe)]
+    asked = [*_objective(recipe), *_model(recipe), *_training(recipe)]
     return [
         Problem(path, f"{value!r} is not trained by this version", f"{_LATER}; {right}") for path, value, right in asked
     ]
@@ -31,39 +30,8 @@ def _objective(recipe: Recipe) -> Asked:
 
 
 def _model(recipe: Recipe) -> Asked:
-    model = recipe.model
-    for part in ("vision", "language"):
-        section = getattr(model, part)
-        if section is None and not model.pretrained:
-            yield ("model", part), None, f"it runs {part}: {{random: {{width: 96}}}}"
-        elif section is not None and section.path is not None:
-            yield ("model", part), section.path, f"it runs {part}: {{random: {{width: 96}}}}"
-    for key in ("pretrained", "init_from", "lora"):
-        if getattr(model, key) is not None:
-            yield ("model", key), _short(getattr(model, key)), "it runs without"
-    wanted = {
-        "attention": ("plain",), "activation_checkpointing": ("auto", "off"), "chat_template": ("plain", "processor"),
-        "weights": ("auto", "fp32"), "remote_code": ("refuse",),
-    }  # fmt: skip
-    for key, values in wanted.items():
-        if getattr(model, key) not in values:
-            yield ("model", key), getattr(model, key), f"it runs {values[0]}"
-    if model.projector.kind not in ("linear", "mlp"):
-        yield ("model", "projector"), model.projector.kind, "it runs linear and mlp"
-    if model.tiling != Tiling():
-        yield ("model", "tiling"), model.tiling.kind, "it runs resize"
-
-
-def _data(recipe: Recipe) -> Asked:
-    for group in ("train", "eval"):
-        for index, source in enumerate(getattr(recipe.data, group)):
-            if source.format != "shapes":
-                yield ("data", group, index, "format"), source.format, "it runs shapes"
-            for key in ("split", "images", "max_tiles"):
-                if getattr(source, key) is not None:
-                    yield ("data", group, index, key), getattr(source, key), "shapes have none"
-            if source.augment != "none":
-                yield ("data", group, index, "augment"), source.augment, "it runs augment: none"
+    if recipe.model.activation_checkpointing == "on":
+        yield ("model", "activation_checkpointing"), "on", "it runs without"
 
 
 def _training(recipe: Recipe) -> Asked:
@@ -80,6 +48,3 @@ def _training(recipe: Recipe) -> Asked:
     if recipe.deepspeed.overrides:
         yield ("deepspeed", "overrides"), sorted(recipe.deepspeed.overrides), "it runs without"
 
-
-def _short(value: Any) -> Any:
-    return value if isinstance(value, str) else "set"

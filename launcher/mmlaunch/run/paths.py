@@ -96,6 +96,11 @@ class RunPaths:
     def tensorboard(self) -> Path:
         return self.root / "tensorboard"
 
+    @property
+    def skipped(self) -> Path:
+        """The rows of the data that are left out, with their reasons."""
+        return self.root / "data" / "skipped.jsonl"
+
     def attempt(self, number: int) -> AttemptPaths:
         return AttemptPaths(self.attempts / str(number))
 

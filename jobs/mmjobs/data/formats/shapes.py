@@ -32,10 +32,14 @@ class Drawing:
     centre: tuple[float, float]
     radius: float
 
-    def size(self) -> tuple[int, int]:
+    @property
+    def identity(self) -> str:
+        return repr(self)
+
+    def size(self, max_side: int | None = None) -> tuple[int, int]:
         return CANVAS, CANVAS
 
-    def open(self) -> Image.Image:
+    def open(self, max_side: int | None = None) -> Image.Image:
         image = Image.new("RGB", (CANVAS, CANVAS), (self.ground,) * 3)
         draw = ImageDraw.Draw(image)
         (x, y), r = self.centre, self.radius
@@ -67,7 +71,7 @@ def example(row: int) -> Example:
     answer = {"colour": colour, "shape": shape, "place": PLACES[place]}[kind]
     return Example(
         images=(drawing,),
-        prompt=(Turn("user", (IMAGE, QUESTIONS[kind])),),
+        prompt=(Turn("user", (IMAGE, f"\n{QUESTIONS[kind]}")),),
         answers=(Answer(answer),),
         origin=Origin("shapes", row),
         label=kind,

@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import nn
-from transformers import LlavaConfig
+
+from mmjobs.model.projectors.widths import Widths
 
 
 class LinearProjector(nn.Module):
     """Image features to the width of the language model, at the scale of its embeddings."""
 
-    def __init__(self, vision_width: int, language_width: int) -> None:
+    def __init__(self, widths: Widths) -> None:
         super().__init__()
-        self.linear = nn.Linear(vision_width, language_width)
-        self.norm = nn.LayerNorm(language_width)
+        self.linear = nn.Linear(widths.vision, widths.language)
+        self.norm = nn.LayerNorm(widths.language)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         projected: torch.Tensor = self.norm(self.linear(features))  # [N, P, V] -> [N, P, D]
         return projected
 
 
-def build(config: LlavaConfig) -> nn.Module:
-    """The projector between the two widths of `config`."""
-    vision: Any = config.vision_config
-    language: Any = config.text_config
-    return LinearProjector(vision.hidden_size, language.hidden_size)
+build = LinearProjector
+
+
+def features(widths: Widths) -> int:
+    """One for each patch."""
+    return widths.patches

@@ -2,11 +2,29 @@
 
 from __future__ import annotations
 
+import torch
 from torch import nn
-from transformers import LlavaConfig
-from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
+
+from mmjobs.model.projectors.widths import Widths
 
 
-def build(config: LlavaConfig) -> nn.Module:
-    """transformers' own module, so that the whole is a LLaVA to everybody who loads it."""
-    return LlavaMultiModalProjector(config)
+class MlpProjector(nn.Module):
+    """The parameters and the arithmetic of transformers' LLaVA, so that the whole is a LLaVA to everybody."""
+
+    def __init__(self, widths: Widths) -> None:
+        super().__init__()
+        self.linear_1 = nn.Linear(widths.vision, widths.language)
+        self.act = nn.GELU()
+        self.linear_2 = nn.Linear(widths.language, widths.language)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        projected: torch.Tensor = self.linear_2(self.act(self.linear_1(features)))  # [N, P, V] -> [N, P, D]
+        return projected
+
+
+build = MlpProjector
+
+
+def features(widths: Widths) -> int:
+    """One for each patch."""
+    return widths.patches

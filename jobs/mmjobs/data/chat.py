@@ -1,0 +1,196 @@
+"""Chat: from the turns of a conversation to tokens, with a mask of those that are learnt.
+
+The model's own template renders the whole text, and it is tokenised once: no seam between prompt and answer ever
+differs from what the tokenizer makes of the whole. Offsets then tell which tokens carry letters of an answer.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from importlib import resources
+from typing import Any
+
+from jinja2 import TemplateError
+
+from mmjobs.data.example import Slot, Turn
+from mmlaunch.errors import BadInput
+
+Span = tuple[int, int]
+OWN = ("plain", "llama-2", "llama-3", "vicuna")
+_IMAGE = {"type": "image"}
+_STAND_INS = 0x100000  # a private plane of Unicode
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Token ids, and which of them are learnt."""
+
+    ids: list[int]
+    learnt: list[bool]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, part: slice) -> Tokens:
+        return Tokens(self.ids[part], self.learnt[part])
+
+
+@dataclass(frozen=True)
+class Tree:
+    """A prompt, and the answers that branch off from it."""
+
+    prompt: Tokens
+    answers: tuple[Tokens, ...]
+
+
+class CannotSay(Exception):
+    """A conversation that the template refuses, or that it does not continue as it began."""
+
+
+def own_template(name: str) -> str:
+    """One of the templates that come with mmlaunch."""
+    return resources.files("mmjobs.data").joinpath("templates", f"{name}.jinja").read_text()
+
+
+class Chat:
+    """The tokenizer and the chat template of one model."""
+
+    def __init__(self, tokenizer: Any, image_token: str | None) -> None:
+        if not tokenizer.is_fast:
+            raise BadInput("the tokenizer has no fast version, and a slow one does not tell which text a token is")
+        if not tokenizer.chat_template:
+            raise BadInput(f"model.chat_template: the model ships no chat template; write one of {', '.join(OWN)}")
+        self.tokenizer, self.image_token = tokenizer, image_token
+
+    @cached_property
+    def image_id(self) -> int | None:
+        """The token of one image, before it becomes as many as the image has features."""
+        return None if self.image_token is None else int(self.tokenizer.convert_tokens_to_ids(self.image_token))
+
+    @cached_property
+    def end_id(self) -> int:
+        """The token that every answer ends with."""
+        return self.tree([Turn("user", ("Hello",))], ["Hello"]).answers[0].ids[-1]
+
+    def prompt(self, turns: Sequence[Turn]) -> list[int]:
+        """The tokens that an answer is generated from."""
+        turns, _, hidden = self._hide(turns, ())
+        return self._read(self._render(turns, asks=True), hidden)[0]
+
+    def tree(self, turns: Sequence[Turn], answers: Sequence[str]) -> Tree:
+        """The conversation and its answers: what all of them share is the prompt, and each ends with the end token."""
+        turns, answers, hidden = self._hide(turns, [self._without_end(answer) for answer in answers])
+        said = [self._answered(turns[:place], turn.text)[1] for place, turn in enumerate(turns) if turn.learnt]
+        if not answers:
+            ids, spans = self._read(self._render(turns, asks=True), hidden)
+            return Tree(_marked(ids, spans, said), ())
+        wholes, starts = [], []
+        for text, span in (self._answered(turns, answer) for answer in answers):
+            ids, spans = self._read(text, hidden)
+            wholes.append(_marked(ids, spans, [*said, span]))
+            starts.append(next(place for place, of_token in enumerate(spans) if _touches(of_token, span)))
+        shared = _common([whole.ids for whole in wholes], min(starts))
+        return Tree(wholes[0][:shared], tuple(whole[shared:] for whole in wholes))
+
+    def _answered(self, turns: Sequence[Turn], answer: str) -> tuple[str, Span]:
+        """The text that ends with this answer, and where in it the answer and its end token stand."""
+        asked = self._render(turns, asks=True)
+        whole = self._render([*turns, Turn("assistant", (answer,))], asks=False)
+        if not whole.startswith(asked):
+            raise CannotSay("the chat template writes a question otherwise once it is answered")
+        found = whole.find(answer, len(asked))
+        if found < 0:  # some templates trim
+            answer = answer.strip()
+            found = whole.find(answer, len(asked))
+        if found < 0:
+            raise CannotSay("the chat template changes the words of an answer")
+        stop = found + len(answer)
+        end = self._end.match(whole, stop)
+        text = whole[: end.end()] if end else whole[:stop] + self.tokenizer.eos_token
+        return text, (len(asked), len(text))
+
+    def _render(self, turns: Sequence[Turn], asks: bool) -> str:
+        messages = [{"role": turn.role, "content": self._content(turn)} for turn in turns]
+        try:
+            return str(self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=asks))
+        except TemplateError as error:
+            raise CannotSay(f"the chat template refuses it: {error}") from None
+
+    def _content(self, turn: Turn) -> str | list[dict[str, str]]:
+        if self.image_token is None:  # the templates of text models want one string
+            return turn.text
+        return [_IMAGE if isinstance(part, Slot) else {"type": "text", "text": part} for part in turn.content]
+
+    def _read(self, text: str, hidden: dict[str, str]) -> tuple[list[int], list[Span]]:
+        """The tokens of a text and the letters that each of them covers, without a gap."""
+        begins = self._begins and not text.startswith(self.tokenizer.bos_token)
+        ids: list[int] = [self.tokenizer.bos_token_id] if begins else []  # a template may leave it to the tokenizer
+        spans: list[Span] = [(0, 0)] * len(ids)
+        at = 0
+        for piece in re.split(f"([{''.join(hidden)}])", text) if hidden else [text]:
+            if piece in hidden:
+                more = self.tokenizer(hidden[piece], add_special_tokens=False, split_special_tokens=True)["input_ids"]
+                spans += [(at, at + 1)] * len(more)
+            else:
+                made = self.tokenizer(piece, add_special_tokens=False, return_offsets_mapping=True)
+                more = made["input_ids"]
+                reached = at
+                for start, stop in made["offset_mapping"]:  # tokenizers leave spaces out of them: close the gaps
+                    spans.append((min(reached, at + start), max(reached, at + stop)))
+                    reached = spans[-1][1]
+            ids += more
+            at += len(piece)
+        return ids, spans
+
+    def _hide(self, turns: Sequence[Turn], answers: Sequence[str]) -> tuple[list[Turn], list[str], dict[str, str]]:
+        """Words of users that would be read as special tokens, exchanged for one letter each that stands in."""
+        letters: dict[str, str] = {}
+
+        def hide(text: str) -> str:
+            return self._specials.sub(lambda found: letters.setdefault(found[0], chr(_STAND_INS + len(letters))), text)
+
+        turns = [
+            replace(turn, content=tuple(hide(part) if isinstance(part, str) else part for part in turn.content))
+            for turn in turns
+        ]
+        hidden_answers = [hide(answer) for answer in answers]
+        return turns, hidden_answers, {letter: word for word, letter in letters.items()}
+
+    def _without_end(self, answer: str) -> str:
+        """Some data carry the end token in their answers; it is written once, by the template."""
+        return answer.removesuffix(self.tokenizer.eos_token or "")
+
+    @cached_property
+    def _specials(self) -> re.Pattern[str]:
+        words = {token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special}
+        words |= {self.image_token} if self.image_token else set()
+        return re.compile("|".join(map(re.escape, sorted(words, key=len, reverse=True))) or "(?!)")
+
+    @cached_property
+    def _end(self) -> re.Pattern[str]:
+        """The token that ends a turn, with the space that some templates put before it."""
+        return re.compile(rf"\s*(?:{self._specials.pattern})")
+
+    @cached_property
+    def _begins(self) -> bool:
+        """Whether the tokenizer puts its first token before every text."""
+        first = self.tokenizer.bos_token_id
+        return first is not None and self.tokenizer("")["input_ids"][:1] == [first]
+
+
+def _touches(one: Span, other: Span) -> bool:
+    return one[0] < other[1] and other[0] < one[1]
+
+
+def _marked(ids: list[int], spans: Sequence[Span], learnt: Iterable[Span]) -> Tokens:
+    wanted = list(learnt)
+    return Tokens(ids, [any(_touches(span, one) for one in wanted) for span in spans])
+
+
+def _common(sequences: Sequence[list[int]], most: int) -> int:
+    """The length of what all sequences begin with, at most `most`."""
+    first = sequences[0]
+    return next((n for n in range(most) if any(other[n] != first[n] for other in sequences[1:])), most)

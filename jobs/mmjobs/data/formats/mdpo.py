@@ -1,0 +1,56 @@
+"""The `mdpo` format: an image, a question in Vicuna's words, a chosen and a rejected answer."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from mmjobs.data.example import Example
+from mmjobs.data.formats.answers import columns_pair
+from mmjobs.data.formats.folder import Folder
+from mmjobs.data.formats.row import Row
+from mmjobs.data.formats.rows import Rows, examples, file_of
+from mmjobs.data.formats.turns import Message, prompt
+from mmlaunch.recipe.data import Source
+
+USER, ASSISTANT, END = "USER: ", "ASSISTANT:", "</s>"
+
+
+def rows(source: Source) -> Rows:
+    """A JSON list or JSON lines with `img_path`, `prompt`, `chosen` and `rejected`."""
+    make = partial(_example, folder=Folder.of(source, file_of(source)))
+    return examples(source, "mdpo", ["img_path", "chosen", "rejected"], make)
+
+
+def _example(row: Row, folder: Folder) -> Example:
+    if not folder.refused and "img_path" not in row.values:
+        row.need("img_path")
+    images = folder.pictures(row, "img_path")
+    found = said(row, row.text("prompt"), "prompt")
+    return Example(images, prompt(row, found, len(images)), columns_pair(row), row.origin)
+
+
+def said(row: Row, text: str, column: str) -> tuple[Message, ...]:
+    """The messages in a text that ends with `ASSISTANT:`; any other text is one question as a whole.
+
+    The template's words are taken off at both ends, one space or newline between them and the question included;
+    everything else stays as it is, whatever letters it begins or ends with.
+    """
+    body = text.removesuffix("\n").removesuffix(" ")
+    if not body.endswith(ASSISTANT):
+        return (Message("user", text, column),)
+    body = _less_one_blank(body.removesuffix(ASSISTANT))
+    system, tag, talk = body.partition(USER)
+    if not tag:
+        raise row.bad(f"{column} ends with {ASSISTANT} and has no {USER.strip()} before it; both or none")
+    found = [Message("system", _less_one_blank(system), column)] if system.strip() else []
+    *earlier, question = talk.split(f"{END}{USER}")
+    for exchange in earlier:
+        asked, tag, answer = exchange.partition(f" {ASSISTANT} ")
+        if not tag:
+            raise row.bad(f"{column} has {END}{USER.strip()} after a turn without {ASSISTANT}; each turn needs both")
+        found += [Message("user", asked, column), Message("assistant", answer, column)]
+    return (*found, Message("user", question, column))
+
+
+def _less_one_blank(text: str) -> str:
+    return text[:-1] if text.endswith((" ", "\n")) else text

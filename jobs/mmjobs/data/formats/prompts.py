@@ -1,0 +1,32 @@
+"""The `prompts` format: questions without answers, for what learns from its own."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from mmjobs.data.example import Example
+from mmjobs.data.formats import saved
+from mmjobs.data.formats.folder import Folder
+from mmjobs.data.formats.row import Row
+from mmjobs.data.formats.rows import Rows, chosen, file_of, must_be, table_of
+from mmjobs.data.formats.trl import asked, pictures
+from mmjobs.data.formats.turns import prompt
+from mmlaunch.recipe.data import Source
+
+JSON = (".json", ".jsonl", ".ndjson")
+
+
+def rows(source: Source) -> Rows:
+    """A file of text, one prompt a line; or rows with `prompt` as text or messages, and images where there are some."""
+    path = file_of(source)
+    text = not saved.is_table(path) and path.suffix not in JSON
+    count = None if source.limit is None else source.skip + source.limit
+    table = table_of(path, source.split, count, text)
+    must_be(table, path, "prompts", ["prompt"])
+    return Rows(table, chosen(source, len(table), path), partial(_example, folder=Folder.of(source, path)))
+
+
+def _example(row: Row, folder: Folder) -> Example:
+    found = asked(row)
+    images = pictures(row, found, folder)
+    return Example(images, prompt(row, found, len(images)), (), row.origin, row.label())

@@ -1,0 +1,25 @@
+"""The `rlaif_v` format: a table of image, question, chosen and rejected answer, as in the data set of that name."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from mmjobs.data.example import Example
+from mmjobs.data.formats.answers import columns_pair
+from mmjobs.data.formats.folder import Folder
+from mmjobs.data.formats.row import Row
+from mmjobs.data.formats.rows import Rows, examples, file_of
+from mmjobs.data.formats.turns import Message, prompt
+from mmlaunch.recipe.data import Source
+
+
+def rows(source: Source) -> Rows:
+    """Parquet files or a folder that `save_to_disk` wrote; images hold their bytes, or the path of a file."""
+    make = partial(_example, folder=Folder.of(source, file_of(source)))
+    return examples(source, "rlaif_v", ["question", "chosen", "rejected"], make)
+
+
+def _example(row: Row, folder: Folder) -> Example:
+    images = folder.pictures(row, "image", "images")
+    asked = Message("user", row.clean(row.need("question"), "question"), "question")
+    return Example(images, prompt(row, [asked], len(images)), columns_pair(row), row.origin)

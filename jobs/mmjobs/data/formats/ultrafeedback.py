@@ -1,0 +1,27 @@
+"""The `ultrafeedback` format: two conversations that end with a chosen and a rejected answer, and their scores."""
+
+from __future__ import annotations
+
+from mmjobs.data.example import Example
+from mmjobs.data.formats.answers import columns_pair, compared, pair
+from mmjobs.data.formats.row import Row
+from mmjobs.data.formats.rows import Rows, examples
+from mmjobs.data.formats.trl import asked
+from mmjobs.data.formats.turns import prompt
+from mmlaunch.recipe.data import Source
+
+
+def rows(source: Source) -> Rows:
+    """`chosen` and `rejected` as messages, with `score_chosen` and `score_rejected`, or chosen_ and rejected_rating."""
+    return examples(source, "ultrafeedback", ["chosen", "rejected", "score_chosen", "chosen_rating"], _example)
+
+
+def _example(row: Row) -> Example:
+    if isinstance(row.need("chosen"), str):
+        found, answers = asked(row), columns_pair(row)
+    else:
+        shared, chosen, rejected = compared(row)
+        found, answers = tuple(shared) or asked(row), pair(row, chosen, rejected)
+    if answers[0].score is None:
+        raise row.bad("no scores: score_chosen and score_rejected are needed; format: trl reads pairs without")
+    return Example((), prompt(row, found, 0), answers, row.origin)

@@ -1,0 +1,112 @@
+"""The survey: every row looked at once before training, no image decoded: its lengths, or why it is left out."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any, Literal, NamedTuple
+
+from mmjobs.data.encode import Processor
+from mmjobs.data.example import BadRow, Example
+from mmjobs.data.formats.rows import Part
+
+Gather = Callable[[Any], list[Any]]
+
+
+class Usable(NamedTuple):
+    """A row that can be learnt from."""
+
+    part: int
+    row: int
+    prompt: int
+    """Tokens, those of its images included."""
+    answers: tuple[int, ...]
+    question: bytes
+    """What stays the same where the same question is asked again."""
+
+
+class Left(NamedTuple):
+    """A row that is left out."""
+
+    part: int
+    row: int
+    why: Literal["bad", "overlong", "held out"]
+    origin: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Survey:
+    """All rows of some parts, in their order."""
+
+    parts: tuple[Part, ...]
+    usable: list[Usable] = field(default_factory=list)
+    left: list[Left] = field(default_factory=list)
+
+    @property
+    def questions(self) -> set[bytes]:
+        """What is asked, for other data to leave out."""
+        return {row.question for row in self.usable}
+
+    def count(self, why: str) -> int:
+        return sum(row.why == why for row in self.left)
+
+
+def survey(
+    parts: Sequence[Part],
+    processor: Processor,
+    answers: int,
+    held_out: Collection[bytes] = (),
+    share: tuple[int, int] = (0, 1),
+    gather: Gather = lambda mine: [mine],
+    moved: Callable[[], None] = lambda: None,
+) -> Survey:
+    """Look at every row. Rank `share[0]` of `share[1]` looks at its own ones, and `gather` brings all together.
+
+    A row needs at least so many `answers`. Millions take time: each row has `moved`.
+    """
+    found: list[Usable | Left] = []
+    everything = ((number, row) for number, part in enumerate(parts) for row in range(len(part.rows)))
+    for number, row in islice(everything, share[0], None, share[1]):
+        moved()
+        found.append(_look(parts[number], number, row, processor, answers, held_out))
+    merged = sorted((one for each in gather(found) for one in each), key=lambda one: (one.part, one.row))
+    usable = [one for one in merged if isinstance(one, Usable)]
+    return Survey(tuple(parts), usable, [one for one in merged if isinstance(one, Left)])
+
+
+def _look(
+    part: Part, number: int, row: int, processor: Processor, answers: int, held_out: Collection[bytes]
+) -> Usable | Left:
+    try:
+        example = part.rows[row]
+        question = fingerprint(example)
+        if question in held_out:
+            return Left(number, row, "held out", str(example.origin), "its question stands in the evaluation data too")
+        if len(example.answers) < answers:
+            needed = f"{answers} answers to learn from" if answers > 1 else "no answer to learn from"
+            raise BadRow(example.origin, f"has {len(example.answers)} of {needed}" if answers > 1 else f"has {needed}")
+        tree = processor.tree(example, part.max_tiles)
+    except BadRow as error:
+        return Left(number, row, "bad", str(error.origin), error.what)
+    lengths = tuple(len(answer) for answer in tree.answers)
+    if not processor.fits(tree):
+        what = f"{len(tree.prompt) + max(lengths, default=0)} tokens, more than {processor.longest}"
+        return Left(number, row, "overlong", str(example.origin), what)
+    room = processor.longest - len(tree.prompt)
+    return Usable(number, row, len(tree.prompt), tuple(min(length, room) for length in lengths), question)
+
+
+def fingerprint(example: Example) -> bytes:
+    """The same for the same images and the same words before the answers, in every process."""
+    asked = ([picture.identity for picture in example.images], example.prompt)
+    return hashlib.blake2b(repr(asked).encode(errors="surrogatepass"), digest_size=12).digest()
+
+
+def lines(left: Sequence[Left]) -> Iterator[dict[str, str]]:
+    """What was left out because it is bad or too long, for the list in the run directory."""
+    for one in left:
+        if one.why != "held out":
+            yield {"row": one.origin, "why": one.why, "reason": one.reason}

@@ -1,0 +1,114 @@
+"""Export: a checkpoint of a run becomes a Hugging Face directory that anyone can load."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+from mmlaunch.errors import BadInput, MmlaunchError
+from mmlaunch.recipe import Recipe, resolved
+from mmlaunch.run import manifest
+from mmlaunch.run.paths import RunPaths
+
+
+def export(run: Path, to: Path, step: int | None = None, merge: bool = False) -> int:
+    """Write the directory `to`, whole or not at all; the step that it holds."""
+    from mmjobs.model import adapters, build, parts, weights
+
+    paths = RunPaths(run)
+    recipe = resolved.read(paths.resolved)
+    step = _valid(paths, step)
+    built = build.skeleton(recipe.model, recipe.precision, empty=True)
+    network: Any = built.network
+    adapters.add(network, recipe.model)
+    weights.load(network, paths.checkpoint(step))
+    partial = to.with_name(f".{to.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    if recipe.model.lora is not None and merge:
+        adapters.merge(network)
+    elif recipe.model.lora is not None:
+        adapters.save(network, recipe.model.lora, partial / "adapter", base=str(to.resolve()))
+        adapters.detach(network)
+    network.to(parts.TYPES[recipe.precision]).save_pretrained(partial)
+    built.processor.save_pretrained(partial)
+    sees = built.chat.image_token is not None
+    card = _card(recipe, step, _metrics(paths, step), (partial / "adapter").is_dir(), sees)
+    (partial / "README.md").write_text(card)
+    shutil.copy(paths.resolved, partial / "recipe.yaml")
+    partial.rename(to)
+    return step
+
+
+def _valid(paths: RunPaths, step: int | None) -> int:
+    if step is None:
+        newest, rejected = manifest.newest(paths.checkpoints)
+        if newest is None:
+            found = "; ".join(rejected) or "none was ever saved"
+            raise BadInput(f"{paths.root.name} has no valid checkpoint ({found})")
+        return newest.step
+    if step not in manifest.steps(paths.checkpoints):
+        there = ", ".join(map(str, manifest.steps(paths.checkpoints))) or "none"
+        raise BadInput(f"{paths.root.name} has no checkpoint of step {step}; there are: {there}")
+    try:
+        manifest.validate(paths.checkpoint(step))
+    except manifest.InvalidCheckpoint as error:
+        raise BadInput(f"the checkpoint of step {step} is damaged: {error}") from error
+    return step
+
+
+def _metrics(paths: RunPaths, step: int) -> dict[str, float]:
+    """What was measured at this step, or last before it."""
+    found: dict[str, float] = {}
+    for line in paths.events.read_text().splitlines():
+        event = json.loads(line)
+        if event.get("event") == "evaluated" and int(event.get("step", 0)) <= step:
+            found = event["metrics"]
+    return found
+
+
+def _card(recipe: Recipe, step: int, metrics: dict[str, float], has_adapter: bool, sees: bool) -> str:
+    """The README.md of the directory."""
+    model = recipe.model
+    named = [model.pretrained, model.language and model.language.path, model.vision and model.vision.path]
+    bases = [name for name in named if name]
+    head = ["---", "library_name: transformers", f"tags: [mmlaunch, {recipe.objective.method}]"]
+    head += ["base_model:", *(f"  - {json.dumps(name)}" for name in bases)] if bases else []
+    lines = [*head, "---", "", f"# {recipe.name}", ""]
+    lines += [f"Trained with mmlaunch: {recipe.objective.method}, step {step}. The recipe is in `recipe.yaml`.", ""]
+    if metrics:
+        rows = [f"| {name} | {value:.4f} |" for name, value in metrics.items()]
+        lines += ["| metric | value |", "|---|---|", *rows, ""]
+    kind, reader = ("ImageTextToText", "Processor") if sees else ("CausalLM", "Tokenizer")
+    lines += ["```python", f"from transformers import AutoModelFor{kind}, Auto{reader}", ""]
+    lines += [f"model = AutoModelFor{kind}.from_pretrained(PATH)"]
+    lines += [f"processor = Auto{reader}.from_pretrained(PATH)", "```", ""]
+    if has_adapter:
+        call = "PeftModel.from_pretrained(model, PATH + '/adapter')"
+        lines += [f"The LoRA adapter stands beside these weights: `{call}` adds it.", ""]
+    return "\n".join(lines)
+
+
+def main() -> int:
+    """`python -m mmjobs.export RUN TO`, which `mmlaunch export` calls."""
+    parser = argparse.ArgumentParser(prog="mmlaunch export")
+    parser.add_argument("run", type=Path)
+    parser.add_argument("to", type=Path)
+    parser.add_argument("--checkpoint", type=int)
+    parser.add_argument("--merge-lora", action="store_true")
+    given = parser.parse_args()
+    try:
+        step = export(given.run, given.to, given.checkpoint, given.merge_lora)
+    except MmlaunchError as error:
+        print(f"mmlaunch export: {error}", file=sys.stderr)
+        return 1
+    print(step)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

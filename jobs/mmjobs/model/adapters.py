@@ -1,0 +1,93 @@
+"""Adapters: low-rank additions to the layers of a part, through peft; merged into the weights for an export."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora import LoraLayer
+from torch import nn
+
+from mmjobs.model.parts import ADAPTER, part_of, training_of
+from mmlaunch.errors import BadInput
+from mmlaunch.recipe.model import Lora, Model
+
+_NAME = "default"
+
+
+def add(network: nn.Module, model: Model) -> None:
+    """Put an adapter beside every layer that the recipe means; at first it adds nothing."""
+    if model.lora is None:
+        return
+    layers = _targets(network, model, model.lora)
+    inject_adapter_in_model(_config(model.lora, layers), network, adapter_name=_NAME)
+
+
+def merge(network: nn.Module) -> None:
+    """Add what the adapters learnt to the weights, and take the adapters away."""
+    for path, layer in [(path, module) for path, module in network.named_modules() if isinstance(module, LoraLayer)]:
+        layer.merge(safe_merge=True)
+        parent, _, name = path.rpartition(".")
+        setattr(network.get_submodule(parent), name, layer.get_base_layer())
+
+
+def detach(network: nn.Module) -> None:
+    """Take the adapters away and forget what they learnt."""
+    for path, layer in [(path, module) for path, module in network.named_modules() if isinstance(module, LoraLayer)]:
+        parent, _, name = path.rpartition(".")
+        setattr(network.get_submodule(parent), name, layer.get_base_layer())
+
+
+def save(network: nn.Module, lora: Lora, folder: Path, base: str) -> None:
+    """The adapter alone, as peft's `PeftModel.from_pretrained` reads it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    layers = [path for path, module in network.named_modules() if isinstance(module, LoraLayer)]
+    config = _config(lora, layers)
+    config.base_model_name_or_path, config.inference_mode = base, True
+    config.save_pretrained(str(folder))
+    state: dict[str, torch.Tensor] = {}
+    for name, value in network.state_dict().items():
+        if ADAPTER in name:
+            state[f"base_model.model.{name.replace(f'.{_NAME}', '')}"] = value.detach().contiguous()
+    safetensors.torch.save_file(state, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+
+
+def _config(lora: Lora, layers: list[str]) -> LoraConfig:
+    return LoraConfig(
+        r=lora.rank,
+        lora_alpha=_whole(lora.alpha),
+        lora_dropout=lora.dropout,
+        use_rslora=lora.rslora,
+        use_dora=lora.dora,
+        target_modules=layers,
+    )
+
+
+def _targets(network: nn.Module, model: Model, lora: Lora) -> list[str]:
+    """The linear layers of the parts that are trained with LoRA, those that `lora.targets` means."""
+    wanted = {part for part in ("vision", "projector", "language") if training_of(part, model) == "lora"}
+    linear = [
+        path
+        for path, module in network.named_modules()
+        if isinstance(module, nn.Linear) and part_of(f"{path}.weight") in wanted
+    ]
+    if lora.targets == "all-linear":
+        return linear
+    try:
+        chosen = [path for path in linear if re.search(lora.targets, path)]
+    except re.error as error:
+        raise BadInput(f"model.lora.targets: {lora.targets!r} is no regular expression: {error}") from None
+    if not chosen:
+        some = ", ".join(sorted({path.rpartition(".")[2] for path in linear}))
+        raise BadInput(
+            f"model.lora.targets: {lora.targets!r} fits none of the linear layers; their names end in {some}"
+        )
+    return chosen
+
+
+def _whole(number: float) -> Any:
+    return int(number) if number == int(number) else number

@@ -1,0 +1,195 @@
+"""A model put together from parts: a CLIP encoder, a projector and a LLaMA, joined as a LLaVA."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+    PreTrainedModel,
+)
+from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
+
+from mmjobs.data.chat import Chat, own_template
+from mmjobs.data.pixels import Squares
+from mmjobs.model import llava, mmca, random, tokens
+from mmjobs.model.names import opening, weights
+from mmjobs.model.parts import dtype_of
+from mmjobs.model.projectors import PROJECTORS
+from mmlaunch.errors import BadInput
+from mmlaunch.recipe.model import Language, Model, RandomLanguage, RandomVision, Vision
+
+MEAN = (0.48145466, 0.4578275, 0.40821073)
+SPREAD = (0.26862954, 0.26130258, 0.27577711)
+"""CLIP's own constants, for encoders that come without a preprocessor_config.json."""
+
+Made = tuple[PreTrainedModel, Chat, Squares, int, LlavaProcessor]
+
+
+def assemble(model: Model, precision: str, empty: bool) -> Made:
+    """The parts of a recipe as one network, its words, its pixels, its longest sequence and its processor.
+
+    The weights of an `empty` one come from elsewhere; it is not worth reading those of its parts.
+    """
+    if model.vision is None or model.language is None:
+        raise BadInput("model: names no vision encoder; write vision: openai/clip-vit-large-patch14-336")
+    tokenizer = _tokenizer(model)
+    tower = _vision(model.vision, dtype_of("vision", model, precision), empty)
+    language = _language(model.language, tokenizer, dtype_of("language", model, precision), empty)
+    language.config.attention_dropout = model.dropout
+    for layer in language.model.layers:
+        layer.self_attn.attention_dropout = model.dropout
+    tokens.fit(language, tokenizer)
+    config = _config(model, tower.config, language.config, tokens.id_of(tokenizer, tokens.IMAGE))
+    network = _joined(config, tower, language)
+    features = llava.features(config)
+    _check_features(network, features)
+    mean, spread = _colours(model.vision)
+    pixels = Squares(tower.config.image_size, features, config.image_token_id, model.tiling, mean, spread)
+    chat = Chat(tokenizer, tokens.IMAGE)
+    network.generation_config.eos_token_id = sorted({chat.end_id, tokenizer.eos_token_id})
+    network.generation_config.pad_token_id = tokenizer.pad_token_id
+    network.generation_config.bos_token_id = tokenizer.bos_token_id
+    return network, chat, pixels, language.config.max_position_embeddings, _processor(model, config, tokenizer, pixels)
+
+
+def _tokenizer(model: Model) -> Any:
+    assert model.language is not None
+    tokenizer: Any
+    if model.language.path is None:
+        tokenizer = tokens.byte_tokenizer()
+        tokenizer.chat_template = own_template("plain")
+    else:
+        with opening("model.language", model.language.path):
+            tokenizer = AutoTokenizer.from_pretrained(model.language.path)
+    tokens.complete(tokenizer)
+    if model.chat_template != "processor":
+        tokenizer.chat_template = own_template(model.chat_template)
+    return tokenizer
+
+
+def _vision(vision: Vision, dtype: torch.dtype, empty: bool) -> Any:
+    if vision.path is None:
+        tower: Any = CLIPVisionModel(random.vision(vision.random or RandomVision()))
+        return tower.to(dtype)
+    with opening("model.vision", vision.path):
+        config = CLIPVisionConfig.from_pretrained(vision.path)
+        return weights(CLIPVisionModel, vision.path, config, empty, dtype)
+
+
+def _language(language: Language, tokenizer: Any, dtype: torch.dtype, empty: bool) -> Any:
+    if language.path is None:
+        config = random.language(language.random or RandomLanguage(), tokenizer)
+        return AutoModelForCausalLM.from_config(config).to(dtype)
+    with opening("model.language", language.path):
+        config = AutoConfig.from_pretrained(language.path)
+        return weights(AutoModelForCausalLM, language.path, config, empty, dtype)
+
+
+def _config(model: Model, vision: CLIPVisionConfig, language: Any, image_id: int) -> LlavaConfig:
+    """LLaVA's own configuration where LLaVA knows the projector and the attention; ours otherwise."""
+    assert model.vision is not None
+    values: dict[str, Any] = {
+        "vision_config": vision,
+        "text_config": language,
+        "image_token_index": image_id,
+        "vision_feature_select_strategy": "full" if model.vision.keep_class_token else "default",
+        "vision_feature_layer": feature_layer(model.vision, vision.num_hidden_layers),
+        "tie_word_embeddings": language.tie_word_embeddings,
+    }
+    if model.projector.kind == "mlp" and model.attention == "plain":
+        config = LlavaConfig(**values)
+    else:
+        own: dict[str, Any] = {
+            "projector": model.projector.kind,
+            "queries": model.projector.queries,
+            "attention": model.attention,
+        }
+        config = llava.AssembledConfig(**values, **own)
+    config.image_seq_length = llava.features(config)
+    return config
+
+
+def _joined(config: LlavaConfig, tower: Any, language: Any) -> LlavaForConditionalGeneration:
+    """The parts moved into a LLaVA that has no weights of its own, so that nothing is ever there twice."""
+    with torch.device("meta"):
+        network = llava.network_class(config)(config)
+    network.model.vision_tower = tower
+    network.model.language_model = language.model
+    network.lm_head = language.lm_head
+    network.model.multi_modal_projector = _projector(config).to(language.lm_head.weight.dtype)
+    network.generation_config = language.generation_config
+    if isinstance(config, llava.AssembledConfig) and config.attention == "mmca":
+        language.model.config._attn_implementation = mmca.NAME
+    return network
+
+
+def _projector(config: LlavaConfig) -> nn.Module:
+    kind = getattr(config, "projector", "mlp")
+    language: Any = config.text_config
+    return llava.initialise(PROJECTORS[kind].build(llava.widths(config)), random.spread(language.hidden_size))
+
+
+def feature_layer(vision: Vision, layers: int) -> int:
+    """The hidden layer that is projected, counted from the end as transformers likes it."""
+    if not -(layers + 1) <= vision.feature_layer <= layers:
+        what = f"layer {vision.feature_layer} does not exist: there are {layers} layers and the embeddings"
+        raise BadInput(f"model.vision.feature_layer: {what}; write a number from {-layers - 1} to -1")
+    return vision.feature_layer if vision.feature_layer < 0 else vision.feature_layer - layers - 1
+
+
+def _check_features(network: LlavaForConditionalGeneration, expected: int) -> None:
+    """Prompts hold as many image tokens as the tower and the projector really give features."""
+    config: Any = network.config
+    side, some = config.vision_config.image_size, next(network.model.vision_tower.parameters())
+    blank = torch.zeros(1, 3, side, side, dtype=some.dtype, device=some.device)
+    with torch.no_grad():
+        hidden = network.model.vision_tower(blank, output_hidden_states=True).hidden_states[config.vision_feature_layer]
+        chosen = hidden if config.vision_feature_select_strategy == "full" else hidden[:, 1:]
+        projector = network.model.multi_modal_projector
+        found = projector(chosen.to(next(projector.parameters()).dtype)).shape[1]
+    if found != expected:
+        raise BadInput(f"model: an image has {found} features, and its prompt {expected} image tokens")
+
+
+def _colours(vision: Vision) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    if vision.path is None:
+        return MEAN, SPREAD
+    try:
+        shipped = AutoImageProcessor.from_pretrained(vision.path)
+    except (OSError, ValueError):
+        return MEAN, SPREAD
+    return tuple(shipped.image_mean), tuple(shipped.image_std)
+
+
+def _processor(model: Model, config: Any, tokenizer: Any, pixels: Squares) -> LlavaProcessor:
+    """What transformers needs to make the same tokens and pixels; of dynamic tiles it knows the thumbnail only."""
+    square = {"height": pixels.side, "width": pixels.side}
+    crops = model.tiling.kind == "crop"
+    images = LlavaImageProcessorPil(
+        do_pad=model.tiling.kind == "pad",
+        size={"shortest_edge": pixels.side} if crops else square,
+        do_center_crop=crops,
+        crop_size=square,
+        image_mean=list(pixels.mean),
+        image_std=list(pixels.spread),
+    )
+    return LlavaProcessor(
+        image_processor=images,
+        tokenizer=tokenizer,
+        patch_size=config.vision_config.patch_size,
+        vision_feature_select_strategy=config.vision_feature_select_strategy,
+        num_additional_image_tokens=1,
+        image_token=tokens.IMAGE,
+        chat_template=tokenizer.chat_template,
+    )

@@ -1,0 +1,51 @@
+"""Names of models, folders or repositories of the Hugging Face hub: what fails with one is said with its name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers.initialization import no_init_weights
+from transformers.utils import logging
+
+from mmlaunch.errors import BadInput
+
+
+@contextmanager
+def opening(field: str, name: str) -> Iterator[None]:
+    """Turn what transformers raises about a model that cannot be loaded into one sentence about the recipe."""
+    loud, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()  # a CLIP has a text tower too: its report of 100 unused weights tells nobody anything
+    logging.disable_progress_bar()
+    try:
+        yield
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        first = str(error).strip().partition("\n")[0]
+        if not Path(name).is_dir():
+            first = f"no such folder, and the hub does not give it: {first}"
+        raise BadInput(f"{field}: {name}: {first}") from error
+    finally:
+        logging.set_verbosity(loud)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def weights(kind: Any, name: str, config: Any, empty: bool, dtype: torch.dtype, **options: Any) -> Any:
+    """A model with all of its weights from there: one that is missing would be a random one that nobody notices.
+
+    An `empty` one has memory for them only: they come from elsewhere.
+    """
+    if empty:
+        with no_init_weights():
+            make = getattr(kind, "from_config" if hasattr(kind, "from_config") else "_from_config")
+            return make(config, dtype=dtype, **options)
+    options = {**options, "config": config, "dtype": dtype}
+    network, report = kind.from_pretrained(name, output_loading_info=True, **options)
+    missing = sorted(report["missing_keys"]) + sorted(str(key) for key in report["mismatched_keys"])
+    if missing:
+        some = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
+        raise ValueError(f"its weights lack {some}; it is not a {kind.__name__.removeprefix('Auto')}")
+    return network

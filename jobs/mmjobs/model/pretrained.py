@@ -1,0 +1,90 @@
+"""A whole model that transformers knows: image-text models with their own processor, and text models."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from inspect import signature
+from typing import Any
+
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    AutoTokenizer,
+    PreTrainedModel,
+)
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
+from transformers.utils.import_utils import is_torchvision_available
+
+from mmjobs.data.chat import Chat, own_template
+from mmjobs.data.pixels import Blind, Pixels, Processed
+from mmjobs.model import llava, tokens
+from mmjobs.model.names import opening, weights
+from mmjobs.model.parts import dtype_of
+from mmlaunch.errors import BadInput
+from mmlaunch.recipe.model import Model
+
+Made = tuple[PreTrainedModel, Chat, Pixels, int, Any]
+
+
+def load(model: Model, precision: str, empty: bool) -> Made:
+    """The model, its words, its pixels, its longest sequence and its processor."""
+    name = str(model.pretrained)
+    trusted = {"trust_remote_code": model.remote_code != "refuse"}
+    dtype = dtype_of("language", model, precision)
+    with opening("model.pretrained", name):
+        config = AutoConfig.from_pretrained(name, **trusted)
+        sees = sees_images(config)
+        kind = AutoModelForImageTextToText if sees else AutoModelForCausalLM
+        network: Any = weights(kind, name, config, empty, dtype, **trusted)
+        processor: Any = (_processor_class(config) if sees else AutoTokenizer).from_pretrained(name, **trusted)
+    tokenizer = processor.tokenizer if sees else processor
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token  # no row is needed: masks come from lengths, never from ids
+    template = processor.chat_template if sees and processor.chat_template else tokenizer.chat_template
+    tokenizer.chat_template = template if model.chat_template == "processor" else own_template(model.chat_template)
+    _drop_attention(network, model.dropout)
+    text = config.get_text_config()
+    if not sees:
+        return network, Chat(tokenizer, None), Blind(), text.max_position_embeddings, tokenizer
+    processor.chat_template = tokenizer.chat_template
+    chat = Chat(tokenizer, processor.image_token)
+    if model.chat_template != "processor" and processor.image_token != tokens.IMAGE:
+        what = f"this model's images are {processor.image_token!r} in a text, and {model.chat_template} writes <image>"
+        raise BadInput(f"model.chat_template: {what}; write processor")
+    return (
+        network,
+        chat,
+        Processed(processor, set(signature(type(network).forward).parameters)),
+        text.max_position_embeddings,
+        processor,
+    )
+
+
+def sees_images(config: Any) -> bool:
+    """Whether a configuration is that of an image-text model."""
+    own = (llava.AssembledConfig.model_type,)
+    return config.model_type in (*MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES, *own) and hasattr(config, "vision_config")
+
+
+def _processor_class(config: Any) -> Any:
+    """The processor of a model; without torchvision, which only videos need, one for images alone."""
+    kind: Any = PROCESSOR_MAPPING.get(type(config), None)
+    if kind is None or is_torchvision_available() or "video_processor" not in kind.get_attributes():
+        return AutoProcessor
+    return still(kind)
+
+
+def still(kind: Any) -> Any:
+    """A processor class without its half for videos."""
+    attributes = [name for name in kind.get_attributes() if name != "video_processor"]
+    return type(kind.__name__, (kind,), {"get_attributes": classmethod(lambda _: attributes)})
+
+
+def _drop_attention(network: PreTrainedModel, dropout: float) -> None:
+    modules: Iterable[Any] = network.modules() if dropout else ()
+    for module in modules:
+        if hasattr(module, "attention_dropout"):
+            module.attention_dropout = dropout

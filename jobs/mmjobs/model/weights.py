@@ -1,0 +1,108 @@
+"""Weights to start from: those of an earlier run, of one of its checkpoints, or of a Hugging Face directory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
+
+from mmjobs.model.names import opening, weights
+from mmjobs.model.parts import ADAPTER
+from mmjobs.model.pretrained import sees_images
+from mmlaunch.errors import BadInput
+from mmlaunch.recipe import resolved
+from mmlaunch.recipe.model import Lora
+from mmlaunch.run import manifest
+from mmlaunch.run.paths import RunPaths
+
+FILE = "model.safetensors"
+
+
+def load(network: nn.Module, checkpoint: Path) -> None:
+    """Take the weights of a checkpoint of the same model, adapters and all."""
+    network.load_state_dict(_of_run(checkpoint))
+
+
+def start_from(network: nn.Module, name: str) -> None:
+    """Take every weight from there; a name or a shape that does not fit is an error that names it."""
+    folder, lora = _found(Path(name))
+    state = _of_hub(folder) if (folder / "config.json").is_file() else merged(_of_run(folder), lora)
+    own = network.state_dict()
+    tied = {key for key, value in own.items() if key not in state and _shared(own, key, value, state)}
+    missing = sorted(own.keys() - state.keys() - tied)
+    unknown = sorted(state.keys() - own.keys())
+    wrong = [f"{key} is {_shape(state[key])} there and {_shape(own[key])} here" for key in own.keys() & state.keys()
+             if state[key].shape != own[key].shape]  # fmt: skip
+    for what, names in (("lacks", missing), ("has beyond this model", unknown), ("differs in shape:", sorted(wrong))):
+        if names:
+            some = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+            raise BadInput(f"model.init_from: {name} {what} {some}; its model must be the one of this recipe")
+    network.load_state_dict(state, strict=False)
+
+
+def _found(path: Path) -> tuple[Path, Lora | None]:
+    """The folder that holds the weights, and the adapters' options where they still stand beside the weights."""
+    if not path.is_dir():
+        raise BadInput(f"model.init_from: there is no folder {path}; give a run, a checkpoint or an export")
+    run = next((place for place in (path, *path.parents) if (place / "recipe.resolved.yaml").is_file()), None)
+    if run is None:
+        return path, None
+    recipe = resolved.read(RunPaths(run).resolved)
+    if path != run:
+        return path, recipe.model.lora
+    newest, _ = manifest.newest(RunPaths(run).checkpoints)
+    if newest is None:
+        raise BadInput(f"model.init_from: {path} has no valid checkpoint yet; wait for one, or start from another run")
+    return RunPaths(run).checkpoint(newest.step), recipe.model.lora
+
+
+def merged(state: dict[str, torch.Tensor], lora: Lora | None) -> dict[str, torch.Tensor]:
+    """The weights of a network without adapters, from those of one with them."""
+    if lora is None:
+        return state
+    plain = {key.replace(".base_layer.", "."): value for key, value in state.items() if ADAPTER not in key}
+    scale = lora.alpha / (lora.rank**0.5 if lora.rslora else lora.rank)
+    for key, down in state.items():
+        if key.endswith(".lora_A.default.weight"):
+            layer = key.removesuffix(".lora_A.default.weight")
+            up = state[f"{layer}.lora_B.default.weight"]
+            weight = plain[f"{layer}.weight"]
+            new = weight.float() + scale * (up.float() @ down.float())
+            length = state.get(f"{layer}.lora_magnitude_vector.default.weight")
+            if length is not None:  # DoRA: the direction is learnt apart from the length
+                new = new * (length.float() / new.norm(dim=1))[:, None]
+            plain[f"{layer}.weight"] = new.to(weight.dtype)
+    return plain
+
+
+def _of_run(folder: Path) -> dict[str, torch.Tensor]:
+    file = folder / FILE
+    if not file.is_file():
+        raise BadInput(f"model.init_from: {folder} holds no {FILE}; give a run, a checkpoint or an export")
+    try:
+        return dict(safetensors.torch.load_file(file))
+    except (OSError, safetensors.SafetensorError) as error:
+        raise BadInput(f"model.init_from: {file} cannot be read: {error}") from error
+
+
+def _of_hub(folder: Path) -> dict[str, torch.Tensor]:
+    """Through transformers, which knows the names that files of all ages give to weights."""
+    with opening("model.init_from", str(folder)):
+        config = AutoConfig.from_pretrained(folder)
+        kind = AutoModelForImageTextToText if sees_images(config) else AutoModelForCausalLM
+        network = weights(kind, str(folder), config, empty=False, dtype=config.dtype or torch.float32)
+    return dict(network.state_dict())
+
+
+def _shared(own: dict[str, torch.Tensor], key: str, value: torch.Tensor, state: dict[str, Any]) -> bool:
+    """Whether a weight that the file lacks is another name of one that it has."""
+    return any(other in state and own[other].data_ptr() == value.data_ptr() for other in own if other != key)
+
+
+def _shape(value: torch.Tensor) -> str:
+    return " x ".join(map(str, value.shape))

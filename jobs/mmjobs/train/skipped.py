@@ -1,0 +1,28 @@
+"""The list of rows that a run leaves out, in its directory."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+from mmjobs.data.example import BadRow
+from mmjobs.data.survey import Left, lines
+from mmlaunch.run.files import publish
+from mmlaunch.run.paths import RunPaths
+
+
+def write(paths: RunPaths, left: Sequence[Left]) -> None:
+    """What the survey left out; the attempt before wrote the same, from the same data."""
+    found = list(lines(left))
+    if found or paths.skipped.exists():
+        paths.skipped.parent.mkdir(exist_ok=True)
+        publish(paths.skipped, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in found))
+
+
+def add(paths: RunPaths, rows: Sequence[BadRow]) -> None:
+    """Rows whose images turned out to be damaged when they were decoded."""
+    if rows:
+        paths.skipped.parent.mkdir(exist_ok=True)
+        with paths.skipped.open("a") as file:
+            for row in rows:
+                file.write(json.dumps({"row": row.sample, "why": "bad", "reason": row.what}, ensure_ascii=False) + "\n")

@@ -1,0 +1,210 @@
+"""Tiny models of real classes with random weights, written in the formats that the hub has."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers as hf
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+
+from mmjobs.model.pretrained import still
+
+TEXT = [
+    "USER: What is in the picture? ASSISTANT: A red circle on a dark ground, at the top left.",
+    "user assistant system Hello Where is it? It is the second one; naïve café, 北京, \n\n and more words follow here.",
+]
+
+
+def llama3_tokenizer(*more: str, **options: Any) -> Any:
+    """Byte-level BPE with llama-3's special tokens and its begin token before every text."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    special = ["<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", *more]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=special, initial_alphabet=alphabet)
+    tokenizer.train_from_iterator(TEXT, trainer)
+    begin = tokenizer.token_to_id("<|begin_of_text|>")
+    template = processors.TemplateProcessing(single="<|begin_of_text|> $A", special_tokens=[("<|begin_of_text|>", begin)])
+    tokenizer.post_processor = processors.Sequence([processors.ByteLevel(trim_offsets=True), template])
+    return hf.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<|begin_of_text|>", eos_token="<|eot_id|>", **{"additional_special_tokens": list(more), **options},
+    )
+
+
+def llama2_tokenizer(*more: str) -> Any:
+    """Unigram-like pieces with a visible space before the first word, as llama-2's."""
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+    tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    special = ["<unk>", "<s>", "</s>", *more]
+    letters = [chr(code) for code in range(33, 127)]
+    trainer = trainers.BpeTrainer(vocab_size=300, special_tokens=[*special, *(f"<0x{b:02X}>" for b in range(256))], initial_alphabet=letters)
+    tokenizer.train_from_iterator(TEXT, trainer)
+    begin = tokenizer.token_to_id("<s>")
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", begin)])
+    return hf.PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>", additional_special_tokens=list(more))
+
+
+def text_config(tokenizer: Any, kind: str = "llama", **more: Any) -> Any:
+    shape = dict(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=1024, bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, initializer_range=0.2,
+    )  # fmt: skip
+    return hf.AutoConfig.for_model(kind, **{**shape, **more})
+
+
+def vision_config(**more: Any) -> Any:
+    shape = dict(hidden_size=24, intermediate_size=32, num_hidden_layers=3, num_attention_heads=2, image_size=28, patch_size=7)
+    return hf.CLIPVisionConfig(**{**shape, **more}, projection_dim=16, initializer_range=0.2)
+
+
+def clip(folder: Path, whole: bool = True) -> Path:
+    """A CLIP with both of its towers, as the hub has it, or the vision tower alone."""
+    torch.manual_seed(1)
+    if whole:
+        text = dict(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, vocab_size=50)
+        hf.CLIPModel(hf.CLIPConfig(text_config=text, vision_config=vision_config().to_dict(), projection_dim=16)).save_pretrained(folder)
+    else:
+        hf.CLIPVisionModel(vision_config()).save_pretrained(folder)
+    square = {"height": 28, "width": 28}
+    hf.CLIPImageProcessorPil(size={"shortest_edge": 28}, crop_size=square, image_mean=[0.4, 0.5, 0.6]).save_pretrained(folder)
+    return folder
+
+
+def llama(folder: Path, tokenizer: Any, **more: Any) -> Path:
+    """A causal language model of LLaMA's shape with its tokenizer, in several shards."""
+    torch.manual_seed(2)
+    hf.AutoModelForCausalLM.from_config(text_config(tokenizer, **more)).save_pretrained(folder, max_shard_size="20KB")
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def llava(folder: Path) -> Path:
+    tokenizer = llama2_tokenizer("<image>", "<pad>")
+    tokenizer.pad_token = "<pad>"
+    config = hf.LlavaConfig(
+        vision_config=vision_config(), text_config=text_config(tokenizer), image_token_index=_id(tokenizer, "<image>")
+    )
+    square = {"height": 28, "width": 28}
+    images = hf.CLIPImageProcessorPil(size={"shortest_edge": 28}, crop_size=square)
+    template = (
+        "{% for message in messages %}{{ message['role'].upper() + ': ' }}"
+        "{% for part in message['content'] if part['type'] == 'image' %}{{ '<image>\n' }}{% endfor %}"
+        "{% for part in message['content'] if part['type'] == 'text' %}{{ part['text'] + ' ' }}{% endfor %}"
+        "{% endfor %}{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
+    )
+    processor = hf.LlavaProcessor(
+        images, tokenizer, patch_size=7, vision_feature_select_strategy="default", num_additional_image_tokens=1,
+        chat_template=template,
+    )  # fmt: skip
+    return _saved(folder, hf.LlavaForConditionalGeneration, config, processor)
+
+
+def llava_next(folder: Path) -> Path:
+    tokenizer = llama2_tokenizer("<image>", "<pad>")
+    tokenizer.pad_token = "<pad>"
+    pins = [[28, 56], [56, 28], [56, 56]]
+    config = hf.LlavaNextConfig(
+        vision_config=vision_config(), text_config=text_config(tokenizer), image_token_index=_id(tokenizer, "<image>"),
+        image_grid_pinpoints=pins,
+    )  # fmt: skip
+    square = {"height": 28, "width": 28}
+    images = hf.LlavaNextImageProcessorPil(size={"shortest_edge": 28}, crop_size=square, image_grid_pinpoints=pins)
+    processor = hf.LlavaNextProcessor(
+        images, tokenizer, patch_size=7, vision_feature_select_strategy="default", num_additional_image_tokens=1,
+        chat_template=VICUNA,
+    )  # fmt: skip
+    return _saved(folder, hf.LlavaNextForConditionalGeneration, config, processor)
+
+
+def idefics2(folder: Path) -> Path:
+    tokenizer = llama2_tokenizer("<fake_token_around_image>", "<image>", "<end_of_utterance>", "<pad>")
+    tokenizer.pad_token = "<pad>"
+    vision = dict(hidden_size=24, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=28, patch_size=7)
+    config = hf.Idefics2Config(
+        vision_config=vision, text_config=text_config(tokenizer, "mistral"), image_token_id=_id(tokenizer, "<image>"),
+        perceiver_config=dict(hidden_size=32, resampler_n_latents=4, resampler_depth=1, resampler_n_heads=2, resampler_head_dim=8, num_key_value_heads=1),
+        pad_token_id=tokenizer.pad_token_id,
+    )  # fmt: skip
+    images = hf.Idefics2ImageProcessorPil(size={"shortest_edge": 20, "longest_edge": 28}, do_image_splitting=False)
+    template = (
+        "{% for message in messages %}{{ message['role'].capitalize() }}"
+        "{% if message['content'][0]['type'] == 'image' %}{{ ':' }}{% else %}{{ ': ' }}{% endif %}"
+        "{% for line in message['content'] %}{% if line['type'] == 'text' %}{{ line['text'] }}"
+        "{% elif line['type'] == 'image' %}{{ '<image>' }}{% endif %}{% endfor %}<end_of_utterance>\n"
+        "{% endfor %}{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
+    )
+    processor = hf.Idefics2Processor(images, tokenizer, image_seq_len=4, chat_template=template)
+    return _saved(folder, hf.Idefics2ForConditionalGeneration, config, processor)
+
+
+def internvl(folder: Path) -> Path:
+    words = ("<img>", "</img>", "<IMG_CONTEXT>", "<|im_start|>", "<|im_end|>", "<video>")
+    names = {"start_image_token": "<img>", "end_image_token": "</img>", "context_image_token": "<IMG_CONTEXT>", "video_token": "<video>"}
+    tokenizer = llama3_tokenizer(*words, extra_special_tokens=names)
+    tokenizer.eos_token = "<|im_end|>"
+    vision = dict(hidden_size=24, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=[28, 28], patch_size=[7, 7])
+    config = hf.InternVLConfig(
+        vision_config=vision, text_config=text_config(tokenizer, "qwen2"), image_token_id=_id(tokenizer, "<IMG_CONTEXT>"), image_seq_length=4
+    )
+    images = hf.GotOcr2ImageProcessorPil(size={"height": 28, "width": 28}, crop_to_patches=True, min_patches=1, max_patches=4)
+    processor = still(hf.InternVLProcessor)(images, tokenizer, image_seq_length=4, chat_template=CHATML.replace("<image>", "<IMG_CONTEXT>"))
+    return _saved(folder, hf.InternVLForConditionalGeneration, config, processor)
+
+
+def qwen2_vl(folder: Path) -> Path:
+    words = ("<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
+    tokenizer = llama3_tokenizer(*words)
+    tokenizer.eos_token = "<|im_end|>"
+    text = text_config(tokenizer, "qwen2_vl_text", rope_parameters={"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 1e4})
+    config = hf.Qwen2VLConfig(
+        text_config=text.to_dict(), vision_config=dict(depth=2, embed_dim=32, hidden_size=32, num_heads=2, mlp_ratio=2, patch_size=7),
+        **{f"{name}_token_id": _id(tokenizer, word) for name, word in (("image", "<|image_pad|>"), ("video", "<|video_pad|>"), ("vision_start", "<|vision_start|>"), ("vision_end", "<|vision_end|>"))},
+    )
+    images = hf.Qwen2VLImageProcessorPil(min_pixels=14 * 14 * 2, max_pixels=14 * 14 * 16, patch_size=7, merge_size=2, temporal_patch_size=2)
+    processor = still(hf.Qwen2VLProcessor)(images, tokenizer, chat_template=CHATML.replace("<image>", "<|vision_start|><|image_pad|><|vision_end|>"))
+    return _saved(folder, hf.Qwen2VLForConditionalGeneration, config, processor)
+
+
+def gemma(folder: Path) -> Path:
+    tokenizer = llama2_tokenizer("<start_of_turn>", "<end_of_turn>", "<pad>")
+    tokenizer.pad_token = "<pad>"
+    tokenizer.chat_template = (
+        "{{ bos_token }}{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+        "{% for message in messages %}{{ '<start_of_turn>' + message['role'].replace('assistant', 'model') + '\n' + message['content'] | trim + '<end_of_turn>\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}"
+    )
+    return llama(folder, tokenizer, kind="gemma", head_dim=8, tie_word_embeddings=True)
+
+
+VICUNA = (
+    "{% for message in messages %}{% if message['role'] == 'user' %}{{ 'USER: ' }}{% else %}{{ 'ASSISTANT: ' }}{% endif %}"
+    "{% for part in message['content'] %}{% if part['type'] == 'image' %}{{ '<image>' }}{% else %}{{ part['text'] }}{% endif %}{% endfor %}"
+    "{% if message['role'] == 'assistant' %}{{ eos_token }}{% else %}{{ ' ' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
+)
+CHATML = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' }}"
+    "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
+    "{% for part in message['content'] %}{% if part['type'] == 'image' %}{{ '<image>' }}{% else %}{{ part['text'] }}{% endif %}{% endfor %}"
+    "{% endif %}{{ '<|im_end|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+SEEING: dict[str, Callable[[Path], Path]] = {
+    "llava": llava, "llava_next": llava_next, "idefics2": idefics2, "internvl": internvl, "qwen2_vl": qwen2_vl,
+}  # fmt: skip
+
+
+def _id(tokenizer: Any, word: str) -> int:
+    return int(tokenizer.convert_tokens_to_ids(word))
+
+
+def _saved(folder: Path, kind: Any, config: Any, processor: Any) -> Path:
+    torch.manual_seed(3)
+    kind(config).save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
