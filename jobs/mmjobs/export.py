@@ -104,9 +104,9 @@ def main() -> int:
     try:
         step = export(given.run, given.to, given.checkpoint, given.merge_lora)
     except MmlaunchError as error:
-        print(f"mmlaunch export: {error}", file=sys.stderr)
+        print(json.dumps({"error": str(error)}))
         return 1
-    print(step)
+    print(json.dumps({"step": step}))
     return 0
 
 

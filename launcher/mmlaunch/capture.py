@@ -78,7 +78,7 @@ def _folder(package: str) -> Path:
 
 
 def _ignored(folder: str, names: list[str]) -> set[str]:
-    keep = (".py", ".j2", ".yaml", ".typed")
+    keep = (".py", ".j2", ".jinja", ".yaml", ".typed")
     return {
         name for name in names if not (name.endswith(keep) or (Path(folder, name).is_dir() and name != "__pycache__"))
     }

@@ -28,10 +28,15 @@ def llama3_tokenizer(*more: str, **options: Any) -> Any:
     trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=special, initial_alphabet=alphabet)
     tokenizer.train_from_iterator(TEXT, trainer)
     begin = tokenizer.token_to_id("<|begin_of_text|>")
-    template = processors.TemplateProcessing(single="<|begin_of_text|> $A", special_tokens=[("<|begin_of_text|>", begin)])
+    template = processors.TemplateProcessing(
+        single="<|begin_of_text|> $A", special_tokens=[("<|begin_of_text|>", begin)]
+    )
     tokenizer.post_processor = processors.Sequence([processors.ByteLevel(trim_offsets=True), template])
     return hf.PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token="<|begin_of_text|>", eos_token="<|eot_id|>", **{"additional_special_tokens": list(more), **options},
+        tokenizer_object=tokenizer,
+        bos_token="<|begin_of_text|>",
+        eos_token="<|eot_id|>",
+        **{"additional_special_tokens": list(more), **options},
     )
 
 
@@ -42,11 +47,19 @@ def llama2_tokenizer(*more: str) -> Any:
     tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
     special = ["<unk>", "<s>", "</s>", *more]
     letters = [chr(code) for code in range(33, 127)]
-    trainer = trainers.BpeTrainer(vocab_size=300, special_tokens=[*special, *(f"<0x{b:02X}>" for b in range(256))], initial_alphabet=letters)
+    trainer = trainers.BpeTrainer(
+        vocab_size=300, special_tokens=[*special, *(f"<0x{b:02X}>" for b in range(256))], initial_alphabet=letters
+    )
     tokenizer.train_from_iterator(TEXT, trainer)
     begin = tokenizer.token_to_id("<s>")
     tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", begin)])
-    return hf.PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>", additional_special_tokens=list(more))
+    return hf.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token="<s>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        additional_special_tokens=list(more),
+    )
 
 
 def text_config(tokenizer: Any, kind: str = "llama", **more: Any) -> Any:
@@ -59,7 +72,9 @@ def text_config(tokenizer: Any, kind: str = "llama", **more: Any) -> Any:
 
 
 def vision_config(**more: Any) -> Any:
-    shape = dict(hidden_size=24, intermediate_size=32, num_hidden_layers=3, num_attention_heads=2, image_size=28, patch_size=7)
+    shape = dict(
+        hidden_size=24, intermediate_size=32, num_hidden_layers=3, num_attention_heads=2, image_size=28, patch_size=7
+    )
     return hf.CLIPVisionConfig(**{**shape, **more}, projection_dim=16, initializer_range=0.2)
 
 
@@ -68,11 +83,15 @@ def clip(folder: Path, whole: bool = True) -> Path:
     torch.manual_seed(1)
     if whole:
         text = dict(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, vocab_size=50)
-        hf.CLIPModel(hf.CLIPConfig(text_config=text, vision_config=vision_config().to_dict(), projection_dim=16)).save_pretrained(folder)
+        hf.CLIPModel(
+            hf.CLIPConfig(text_config=text, vision_config=vision_config().to_dict(), projection_dim=16)
+        ).save_pretrained(folder)
     else:
         hf.CLIPVisionModel(vision_config()).save_pretrained(folder)
     square = {"height": 28, "width": 28}
-    hf.CLIPImageProcessorPil(size={"shortest_edge": 28}, crop_size=square, image_mean=[0.4, 0.5, 0.6]).save_pretrained(folder)
+    hf.CLIPImageProcessorPil(size={"shortest_edge": 28}, crop_size=square, image_mean=[0.4, 0.5, 0.6]).save_pretrained(
+        folder
+    )
     return folder
 
 
@@ -125,7 +144,9 @@ def llava_next(folder: Path) -> Path:
 def idefics2(folder: Path) -> Path:
     tokenizer = llama2_tokenizer("<fake_token_around_image>", "<image>", "<end_of_utterance>", "<pad>")
     tokenizer.pad_token = "<pad>"
-    vision = dict(hidden_size=24, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=28, patch_size=7)
+    vision = dict(
+        hidden_size=24, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=28, patch_size=7
+    )
     config = hf.Idefics2Config(
         vision_config=vision, text_config=text_config(tokenizer, "mistral"), image_token_id=_id(tokenizer, "<image>"),
         perceiver_config=dict(hidden_size=32, resampler_n_latents=4, resampler_depth=1, resampler_n_heads=2, resampler_head_dim=8, num_key_value_heads=1),
@@ -145,15 +166,34 @@ def idefics2(folder: Path) -> Path:
 
 def internvl(folder: Path) -> Path:
     words = ("<img>", "</img>", "<IMG_CONTEXT>", "<|im_start|>", "<|im_end|>", "<video>")
-    names = {"start_image_token": "<img>", "end_image_token": "</img>", "context_image_token": "<IMG_CONTEXT>", "video_token": "<video>"}
+    names = {
+        "start_image_token": "<img>",
+        "end_image_token": "</img>",
+        "context_image_token": "<IMG_CONTEXT>",
+        "video_token": "<video>",
+    }
     tokenizer = llama3_tokenizer(*words, extra_special_tokens=names)
     tokenizer.eos_token = "<|im_end|>"
-    vision = dict(hidden_size=24, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=[28, 28], patch_size=[7, 7])
-    config = hf.InternVLConfig(
-        vision_config=vision, text_config=text_config(tokenizer, "qwen2"), image_token_id=_id(tokenizer, "<IMG_CONTEXT>"), image_seq_length=4
+    vision = dict(
+        hidden_size=24,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        image_size=[28, 28],
+        patch_size=[7, 7],
     )
-    images = hf.GotOcr2ImageProcessorPil(size={"height": 28, "width": 28}, crop_to_patches=True, min_patches=1, max_patches=4)
-    processor = still(hf.InternVLProcessor)(images, tokenizer, image_seq_length=4, chat_template=CHATML.replace("<image>", "<IMG_CONTEXT>"))
+    config = hf.InternVLConfig(
+        vision_config=vision,
+        text_config=text_config(tokenizer, "qwen2"),
+        image_token_id=_id(tokenizer, "<IMG_CONTEXT>"),
+        image_seq_length=4,
+    )
+    images = hf.GotOcr2ImageProcessorPil(
+        size={"height": 28, "width": 28}, crop_to_patches=True, min_patches=1, max_patches=4
+    )
+    processor = still(hf.InternVLProcessor)(
+        images, tokenizer, image_seq_length=4, chat_template=CHATML.replace("<image>", "<IMG_CONTEXT>")
+    )
     return _saved(folder, hf.InternVLForConditionalGeneration, config, processor)
 
 
@@ -161,13 +201,30 @@ def qwen2_vl(folder: Path) -> Path:
     words = ("<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
     tokenizer = llama3_tokenizer(*words)
     tokenizer.eos_token = "<|im_end|>"
-    text = text_config(tokenizer, "qwen2_vl_text", rope_parameters={"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 1e4})
-    config = hf.Qwen2VLConfig(
-        text_config=text.to_dict(), vision_config=dict(depth=2, embed_dim=32, hidden_size=32, num_heads=2, mlp_ratio=2, patch_size=7),
-        **{f"{name}_token_id": _id(tokenizer, word) for name, word in (("image", "<|image_pad|>"), ("video", "<|video_pad|>"), ("vision_start", "<|vision_start|>"), ("vision_end", "<|vision_end|>"))},
+    text = text_config(
+        tokenizer,
+        "qwen2_vl_text",
+        rope_parameters={"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 1e4},
     )
-    images = hf.Qwen2VLImageProcessorPil(min_pixels=14 * 14 * 2, max_pixels=14 * 14 * 16, patch_size=7, merge_size=2, temporal_patch_size=2)
-    processor = still(hf.Qwen2VLProcessor)(images, tokenizer, chat_template=CHATML.replace("<image>", "<|vision_start|><|image_pad|><|vision_end|>"))
+    config = hf.Qwen2VLConfig(
+        text_config=text.to_dict(),
+        vision_config=dict(depth=2, embed_dim=32, hidden_size=32, num_heads=2, mlp_ratio=2, patch_size=7),
+        **{
+            f"{name}_token_id": _id(tokenizer, word)
+            for name, word in (
+                ("image", "<|image_pad|>"),
+                ("video", "<|video_pad|>"),
+                ("vision_start", "<|vision_start|>"),
+                ("vision_end", "<|vision_end|>"),
+            )
+        },
+    )
+    images = hf.Qwen2VLImageProcessorPil(
+        min_pixels=14 * 14 * 2, max_pixels=14 * 14 * 16, patch_size=7, merge_size=2, temporal_patch_size=2
+    )
+    processor = still(hf.Qwen2VLProcessor)(
+        images, tokenizer, chat_template=CHATML.replace("<image>", "<|vision_start|><|image_pad|><|vision_end|>")
+    )
     return _saved(folder, hf.Qwen2VLForConditionalGeneration, config, processor)
 
 

@@ -11,6 +11,7 @@ from PIL import Image
 from mmjobs.data.chat import CannotSay, Chat, Tokens, Tree
 from mmjobs.data.example import BadPicture, BadRow, Example, Origin
 from mmjobs.data.pixels import Pixels, Seen
+from mmjobs.data.tiling import Size
 from mmlaunch.errors import BadInput
 
 Spoil = Callable[[Image.Image], Image.Image]
@@ -70,6 +71,13 @@ class Processor:
         ids = self.chat.prompt(example.prompt)
         return self._with_images(Tokens(ids, [False] * len(ids)), example, budget).ids
 
+    def sizes(self, example: Example) -> tuple[Size, ...]:
+        """Of its images, as the model gets them."""
+        try:
+            return tuple(picture.size(self.pixels.max_side) for picture in example.images)
+        except BadPicture as error:
+            raise BadRow(example.origin, str(error)) from error
+
     def fits(self, tree: Tree) -> bool:
         """Whether an example can be learnt from: a long answer may be cut where the recipe says so, a prompt never."""
         needed = 1 if self.overlong == "cut" else max((len(answer) for answer in tree.answers), default=1)
@@ -89,9 +97,9 @@ class Processor:
             what = f"{len(example.images)} images, and {len(places)} places for them in the rendered conversation"
             raise BadRow(example.origin, what)
         ids, learnt, done, seen = [], [], 0, 0
+        sizes = self.sizes(example)
         for first, count in _runs(places):
-            sizes = [picture.size(self.pixels.max_side) for picture in example.images[seen : seen + count]]
-            block = self.pixels.tokens(sizes, _each(example, budget))
+            block = self.pixels.tokens(sizes[seen : seen + count], _each(example, budget))
             ids += [*prompt.ids[done:first], *block]
             learnt += [*prompt.learnt[done:first], *([False] * len(block))]
             done, seen = first + count, seen + count

@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple
 from mmjobs.data.encode import Processor
 from mmjobs.data.example import BadRow, Example
 from mmjobs.data.formats.rows import Part
+from mmjobs.data.tiling import Size
 
 Gather = Callable[[Any], list[Any]]
 
@@ -23,6 +24,7 @@ class Usable(NamedTuple):
     prompt: int
     """Tokens, those of its images included."""
     answers: tuple[int, ...]
+    images: tuple[Size, ...]
     question: bytes
     """What stays the same where the same question is asked again."""
 
@@ -89,6 +91,7 @@ def _look(
             needed = f"{answers} answers to learn from" if answers > 1 else "no answer to learn from"
             raise BadRow(example.origin, f"has {len(example.answers)} of {needed}" if answers > 1 else f"has {needed}")
         tree = processor.tree(example, part.max_tiles)
+        sizes = processor.sizes(example)
     except BadRow as error:
         return Left(number, row, "bad", str(error.origin), error.what)
     lengths = tuple(len(answer) for answer in tree.answers)
@@ -96,7 +99,7 @@ def _look(
         what = f"{len(tree.prompt) + max(lengths, default=0)} tokens, more than {processor.longest}"
         return Left(number, row, "overlong", str(example.origin), what)
     room = processor.longest - len(tree.prompt)
-    return Usable(number, row, len(tree.prompt), tuple(min(length, room) for length in lengths), question)
+    return Usable(number, row, len(tree.prompt), tuple(min(length, room) for length in lengths), sizes, question)
 
 
 def fingerprint(example: Example) -> bytes:

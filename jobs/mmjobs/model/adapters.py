@@ -29,24 +29,24 @@ def add(network: nn.Module, model: Model) -> None:
 
 def merge(network: nn.Module) -> None:
     """Add what the adapters learnt to the weights, and take the adapters away."""
-    for path, layer in [(path, module) for path, module in network.named_modules() if isinstance(module, LoraLayer)]:
+    for layer in _layers(network).values():
         layer.merge(safe_merge=True)
-        parent, _, name = path.rpartition(".")
-        setattr(network.get_submodule(parent), name, layer.get_base_layer())
+    detach(network)
 
 
 def detach(network: nn.Module) -> None:
-    """Take the adapters away and forget what they learnt."""
-    for path, layer in [(path, module) for path, module in network.named_modules() if isinstance(module, LoraLayer)]:
+    """Take the adapters away; what they learnt and was not merged is gone."""
+    for path, layer in _layers(network).items():
         parent, _, name = path.rpartition(".")
         setattr(network.get_submodule(parent), name, layer.get_base_layer())
+    if hasattr(network, "peft_config"):
+        del network.peft_config
 
 
 def save(network: nn.Module, lora: Lora, folder: Path, base: str) -> None:
     """The adapter alone, as peft's `PeftModel.from_pretrained` reads it."""
     folder.mkdir(parents=True, exist_ok=True)
-    layers = [path for path, module in network.named_modules() if isinstance(module, LoraLayer)]
-    config = _config(lora, layers)
+    config = _config(lora, list(_layers(network)))
     config.base_model_name_or_path, config.inference_mode = base, True
     config.save_pretrained(str(folder))
     state: dict[str, torch.Tensor] = {}
@@ -54,6 +54,10 @@ def save(network: nn.Module, lora: Lora, folder: Path, base: str) -> None:
         if ADAPTER in name:
             state[f"base_model.model.{name.replace(f'.{_NAME}', '')}"] = value.detach().contiguous()
     safetensors.torch.save_file(state, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+
+
+def _layers(network: nn.Module) -> dict[str, LoraLayer]:
+    return {path: module for path, module in network.named_modules() if isinstance(module, LoraLayer)}
 
 
 def _config(lora: Lora, layers: list[str]) -> LoraConfig:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
 from transformers import PreTrainedModel
 
-from mmjobs.data.chat import Chat
+from mmjobs.data.chat import OWN, Chat, own_template
 from mmjobs.data.pixels import Pixels
 from mmjobs.model import adapters, assemble, parts, pretrained, weights
 from mmlaunch.errors import BadInput
@@ -41,13 +42,14 @@ def skeleton(model: Model, precision: str, empty: bool) -> Built:
     """The model without what training adds to it; an `empty` one waits for weights from elsewhere."""
     make = pretrained.load if model.pretrained else assemble.assemble
     built = Built(*make(model, precision, empty))
-    _check_end(built.chat, model.chat_template)
+    _check_words(built.chat, model.chat_template)
     return built
 
 
-def _check_end(chat: Chat, template: str) -> None:
-    """A turn ends with one token. Where the tokenizer lacks the template's, every answer would end in loose letters."""
-    last = chat.end_id
-    if last not in {number for number, token in chat.tokenizer.added_tokens_decoder.items() if token.special}:
-        what = f"the tokenizer has no token for the end of a turn in the template {template!r}"
-        raise BadInput(f"model.chat_template: {what}; choose the template that the language model was trained with")
+def _check_words(chat: Chat, template: str) -> None:
+    """Where the tokenizer lacks a special word of the template, every turn would begin and end in loose letters."""
+    words = re.findall(r"<\|\w+\|>", own_template(template)) if template in OWN else []
+    known = {token.content for token in chat.tokenizer.added_tokens_decoder.values()}
+    if missing := sorted(set(words) - known):
+        what = f"{template} is written with {', '.join(missing)}, which this tokenizer does not know"
+        raise BadInput(f"model.chat_template: {what}; choose the one that the language model was trained with")

@@ -16,6 +16,7 @@ from mmlaunch.errors import MachineError, MmlaunchError, RecipeError
 COMMANDS = {  # name -> what it does; each stands in a module of its name
     "validate": "Check a recipe; every mistake at once, with its line.",
     "render": "Print the job script that submit would use.",
+    "estimate": "Memory of each GPU, and the GPUs that a recipe fits.",
     "submit": "Start a run from a recipe.",
     "status": "Where runs stand, and what happens next.",
     "logs": "What the ranks of a run print.",
@@ -24,6 +25,8 @@ COMMANDS = {  # name -> what it does; each stands in a module of its name
     "why": "What ended a run, and what to type next.",
     "report": "What a run's attempts cost, and what they lost.",
     "doctor": "What this site can and cannot do for runs.",
+    "export": "Write a checkpoint as a Hugging Face directory.",
+    "data": "What the data of a recipe are to its model, with samples.",
     "runs": "List the run directories.",
     "schema": "Print the JSON Schema of recipes, for editors.",
     "completion": "Print a shell's completion script.",

@@ -1,0 +1,142 @@
+"""Samples as the model sees them: every token, what is learnt, the very pixels; and a page that shows them."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+import torch
+from PIL import Image
+
+from mmjobs.data.encode import Processor
+from mmjobs.data.example import Example
+
+_STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 70rem; padding: 0 1rem; color: #222; }
+table { border-collapse: collapse; } td, th { padding: .2rem .8rem; text-align: right; border-bottom: 1px solid #ddd; }
+td:first-child, th:first-child { text-align: left; }
+section { border-top: 2px solid #888; margin-top: 2rem; }
+.tokens { white-space: pre-wrap; font-family: ui-monospace, monospace; background: #f6f6f6; padding: .6rem; }
+.learnt { background: #b7e3b0; } .special { color: #9a3412; font-weight: 600; } .images { color: #1d4ed8; }
+img { image-rendering: pixelated; height: 8rem; margin: .2rem; border: 1px solid #ccc; }
+"""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Tokens side by side that are alike."""
+
+    text: str
+    learnt: bool
+    kind: str
+    """`text`, `special` or `images`."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One example as the model gets it."""
+
+    origin: str
+    prompt: list[Piece]
+    answers: list[list[Piece]]
+    scores: list[float | None]
+    pictures: torch.Tensor  # [N, 3, H, W], from 0 to 1
+
+    def facts(self) -> dict[str, Any]:
+        """For a terminal: the texts with their masks."""
+        return {
+            "origin": self.origin,
+            "prompt": _told_apart(self.prompt),
+            "answers": [_told_apart(answer) for answer in self.answers],
+            "scores": self.scores,
+            "pictures": list(self.pictures.shape),
+        }
+
+
+def _told_apart(pieces: Sequence[Piece]) -> list[tuple[str, bool, str]]:
+    return [(piece.text, piece.learnt, piece.kind) for piece in pieces]
+
+
+def sample(processor: Processor, example: Example, budget: int | None) -> Sample:
+    """Encode one example and put its tokens back into words."""
+    encoded = processor.encode(example, budget)
+    return Sample(
+        origin=str(example.origin),
+        prompt=_pieces(processor, encoded.prompt.ids, encoded.prompt.learnt),
+        answers=[_pieces(processor, answer.ids, answer.learnt) for answer in encoded.answers],
+        scores=list(encoded.scores),
+        pictures=processor.pixels.visible(encoded.seen),
+    )
+
+
+def _pieces(processor: Processor, ids: Sequence[int], learnt: Sequence[bool]) -> list[Piece]:
+    tokenizer, image = processor.chat.tokenizer, processor.chat.image_id
+    special = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+
+    def kind(place: int) -> tuple[str, bool]:
+        token = ids[place]
+        return ("images" if token == image else "special" if token in special else "text"), learnt[place]
+
+    pieces = []
+    for (what, mask), places in groupby(range(len(ids)), kind):
+        run = [ids[place] for place in places]
+        text = f"{processor.chat.image_token} x {len(run)}" if what == "images" else str(tokenizer.decode(run))
+        pieces.append(Piece(text, mask, what))
+    return pieces
+
+
+def page_of(name: str, result: dict[str, Any], samples: Sequence[Sample]) -> str:
+    """One file that opens in any browser, pictures inside."""
+    title = html.escape(f"{name}: what the model sees")
+    rows = [
+        f"<tr><td>{html.escape(part['name'])}</td><td>{group}</td><td>{part['rows']:,}</td><td>{part['usable']:,}</td>"
+        f"<td>{_told(part['tokens'])}</td><td>{_told(part['width'])}</td><td>{_told(part['height'])}</td></tr>"
+        for group, parts in result["groups"].items()
+        for part in parts
+    ]
+    head = (
+        "<tr><th>source</th><th>for</th><th>rows</th><th>usable</th><th>tokens</th><th>width</th><th>height</th></tr>"
+    )
+    body = "".join(_section(one) for one in samples)
+    return (
+        f"<!doctype html><html lang=en><meta charset=utf-8><title>{title}</title><style>{_STYLE}</style>"
+        f"<h1>{title}</h1><p>Numbers are least / median / 99th percentile / most.</p>"
+        f"<table>{head}{''.join(rows)}</table>"
+        "<p>Learnt tokens are <span class=learnt>green</span>, special ones <span class=special>brown</span>.</p>"
+        f"{body}</html>\n"
+    )
+
+
+def _section(one: Sample) -> str:
+    pictures = "".join(f'<img alt="what the model sees" src="{_png(picture)}">' for picture in one.pictures)
+    answers = ""
+    for number, (answer, score) in enumerate(zip(one.answers, one.scores, strict=True), 1):
+        scored = f", score {score:g}" if score is not None else ""
+        answers += f"<h3>answer {number}{scored}</h3><div class=tokens>{_marked(answer)}</div>"
+    return (
+        f"<section><h2>{html.escape(one.origin)}</h2>{pictures}<h3>prompt</h3>"
+        f"<div class=tokens>{_marked(one.prompt)}</div>{answers}</section>"
+    )
+
+
+def _marked(pieces: Sequence[Piece]) -> str:
+    return "".join(
+        f'<span class="{piece.kind}{" learnt" if piece.learnt else ""}">{html.escape(piece.text)}</span>'
+        for piece in pieces
+    )
+
+
+def _told(spread: dict[str, int] | None) -> str:
+    return " / ".join(f"{spread[key]:,}" for key in ("min", "median", "p99", "max")) if spread else "-"
+
+
+def _png(picture: torch.Tensor) -> str:
+    levels = picture.mul(255).round().to(torch.uint8).permute(1, 2, 0).contiguous().numpy()  # [H, W, 3]
+    buffer = io.BytesIO()
+    Image.fromarray(levels).save(buffer, "PNG")
+    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"

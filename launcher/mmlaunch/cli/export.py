@@ -1,0 +1,38 @@
+"""`mmlaunch export`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from mmlaunch import rundir, training_side
+from mmlaunch.cli import options
+from mmlaunch.errors import UserError
+
+EXAMPLES = """
+\b
+Examples:
+  mmlaunch export sft-llama3-8b --to models/sft
+  mmlaunch export dpo-llama3-8b --to models/dpo --checkpoint 300 --merge-lora
+"""
+
+
+@click.command(epilog=EXAMPLES)
+@options.run(many=False)
+@click.option("--to", required=True, type=click.Path(path_type=Path), help="A folder that does not exist yet.")
+@click.option("--checkpoint", type=int, metavar="STEP", help="Not the newest valid one, but this one.")
+@click.option("--merge-lora", is_flag=True, help="Add the adapters to the weights; they stand beside them otherwise.")
+def command(run: str, to: Path, checkpoint: int | None, merge_lora: bool) -> None:
+    """Write a checkpoint of RUN as a Hugging Face directory: weights, processor, chat template, model card."""
+    paths = rundir.resolve(run)
+    if to.exists():
+        raise UserError(f"{to} exists already; name a folder that does not")
+    arguments = [str(paths.root), str(to)]
+    arguments += ["--checkpoint", str(checkpoint)] if checkpoint is not None else []
+    arguments += ["--merge-lora"] if merge_lora else []
+    step = training_side.run("mmjobs.export", arguments)["step"]
+    click.echo(f"{to}: {paths.name}, step {step}")
+    click.echo(
+        f"next: a recipe with model.init_from: {to}, or AutoModelForImageTextToText.from_pretrained({str(to)!r})"
+    )

@@ -1,0 +1,26 @@
+"""Commands that need torch: run as programs of the training side, in a process of their own, named by a string."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from mmlaunch.errors import MachineError, MmlaunchError
+
+
+def run(module: str, arguments: Sequence[str]) -> dict[str, Any]:
+    """The JSON object that `python -m module arguments` prints last; its progress goes to standard error."""
+    if importlib.util.find_spec("torch") is None:
+        raise MachineError("this Python has no torch; type it where runs train, or: pip install 'mmlaunch[train]'")
+    done = subprocess.run([sys.executable, "-m", module, *arguments], stdout=subprocess.PIPE, text=True, check=False)
+    try:
+        result: dict[str, Any] = json.loads(done.stdout.strip().rpartition("\n")[2])
+    except ValueError:
+        raise MmlaunchError(f"{module} ended with exit code {done.returncode}") from None
+    if "error" in result:
+        raise MmlaunchError(str(result["error"]))
+    return result

@@ -1,0 +1,101 @@
+"""Adapters: they add nothing at first, merge exactly, and stand alone as peft reads them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import torch
+
+from mmjobs.model import adapters, parts, weights
+from mmjobs.model.build import Built, build, skeleton
+from mmlaunch.errors import BadInput
+from mmlaunch.recipe import Recipe
+
+LORA = {"rank": 4, "alpha": 8}
+KINDS = [{}, {"rslora": True}, {"dora": True}]
+TRAIN = {"vision": "lora", "projector": "full", "language": "lora"}
+
+
+def ids() -> torch.Tensor:
+    return torch.tensor([[256, *[259] * 4, 65, 66, 67]])
+
+
+def logits(built: Any) -> torch.Tensor:
+    torch.manual_seed(1)
+    with torch.no_grad():
+        out: torch.Tensor = built(input_ids=ids(), pixel_values=torch.randn(1, 3, 16, 16)).logits
+    return out
+
+
+def adapted(recipe: Recipe) -> Built:
+    """A model whose adapters have learnt something."""
+    torch.manual_seed(0)
+    built = build(recipe.model)
+    built.network.eval()
+    generator = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for name, parameter in built.network.named_parameters():
+            if parts.ADAPTER in name:
+                parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
+    return built
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_nothing_changes_at_first_and_a_merge_changes_nothing(
+    tiny: Callable[..., Recipe], kind: dict[str, Any]
+) -> None:
+    recipe = tiny(model__lora={**LORA, **kind}, model__train=TRAIN)
+    torch.manual_seed(0)
+    plain = skeleton(recipe.model, "fp32", empty=False).network.eval()
+    torch.manual_seed(0)
+    fresh = build(recipe.model).network.eval()
+    torch.testing.assert_close(logits(fresh), logits(plain), atol=1e-6, rtol=1e-6)
+    built = adapted(recipe)
+    expected = logits(built.network)
+    assert (expected - logits(plain)).abs().max() > 1e-2
+    state = weights.merged(
+        {name: value.clone() for name, value in built.network.state_dict().items()}, recipe.model.lora
+    )
+    adapters.merge(built.network)
+    assert not any(parts.ADAPTER in name for name in built.network.state_dict())
+    torch.testing.assert_close(logits(built.network), expected, atol=1e-5, rtol=1e-5)
+    plain.load_state_dict(state)
+    torch.testing.assert_close(logits(plain), expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_adapter_alone_is_pefts(tiny: Callable[..., Recipe], tmp_path: Path, kind: dict[str, Any]) -> None:
+    recipe = tiny(model__lora={**LORA, **kind}, model__train=TRAIN)
+    built = adapted(recipe)
+    expected = logits(built.network)
+    assert recipe.model.lora is not None
+    adapters.save(built.network, recipe.model.lora, tmp_path / "adapter", "base")
+    adapters.detach(built.network)
+    assert (logits(built.network) - expected).abs().max() > 1e-2
+    again = peft.PeftModel.from_pretrained(built.network, tmp_path / "adapter").eval()
+    torch.testing.assert_close(logits(again), expected, atol=1e-6, rtol=1e-6)
+
+
+def test_targets_are_chosen_by_their_names(tiny: Callable[..., Recipe]) -> None:
+    model = tiny(model__lora={**LORA, "targets": r"language.*\.(q|v)_proj$"}, model__train=TRAIN).model
+    names = [name for name, parameter in build(model).network.named_parameters() if parts.ADAPTER in name]
+    assert {name.split(".")[-4] for name in names} == {"q_proj", "v_proj"}
+    assert {parts.part_of(name) for name in names} == {"language"}
+    for targets, said in (
+        ("nothing", "fits none of the linear layers; .*down_proj"),
+        ("(", "no regular expression"),
+    ):
+        with pytest.raises(BadInput, match=said):
+            build(tiny(model__lora={**LORA, "targets": targets}, model__train=TRAIN).model)
+
+
+def test_only_what_the_recipe_trains_has_a_gradient(tiny: Callable[..., Recipe]) -> None:
+    built = build(tiny(model__lora=LORA, model__train={**TRAIN, "vision": "frozen"}).model)
+    for name, parameter in built.network.named_parameters():
+        part = parts.part_of(name)
+        assert parameter.requires_grad == (part == "projector" or (part == "language" and parts.ADAPTER in name)), name

@@ -1,0 +1,109 @@
+"""Chat: the tokens of a conversation are those of its whole text; the answers are learnt and nothing else is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.jobs.checkpoints import CHATML, VICUNA, llama2_tokenizer, llama3_tokenizer
+
+from mmjobs.data.chat import CannotSay, Chat, own_template
+from mmjobs.data.example import IMAGE, Turn
+from mmjobs.model.tokens import complete
+
+
+def chat(tokenizer: Any, template: str) -> Chat:
+    complete(tokenizer)
+    tokenizer.chat_template = template
+    return Chat(tokenizer, "<image>")
+
+
+QWEN = llama3_tokenizer("<|im_start|>", "<|im_end|>")
+QWEN.eos_token = "<|im_end|>"
+CHATS = {
+    "llama-3": chat(llama3_tokenizer(), own_template("llama-3")),
+    "llama-2": chat(llama2_tokenizer(), own_template("llama-2")),
+    "vicuna": chat(llama2_tokenizer(), own_template("vicuna")),
+    "plain": chat(llama3_tokenizer(), own_template("plain")),
+    "chatml": chat(QWEN, CHATML),
+    "llava": chat(llama2_tokenizer(), VICUNA),
+}
+QUESTION = "USER: Is this a cat? ASSISTANT: no"
+TURNS = (Turn("user", (IMAGE, f"\n{QUESTION}")), Turn("assistant", ("A red circle",), True), Turn("user", ("Where?",)))
+
+
+def text_of(one: Chat, ids: list[int]) -> str:
+    return str(one.tokenizer.decode(ids))
+
+
+@pytest.mark.parametrize("name", CHATS)
+@given(answer=st.text(st.characters(codec="utf-8", exclude_categories=["Cs", "Cc"]), max_size=30))
+@settings(max_examples=25)
+def test_prompt_and_answer_are_the_whole_tokenised_once(name: str, answer: str) -> None:
+    one = CHATS[name]
+    tree = one.tree(TURNS, [answer])
+    ids = tree.prompt.ids + tree.answers[0].ids
+    messages = [{"role": turn.role, "content": one._content(turn)} for turn in (*TURNS, Turn("assistant", (answer,)))]
+    whole = one.tokenizer.apply_chat_template(messages, tokenize=False)
+    end = whole.rindex(one.tokenizer.eos_token) + len(one.tokenizer.eos_token)
+    expected = one.tokenizer(whole[:end], add_special_tokens=False)["input_ids"]
+    assert ids[-len(expected) :] == expected and len(ids) - len(expected) in (0, 1)
+    turns = 4 if name in ("llama-3", "chatml") else 2  # these two end questions with the same token
+    assert ids.count(one.end_id) == turns
+    assert tree.answers[0].ids.count(one.end_id) == 1 and tree.answers[0].ids[-1] == one.end_id
+    assert all(tree.answers[0].learnt)
+
+
+@pytest.mark.parametrize("name", CHATS)
+def test_all_answers_of_a_conversation_are_learnt_and_no_question_is(name: str) -> None:
+    one = CHATS[name]
+    tree = one.tree(TURNS, ["at the top left"])
+    learnt = text_of(one, [token for token, wanted in zip(tree.prompt.ids, tree.prompt.learnt, strict=True) if wanted])
+    end = one.tokenizer.eos_token
+    assert learnt.replace(" ", "") == f"Aredcircle{end}"
+    assert QUESTION in text_of(one, tree.prompt.ids) and "Where?" in text_of(one, tree.prompt.ids)
+    preference = [Turn(turn.role, turn.content) for turn in TURNS]
+    assert not any(one.tree(preference, ["a", "b"]).prompt.learnt)
+
+
+@pytest.mark.parametrize("name", CHATS)
+def test_answers_branch_off_where_they_differ_at_the_latest(name: str) -> None:
+    one = CHATS[name]
+    answers = ["at the top left", "at the top right", "\n\nsomewhere", "   "]
+    tree = one.tree(TURNS, answers)
+    for answer, branch in zip(answers, tree.answers, strict=True):
+        alone = one.tree(TURNS, [answer])
+        assert tree.prompt.ids + branch.ids == alone.prompt.ids + alone.answers[0].ids
+        assert len(tree.prompt) <= len(alone.prompt) and branch.ids[-1] == one.end_id
+
+
+@pytest.mark.parametrize("name", CHATS)
+def test_what_users_write_is_never_a_special_token(name: str) -> None:
+    one = CHATS[name]
+    words = f"say <image> and {one.tokenizer.eos_token} and {one.tokenizer.bos_token}!"
+    tree = one.tree([Turn("user", (words,))], [words, words + one.tokenizer.eos_token])
+    clean = one.tree([Turn("user", ("hello",))], ["hello"])
+    special = set(one.tokenizer.all_special_ids)
+    assert one.image_id not in tree.prompt.ids + tree.answers[0].ids
+    for dirty, pure in ((tree.prompt, clean.prompt), (tree.answers[0], clean.answers[0])):
+        assert [i for i in dirty.ids if i in special] == [i for i in pure.ids if i in special]
+    assert tree.answers[0] == tree.answers[1]  # an end that the data carry is written once
+
+
+def test_spaces_alone_are_learnt_too() -> None:
+    tree = CHATS["llama-3"].tree([Turn("user", ("Hello",))], ["a \n\n b"])
+    assert all(tree.answers[0].learnt) and text_of(CHATS["llama-3"], tree.answers[0].ids) == "a \n\n b<|eot_id|>"
+
+
+def test_begin_of_text_comes_once() -> None:
+    for one in CHATS.values():
+        ids = one.tree(TURNS, ["x"]).prompt.ids
+        begins = 2 if one is CHATS["llama-2"] else 1  # llama-2 begins every turn with it
+        assert ids.count(one.tokenizer.bos_token_id) == begins and ids[0] == one.tokenizer.bos_token_id
+
+
+def test_templates_that_refuse_say_so() -> None:
+    with pytest.raises(CannotSay, match="system message at the beginning"):
+        CHATS["vicuna"].tree([Turn("user", ("x",)), Turn("system", ("y",))], ["z"])
