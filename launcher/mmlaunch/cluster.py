@@ -97,6 +97,8 @@ class Cluster(Section):
     gpus: Literal["gpus-per-node", "gres", "none"] = "gpus-per-node"
     """How this site wants to be asked for GPUs."""
     gpu_type: Word | None = None
+    gpu_memory: MemorySize | None = None
+    """Of one GPU, as it is sold: 80G. Left out, nobody knows whether a run fits."""
     cpus_per_rank: Count = 8
     memory: MemorySize | None = None
     """Memory of a node; left out: all of it."""
@@ -170,6 +172,14 @@ def problem(cluster: Cluster, time: int, gpus: int) -> RecipeError | None:
     if gpus and cluster.gpus == "none":
         problems.append(Problem(("resources", "gpus_per_node"), "this cluster has no GPUs", "write gpus_per_node: 0"))
     return RecipeError(problems) if problems else None
+
+
+def gigabytes(cluster: Cluster) -> float | None:
+    """The memory of one of its GPUs."""
+    if cluster.gpu_memory is None:
+        return None
+    size, unit = int(cluster.gpu_memory[:-1]), cluster.gpu_memory[-1]
+    return size * {"K": 1e-6, "M": 1e-3, "G": 1.0, "T": 1e3}[unit]
 
 
 def _usual() -> str:

@@ -126,7 +126,8 @@ def deepspeed(recipe: Recipe, micro: int, accumulation: int) -> dict[str, Any]:
         "train_micro_batch_size_per_gpu": micro,
         "gradient_accumulation_steps": accumulation,
         "gradient_clipping": recipe.optim.clip,
-        "bf16": {"enabled": recipe.precision == "bf16"},
+        # Stage 0 keeps no fp32 masters of half weights: there the weights are fp32, and the arithmetic is autocast.
+        "bf16": {"enabled": recipe.precision == "bf16" and recipe.deepspeed.stage > 0},
         "fp16": {"enabled": recipe.precision == "fp16"},
         "zero_optimization": zero,
         "optimizer": {
@@ -136,6 +137,7 @@ def deepspeed(recipe: Recipe, micro: int, accumulation: int) -> dict[str, Any]:
                 "betas": recipe.optim.betas,
                 "eps": recipe.optim.eps,
                 "weight_decay": recipe.optim.weight_decay,
+                "torch_adam": True,  # the same arithmetic everywhere, and nothing to compile
             },
         },
     }

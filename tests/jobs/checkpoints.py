@@ -63,18 +63,24 @@ def llama2_tokenizer(*more: str) -> Any:
 
 
 def text_config(tokenizer: Any, kind: str = "llama", **more: Any) -> Any:
-    shape = dict(
-        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=1024, bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, initializer_range=0.2,
-    )  # fmt: skip
+    shape = {
+        "vocab_size": len(tokenizer), "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2, "max_position_embeddings": 1024, "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id, "initializer_range": 0.2,
+    }  # fmt: skip
     return hf.AutoConfig.for_model(kind, **{**shape, **more})
 
 
 def vision_config(**more: Any) -> Any:
-    shape = dict(
-        hidden_size=24, intermediate_size=32, num_hidden_layers=3, num_attention_heads=2, image_size=28, patch_size=7
-    )
+    shape = {
+        "hidden_size": 24,
+        "intermediate_size": 32,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 2,
+        "image_size": 28,
+        "patch_size": 7,
+    }
     return hf.CLIPVisionConfig(**{**shape, **more}, projection_dim=16, initializer_range=0.2)
 
 
@@ -82,7 +88,13 @@ def clip(folder: Path, whole: bool = True) -> Path:
     """A CLIP with both of its towers, as the hub has it, or the vision tower alone."""
     torch.manual_seed(1)
     if whole:
-        text = dict(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, vocab_size=50)
+        text = {
+            "hidden_size": 16,
+            "intermediate_size": 16,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "vocab_size": 50,
+        }
         hf.CLIPModel(
             hf.CLIPConfig(text_config=text, vision_config=vision_config().to_dict(), projection_dim=16)
         ).save_pretrained(folder)
@@ -144,12 +156,20 @@ def llava_next(folder: Path) -> Path:
 def idefics2(folder: Path) -> Path:
     tokenizer = llama2_tokenizer("<fake_token_around_image>", "<image>", "<end_of_utterance>", "<pad>")
     tokenizer.pad_token = "<pad>"
-    vision = dict(
-        hidden_size=24, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=28, patch_size=7
-    )
+    vision = {
+        "hidden_size": 24,
+        "intermediate_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "image_size": 28,
+        "patch_size": 7,
+    }
     config = hf.Idefics2Config(
         vision_config=vision, text_config=text_config(tokenizer, "mistral"), image_token_id=_id(tokenizer, "<image>"),
-        perceiver_config=dict(hidden_size=32, resampler_n_latents=4, resampler_depth=1, resampler_n_heads=2, resampler_head_dim=8, num_key_value_heads=1),
+        perceiver_config={
+            "hidden_size": 32, "resampler_n_latents": 4, "resampler_depth": 1, "resampler_n_heads": 2,
+            "resampler_head_dim": 8, "num_key_value_heads": 1,
+        },
         pad_token_id=tokenizer.pad_token_id,
     )  # fmt: skip
     images = hf.Idefics2ImageProcessorPil(size={"shortest_edge": 20, "longest_edge": 28}, do_image_splitting=False)
@@ -174,14 +194,14 @@ def internvl(folder: Path) -> Path:
     }
     tokenizer = llama3_tokenizer(*words, extra_special_tokens=names)
     tokenizer.eos_token = "<|im_end|>"
-    vision = dict(
-        hidden_size=24,
-        intermediate_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        image_size=[28, 28],
-        patch_size=[7, 7],
-    )
+    vision = {
+        "hidden_size": 24,
+        "intermediate_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "image_size": [28, 28],
+        "patch_size": [7, 7],
+    }
     config = hf.InternVLConfig(
         vision_config=vision,
         text_config=text_config(tokenizer, "qwen2"),
@@ -208,7 +228,7 @@ def qwen2_vl(folder: Path) -> Path:
     )
     config = hf.Qwen2VLConfig(
         text_config=text.to_dict(),
-        vision_config=dict(depth=2, embed_dim=32, hidden_size=32, num_heads=2, mlp_ratio=2, patch_size=7),
+        vision_config={"depth": 2, "embed_dim": 32, "hidden_size": 32, "num_heads": 2, "mlp_ratio": 2, "patch_size": 7},
         **{
             f"{name}_token_id": _id(tokenizer, word)
             for name, word in (
@@ -232,24 +252,27 @@ def gemma(folder: Path) -> Path:
     tokenizer = llama2_tokenizer("<start_of_turn>", "<end_of_turn>", "<pad>")
     tokenizer.pad_token = "<pad>"
     tokenizer.chat_template = (
-        "{{ bos_token }}{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
-        "{% for message in messages %}{{ '<start_of_turn>' + message['role'].replace('assistant', 'model') + '\n' + message['content'] | trim + '<end_of_turn>\n' }}{% endfor %}"
+        "{{ bos_token }}{% if messages[0]['role'] == 'system' %}"
+        "{{ raise_exception('System role not supported') }}{% endif %}"
+        "{% for message in messages %}{{ '<start_of_turn>' + message['role'].replace('assistant', 'model') + '\n' }}"
+        "{{ message['content'] | trim + '<end_of_turn>\n' }}{% endfor %}"
         "{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}"
     )
     return llama(folder, tokenizer, kind="gemma", head_dim=8, tie_word_embeddings=True)
 
 
 VICUNA = (
-    "{% for message in messages %}{% if message['role'] == 'user' %}{{ 'USER: ' }}{% else %}{{ 'ASSISTANT: ' }}{% endif %}"
-    "{% for part in message['content'] %}{% if part['type'] == 'image' %}{{ '<image>' }}{% else %}{{ part['text'] }}{% endif %}{% endfor %}"
+    "{% for message in messages %}{{ 'USER: ' if message['role'] == 'user' else 'ASSISTANT: ' }}"
+    "{% for part in message['content'] %}{{ '<image>' if part['type'] == 'image' else part['text'] }}{% endfor %}"
     "{% if message['role'] == 'assistant' %}{{ eos_token }}{% else %}{{ ' ' }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
 )
 CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' }}"
     "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
-    "{% for part in message['content'] %}{% if part['type'] == 'image' %}{{ '<image>' }}{% else %}{{ part['text'] }}{% endif %}{% endfor %}"
-    "{% endif %}{{ '<|im_end|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    "{% for part in message['content'] %}{% if part['type'] == 'image' %}{{ '<image>' }}{% else %}"
+    "{{ part['text'] }}{% endif %}{% endfor %}{% endif %}{{ '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 SEEING: dict[str, Callable[[Path], Path]] = {
     "llava": llava, "llava_next": llava_next, "idefics2": idefics2, "internvl": internvl, "qwen2_vl": qwen2_vl,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import signal
@@ -9,6 +10,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -18,7 +20,9 @@ import pytest
 import safetensors.torch
 import torch
 
+from mmlaunch.plan import deepspeed
 from mmlaunch.recipe import Recipe, resolved
+from mmlaunch.recipe.batch import split
 from mmlaunch.recipe.check import recipe_of
 from mmlaunch.run import ledger, manifest
 from mmlaunch.run.paths import RunPaths
@@ -77,6 +81,10 @@ class Job:
         self.attempt += 1
         self.paths.attempt(self.attempt).logs.mkdir(parents=True)
         self.paths.resolved.write_text(resolved.text_of(recipe))
+        found = split(recipe.batch.examples, world, recipe.batch.micro)
+        assert found is not None
+        with suppress(OSError):  # a test fills the disk
+            self.paths.attempt(self.attempt).deepspeed.write_text(json.dumps(deepspeed(recipe, *found)))
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]

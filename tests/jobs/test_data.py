@@ -17,7 +17,7 @@ from mmjobs.data.formats import parts, shapes
 from mmjobs.data.formats.rows import Part
 from mmjobs.data.loader import Examples, batches
 from mmjobs.data.mixture import Mixture, mixture
-from mmjobs.data.order import micro_batches, position, repeated
+from mmjobs.data.order import equal_batches, in_order, position, repeated
 from mmjobs.data.pixels import Squares
 from mmjobs.data.survey import survey
 from mmjobs.model import tokens
@@ -49,7 +49,7 @@ def test_every_epoch_shows_every_example_once(count: int, seed: int, epoch: int)
 @given(world=st.sampled_from([1, 2, 4]), micro=st.sampled_from([1, 2, 4]), start=st.integers(0, 50))
 def test_global_batches_do_not_depend_on_ranks_or_micro_batches(world: int, micro: int, start: int) -> None:
     def step(ranks: int, size: int) -> list[list[int]]:
-        shares = [list(micro_batches(start, 3, 16, rank, ranks, size)) for rank in range(ranks)]
+        shares = [list(in_order(equal_batches(16, rank, ranks, size), start, 3, 16)) for rank in range(ranks)]
         a_step = 16 // ranks // size
         return [
             [row for share in shares for batch in share[n * a_step : (n + 1) * a_step] for row in batch]
@@ -97,6 +97,7 @@ def test_answers_are_learnt_exactly_once_with_their_end_and_byte_zero_is_no_padd
     for row, answer in enumerate((b"\0a\0", b"long answer", b"")):
         learnt = batch.targets[row] != NOT_LEARNT
         assert batch.ids[row][learnt].tolist() == [*answer, end] == batch.targets[row][learnt].tolist()
+        assert batch.attention is not None
         assert int(batch.attention[row].sum()) == 1 + len("?\n") + len(answer) + 1
         assert torch.equal(batch.attention[row], (batch.ids[row] != 258).long())
 

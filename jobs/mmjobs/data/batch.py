@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
+from mmjobs.data.chat import Tokens
 from mmjobs.data.encode import Encoded
 from mmjobs.data.example import BadRow, Origin
 from mmjobs.data.pixels import Pixels, Seen
 
 NOT_LEARNT = -100
+_NOTHING = Tokens([0], [False])
 
 
 @dataclass(frozen=True)
 class Batch:
-    """B sequences of at most T tokens. Masks come from lengths: every token id may be a real one."""
+    """B rows of at most T tokens, a sequence each or several side by side. Masks never come from ids."""
 
     ids: torch.Tensor  # [B, T]
-    attention: torch.Tensor  # [B, T], 1 up to each sequence's length
+    attention: torch.Tensor | None  # [B, T], 1 up to each sequence's length; None: positions tell sequences apart
+    positions: torch.Tensor | None  # [B, T], from 0 in every sequence of a packed row
     targets: torch.Tensor  # [B, T], the token to predict *at* each position from those before it, or NOT_LEARNT
+    owners: torch.Tensor  # [B, T], which of the origins each token belongs to
     seen: Seen
     """The images, in the order of the sequences, as arguments of the network."""
     origins: tuple[Origin, ...]
@@ -30,25 +34,73 @@ class Batch:
     def __len__(self) -> int:
         return len(self.origins)
 
+    def to(self, device: torch.device) -> Batch:
+        """The same batch where the network is."""
+        return replace(
+            self,
+            ids=self.ids.to(device),
+            attention=None if self.attention is None else self.attention.to(device),
+            positions=None if self.positions is None else self.positions.to(device),
+            targets=self.targets.to(device),
+            owners=self.owners.to(device),
+            seen={name: value.to(device) for name, value in self.seen.items()},
+        )
 
-def collate(found: Sequence[Encoded | BadRow], pixels: Pixels, padding: int) -> Batch:
-    """One batch of these prompts with their first answers; `padding` fills what no mask ever shows."""
+
+def collate(
+    found: Sequence[Encoded | BadRow], pixels: Pixels, padding: int, packed: bool = False, blank: bool = False
+) -> Batch:
+    """One batch of these prompts with their first answers: a row each, or all `packed` in one.
+
+    `padding` fills what no mask ever shows. Without any image there is a `blank` one that nothing is learnt from, and
+    without any example one token: all ranks call the same layers in the same order, or some would wait for ever.
+    """
     encoded = [one for one in found if isinstance(one, Encoded)]
-    rows = [(one.prompt, one.answers[0]) for one in encoded]
-    longest = max((len(prompt) + len(answer) for prompt, answer in rows), default=0)
-    ids = torch.full((len(rows), longest), padding)
-    attention = torch.zeros(len(rows), longest, dtype=torch.long)
-    targets = torch.full((len(rows), longest), NOT_LEARNT)
-    for row, (prompt, answer) in enumerate(rows):
-        tokens = torch.tensor(prompt.ids + answer.ids)
-        ids[row, : len(tokens)] = tokens
-        attention[row, : len(tokens)] = 1
-        targets[row, : len(tokens)] = tokens.where(torch.tensor(prompt.learnt + answer.learnt), NOT_LEARNT)
+    sequences = [_sequence(one.prompt, one.answers[0]) for one in encoded]
+    images = [one.seen for one in encoded]
+    if blank and not any(images):
+        tokens, seen = pixels.blank()
+        sequences.append(_sequence(Tokens(tokens, [False] * len(tokens)), _NOTHING[:0]))
+        images.append(seen)
+    make = _packed if packed else _padded
+    ids, attention, positions, targets, owners = make(sequences or [_sequence(_NOTHING, _NOTHING[:0])], padding)
     return Batch(
         ids=ids,
         attention=attention,
+        positions=positions,
         targets=targets,
-        seen=pixels.join([one.seen for one in encoded], ids),
+        owners=owners,
+        seen=pixels.join(images, ids),
         origins=tuple(one.origin for one in encoded),
         skipped=tuple(one for one in found if isinstance(one, BadRow)),
     )
+
+
+Pair = tuple[torch.Tensor, torch.Tensor]
+Rows = tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None, torch.Tensor, torch.Tensor]
+
+
+def _sequence(prompt: Tokens, answer: Tokens) -> Pair:
+    """Its tokens, and which of them are to be predicted: [T] each. Nothing predicts the first one."""
+    ids = torch.tensor(prompt.ids + answer.ids)
+    learnt = torch.tensor(prompt.learnt + answer.learnt)
+    learnt[0] = False
+    return ids, ids.where(learnt, NOT_LEARNT)
+
+
+def _padded(sequences: Sequence[Pair], padding: int) -> Rows:
+    shape = len(sequences), max(len(ids) for ids, _ in sequences)
+    ids, targets = torch.full(shape, padding), torch.full(shape, NOT_LEARNT)
+    attention = torch.zeros(shape, dtype=torch.long)
+    for row, (own, wanted) in enumerate(sequences):
+        ids[row, : len(own)], targets[row, : len(own)] = own, wanted
+        attention[row, : len(own)] = 1
+    return ids, attention, None, targets, torch.arange(shape[0])[:, None].expand(shape)
+
+
+def _packed(sequences: Sequence[Pair], padding: int) -> Rows:
+    ids = torch.cat([own for own, _ in sequences])[None]  # [1, T]
+    targets = torch.cat([wanted for _, wanted in sequences])[None]
+    positions = torch.cat([torch.arange(len(own)) for own, _ in sequences])[None]
+    lengths = torch.tensor([len(own) for own, _ in sequences])
+    return ids, None, positions, targets, torch.arange(len(sequences)).repeat_interleave(lengths)[None]

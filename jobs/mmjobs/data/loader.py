@@ -42,14 +42,20 @@ class Examples(Dataset[Encoded | BadRow]):
             raise
 
 
-def batches(examples: Examples, order: Iterable[list[int]], workers: int) -> Iterator[Batch]:
+def batches(examples: Examples, order: Iterable[list[int]], workers: int, packed: bool = False) -> Iterator[Batch]:
     """The batches of these indices, in this order, whatever the number of workers."""
     processor = examples.processor
     loader = DataLoader(
         examples,
         batch_sampler=order,
         num_workers=workers,
-        collate_fn=partial(collate, pixels=processor.pixels, padding=processor.chat.tokenizer.pad_token_id),
+        collate_fn=partial(
+            collate,
+            pixels=processor.pixels,
+            padding=processor.chat.tokenizer.pad_token_id,
+            packed=packed,
+            blank=examples.mixture.has_images,
+        ),
         worker_init_fn=_begin_worker,
         generator=torch.Generator(),  # its own: the loader draws a seed, and the run's RNG must not move for it
     )

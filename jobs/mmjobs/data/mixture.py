@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 from mmjobs.data.example import Example
 from mmjobs.data.formats.rows import Part
@@ -38,6 +39,11 @@ class Mixture:
         """The length of the whole tree at this place."""
         row = self.usable(place)
         return row.prompt + sum(row.answers)
+
+    @cached_property
+    def has_images(self) -> bool:
+        """Whether any row has one."""
+        return any(row.images for row in self.survey.usable)
 
     def __str__(self) -> str:
         counts = {"bad": "that cannot be used", "overlong": "too long", "held out": "also in the evaluation data"}

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 
 import torch
+
+from mmjobs.data.packing import pack
 
 
 def seed_of(*parts: object) -> int:
@@ -41,13 +43,33 @@ def position(index: int, count: int, seed: int) -> int:
     return _epoch(seed, epoch, count)[place]
 
 
-def micro_batches(start: int, steps: int, examples: int, rank: int, world: int, micro: int) -> Iterator[list[int]]:
-    """The global indices of each micro-batch of one rank, in the `steps` steps from index `start` on.
+Batches = Callable[[int], list[list[int]]]
+"""The micro-batches of one rank, by the global index that a step begins at: each is a list of global indices."""
 
-    The global batch of a step is the same whatever the world: each rank takes its contiguous share of it.
-    """
+
+def equal_batches(examples: int, rank: int, world: int, micro: int) -> Batches:
+    """`micro` examples in each. The global batch of a step is the same whatever the world: ranks take their shares."""
     share = examples // world
+
+    def of_step(start: int) -> list[list[int]]:
+        first = start + rank * share
+        return [list(range(begin, begin + micro)) for begin in range(first, first + share, micro)]
+
+    return of_step
+
+
+def packed_batches(examples: int, rank: int, world: int, budget: int, tokens: Callable[[int], int]) -> Batches:
+    """Rows of at most `budget` tokens, as many on each rank; `tokens` tells the length of the example of an index."""
+
+    @lru_cache(maxsize=4)
+    def of_step(start: int) -> list[list[int]]:
+        packed = pack([tokens(index) for index in range(start, start + examples)], world, budget)
+        return [[start + place for place in row] for row in packed.ranks[rank]]
+
+    return of_step
+
+
+def in_order(batches: Batches, start: int, steps: int, examples: int) -> Iterator[list[int]]:
+    """The micro-batches of one rank in the `steps` steps from global index `start` on."""
     for step in range(steps):
-        first = start + step * examples + rank * share
-        for begin in range(first, first + share, micro):
-            yield list(range(begin, begin + micro))
+        yield from batches(start + step * examples)

@@ -14,6 +14,7 @@ from mmjobs.data.tiling import Size, squares, tiles
 from mmlaunch.errors import BadInput
 from mmlaunch.recipe.model import Tiling
 
+_BLANK = (64, 64)
 Seen = dict[str, torch.Tensor]
 """Arguments of a model's forward that hold the images of one or more sequences."""
 
@@ -31,6 +32,9 @@ class Pixels(Protocol):
 
     def join(self, seen: Sequence[Seen], ids: torch.Tensor) -> Seen:
         """What it sees of several sequences, whose tokens are `ids`: [B, T]."""
+
+    def blank(self) -> tuple[list[int], Seen]:
+        """The tokens of a blank image, and the image."""
 
     def features_of(self, seen: Seen) -> int | None:
         """How many tokens the prompt must hold for them, where it can be told without the model."""
@@ -55,10 +59,6 @@ class Squares:
         self.max_side = tiling.max_side
         self.mean, self.spread = tuple(mean), tuple(spread)
         self._ground = (int(mean[0] * 255), int(mean[1] * 255), int(mean[2] * 255))
-        # What /255, minus the mean and divided by the spread do to a byte: one table for each colour.
-        levels = numpy.arange(256, dtype=numpy.float32)[:, None] / 255
-        middle, width = numpy.asarray(mean, numpy.float32), numpy.asarray(spread, numpy.float32)
-        self._levels = ((levels - middle) / width).T.copy()  # [3, 256]
 
     def tokens(self, sizes: Sequence[Size], budget: int | None = None) -> list[int]:
         count = sum(tiles(size, self.tiling, self.side, budget) for size in sizes)
@@ -66,11 +66,22 @@ class Squares:
 
     def read(self, images: Sequence[Image.Image], budget: int | None = None) -> Seen:
         parts = [part for image in images for part in squares(image, self.tiling, self.side, self._ground, budget)]
-        return {"pixel_values": torch.stack([self._normalised(part) for part in parts])} if parts else {}
+        if not parts:
+            return {}
+        values = numpy.empty((len(parts), 3, self.side, self.side), numpy.float32)  # [N, 3, S, S]
+        for planes, part in zip(values, parts, strict=True):
+            for plane, band, mean, spread in zip(planes, part.split(), self.mean, self.spread, strict=True):
+                numpy.divide(numpy.asarray(band), numpy.float32(255), out=plane)
+                plane -= numpy.float32(mean)
+                plane /= numpy.float32(spread)
+        return {"pixel_values": torch.from_numpy(values)}
 
     def join(self, seen: Sequence[Seen], ids: torch.Tensor) -> Seen:
         parts = [one["pixel_values"] for one in seen if one]
         return {"pixel_values": torch.cat(parts)} if parts else {}
+
+    def blank(self) -> tuple[list[int], Seen]:
+        return [self.image_id] * self.features, {"pixel_values": torch.zeros(1, 3, self.side, self.side)}
 
     def features_of(self, seen: Seen) -> int | None:
         return len(seen["pixel_values"]) * self.features if seen else 0
@@ -80,12 +91,6 @@ class Squares:
             return torch.empty(0, 3, self.side, self.side)
         mean, spread = (torch.tensor(numbers).view(3, 1, 1) for numbers in (self.mean, self.spread))
         return (seen["pixel_values"] * spread + mean).clamp(0, 1)
-
-    def _normalised(self, square: Image.Image) -> torch.Tensor:
-        """[3, S, S]"""
-        values = numpy.asarray(square).transpose(2, 0, 1)  # [3, S, S]
-        planes = [level.take(plane) for level, plane in zip(self._levels, values, strict=True)]
-        return torch.from_numpy(numpy.stack(planes))
 
 
 class Processed:
@@ -126,6 +131,9 @@ class Processed:
             joined["mm_token_type_ids"] = (ids == self.processor.image_token_id).long()
         return joined
 
+    def blank(self) -> tuple[list[int], Seen]:
+        return self.tokens([_BLANK]), self.read([Image.new("RGB", _BLANK)])
+
     def features_of(self, seen: Seen) -> int | None:
         return None  # `tokens` asked the processor itself
 
@@ -160,6 +168,9 @@ class Blind:
 
     def join(self, seen: Sequence[Seen], ids: torch.Tensor) -> Seen:
         return {}
+
+    def blank(self) -> tuple[list[int], Seen]:
+        return [], {}
 
     def features_of(self, seen: Seen) -> int | None:
         return 0

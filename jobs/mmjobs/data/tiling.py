@@ -28,7 +28,7 @@ def squares(
     if tiling.kind == "crop":
         return [_cropped(image, side)]
     if tiling.kind == "pad":
-        return [_resized(_padded(image, ground), (side, side))]
+        return [_padded(image, side, ground)]
     across, down = grid(image.size, tiling, side, budget)
     whole = _resized(image, (across * side, down * side))
     corners = [(column * side, row * side) for row in range(down) for column in range(across)]
@@ -77,11 +77,12 @@ def _cropped(image: Image.Image, side: int) -> Image.Image:
     return image.crop((left, top, left + side, top + side))
 
 
-def _padded(image: Image.Image, ground: tuple[int, int, int]) -> Image.Image:
-    """The image in the middle of a square of the longer edge: LLaVA's way."""
+def _padded(image: Image.Image, side: int, ground: tuple[int, int, int]) -> Image.Image:
+    """The image in the middle of a square of the longer edge, and that square resized: LLaVA's way."""
     longest = max(image.size)
-    if image.size == (longest, longest):
-        return image
-    square = Image.new("RGB", (longest, longest), ground)
-    square.paste(image, ((longest - image.width) // 2, (longest - image.height) // 2))
-    return square
+    width = longest
+    if image.width > image.height:  # Pillow resizes across first, then down: the ground above and below need not wait
+        image, width = _resized(image, (side, image.height)), side
+    square = Image.new("RGB", (width, longest), ground)
+    square.paste(image, ((width - image.width) // 2, (longest - image.height) // 2))
+    return _resized(square, (side, side))

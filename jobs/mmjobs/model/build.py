@@ -27,6 +27,12 @@ class Built:
     processor: Any
     """transformers' own object for the same data, to be saved with the weights."""
 
+    @property
+    def packs(self) -> bool:
+        """Whether positions alone can tell several sequences in a row apart."""
+        rope = getattr(self.network.config.get_text_config(), "rope_parameters", None) or {}
+        return "mrope_section" not in rope
+
 
 def build(model: Model, precision: str = "fp32") -> Built:
     """The model that a recipe describes, with the weights that it starts from; random ones come from torch's state."""
@@ -35,6 +41,9 @@ def build(model: Model, precision: str = "fp32") -> Built:
         weights.start_from(built.network, model.init_from)
     adapters.add(built.network, model)
     parts.freeze(built.network, model, precision)
+    if model.activation_checkpointing == "on":
+        built.network.activation_checkpointing_enable()
+        built.network.enable_input_require_grads()  # frozen embeddings would end the graph before it begins
     return built
 
 

@@ -29,4 +29,7 @@ class Objective(Protocol):
     answers: int
     """How many answers an example needs at least."""
 
+    def units(self, batch: Batch) -> float:
+        """What a batch counts for, before anything is computed: the loss of a step is divided by the sum of these."""
+
     def __call__(self, network: nn.Module, batch: Batch) -> Measured: ...

@@ -16,10 +16,14 @@ class Sft:
     metrics: tuple[str, ...] = ("loss", "accuracy", "token_accuracy")
     answers = 1
 
+    def units(self, batch: Batch) -> float:
+        return float((batch.targets[:, 1:] != NOT_LEARNT).sum())
+
     def __call__(self, network: nn.Module, batch: Batch) -> Measured:
         hidden = network.get_submodule("model")(
             input_ids=batch.ids,
             attention_mask=batch.attention,
+            position_ids=batch.positions,
             **batch.seen,
             use_cache=False,
         ).last_hidden_state  # [B, T, D]
@@ -28,10 +32,10 @@ class Sft:
         logits = network.get_submodule("lm_head")(hidden[:, :-1][learnt]).float()  # [U, V]
         wanted = batch.targets[:, 1:][learnt]  # [U]
         losses = cross_entropy(logits, wanted, reduction="none")  # [U]
-        owner = learnt.nonzero()[:, 0]  # [U], the example of each token
-        each = torch.zeros(len(batch)).index_add(0, owner, losses.detach())
+        owner = batch.owners[:, 1:][learnt]  # [U], the example of each token
+        each = losses.new_zeros(len(batch)).index_add(0, owner, losses.detach())
         right = (logits.detach().argmax(-1) == wanted).float()
-        wrong_tokens = torch.zeros(len(batch)).index_add(0, owner, 1 - right)
+        wrong_tokens = losses.new_zeros(len(batch)).index_add(0, owner, 1 - right)
         units, examples = torch.tensor(float(len(wanted))), torch.tensor(float(len(batch)))
         return Measured(
             loss=losses.sum(),

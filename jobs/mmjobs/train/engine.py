@@ -1,11 +1,17 @@
-"""The engine: gradients and updates of one model on plain PyTorch, the same on every rank."""
+"""The engine: gradients and updates of one model through DeepSpeed, as the attempt's deepspeed.json says."""
 
 from __future__ import annotations
 
 import io
+import json
+import logging
+import math
+import os
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -13,12 +19,25 @@ from torch import nn
 
 from mmjobs.data.batch import Batch
 from mmjobs.model.parts import decays, part_of
+from mmjobs.model.weights import FILE as WEIGHTS
 from mmjobs.objectives.measured import Measured, Objective
 from mmjobs.train.ranks import Ranks
 from mmjobs.train.schedule import share
 from mmlaunch.recipe.optim import Optim
 
-WEIGHTS, OPTIMIZER = "model.safetensors", "optimizer.pt"
+os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
+logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+import deepspeed  # noqa: E402  it chooses its accelerator when it is imported
+from deepspeed.runtime.checkpoint_engine.torch_checkpoint_engine import TorchCheckpointEngine  # noqa: E402
+from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler  # noqa: E402
+from deepspeed.runtime.zero.config import ZeroStageEnum  # noqa: E402
+from deepspeed.utils.tensor_fragment import fragment_address  # noqa: E402
+
+deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # gloo does the work, without a compiler and its minute
+TAG = "deepspeed"
+_PREFIX = "network."
+_KNOWN: list[Any] = [LossScaler, DynamicLossScaler, ZeroStageEnum, fragment_address]
+"""Classes of DeepSpeed that its own files hold; they are plain records."""
 
 
 @dataclass(frozen=True)
@@ -30,67 +49,90 @@ class Update:
     """Of the gradient, before it was clipped."""
 
 
-class Engine:
-    """Adds up the gradients of loss sums over micro-batches and ranks, and divides once, by the global units."""
+class _Step(nn.Module):
+    """One call from DeepSpeed's point of view, whatever the objective does inside: its hooks count on that."""
 
-    def __init__(self, network: nn.Module, optim: Optim, steps: int, precision: str, ranks: Ranks) -> None:
+    def __init__(self, network: nn.Module, arithmetic: Callable[[], AbstractContextManager[None]]) -> None:
+        super().__init__()
+        self.network, self._arithmetic = network, arithmetic
+
+    def forward(self, objective: Objective, batch: Batch) -> tuple[torch.Tensor, Measured]:
+        with self._arithmetic():
+            measured = objective(self.network, batch)
+        return measured.loss, measured
+
+
+class Engine:
+    """Adds up the gradients of loss sums over micro-batches and ranks, over the units of the whole global batch."""
+
+    def __init__(
+        self, network: nn.Module, optim: Optim, steps: int, precision: str, config: Path, ranks: Ranks
+    ) -> None:
         self.network = network
         self._optim, self._steps, self._ranks = optim, steps, ranks
-        self._half = precision == "bf16"
+        settings = json.loads(config.read_text())
+        self.stage: int = settings["zero_optimization"]["stage"]
+        self._half = precision == "bf16" and not settings["bf16"]["enabled"]  # stage 0 has no masters of half weights
         trained = [(name, parameter) for name, parameter in network.named_parameters() if parameter.requires_grad]
-        self._gradient = torch.zeros(sum(parameter.numel() for _, parameter in trained))  # every gradient, side by side
-        start = 0
-        for _, parameter in trained:
-            parameter.grad = self._gradient[start : start + parameter.numel()].view_as(parameter)
-            start += parameter.numel()
-        self._optimizer = torch.optim.AdamW(
-            _groups(trained, decays(network), optim), lr=optim.lr, betas=(optim.betas[0], optim.betas[1]), eps=optim.eps
+        self._trained = [parameter for _, parameter in trained]
+        self._engine, self._optimizer, _, _ = deepspeed.initialize(
+            model=_Step(network, self.precision),
+            model_parameters=_groups(trained, decays(network), optim),
+            config=settings,
+            dist_init_required=False,
         )
+        self._engine.checkpoint_engine = self._files = _Files()
         self._peaks = [float(group["lr"]) for group in self._optimizer.param_groups]
 
-    def train_on(self, batch: Batch, objective: Objective) -> Measured:
-        """Measure a micro-batch and add the gradient of its loss sum."""
-        self.network.train()
-        with self._precision():
-            measured = objective(self.network, batch)
-        torch.autograd.backward(measured.loss)
-        return measured
+    @property
+    def sharded(self) -> bool:
+        """Whether no rank has all weights: whatever is done with the network, all ranks do it together."""
+        return self.stage == 3
 
-    def look_at(self, batch: Batch, objective: Objective) -> Measured:
-        """Measure a batch without learning from it."""
-        self.network.eval()
-        with torch.no_grad(), self._precision():
-            return objective(self.network, batch)
+    def train_on(self, batches: Sequence[Batch], objective: Objective, units: float) -> list[Measured]:
+        """Measure the micro-batches of a step, and add up the gradients of their loss sums over the global `units`."""
+        self._engine.train()
+        found = []
+        for number, batch in enumerate(batches, 1):
+            self._engine.set_gradient_accumulation_boundary(number == len(batches))
+            loss, measured = self._engine(objective, batch.to(self._engine.device))
+            self._engine.backward(loss * (self._ranks.world / units), scale_wrt_gas=False)  # it averages over ranks
+            found.append(measured)
+            if number < len(batches):
+                self._engine.step()  # between the micro-batches of a step it only counts
+        return found
 
-    def step(self, step: int, units: float) -> Update:
-        """Reduce the gradient, divide it by the global units, clip it, and update the weights."""
-        self._ranks.add(self._gradient)
-        self._gradient /= units
-        norm = float(torch.linalg.vector_norm(self._gradient))
-        if self._optim.clip and norm > self._optim.clip:
-            self._gradient *= self._optim.clip / norm
+    def step(self, step: int) -> Update:
+        """Update the weights with the gradient of the step, clipped; one that is not finite leaves them as they are."""
         factor = share(self._optim, step, self._steps)
         for group, peak in zip(self._optimizer.param_groups, self._peaks, strict=True):
             group["lr"] = peak * factor
-        if norm == norm and norm != float("inf"):  # the trainer reports one that is not, with weights still whole
-            self._optimizer.step()
-        self._gradient.zero_()  # not to None: the gradients are views of one buffer
+        norm = self._norm() if self.stage == 0 else None
+        if norm is None or math.isfinite(norm):
+            self._engine.step()
+        if norm is None:
+            norm = float(self._engine.get_global_grad_norm())
         return Update(self._optim.lr * factor, norm)
 
+    def look_at(self, batch: Batch, objective: Objective) -> Measured:
+        """Measure a batch without learning from it."""
+        self._engine.eval()
+        with torch.no_grad():
+            result: tuple[torch.Tensor, Measured] = self._engine(objective, batch.to(self._engine.device))
+        return result[1]
+
     def save(self, folder: Path) -> None:
-        """Write weights and optimiser state, on rank 0: the other ranks hold the same."""
+        """Write weights and optimiser state, each rank its own part; all ranks together."""
+        self._engine.save_checkpoint(str(folder), tag=TAG, client_state={}, save_latest=False)
+        weights = self._weights()
         if self._ranks.first:
-            weights = {name: value.detach().contiguous() for name, value in self.network.state_dict().items()}
-            # As bytes first: a full disk is then an OSError, which safetensors and torch.save both hide.
-            (folder / WEIGHTS).write_bytes(safetensors.torch.save(weights, metadata={"format": "pt"}))
-            buffer = io.BytesIO()
-            torch.save(self._optimizer.state_dict(), buffer)
-            (folder / OPTIMIZER).write_bytes(buffer.getbuffer())
+            # As bytes first: a full disk is then an OSError, which safetensors hides.
+            self._files.write(folder / WEIGHTS, safetensors.torch.save(weights, metadata={"format": "pt"}))
+        self._files.check()
 
     def load(self, folder: Path) -> None:
         """Take weights and optimiser state from a checkpoint, on every rank."""
-        self.network.load_state_dict(safetensors.torch.load_file(folder / WEIGHTS))
-        self._optimizer.load_state_dict(torch.load(folder / OPTIMIZER, weights_only=True))
+        self._engine.load_checkpoint(str(folder), tag=TAG, load_lr_scheduler_states=False)
 
     def evaluating(self) -> nn.Module:
         """The network as it answers, not as it learns."""
@@ -98,13 +140,68 @@ class Engine:
 
     def precision(self) -> AbstractContextManager[None]:
         """The arithmetic of this run, for what is done with the network elsewhere."""
-        return self._precision()
+        return torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=self._half)
 
-    def _precision(self) -> AbstractContextManager[None]:
-        return torch.autocast("cpu", dtype=torch.bfloat16, enabled=self._half)
+    @property
+    def _device(self) -> torch.device:
+        return next(self.network.parameters()).device
+
+    def _norm(self) -> float:
+        """Of a gradient that DeepSpeed has reduced: at stage 0 it keeps its own norm to itself."""
+        squares = [parameter.grad.float().square().sum() for parameter in self._trained if parameter.grad is not None]
+        return float(torch.stack(squares).sum().sqrt())
+
+    def _weights(self) -> dict[str, torch.Tensor]:
+        """All weights under the names of the network, on rank 0."""
+        if self.sharded:
+            state = self._engine._zero3_consolidated_16bit_state_dict() or {}
+            state = {name.removeprefix(_PREFIX): value for name, value in state.items()}
+        else:
+            state = self.network.state_dict()
+        return {name: value.detach().cpu().contiguous() for name, value in state.items()}
 
 
-def _groups(trained: list[tuple[str, nn.Parameter]], decayed: set[str], optim: Optim) -> list[dict[str, object]]:
+class _Files(TorchCheckpointEngine):  # type: ignore[misc]
+    """How DeepSpeed writes and reads its files: a full disk is an error after all ranks are through, not a hang."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._failure: OSError | None = None
+
+    def save(self, state_dict: Any, path: str) -> None:
+        """All but the weights, where one rank has all of them: they have a file of their own."""
+        buffer = io.BytesIO()
+        torch.save({**state_dict, "module": {}} if self._whole(path) else state_dict, buffer)
+        self.write(Path(path), buffer.getbuffer())
+
+    def load(self, path: str, map_location: Any = None) -> Any:
+        """Without running code from the file: only tensors, containers and these classes of DeepSpeed."""
+        with torch.serialization.safe_globals(_KNOWN):
+            state = torch.load(path, map_location=map_location, weights_only=True)
+        if self._whole(path):
+            weights = safetensors.torch.load_file(Path(path).parent.parent / WEIGHTS)
+            state["module"] = {f"{_PREFIX}{name}": value for name, value in weights.items()}
+        return state
+
+    @staticmethod
+    def _whole(path: str) -> bool:
+        """Whether a file holds the weights of the whole model; at stage 3 each rank has its own fragments."""
+        return Path(path).name.startswith("mp_rank_")
+
+    def write(self, path: Path, content: bytes | memoryview) -> None:
+        try:
+            path.write_bytes(content)
+        except OSError as error:
+            self._failure = self._failure or error
+
+    def check(self) -> None:
+        """Raise what stood in the way of a file."""
+        failure, self._failure = self._failure, None
+        if failure is not None:
+            raise failure
+
+
+def _groups(trained: list[tuple[str, nn.Parameter]], decayed: set[str], optim: Optim) -> list[dict[str, Any]]:
     """Parameters that share a learning rate and a weight decay, in the order of the model."""
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in trained:

@@ -22,13 +22,10 @@ class Evaluation:
         """`eval/loss` and so on; all ranks `check` before each batch, which may raise."""
         totals = Totals(objective.metrics)
         mine = list(range(self._ranks.rank, len(self.held_out), self._ranks.world))
-        order = [mine[start : start + self._micro] for start in range(0, len(mine), self._micro)]
-        loader = batches(self._examples, order, self._workers)
         longest = -(-len(self.held_out) // self._ranks.world)  # examples of the rank that has the most
-        for _ in range(-(-longest // self._micro)):
+        order = [mine[start : start + self._micro] for start in range(0, longest, self._micro)]  # the last may be empty
+        for batch in batches(self._examples, order, self._workers):
             check()
-            batch = next(loader, None)  # the other ranks may have one batch more
-            if batch:
-                totals.add(engine.look_at(batch, objective))
+            totals.add(engine.look_at(batch, objective))
         totals.reduce(self._ranks)
         return {f"eval/{name}": value for name, value in totals.means().items()}

@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 
 from mmjobs.data.batch import Batch
 from mmjobs.data.example import BadRow
+from mmjobs.data.order import Batches
 from mmjobs.objectives.measured import Objective
 from mmjobs.train import skipped
 from mmjobs.train.agenda import Agenda, GivenUp
@@ -41,7 +42,7 @@ class Trainer:
     recipe: Recipe
     paths: RunPaths
     steps: int
-    accumulation: int
+    micro_batches: Batches
     ranks: Ranks
     engine: Engine
     objective: Objective
@@ -77,22 +78,22 @@ class Trainer:
         number = self.progress.step + 1
         self.where.step = number
         self.ranks.watch.enter(Phase.STEP)
+        batches = [next(self.batches) for _ in self.micro_batches(self.progress.cursor)]
+        self._skipped([row for batch in batches for row in batch.skipped])
+        units = self.ranks.sum(sum(self.objective.units(batch) for batch in batches))
+        if not units:
+            raise BadInput(f"no example of step {number} can be used; see {self.paths.skipped}")
         totals = Totals(self.objective.metrics)
-        batches = [next(self.batches) for _ in range(self.accumulation)]
         doubtful = []
-        for batch in filter(len, batches):
-            measured = self.engine.train_on(batch, self.objective)
+        for batch, measured in zip(batches, self.engine.train_on(batches, self.objective, units), strict=True):
             totals.add(measured)
             finite = measured.each.isfinite().tolist()
             doubtful += [str(origin) for origin, good in zip(batch.origins, finite, strict=True) if not good]
         totals.reduce(self.ranks)
-        means, units = totals.means(), totals.count("loss")
-        self._skipped([row for batch in batches for row in batch.skipped])
-        if not units:
-            raise BadInput(f"no example of step {number} can be used; see {self.paths.skipped}")
+        means = totals.means()
         if not math.isfinite(means["loss"]):
             raise NotFinite(f"the loss of step {number} is {means['loss']}", self.ranks.gather(doubtful))
-        update = self.engine.step(self.progress.step, units)
+        update = self.engine.step(self.progress.step)
         if not math.isfinite(update.norm):
             everything = [str(origin) for batch in batches for origin in batch.origins]
             raise NotFinite(f"the gradient of step {number} has norm {update.norm}", self.ranks.gather(everything))
@@ -129,7 +130,7 @@ class Trainer:
         except GivenUp as reason:
             self._stop(str(reason))
         self.progress.evaluated, self.progress.metrics = step, metrics
-        wanted = self.recipe.evaluate.samples if self.ranks.first else 0
+        wanted = self.recipe.evaluate.samples if self.ranks.first or self.engine.sharded else 0
         samples = draw(self.engine, self.evaluation.processor, self.evaluation.held_out, wanted)
         told = [{"question": s.question, "truth": s.truth, "answer": s.answer} for s in samples]
         self.journal.event("evaluated", step=step, metrics=metrics, samples=told)

@@ -40,6 +40,12 @@ class Ranks:
         with _together(self.watch):
             dist.all_reduce(values)
 
+    def sum(self, mine: float) -> float:
+        """Of one number of every rank."""
+        total = torch.tensor([mine], dtype=torch.float64)
+        self.add(total)
+        return float(total)
+
     def highest(self, *values: float) -> list[float]:
         """The largest of each value over all ranks."""
         largest = torch.tensor(values, dtype=torch.float64)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import socket
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -16,7 +17,7 @@ from mmjobs.data.encode import Processor
 from mmjobs.data.formats import parts as parts_of
 from mmjobs.data.loader import Examples, batches
 from mmjobs.data.mixture import Mixture, mixture
-from mmjobs.data.order import micro_batches, position, seed_of
+from mmjobs.data.order import Batches, equal_batches, in_order, packed_batches, position, seed_of
 from mmjobs.data.survey import survey
 from mmjobs.model import parts
 from mmjobs.model.build import Built, build
@@ -39,6 +40,9 @@ from mmlaunch.recipe import Recipe, resolved
 from mmlaunch.recipe.batch import split
 from mmlaunch.recipe.capability import unsupported
 from mmlaunch.run.paths import RunPaths
+
+_EVALUATED = 8
+"""Examples of a batch in evaluation, where the recipe packs its rows."""
 
 
 def train(paths: RunPaths, stop: Stop, where: Whereabouts, watch: Watchdog) -> dict[str, Any]:
@@ -73,30 +77,32 @@ def _trainer(
     objective = OBJECTIVES[recipe.objective.method]()
     _check_best(recipe, objective)
     examples, held_out = _data(recipe, processor, objective, ranks, paths)
-    micro, accumulation = _split(recipe, ranks.world)
     steps = recipe.steps or max(1, math.ceil((recipe.epochs or 1) * len(examples) / recipe.batch.examples))
     watch.enter(Phase.START)
-    engine = Engine(built.network, recipe.optim, steps, recipe.precision, ranks)
+    table = parts.counts(built.network)  # before the weights are divided over ranks
+    config = paths.attempt(journal.attempt).deepspeed
+    engine = Engine(built.network, recipe.optim, steps, recipe.precision, config, ranks)
     checkpoints = Checkpoints(paths, recipe.checkpoint, recipe.seed, ranks, journal)
     progress = checkpoints.resume(engine)
-    _introduce(journal, built, examples, held_out, ranks)
-    left = steps - progress.step
-    order = micro_batches(progress.cursor, left, recipe.batch.examples, ranks.rank, ranks.world, micro)
-    tolerant = recipe.data.on_bad == "skip"
+    _introduce(journal, table, examples, held_out, ranks)
     place_of = partial(position, count=len(examples), seed=recipe.seed)
+    micro_batches = _micro_batches(recipe, built, ranks, examples, place_of)
+    order = in_order(micro_batches, progress.cursor, steps - progress.step, recipe.batch.examples)
+    tolerant, packed = recipe.data.on_bad == "skip", recipe.batch.tokens_per_gpu is not None
     training = Examples(examples, processor, place_of, recipe.seed, tolerant)
+    held = Examples(held_out, processor, tolerant=tolerant)
     evaluating = [recipe.evaluate.every] if recipe.evaluate.every else []
     finished = progress.step >= steps  # then this attempt only measures the result again
     return Trainer(
         recipe=recipe,
         paths=paths,
         steps=steps,
-        accumulation=accumulation,
+        micro_batches=micro_batches,
         ranks=ranks,
         engine=engine,
         objective=objective,
-        batches=batches(training, order, recipe.data.workers),
-        evaluation=Evaluation(Examples(held_out, processor, tolerant=tolerant), ranks, micro, recipe.data.workers),
+        batches=batches(training, order, recipe.data.workers, packed),
+        evaluation=Evaluation(held, ranks, recipe.batch.micro or _EVALUATED, recipe.data.workers),
         checkpoints=checkpoints,
         agenda=Agenda(
             ranks,
@@ -139,11 +145,20 @@ def _processor(recipe: Recipe, built: Built) -> Processor:
     return Processor(built.chat, built.pixels, min(recipe.data.max_tokens, built.positions), recipe.data.overlong)
 
 
-def _split(recipe: Recipe, world: int) -> tuple[int, int]:
-    found = split(recipe.batch.examples, world, recipe.batch.micro)
+def _micro_batches(
+    recipe: Recipe, built: Built, ranks: Ranks, examples: Mixture, place_of: Callable[[int], int]
+) -> Batches:
+    """What a rank works on at a time: rows up to a token budget, or a fixed number of examples."""
+    size, budget = recipe.batch.examples, recipe.batch.tokens_per_gpu
+    if budget is not None:
+        if not built.packs:
+            what = "this model places its tokens in two dimensions, and rows of several examples have one"
+            raise BadInput(f"batch.tokens_per_gpu: {what}; write batch.micro: 1 instead")
+        return packed_batches(size, ranks.rank, ranks.world, budget, lambda index: examples.tokens(place_of(index)))
+    found = split(size, ranks.world, recipe.batch.micro)
     if found is None:
-        raise BadInput(f"batch.global: {recipe.batch.examples} examples do not divide over {world} ranks")
-    return found
+        raise BadInput(f"batch.global: {size} examples do not divide over {ranks.world} ranks")
+    return equal_batches(size, ranks.rank, ranks.world, found[0])
 
 
 def _check_best(recipe: Recipe, objective: Objective) -> None:
@@ -162,8 +177,9 @@ def _threads(recipe: Recipe) -> int:
     return int(given) if given else max(1, len(os.sched_getaffinity(0)) // recipe.resources.ranks_per_node)
 
 
-def _introduce(journal: Journal, built: Built, examples: Mixture, held_out: Mixture, ranks: Ranks) -> None:
-    table = parts.counts(built.network)
+def _introduce(
+    journal: Journal, table: dict[str, dict[str, int]], examples: Mixture, held_out: Mixture, ranks: Ranks
+) -> None:
     journal.event("ready", world=ranks.world, parameters=table)
     for part, numbers in table.items():
         journal.say(f"{part:<12}{numbers['trainable']:>14,} trainable{numbers['frozen']:>14,} frozen")

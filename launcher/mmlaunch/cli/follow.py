@@ -17,6 +17,7 @@ from mmlaunch.run.paths import RunPaths
 POLL = 0.3
 _CODES = {"done": 0, "cancelled": 130}
 LOST = 1
+_WAITING = ("pending", "held")
 
 
 def follow(run: RunPaths, offset: int = 0) -> int:
@@ -61,19 +62,26 @@ def describe(key: str, value: float) -> str:
 
 
 def _events(run: RunPaths, offset: int) -> Iterator[Event | None]:
-    """Every event as it comes; None in between; ends after the run's last word, or when its process is gone."""
+    """Every event as it comes; None in between; ends after the run's last word, or when its process is gone.
+
+    What only Slurm can tell, of a run that waits, comes as an event too.
+    """
     tail = Tail(run.events, offset)
-    quiet = 0
+    quiet, told = 0, ""
     while True:
         new = tail.new()
+        if not new and quiet % 10 == 9:
+            now = status.of(run)
+            new = tail.new()  # its last word may have come meanwhile
+            if now.state == "lost" and not new:
+                return
+            if now.state in _WAITING and now.reason != told:
+                told = now.reason
+                yield {"event": now.state, "reason": told}
         for event in new:
             yield event
             if event["event"] == "ended":
                 return
-        if not new and quiet % 10 == 9 and status.alive(ledger.read_ends(run.events).of_this_submission) is False:
-            if not any(event["event"] == "ended" for event in tail.new()):
-                return
-            continue
         quiet = 0 if new else quiet + 1
         yield None
         time.sleep(POLL)
@@ -104,7 +112,7 @@ def describe_event(event: Event) -> str:
         return f"checkpoint rejected: {event['rejected']}"
     if kind == "started":
         return f"attempt {event['attempt']} started on {event.get('nodes', '?')}"
-    if kind in ("resumed", "failed", "requeued", "signal", "cancelling"):
+    if kind in (*_WAITING, "resumed", "failed", "requeued", "signal", "cancelling"):
         details = [str(event[key]) for key in ("cause", "name", "evidence", "reason") if event.get(key)]
         step = f" at step {event['step']}" if event.get("step") is not None else ""
         return f"{kind}{step}: {'; '.join(details)}" if details else f"{kind}{step}"

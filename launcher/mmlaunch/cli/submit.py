@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from mmlaunch.cli import options
+from mmlaunch.cluster import gigabytes
 from mmlaunch.plan import Plan
 from mmlaunch.prepare import Prepared
 from mmlaunch.recipe import Recipe
@@ -45,6 +46,8 @@ def _record(prepared: Prepared) -> dict[str, Any]:
 
 
 def _say(prepared: Prepared, follow: bool) -> None:
+    from mmlaunch.estimate.summary import line
+
     plan, recipe = prepared.plan, prepared.plan.recipe
     where = (
         f"partition {plan.partition} (profile {plan.cluster_name})"
@@ -52,8 +55,9 @@ def _say(prepared: Prepared, follow: bool) -> None:
         else f"profile {plan.cluster_name}"
     )
     click.echo(f"{click.style(plan.run.name, bold=True)}   {plan.size}, {where}")
+    sizes = line(recipe, gigabytes(plan.cluster))
     rows = {
-        "model": describe_model(recipe),
+        **({"model": sizes, "parts": describe_model(recipe)} if sizes else {"model": describe_model(recipe)}),
         "data": describe_data(recipe),
         "batch": f"{describe_batch(plan)}; {_length(recipe)}",
         "run": str(plan.run.root),

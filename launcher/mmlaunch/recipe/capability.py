@@ -15,7 +15,7 @@ _LATER = "validate and render work; this version of the trainer cannot run it ye
 
 def unsupported(recipe: Recipe) -> list[Problem]:
     """Each part of a valid recipe that the trainer would have to ignore."""
-    asked = [*_objective(recipe), *_model(recipe), *_training(recipe)]
+    asked = [*_objective(recipe), *_training(recipe)]
     return [
         Problem(path, f"{value!r} is not trained by this version", f"{_LATER}; {right}") for path, value, right in asked
     ]
@@ -29,22 +29,8 @@ def _objective(recipe: Recipe) -> Asked:
         yield ("objective",), recipe.objective.method, "it runs sft"
 
 
-def _model(recipe: Recipe) -> Asked:
-    if recipe.model.activation_checkpointing == "on":
-        yield ("model", "activation_checkpointing"), "on", "it runs without"
-
-
 def _training(recipe: Recipe) -> Asked:
-    if recipe.resources.gpus_per_node:
-        yield ("resources", "gpus_per_node"), recipe.resources.gpus_per_node, "it runs on CPUs: gpus_per_node: 0"
     if recipe.checkpoint.best not in (None, *MEASURED):
         yield ("checkpoint", "best"), recipe.checkpoint.best, f"it measures {', '.join(MEASURED)}"
     if recipe.precision == "fp16":
         yield ("precision",), "fp16", "it runs fp32 and bf16"
-    if recipe.batch.tokens_per_gpu is not None:
-        yield ("batch", "tokens_per_gpu"), recipe.batch.tokens_per_gpu, "it runs batch.micro"
-    if recipe.deepspeed.stage:
-        yield ("deepspeed", "stage"), recipe.deepspeed.stage, "it runs stage 0"
-    if recipe.deepspeed.overrides:
-        yield ("deepspeed", "overrides"), sorted(recipe.deepspeed.overrides), "it runs without"
-

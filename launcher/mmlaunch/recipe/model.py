@@ -1,5 +1,6 @@
 """`model`: which parts, how they are joined, what of them is trained."""
 
+from math import isqrt
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
@@ -99,9 +100,16 @@ class Projector(Section):
 
     @model_validator(mode="after")
     def _queries_need_perceiver(self) -> "Projector":
-        if self.queries is not None and self.kind != "perceiver":
+        if self.queries is None:
+            return self
+        if self.kind != "perceiver":
             what = f"only the perceiver learns queries, this is {self.kind}"
             refuse("projector", [(("queries",), self.queries, mistake(what, "remove it, or kind: perceiver"))])
+        side = isqrt(self.queries)
+        if side**2 != self.queries:
+            what = f"the queries stand on a square grid, and {self.queries} is no square"
+            right = f"write {side**2} or {(side + 1) ** 2}"
+            refuse("projector", [(("queries",), self.queries, mistake(what, right))])
         return self
 
 
@@ -217,6 +225,9 @@ class Model(Section):
     def _parts(self) -> list[tuple[Path, Any, Any]]:
         if self.pretrained is not None:
             named = [key for key in ("vision", "language") if getattr(self, key) is not None]
+            named += ["projector"] if "projector" in self.model_fields_set else []
+            named += ["tiling"] if self.tiling != Tiling() else []
+            named += ["attention"] if self.attention != "plain" else []
             why = "model.pretrained is a whole model already"
             return [((key,), key, mistake(why, f"remove {key}, or remove pretrained")) for key in named]
         if self.language is None:

@@ -1,0 +1,109 @@
+"""`mmlaunch estimate`."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import click
+
+from mmlaunch import cluster as clusters
+from mmlaunch.cli import options
+from mmlaunch.cli.table import show
+from mmlaunch.cluster import gigabytes
+from mmlaunch.estimate.advice import SIZES, Fit, checkpointing, fit
+from mmlaunch.estimate.counts import Part
+from mmlaunch.estimate.memory import GIGA, Estimate, Memory, estimate
+from mmlaunch.load import load_recipe
+from mmlaunch.recipe import Recipe
+
+_LABELS = {"optimiser": "optimiser states", "reference": "reference model"}
+
+
+@click.command(
+    epilog="\b\nExamples:\n  mmlaunch estimate recipes/dpo_llama3.yaml\n"
+    "  mmlaunch estimate my.yaml -s deepspeed.stage=3 -s batch.tokens_per_gpu=4096\n"
+    "  mmlaunch estimate my.yaml --cluster alps --json | jq .memory"
+)
+@options.recipe()
+@options.overrides
+@options.cluster
+@options.as_json
+def command(recipe: str, overrides: tuple[str, ...], cluster: str | None, as_json: bool) -> None:
+    """Memory of each GPU for RECIPE, by component, and the GPUs that it fits. Reads no weights and needs no network."""
+    loaded = load_recipe(recipe, overrides).recipe
+    size = gigabytes(clusters.choose(cluster)[1])
+    made = estimate(loaded)
+    on, reason = checkpointing(loaded, size, made)
+    memory, fits = made.memory(on), _fits(made, size)
+    if as_json:
+        click.echo(json.dumps(_record(made, memory, on, reason, fits), indent=2))
+    else:
+        _say(made, memory, on, reason, fits)
+
+
+def _fits(made: Estimate, size: float | None) -> list[Fit]:
+    """The usual sizes and the profile's own, for which `auto` is decided already."""
+    if not made.recipe.resources.gpus_per_node:
+        return []
+    sizes = sorted({*SIZES, *([round(size)] if size else [])})
+    return [fit(made, one, decided=bool(size) and one == round(size or 0)) for one in sizes]
+
+
+def _say(made: Estimate, memory: Memory, on: bool, reason: str, fits: list[Fit]) -> None:
+    recipe = made.recipe
+    click.echo(f"{click.style(recipe.name, bold=True)}   {_setting(made)}\n")
+    parts = [*made.counts.parts, Part("all", made.counts.total, made.counts.trained)]
+    show(["part", f"{'parameters':>15}", f"{'trained':>15}"],
+         [[part.name, f"{part.total:>15,}", f"{part.trained:>15,}"] for part in parts])  # fmt: skip
+    click.echo()
+    unit, size = ("GB", GIGA) if memory.total >= 2 * GIGA else ("MB", GIGA // 1000)
+    rows = {**memory.components, "all": memory.total}
+    where = "each GPU" if recipe.resources.gpus_per_node else "each rank"
+    show([f"memory of {where}", f"{unit:>8}"],
+         [[_LABELS.get(name, name), f"{number / size:8.2f}"] for name, number in rows.items()])  # fmt: skip
+    if memory.host:
+        click.echo(f"and {memory.host / size:.2f} {unit} of CPU memory for each rank")
+    click.echo(f"\nactivation checkpointing {'on' if on else 'off'}: {reason}")
+    if made.network.tokens:
+        click.echo(f"an image is {_image(made)}")
+    if fits:
+        click.echo()
+        show(["GPU", "fits"], [[f"{one.size} GB", _answer(one)] for one in fits])
+
+
+def _setting(made: Estimate) -> str:
+    recipe = made.recipe
+    zero = f"ZeRO stage {recipe.deepspeed.stage}" if recipe.deepspeed.stage else "no ZeRO"
+    offload = {"none": "", "optimizer": ", optimiser offloaded", "all": ", all offloaded"}[recipe.deepspeed.offload]
+    world, tokens = recipe.resources.describe_world(), f"{made.row.tokens:,} tokens at a time"
+    return f"{world}, {recipe.precision}, {zero}{offload}, {tokens}"
+
+
+def _image(made: Estimate) -> str:
+    network = made.network
+    if network.squares == 1:
+        return f"{network.features:,} tokens"
+    return f"{network.features:,} tokens for each of 1 to {network.squares} squares: at most {network.tokens:,}"
+
+
+def _answer(one: Fit) -> str:
+    if one.fits:
+        return f"yes, {one.needs / GIGA:.0f} GB, checkpointing {'on' if one.checkpointing else 'off'}"
+    if one.change:
+        return f"no, {one.needs / GIGA:.0f} GB; it would with {' '.join(f'-s {change}' for change in one.change)}"
+    return f"no, {one.needs / GIGA:.0f} GB; ask for more GPUs, or for fewer tokens at a time"
+
+
+def _record(made: Estimate, memory: Memory, on: bool, reason: str, fits: list[Fit]) -> dict[str, Any]:
+    recipe: Recipe = made.recipe
+    return {
+        "name": recipe.name,
+        "parameters": {part.name: {"total": part.total, "trained": part.trained} for part in made.counts.parts},
+        "memory": memory.components,
+        "total": memory.total,
+        "host": memory.host,
+        "checkpointing": {"on": on, "reason": reason},
+        "tokens": {"row": made.row.tokens, "image": made.network.tokens, "square": made.network.features},
+        "fits": {str(one.size): {"fits": one.fits, "needs": one.needs, "change": list(one.change)} for one in fits},
+    }

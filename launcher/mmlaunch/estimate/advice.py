@@ -1,0 +1,104 @@
+"""Whether a recipe fits a GPU, whether it needs activation checkpointing, and the first change that makes it fit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from mmlaunch.estimate.configs import UnknownShapes
+from mmlaunch.estimate.memory import GIGA, Estimate, estimate
+from mmlaunch.recipe import Recipe
+from mmlaunch.recipe.model import Lora
+from mmlaunch.recipe.section import Section
+
+SIZES = (24, 40, 80, 141)
+"""GPUs that people have, in GB."""
+_ON = {"model.activation_checkpointing": "on"}
+_LORA = {"model.train.language": "lora", "model.lora.rank": 64, "model.lora.alpha": 128}
+
+Change = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How a recipe stands to one size of GPU."""
+
+    size: int
+    fits: bool
+    checkpointing: bool
+    needs: int
+    """Bytes."""
+    change: tuple[str, ...] = ()
+    """Overrides that make it fit; none where it fits, or where none of those known here is enough."""
+
+
+def checkpointing(recipe: Recipe, gpu_memory: float | None = None, made: Estimate | None = None) -> tuple[bool, str]:
+    """Whether a run recomputes activations, which costs a third of a step (with LoRA half), and why; GB of a GPU."""
+    word = recipe.model.activation_checkpointing
+    if word != "auto":
+        return word == "on", f"model.activation_checkpointing is {word}"
+    if not recipe.resources.gpus_per_node:
+        return False, "the run uses no GPU"
+    if gpu_memory is None:
+        return False, "nothing says how much memory a GPU has: write gpu_memory into the cluster profile"
+    try:
+        made = made or estimate(recipe)
+    except UnknownShapes as error:
+        return False, str(error)
+    without, size = made.memory(False).total, f"{gpu_memory:g} GB"
+    if without <= gpu_memory * GIGA:
+        return False, f"a step fits without: {without / GIGA:.0f} of {size}"
+    return True, f"a step would need {without / GIGA:.0f} of {size} without, {made.memory(True).total / GIGA:.0f} with"
+
+
+def fit(made: Estimate, size: int, decided: bool = False) -> Fit:
+    """Whether it fits into `size` GB; `decided`: `auto` is decided for just this size."""
+    on = made.recipe.model.activation_checkpointing == "on"
+    if decided:
+        on = checkpointing(made.recipe, size, made)[0]
+    needs = made.memory(on).total
+    if needs <= size * GIGA:
+        return Fit(size, True, on, needs)
+    for change in _changes(made.recipe):
+        other = changed(made.recipe, change)
+        if estimate(other).memory(other.model.activation_checkpointing == "on").total <= size * GIGA:
+            return Fit(size, False, on, needs, tuple(f"{path}={value}" for path, value in change.items()))
+    return Fit(size, False, on, needs)
+
+
+def changed(recipe: Recipe, change: Change) -> Recipe:
+    """The recipe with overrides that are known to be sound."""
+    for path, value in change.items():
+        recipe = _with(recipe, path.split("."), value)
+    return recipe
+
+
+def _with(section: Any, path: list[str], value: Any) -> Any:
+    name, *rest = path
+    below: Section | None = getattr(section, name)
+    if rest:
+        value = _with(Lora() if below is None else below, rest, value)
+    return section.model_copy(update={name: value})
+
+
+def _changes(recipe: Recipe) -> Iterator[Change]:
+    """What could help, the cheapest first: more of ZeRO, checkpointing, offloading, and in the end LoRA."""
+    stages: list[Change] = []
+    if recipe.resources.world > 1:
+        stages = [{"deepspeed.stage": stage} for stage in range(recipe.deepspeed.stage + 1, 4)]
+    on = [_ON] if recipe.model.activation_checkpointing != "on" else []
+    yield from stages
+    yield from on
+    yield from ({**stage, **more} for stage in stages for more in on)
+    offloads: list[Change] = []
+    if recipe.deepspeed.offload == "none":
+        offloads.append({"deepspeed.stage": max(2, recipe.deepspeed.stage), "deepspeed.offload": "optimizer"})
+    if recipe.deepspeed.offload != "all":
+        offloads.append({"deepspeed.stage": 3, "deepspeed.offload": "all"})
+    more = on[0] if on else {}
+    yield from ({**offload, **with_on} for offload in offloads for with_on in ([{}, more] if more else [{}]))
+    if recipe.model.train.language == "full":
+        yield from ({**_LORA, **with_on} for with_on in ([{}, more] if more else [{}]))
+        yield from ({**_LORA, **stage, **more} for stage in stages)
+        yield from ({**_LORA, **offload, **more} for offload in offloads)

@@ -1,0 +1,127 @@
+"""Parameters of each part: how many there are, how many learn, and how many adapters add."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from mmlaunch.errors import UserError
+from mmlaunch.estimate.network import Network
+from mmlaunch.estimate.weights import Weight
+from mmlaunch.recipe.model import Lora, Model
+
+PARTS = ("vision", "projector", "language", "embeddings")
+_PLACES = (
+    ("projector", ("multi_modal_projector.", "connector.", "visual.merger.", "image_newline")),
+    ("vision", ("vision_tower.", "visual.", "vision_model.")),
+    ("embeddings", ("embed_tokens.", "lm_head.")),
+)
+
+
+@dataclass(frozen=True)
+class Part:
+    """One row of the parameter table."""
+
+    name: str
+    total: int
+    trained: int
+
+
+@dataclass(frozen=True)
+class Counts:
+    """The parameter table; adapters count with the part that they stand in."""
+
+    parts: tuple[Part, ...]
+
+    @property
+    def total(self) -> int:
+        return sum(part.total for part in self.parts)
+
+    @property
+    def trained(self) -> int:
+        return sum(part.trained for part in self.parts)
+
+    @property
+    def frozen(self) -> int:
+        return self.total - self.trained
+
+    def trains(self, name: str) -> bool:
+        """Whether anything of a part learns."""
+        return any(part.trained for part in self.parts if part.name == name)
+
+
+def counts(network: Network, model: Model) -> Counts:
+    """The table of a recipe's model."""
+    training = {part: training_of(part, model) for part in PARTS}
+    idle = _idle(network, model.train.vision_layers)
+    totals, trained = dict.fromkeys(PARTS, 0), dict.fromkeys(PARTS, 0)
+    for weight in network.weights:
+        part = part_of(weight.name)
+        totals[part] += weight.size
+        if training[part] == "full" and not weight.name.startswith(idle):
+            trained[part] += weight.size
+    for part, size in _adapters(network, model):
+        totals[part] += size
+        trained[part] += size
+    return Counts(tuple(Part(part, totals[part], trained[part]) for part in PARTS if totals[part]))
+
+
+def part_of(name: str) -> str:
+    """The part that a parameter belongs to."""
+    dotted = f".{name}"
+    return next((part for part, places in _PLACES if any(f".{place}" in dotted for place in places)), "language")
+
+
+def training_of(part: str, model: Model) -> str:
+    """frozen, full or lora."""
+    if part != "embeddings":
+        return str(getattr(model.train, part))
+    wanted = model.train.embeddings
+    return "full" if wanted or (wanted is None and model.train.language == "full") else "frozen"
+
+
+def lora_sizes(weights: tuple[Weight, ...], lora: Lora, parts: frozenset[str]) -> Iterator[tuple[str, int]]:
+    """(part, parameters) of the adapter beside each linear layer of these parts that `lora.targets` means."""
+    for weight in weights:
+        part = part_of(weight.name)
+        if weight.linear is None or part not in parts:
+            continue
+        if lora.targets == "all-linear" or re.search(lora.targets, weight.name.removesuffix(".weight")):
+            inputs, outputs = weight.linear
+            yield part, lora.rank * (inputs + outputs) + (outputs if lora.dora else 0)
+
+
+def _adapters(network: Network, model: Model) -> list[tuple[str, int]]:
+    if model.lora is None:
+        return []
+    parts = frozenset(part for part in ("vision", "projector", "language") if training_of(part, model) == "lora")
+    try:
+        found = [*lora_sizes(network.weights, model.lora, parts)]
+    except re.error as error:
+        what = f"{model.lora.targets!r} is no regular expression: {error}"
+        raise UserError(f"model.lora.targets: {what}; write all-linear, or one such as q_proj|v_proj") from None
+    if not found:
+        ends = {w.name.split(".")[-2] for w in network.weights if w.linear and part_of(w.name) in parts}
+        what = f"{model.lora.targets!r} fits none of the linear layers"
+        raise UserError(f"model.lora.targets: {what}; their names end in {', '.join(sorted(ends))}")
+    return found
+
+
+def _idle(network: Network, last: int | None) -> tuple[str, ...]:
+    """Vision weights that do not learn: behind the projected layer, or before the `last` layers up to it."""
+    if network.used is None or network.vision is None:
+        if last is not None:
+            raise UserError("model.train.vision_layers: only models with a CLIP encoder know it; remove it")
+        return ()
+    first = 0 if last is None else network.used - last
+    if first < 0 or (last is not None and not network.used):
+        what = f"{last} are asked for, and {network.used} are used"
+        raise UserError(f"model.train.vision_layers: {what}; write at most {network.used}")
+    numbers = [n for n in range(network.vision.layers) if n >= network.used or n < first]
+    names = [f"encoder.layers.{n}." for n in numbers] + ["post_layernorm."]
+    if last is not None:
+        names += ["embeddings.", "pre_layrnorm."]
+    if not network.used and not network.class_token:
+        names.append("embeddings.class_embedding")
+    return tuple(f"model.vision_tower.{name}" for name in names)

@@ -1,0 +1,159 @@
+"""Memory of each GPU by component, for a recipe's precision, ZeRO stage, offload and what of the model it trains.
+
+A trained parameter has, in half precision under DeepSpeed, 2 bytes of weight, 2 of gradient and 12 of optimiser (a
+copy in fp32 and AdamW's two averages); in fp32 4, 4 and 8. A frozen one has 2 or 4 bytes, by `model.weights`. ZeRO
+divides the optimiser over all ranks from stage 1 on, gradients from stage 2 on, and parameters in stage 3. A reference
+that is a copy is never divided: it would be gathered again for every row.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+from mmlaunch.estimate import activations
+from mmlaunch.estimate.activations import Row, row_of
+from mmlaunch.estimate.counts import Counts, counts
+from mmlaunch.estimate.network import Network, network_of
+from mmlaunch.recipe import Recipe
+from mmlaunch.recipe.objective import Ppo, Preference
+
+GIGA = 10**9
+"""A GPU of 80 GB really has 85 of these: the rest is left for what allocators waste."""
+_CONTEXT, _PROCESS = 1_500_000_000, 600_000_000
+"""CUDA, its libraries and NCCL on a GPU; Python with torch and transformers where there is none."""
+_BUCKET, _LIVE = 500_000_000, 1_000_000_000
+"""DeepSpeed's reduce_bucket_size and stage3_max_live_parameters, in numbers."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on each GPU."""
+
+    parameters: int
+    gradients: int
+    optimiser: int
+    reference: int
+    activations: int
+    logits: int
+    framework: int
+    host: int = 0
+    """Bytes of CPU memory for each rank, where something is offloaded; not part of the total."""
+
+    @property
+    def components(self) -> dict[str, int]:
+        return {field.name: getattr(self, field.name) for field in fields(self) if field.name != "host"}
+
+    @property
+    def total(self) -> int:
+        return sum(self.components.values())
+
+
+@dataclass(frozen=True)
+class States:
+    """What a model that is trained takes, whatever goes through it."""
+
+    parameters: int
+    gradients: int
+    optimiser: int
+    host: int
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """The shapes of a recipe, ready to be added up."""
+
+    recipe: Recipe
+    network: Network
+    counts: Counts
+    row: Row
+
+    def memory(self, checkpointing: bool) -> Memory:
+        """The sum, with activation checkpointing or without."""
+        recipe = self.recipe
+        own = _policy(recipe, self.counts)
+        critic = _critic(recipe, self.counts)
+        return Memory(
+            parameters=own.parameters + critic.parameters,
+            gradients=own.gradients + critic.gradients,
+            optimiser=own.optimiser + critic.optimiser,
+            reference=_copies(recipe) * (self.counts.total - self._adapters) * kept(recipe),
+            activations=activations.activations(recipe, self.network, self.counts, self.row, checkpointing),
+            logits=activations.logits(recipe, self.network.language, self.row),
+            framework=_framework(recipe, self.counts),
+            host=own.host + critic.host,
+        )
+
+    @property
+    def _adapters(self) -> int:
+        return self.counts.total - sum(weight.size for weight in self.network.weights)
+
+
+def estimate(recipe: Recipe) -> Estimate:
+    """Count what a recipe's model has; raises `UnknownShapes` where nothing on this machine tells its shapes."""
+    network = network_of(recipe.model)
+    return Estimate(recipe, network, counts(network, recipe.model), row_of(recipe, network))
+
+
+def kept(recipe: Recipe) -> int:
+    """Bytes of a frozen number."""
+    return activations.width_of(recipe.precision if recipe.model.weights == "auto" else recipe.model.weights)
+
+
+def states(
+    trained: int, frozen: int, *, precision: str, kept: int, stage: int = 0, offload: str = "none", world: int = 1
+) -> States:
+    """Parameters, gradients and optimiser of a model on each of `world` ranks."""
+    weight, gradient, optimiser = (4, 4, 8) if precision == "fp32" else (2, 2, 12)
+    parameters = _share(trained * weight + frozen * kept, stage >= 3, world)
+    gradients = _share(trained * gradient, stage >= 2, world)
+    averages = _share(trained * optimiser, stage >= 1, world)
+    host = 0
+    if offload != "none":
+        host = averages + _share(trained * 4, True, world)  # the CPU's optimiser wants gradients in fp32
+        averages, gradients = 0, gradients if stage < 2 else 0
+    if offload == "all":
+        host, parameters = host + parameters, 0
+    return States(parameters, gradients, averages, host)
+
+
+def _share(size: int, divided: bool, world: int) -> int:
+    return -(-size // world) if divided else size
+
+
+def _policy(recipe: Recipe, table: Counts) -> States:
+    trained, frozen = (0, table.total) if recipe.objective.method == "predict" else (table.trained, table.frozen)
+    return _of(recipe, trained, frozen, recipe.deepspeed.stage)
+
+
+def _critic(recipe: Recipe, table: Counts) -> States:
+    """PPO's value model has the policy's shape and is trained as the policy is."""
+    if not isinstance(recipe.objective, Ppo):
+        return States(0, 0, 0, 0)
+    stage = recipe.objective.critic.stage
+    return _of(recipe, table.trained, table.frozen, recipe.deepspeed.stage if stage is None else stage)
+
+
+def _of(recipe: Recipe, trained: int, frozen: int, stage: int) -> States:
+    zero, world = recipe.deepspeed, recipe.resources.world
+    return states(
+        trained, frozen, precision=recipe.precision, kept=kept(recipe), stage=stage, offload=zero.offload, world=world
+    )
+
+
+def _copies(recipe: Recipe) -> int:
+    """Frozen models beside the policy. With LoRA the policy without its adapter is the reference."""
+    objective = recipe.objective
+    if isinstance(objective, Ppo):
+        return 1 + (recipe.model.lora is None)  # the reward model, and the reference
+    return int(isinstance(objective, Preference) and objective.reference == "copy")
+
+
+def _framework(recipe: Recipe, table: Counts) -> int:
+    if not recipe.resources.gpus_per_node:
+        return _PROCESS
+    width, stage = activations.width_of(recipe.precision), recipe.deepspeed.stage
+    if recipe.objective.method == "predict" or (recipe.resources.world == 1 and not stage):
+        return _CONTEXT
+    bucket = width * min(table.trained, _BUCKET)
+    live = width * min(table.total, _LIVE) if stage == 3 else 0
+    return _CONTEXT + bucket * (2 if stage in (1, 2) else 1) + live

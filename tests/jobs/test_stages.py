@@ -1,0 +1,99 @@
+"""Every ZeRO stage: the same training as plain PyTorch's, and a kill that changes nothing."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from mmjobs.data.encode import Processor
+from mmjobs.data.formats.shapes import example
+from mmjobs.data.order import position, seed_of
+from mmjobs.model.build import build
+from mmjobs.model.parts import decays
+from mmlaunch.recipe import Recipe
+
+Jobs = Callable[[str], Any]
+Recipes = Callable[..., Recipe]
+LORA = {
+    "model__train": {"vision": "frozen", "language": "lora"},
+    "model__lora": {"rank": 2, "alpha": 4, "dropout": 0.1},
+}
+
+
+def alone(recipe: Recipe, steps: int) -> list[float]:
+    """The losses of a plain loop over whole global batches, one example at a time."""
+    torch.manual_seed(seed_of("model", recipe.seed))
+    built = build(recipe.model)
+    processor = Processor(built.chat, built.pixels, recipe.data.max_tokens)
+    network: Any = built.network.train()
+    decayed = decays(network)
+    trained = [(name, parameter) for name, parameter in network.named_parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [p for name, p in trained if (name in decayed) == wanted], "weight_decay": decay}
+        for wanted, decay in ((True, recipe.optim.weight_decay), (False, 0.0))
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=recipe.optim.lr, betas=(0.9, 0.95), eps=recipe.optim.eps)
+    losses, rows = [], recipe.data.train[0].limit or 0
+    for step in range(steps):
+        encoded = [
+            processor.encode(example(position(index, rows, recipe.seed)))
+            for index in range(step * recipe.batch.examples, (step + 1) * recipe.batch.examples)
+        ]
+        units = sum(len(one.answers[0]) for one in encoded)
+        total = 0.0
+        for one in encoded:
+            ids = torch.tensor([one.prompt.ids + one.answers[0].ids])
+            logits = network(input_ids=ids, **one.seen).logits[0, len(one.prompt) - 1 : -1]
+            loss = torch.nn.functional.cross_entropy(logits, ids[0, len(one.prompt) :], reduction="sum") / units
+            loss.backward()
+            total += loss.item()
+        torch.nn.utils.clip_grad_norm_([parameter for _, parameter in trained], recipe.optim.clip)
+        half = 0.5 * (1 + math.cos(math.pi * step / steps))
+        for group in optimizer.param_groups:
+            group["lr"] = recipe.optim.lr * half
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(total)
+    return losses
+
+
+PACKED, EVEN = {"tokens_per_gpu": 96}, {"micro": 2}
+
+
+@pytest.mark.parametrize(
+    ("stage", "batch", "saving"), [(0, EVEN, "off"), (1, PACKED, "on"), (2, EVEN, "off"), (3, PACKED, "on")]
+)
+def test_it_is_the_training_of_plain_pytorch(
+    job: Jobs, tiny: Recipes, stage: int, batch: dict[str, int], saving: str
+) -> None:
+    recipe = tiny(
+        deepspeed__stage=stage, batch={"global": 8, **batch}, data__max_tokens=64, optim__weight_decay=0.1,
+        optim__warmup="0 steps", optim__clip=0.3, steps=5, model__activation_checkpointing=saving,
+    )  # fmt: skip
+    run = job(f"stage-{stage}")
+    assert run.run(recipe, 2, MMLAUNCH_HANG_SECONDS="20") == [0, 0], run.log()
+    assert [values[0] for values in run.losses().values()] == pytest.approx(alone(recipe, 5), rel=2e-5)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_resumed_bit_for_bit(job: Jobs, tiny: Recipes, stage: int, precision: str) -> None:
+    changes = {
+        "deepspeed__stage": stage, "precision": precision, "model__dropout": 0.1, "checkpoint__every": "3 steps",
+        "batch__micro": 2, "steps": 14, **(LORA if stage in (1, 3) else {}),
+    }  # fmt: skip
+    whole, broken = job("whole"), job("broken")
+    assert whole.run(tiny(**changes), 2) == [0, 0], whole.log()
+    broken.start(tiny(**changes), 2)
+    broken.when(7)
+    broken.kill()
+    assert broken.run(tiny(**changes), 2) == [0, 0], broken.log()
+    assert broken.events("resumed")
+    for step, values in whole.losses().items():
+        assert set(broken.losses()[step]) == set(values)
+    one, other = whole.weights(14), broken.weights(14)
+    assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
