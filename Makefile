@@ -4,12 +4,12 @@ PYTHON ?= python3
 VENV ?= .venv
 PIP = $(VENV)/bin/pip --disable-pip-version-check --quiet
 
-.PHONY: quickstart test slurm clean
+.PHONY: quickstart test slurm browser clean
 
 quickstart: $(VENV)/.train
 	$(VENV)/bin/mmlaunch submit recipes/quickstart.yaml --cluster local --follow
 
-test: $(VENV)/.test slurm
+test: $(VENV)/.test slurm browser
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
@@ -35,6 +35,13 @@ slurm:
 	  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
 	    slurm-wlm slurmdbd munge mariadb-server >/dev/null; } || \
 	  echo "no Slurm here: its tests will be skipped"
+
+# A page that a command writes is opened in a real browser.
+browser:
+	@command -v chromium >/dev/null || { \
+	  command -v apt-get >/dev/null && test "$$(id -u)" = 0 && echo "installing Chromium for the tests" && apt-get update -qq && \
+	  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium >/dev/null; } || \
+	  echo "no Chromium here: the test of pages will be skipped"
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache

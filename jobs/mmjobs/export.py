@@ -17,7 +17,7 @@ from mmlaunch.run.paths import RunPaths
 
 def export(run: Path, to: Path, step: int | None = None, merge: bool = False) -> int:
     """Write the directory `to`, whole or not at all; the step that it holds."""
-    from mmjobs.model import adapters, build, parts, weights
+    from mmjobs.model import adapters, build, llava, parts, weights
 
     paths = RunPaths(run)
     recipe = resolved.read(paths.resolved)
@@ -36,8 +36,8 @@ def export(run: Path, to: Path, step: int | None = None, merge: bool = False) ->
         adapters.detach(network)
     network.to(parts.TYPES[recipe.precision]).save_pretrained(partial)
     built.processor.save_pretrained(partial)
-    sees = built.chat.image_token is not None
-    card = _card(recipe, step, _metrics(paths, step), (partial / "adapter").is_dir(), sees)
+    sees, own = built.chat.image_token is not None, isinstance(network, llava.Assembled)
+    card = _card(recipe, step, _metrics(paths, step), (partial / "adapter").is_dir(), sees, own)
     (partial / "README.md").write_text(card)
     shutil.copy(paths.resolved, partial / "recipe.yaml")
     partial.rename(to)
@@ -71,7 +71,7 @@ def _metrics(paths: RunPaths, step: int) -> dict[str, float]:
     return found
 
 
-def _card(recipe: Recipe, step: int, metrics: dict[str, float], has_adapter: bool, sees: bool) -> str:
+def _card(recipe: Recipe, step: int, metrics: dict[str, float], has_adapter: bool, sees: bool, own: bool) -> str:
     """The README.md of the directory."""
     model = recipe.model
     named = [model.pretrained, model.language and model.language.path, model.vision and model.vision.path]
@@ -84,7 +84,9 @@ def _card(recipe: Recipe, step: int, metrics: dict[str, float], has_adapter: boo
         rows = [f"| {name} | {value:.4f} |" for name, value in metrics.items()]
         lines += ["| metric | value |", "|---|---|", *rows, ""]
     kind, reader = ("ImageTextToText", "Processor") if sees else ("CausalLM", "Tokenizer")
-    lines += ["```python", f"from transformers import AutoModelFor{kind}, Auto{reader}", ""]
+    unusual = "import mmjobs.model.llava  # a projector or an attention that LLaVA lacks"
+    lines += ["```python", *([unusual] if own else [])]
+    lines += [f"from transformers import AutoModelFor{kind}, Auto{reader}", ""]
     lines += [f"model = AutoModelFor{kind}.from_pretrained(PATH)"]
     lines += [f"processor = Auto{reader}.from_pretrained(PATH)", "```", ""]
     if has_adapter:

@@ -97,3 +97,10 @@ def test_resumed_bit_for_bit(job: Jobs, tiny: Recipes, stage: int, precision: st
         assert set(broken.losses()[step]) == set(values)
     one, other = whole.weights(14), broken.weights(14)
     assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_divided_states_are_not_read_by_other_ranks(job: Jobs, tiny: Recipes) -> None:
+    run = job("run")
+    assert run.run(tiny(deepspeed__stage=2, steps=2), 2) == [0, 0], run.log()
+    assert run.run(tiny(deepspeed__stage=2, steps=4), 1) == [94], run.log()
+    assert "saved by 2 ranks at ZeRO stage 2" in run.log()

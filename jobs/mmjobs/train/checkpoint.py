@@ -15,6 +15,7 @@ from mmjobs.train.engine import Engine
 from mmjobs.train.journal import Journal
 from mmjobs.train.progress import Progress
 from mmjobs.train.ranks import Ranks
+from mmlaunch.errors import BadInput
 from mmlaunch.recipe.checkpoint import Checkpoint
 from mmlaunch.run import manifest
 from mmlaunch.run.paths import RunPaths
@@ -38,6 +39,9 @@ class Checkpoints:
             self._seed_random(0)
             return Progress()
         folder = self._paths.checkpoint(step)
+        if world != self._ranks.world and engine.stage:
+            what = f"step {step} was saved by {world} ranks at ZeRO stage {engine.stage}, each its own part of the optimiser"
+            raise BadInput(f"{what}; resume on {world} ranks (only stage 0 goes on with {self._ranks.world})")
         engine.load(folder)
         if world == self._ranks.world:
             torch.set_rng_state(torch.load(folder / self._random_name, weights_only=True))
