@@ -40,7 +40,7 @@ class Checkpoints:
             return Progress()
         folder = self._paths.checkpoint(step)
         if world != self._ranks.world and engine.stage:
-            what = f"step {step} was saved by {world} ranks at ZeRO stage {engine.stage}, each its own part of the optimiser"
+            what = f"step {step} was saved by {world} ranks at ZeRO stage {engine.stage}, each a part of it"
             raise BadInput(f"{what}; resume on {world} ranks (only stage 0 goes on with {self._ranks.world})")
         engine.load(folder)
         if world == self._ranks.world:
