@@ -30,8 +30,10 @@ def look(recipe: Recipe, samples: int, page: Path | None, decode: bool) -> dict[
 
     with torch.device("meta"):  # its tokens and pixels are asked for, never its weights
         built = skeleton(recipe.model, recipe.precision, empty=True)
-    processor = Processor(built.chat, built.pixels, min(recipe.data.max_tokens, built.positions), recipe.data.overlong)
     answers = {"sft": 1, "ppo": 0, "predict": 0}.get(recipe.objective.method, 2)
+    longest = min(recipe.data.max_tokens, built.positions)
+    read = 1 if recipe.objective.method == "sft" else None
+    processor = Processor(built.chat, built.pixels, longest, recipe.data.overlong, read)
     result: dict[str, Any] = {"longest": processor.longest, "groups": {}}
     shown: list[tuple[Any, int | None]] = []
     questions: set[bytes] = set()

@@ -34,8 +34,9 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def made(parts: Path, language: str = "llama3", vision: str = "clip", **more: Any) -> Built:
-    names = {"vision": str(parts / vision), "language": str(parts / language), "chat_template": "plain"}
+def made(parts: Path, language: str = "llama3", vision: Any = "clip", **more: Any) -> Built:
+    where = str(parts / vision) if isinstance(vision, str) else vision
+    names = {"vision": where, "language": str(parts / language), "chat_template": "plain"}
     built = build(Model.model_validate({**names, **more}))
     built.network.eval()
     return built
@@ -149,3 +150,22 @@ def test_a_missing_weight_is_never_a_random_one(parts: Path, tmp_path: Path) -> 
     (tmp_path / "tower" / "config.json").write_text(json.dumps({**config, "intermediate_size": 40}))
     with pytest.raises(BadInput, match=r"model\.vision"):
         made(parts, vision=str(tmp_path / "tower"))
+
+
+@pytest.mark.parametrize("projector", ["mlp", "linear", "vit", "perceiver", "pixel_shuffle"])
+@pytest.mark.parametrize("class_token", [False, True])
+def test_the_saved_processor_counts_what_the_projector_makes(parts: Path, projector: str, class_token: bool) -> None:
+    queries = {"queries": 4} if projector == "perceiver" else {}
+    vision = {"path": str(parts / "clip"), "keep_class_token": class_token}
+    built = made(parts, vision=vision, projector={"kind": projector, **queries})
+    encoded = Processor(built.chat, built.pixels, 500).encode(question())
+    talk = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is it?"}]}]
+    text = built.processor.apply_chat_template(talk, add_generation_prompt=True, tokenize=False)
+    images = [question().images[0].open()]
+    theirs = built.processor(text=[text], images=images, add_special_tokens=False, return_tensors="pt")
+    assert theirs["input_ids"][0].tolist() == [
+        *encoded.prompt.ids,
+        *theirs["input_ids"][0][len(encoded.prompt) :].tolist(),
+    ]
+    assert int((theirs["input_ids"] == built.chat.image_id).sum()) == encoded.prompt.ids.count(built.chat.image_id)
+    torch.testing.assert_close(theirs["pixel_values"], encoded.seen["pixel_values"], atol=1e-6, rtol=0)

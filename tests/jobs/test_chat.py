@@ -104,6 +104,28 @@ def test_begin_of_text_comes_once() -> None:
         assert ids.count(one.tokenizer.bos_token_id) == begins and ids[0] == one.tokenizer.bos_token_id
 
 
+BARE = (
+    "{% for m in messages %}{{ m.role.upper() + ': ' }}{% for p in m.content %}"
+    "{{ '<image>' if p.type == 'image' else p.text }}{% endfor %}{{ ' ' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
+)
+
+
+def test_a_template_without_end_tokens_learns_no_question() -> None:
+    one = chat(llama2_tokenizer(), BARE)
+    tree = one.tree(TURNS, ["at the top"])
+    learnt = [token for token, wanted in zip(tree.prompt.ids, tree.prompt.learnt, strict=True) if wanted]
+    assert text_of(one, learnt).strip() == "A red circle" and one.end_id not in tree.prompt.ids
+    assert text_of(one, tree.answers[0].ids).strip() == "at the top</s>"
+
+
+@pytest.mark.parametrize("name", CHATS)
+def test_special_words_are_byte_for_byte_in_the_midst_of_text(name: str) -> None:
+    one, words = CHATS[name], "What does a</s>b mean? x<image> \U00100000 y"
+    tree = one.tree([Turn("user", (words,))], [words])
+    assert words in text_of(one, tree.prompt.ids) and words in text_of(one, tree.answers[0].ids)
+
+
 def test_templates_that_refuse_say_so() -> None:
     with pytest.raises(CannotSay, match="system message at the beginning"):
         CHATS["vicuna"].tree([Turn("user", ("x",)), Turn("system", ("y",))], ["z"])

@@ -213,8 +213,10 @@ def test_turns_that_do_not_alternate_are_named(write: Write) -> None:
 
 def test_a_literal_image_tag_in_a_row_of_text_stays_text(write: Write) -> None:
     question = "In HTML, what is <image>? And <image >?\n"
-    found = read(write([talk(question, "Answers may say <image>, too.", image="")]), "llava")[0]
+    found = read(write([talk(question, "Answers may say <image>, too.")]), "llava")[0]
     assert found.prompt == (user(question),) and texts(found) == ["Answers may say <image>, too."]
+    said = wrong(write([talk(question, "x", image=""), talk("q", "a")], "empty.json"), "llava", 0)
+    assert "image is empty, and the text has <image>" in said
 
 
 def test_answers_are_never_searched_for_images(write: Write) -> None:
@@ -728,19 +730,21 @@ def test_ultrafeedback_has_scores(write: Write) -> None:
     pair["rejected"] = [message("user", "Q"), message("assistant", "b")]
     rows = [
         {**pair, "score_chosen": 8.5, "score_rejected": 6, "messages": pair["chosen"]},
-        {**pair, "chosen_rating": 4, "rejected_rating": 5.0, "score_chosen": None, "score_rejected": None},
+        {**pair, "chosen_rating": 4, "rejected_rating": 3.0, "score_chosen": None, "score_rejected": None},
         {"prompt": "Q", "chosen": "a <image>", "rejected": "b", "score_chosen": 1, "score_rejected": 0},
         pair,
         {**pair, "score_chosen": float("nan"), "score_rejected": 1},
+        {**pair, "score_chosen": 2, "score_rejected": 9.5},
     ]
     path = write(rows)
     for format in ("ultrafeedback", "auto"):
         found = read(path, format)
-        assert [[answer.score for answer in found[row].answers] for row in range(3)] == [[8.5, 6], [4, 5], [1, 0]]
+        assert [[answer.score for answer in found[row].answers] for row in range(3)] == [[8.5, 6], [4, 3], [1, 0]]
         assert {found[row].prompt for row in range(3)} == {(user("Q"),)}
         assert {tuple(texts(found[row])) for row in range(3)} == {("a <image>", "b")}
     assert "no scores: score_chosen" in wrong(path, "ultrafeedback", 3)
     assert "score_chosen is nan" in wrong(path, "ultrafeedback", 4)
+    assert "chosen has the score 2 and rejected 9.5; the best comes first" in wrong(path, "ultrafeedback", 5)
 
 
 def post(history: str, a: float, b: float, **more: Any) -> dict[str, Any]:

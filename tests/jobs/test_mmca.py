@@ -63,11 +63,7 @@ def hidden(built: Built, ids: list[list[int]], **more: Any) -> torch.Tensor:
     pixels = {"pixel_values": torch.randn(count, 3, 16, 16)} if count else {}
     network: Any = built.network
     with torch.no_grad():
-        return network.model(input_ids=rows, **_images(built, rows), **{**pixels, **more}).last_hidden_state
-
-
-def _images(built: Built, ids: torch.Tensor) -> dict[str, torch.Tensor]:
-    return {"images": ids == IMAGE} if getattr(built.network.config, "attention", "plain") == "mmca" else {}
+        return network.model(input_ids=rows, **{**pixels, **more}).last_hidden_state
 
 
 def test_pure_text_is_plain_attention_and_images_are_not(twins: tuple[Built, Built]) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from tests.jobs import checkpoints
 
 from mmjobs.data.encode import Processor
 from mmjobs.data.formats.shapes import example
@@ -104,3 +107,30 @@ def test_divided_states_are_not_read_by_other_ranks(job: Jobs, tiny: Recipes) ->
     assert run.run(tiny(deepspeed__stage=2, steps=2), 2) == [0, 0], run.log()
     assert run.run(tiny(deepspeed__stage=2, steps=4), 1) == [94], run.log()
     assert "saved by 2 ranks at ZeRO stage 2" in run.log()
+
+
+@pytest.mark.parametrize("stage", [0, 2, 3])
+def test_tied_weights_and_every_attention_are_saved_and_resumed(
+    job: Jobs, tiny: Recipes, tmp_path: Path, stage: int
+) -> None:
+    folder = checkpoints.gemma(tmp_path / "gemma")
+    rows = [
+        {"conversations": [{"from": "human", "value": f"{n}?"}, {"from": "gpt", "value": f"{n}!"}]} for n in range(9)
+    ]
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    changes = {
+        "model": {"pretrained": str(folder)}, "deepspeed__stage": stage, "data__eval": [], "precision": "bf16",
+        "data__train": {"path": str(tmp_path / "rows.json"), "format": "llava", "images": "none"},
+        "batch": {"global": 4, "tokens_per_gpu": 128}, "data__max_tokens": 64,
+    }  # fmt: skip
+    run = job("tied")
+    assert run.run(tiny(**changes, steps=2), 2) == [0, 0], run.log()
+    assert run.run(tiny(**changes, steps=4), 2) == [0, 0], run.log()
+    assert run.events("resumed")[0]["step"] == 2
+    state = run.weights(4)
+    assert torch.equal(state["lm_head.weight"], state["model.embed_tokens.weight"])
+    mmca = job("mmca")
+    changes = {"model__attention": "mmca", "model__projector": "pixel_shuffle", "deepspeed__stage": stage, "steps": 2}
+    recipe = tiny(**changes, batch={"global": 4, "tokens_per_gpu": 128}, data__max_tokens=64)
+    assert mmca.run(recipe, 2) == [0, 0], mmca.log()
+    )

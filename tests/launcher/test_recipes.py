@@ -16,6 +16,7 @@ from mmlaunch.errors import RecipeError
 from mmlaunch.load import load_recipe
 from mmlaunch.recipe import resolved
 from mmlaunch.recipe.capability import unsupported
+from mmlaunch.recipe.check import recipe_of
 from mmlaunch.recipe.objective import METHODS, PRESETS, Preference
 from mmlaunch.recipe.terms import Terms
 
@@ -81,9 +82,9 @@ def test_the_json_schema_refuses_unknown_keys_and_values() -> None:
     assert not validator.is_valid({**document, "precision": "fp8"})
 
 
-def test_only_the_quickstart_is_within_this_version() -> None:
+def test_fine_tuning_is_within_this_version() -> None:
     able = [path.name for path in SHIPPED if not unsupported(load_recipe(path).recipe)]
-    assert able == ["quickstart.yaml"]
+    assert able == ["pretrain_llama3.yaml", "quickstart.yaml", "sft_llama3.yaml"]
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -238,3 +239,19 @@ def test_short_forms_merge_as_the_sections_they_stand_for(write: Callable[..., P
     assert model.vision is not None and (model.vision.path, model.vision.feature_layer) == ("v", -1)
     assert isinstance(objective, Preference) and (objective.method, objective.beta) == ("dpo", 0.2)
     assert recipe.resources.nodes == 2
+
+
+def test_a_resolved_recipe_is_the_recipe_again(write: Callable[..., Path]) -> None:
+    """Jobs read the resolved file, which has every default written out."""
+    text = """
+name: whole
+model: {pretrained: llava-hf/llava-1.5-7b-hf}
+data: {train: {path: data/x.json, format: llava, images: none}}
+objective: sft
+optim: {lr: 1e-5}
+batch: {global: 8, micro: 1}
+steps: 1
+resources: {nodes: 1, gpus_per_node: 8}
+"""
+    recipe = load_recipe(str(write(text)), []).recipe
+    assert recipe_of(yaml.safe_load(resolved.text_of(recipe))) == recipe

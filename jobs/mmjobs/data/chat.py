@@ -83,7 +83,7 @@ class Chat:
     def tree(self, turns: Sequence[Turn], answers: Sequence[str]) -> Tree:
         """The conversation and its answers: what all of them share is the prompt, and each ends with the end token."""
         turns, answers, hidden = self._hide(turns, [self._without_end(answer) for answer in answers])
-        said = [self._answered(turns[:place], turn.text)[1] for place, turn in enumerate(turns) if turn.learnt]
+        said = self._said(turns)
         if not answers:
             ids, spans = self._read(self._render(turns, asks=True), hidden)
             return Tree(_marked(ids, spans, said), ())
@@ -94,6 +94,20 @@ class Chat:
             starts.append(next(place for place, of_token in enumerate(spans) if _touches(of_token, span)))
         shared = _common([whole.ids for whole in wholes], min(starts))
         return Tree(wholes[0][:shared], tuple(whole[shared:] for whole in wholes))
+
+    def _said(self, turns: Sequence[Turn]) -> list[Span]:
+        """Where the earlier answers stand that are learnt, as the whole conversation has them."""
+        places = [place for place, turn in enumerate(turns) if turn.learnt]
+        whole = self._render(turns, asks=True) if places else ""
+        spans = []
+        for place in places:
+            text, (start, stop) = self._answered(turns[:place], turns[place].text)
+            if not whole.startswith(text):  # the template ends a conversation otherwise than a turn: no end token here
+                stop -= len(self.tokenizer.eos_token)
+            if not whole.startswith(text[:stop]):
+                raise CannotSay("the chat template writes a turn otherwise once the conversation goes on")
+            spans.append((start, stop))
+        return spans
 
     def _answered(self, turns: Sequence[Turn], answer: str) -> tuple[str, Span]:
         """The text that ends with this answer, and where in it the answer and its end token stand."""
@@ -132,25 +146,47 @@ class Chat:
         at = 0
         for piece in re.split(f"([{''.join(hidden)}])", text) if hidden else [text]:
             if piece in hidden:
-                more = self.tokenizer(hidden[piece], add_special_tokens=False, split_special_tokens=True)["input_ids"]
+                more = self._inside(hidden[piece], split_special_tokens=True)[0]
                 spans += [(at, at + 1)] * len(more)
             else:
-                made = self.tokenizer(piece, add_special_tokens=False, return_offsets_mapping=True)
-                more = made["input_ids"]
+                more, offsets = self._inside(piece) if at else self._outset(piece)
                 reached = at
-                for start, stop in made["offset_mapping"]:  # tokenizers leave spaces out of them: close the gaps
+                for start, stop in offsets:  # tokenizers leave spaces out of them: close the gaps
                     spans.append((min(reached, at + start), max(reached, at + stop)))
                     reached = spans[-1][1]
             ids += more
             at += len(piece)
         return ids, spans
 
+    def _outset(self, text: str, **options: bool) -> tuple[list[int], list[Span]]:
+        """The tokens of a text that begins the conversation, and where they stand in it."""
+        made = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, **options)
+        return made["input_ids"], made["offset_mapping"]
+
+    def _inside(self, text: str, **options: bool) -> tuple[list[int], list[Span]]:
+        """The tokens of a text that goes on another: some tokenizers put a space before the first word of all."""
+        anchor = "\n"
+        if not text:
+            return [], []
+        ids, offsets = self._outset(anchor + text, **options)
+        begin = next((place for place, (_, stop) in enumerate(offsets) if stop > len(anchor)), len(ids))
+        if begin and offsets[begin - 1][1] == len(anchor) <= offsets[begin][0]:
+            return ids[begin:], [(start - len(anchor), stop - len(anchor)) for start, stop in offsets[begin:]]
+        return self._outset(text, **options)  # the anchor has grown together with the text
+
     def _hide(self, turns: Sequence[Turn], answers: Sequence[str]) -> tuple[list[Turn], list[str], dict[str, str]]:
         """Words of users that would be read as special tokens, exchanged for one letter each that stands in."""
         letters: dict[str, str] = {}
+        said = "".join([*(turn.text for turn in turns), *answers])
+        free = (chr(_STAND_INS + number) for number in range(0xFFFE) if chr(_STAND_INS + number) not in said)
+
+        def letter(found: re.Match[str]) -> str:
+            if found[0] not in letters:
+                letters[found[0]] = next(free)
+            return letters[found[0]]
 
         def hide(text: str) -> str:
-            return self._specials.sub(lambda found: letters.setdefault(found[0], chr(_STAND_INS + len(letters))), text)
+            return self._specials.sub(letter, text)
 
         turns = [
             replace(turn, content=tuple(hide(part) if isinstance(part, str) else part for part in turn.content))

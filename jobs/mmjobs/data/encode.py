@@ -37,6 +37,8 @@ class Processor:
     longest: int
     """Tokens of a prompt and its longest answer."""
     overlong: Literal["drop", "cut"] = "drop"
+    read: int | None = None
+    """How many answers the objective looks at, the best first; None: all."""
 
     def encode(self, example: Example, budget: int | None = None, spoil: Spoil | None = None) -> Encoded:
         """The tokens and pixels of an example that `fits`; `budget` bounds its tiles, `spoil` changes its images."""
@@ -53,7 +55,7 @@ class Processor:
         return Encoded(
             prompt=tree.prompt,
             answers=tuple(answer[:room] for answer in tree.answers),
-            scores=tuple(answer.score for answer in example.answers),
+            scores=tuple(answer.score for answer in example.answers[: self.read]),
             seen=seen,
             origin=example.origin,
         )
@@ -61,7 +63,7 @@ class Processor:
     def tree(self, example: Example, budget: int | None = None) -> Tree:
         """The tokens of an example, every image as many as it has features; nothing is decoded for it."""
         try:
-            tree = self.chat.tree(example.prompt, [answer.text for answer in example.answers])
+            tree = self.chat.tree(example.prompt, [answer.text for answer in example.answers[: self.read]])
             return Tree(self._with_images(tree.prompt, example, budget), tree.answers)
         except (CannotSay, BadPicture, BadInput) as error:
             raise error if isinstance(error, BadRow) else BadRow(example.origin, str(error)) from error

@@ -188,8 +188,8 @@ def _processor(model: Model, config: Any, tokenizer: Any, pixels: Squares) -> Ll
         image_processor=images,
         tokenizer=tokenizer,
         patch_size=config.vision_config.patch_size,
-        vision_feature_select_strategy=config.vision_feature_select_strategy,
-        num_additional_image_tokens=1,
+        vision_feature_select_strategy="full",  # so that the next line says it all
+        num_additional_image_tokens=pixels.features - llava.widths(config).side ** 2,
         image_token=tokens.IMAGE,
         chat_template=tokenizer.chat_template,
     )

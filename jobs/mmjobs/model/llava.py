@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from functools import wraps
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -35,25 +34,20 @@ class Assembled(LlavaForConditionalGeneration):
         if config.attention == "mmca":
             text: Any = config.text_config
             text._attn_implementation = mmca.NAME
+            self.model.register_forward_pre_hook(_tell_images, with_kwargs=True)
 
-    @wraps(LlavaForConditionalGeneration.forward)  # generation reads the signature
-    def forward(  # type: ignore[override]
-        self, input_ids: torch.Tensor | None = None, **kwargs: Any
-    ) -> Any:
-        if self.config.attention == "mmca":
-            kwargs["images"] = self._images(input_ids, kwargs.get("past_key_values"))
-        return super().forward(input_ids=input_ids, **kwargs)
 
-    def _images(self, input_ids: torch.Tensor | None, cache: Any) -> torch.Tensor:
-        """Which keys are images: those of the cache, which remembers them, and those of now: [B, S]."""
-        if input_ids is None:
-            raise TypeError("mmca tells images from text by their token ids, not by embeddings")
-        images: torch.Tensor = input_ids == self.config.image_token_id
-        if cache is not None:
-            before = getattr(cache, "images", None)
-            images = images if before is None else torch.cat([before, images], dim=1)
-            cache.images = images
-        return images
+def _tell_images(model: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """Tell the attention which keys are images, [B, S]: those of the cache, which remembers them, and those of now."""
+    ids = named.get("input_ids")
+    if ids is None:
+        raise TypeError("mmca tells images from text by their token ids, not by embeddings")
+    images = ids == cast(Any, model).config.image_token_id
+    if (cache := named.get("past_key_values")) is not None:
+        before = getattr(cache, "images", None)
+        images = images if before is None else torch.cat([before, images], dim=1)
+        cache.images = images
+    return given, {**named, "images": images}
 
 
 AutoConfig.register(AssembledConfig.model_type, AssembledConfig)

@@ -28,6 +28,8 @@ class Objective(Protocol):
     metrics: tuple[str, ...]
     answers: int
     """How many answers an example needs at least."""
+    read: int | None
+    """How many of them are looked at, the best first; None: all."""
 
     def units(self, batch: Batch) -> float:
         """What a batch counts for, before anything is computed: the loss of a step is divided by the sum of these."""

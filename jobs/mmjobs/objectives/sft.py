@@ -15,6 +15,7 @@ class Sft:
 
     metrics: tuple[str, ...] = ("loss", "accuracy", "token_accuracy")
     answers = 1
+    read: int | None = 1
 
     def units(self, batch: Batch) -> float:
         return float((batch.targets[:, 1:] != NOT_LEARNT).sum())

@@ -158,7 +158,14 @@ class Engine:
             state = {name.removeprefix(_PREFIX): value for name, value in state.items()}
         else:
             state = self.network.state_dict()
-        return {name: value.detach().cpu().contiguous() for name, value in state.items()}
+        found: dict[str, torch.Tensor] = {}
+        seen: set[int] = set()
+        for name, value in state.items():
+            found[name] = value.detach().cpu().contiguous()
+            if found[name].data_ptr() in seen:  # tied weights: each name has its own copy in the file
+                found[name] = found[name].clone()
+            seen.add(found[name].data_ptr())
+        return found
 
 
 class _Files(TorchCheckpointEngine):  # type: ignore[misc]

@@ -73,8 +73,8 @@ def _trainer(
     watch.enter(Phase.START)  # each of these may take long: each has the whole allowance
     built = _model(recipe)
     watch.enter(Phase.START)
-    processor = _processor(recipe, built)
     objective = OBJECTIVES[recipe.objective.method]()
+    processor = _processor(recipe, built, objective)
     _check_best(recipe, objective)
     examples, held_out = _data(recipe, processor, objective, ranks, paths)
     steps = recipe.steps or max(1, math.ceil((recipe.epochs or 1) * len(examples) / recipe.batch.examples))
@@ -141,8 +141,9 @@ def _data(
     return mixture(train, recipe.seed, tolerant), mixture(held, recipe.seed, tolerant)
 
 
-def _processor(recipe: Recipe, built: Built) -> Processor:
-    return Processor(built.chat, built.pixels, min(recipe.data.max_tokens, built.positions), recipe.data.overlong)
+def _processor(recipe: Recipe, built: Built, objective: Objective) -> Processor:
+    longest = min(recipe.data.max_tokens, built.positions)
+    return Processor(built.chat, built.pixels, longest, recipe.data.overlong, objective.read)
 
 
 def _micro_batches(

@@ -225,7 +225,7 @@ class Model(Section):
     def _parts(self) -> list[tuple[Path, Any, Any]]:
         if self.pretrained is not None:
             named = [key for key in ("vision", "language") if getattr(self, key) is not None]
-            named += ["projector"] if "projector" in self.model_fields_set else []
+            named += ["projector"] if self.projector != Projector() else []
             named += ["tiling"] if self.tiling != Tiling() else []
             named += ["attention"] if self.attention != "plain" else []
             why = "model.pretrained is a whole model already"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 from mmjobs.data.example import Answer
@@ -43,6 +44,10 @@ def ranked(row: Row, texts: Sequence[str], scores: Sequence[float | None], names
             raise row.bad(
                 f"{names[texts.index(text)]} and {names[place]} are the same; a preference needs a difference"
             )
+    for place, (better, worse) in enumerate(pairwise(scores)):
+        if better is not None and worse is not None and better < worse:
+            what = f"{names[place]} has the score {better:g} and {names[place + 1]} {worse:g}"
+            raise row.bad(f"{what}; the best comes first")
     return tuple(Answer(text, score) for text, score in zip(texts, scores, strict=True))
 
 

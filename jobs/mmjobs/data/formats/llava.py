@@ -10,7 +10,7 @@ from mmjobs.data.formats.answers import last, ranked, spoken, worded
 from mmjobs.data.formats.folder import Folder
 from mmjobs.data.formats.row import Row
 from mmjobs.data.formats.rows import Rows, examples, file_of
-from mmjobs.data.formats.turns import Message, messages, prompt
+from mmjobs.data.formats.turns import PLACEHOLDER, Message, messages, prompt
 from mmlaunch.recipe.data import Source
 
 COLUMN = "conversations"
@@ -34,6 +34,8 @@ def conversation(row: Row, folder: Folder) -> Example:
         raise row.bad(f"{COLUMN} has an answer and no question")
     listed = _texts(final)
     turns = prompt(row, before, len(images), learnt=listed is None)
+    if not images and row.get("image") in ("", []) and any(PLACEHOLDER in turn.text for turn in turns):
+        raise row.bad(f"image is empty, and the text has {PLACEHOLDER}; name a file, or leave image out for a text row")
     return Example(images, turns, _answers(row, final, listed), row.origin, row.label())
 
 
