@@ -133,4 +133,3 @@ def test_tied_weights_and_every_attention_are_saved_and_resumed(
     changes = {"model__attention": "mmca", "model__projector": "pixel_shuffle", "deepspeed__stage": stage, "steps": 2}
     recipe = tiny(**changes, batch={"global": 4, "tokens_per_gpu": 128}, data__max_tokens=64)
     assert mmca.run(recipe, 2) == [0, 0], mmca.log()
-    )
