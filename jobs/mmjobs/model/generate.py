@@ -16,7 +16,8 @@ LONGEST = 48
 
 def greedy(network: nn.Module, chat: Chat, pixels: Pixels, prompt: list[int], seen: Seen) -> str:
     """The answer to one prompt with its images."""
-    ids = torch.tensor([prompt])  # [1, T]
+    device = next(network.parameters()).device
+    ids = torch.tensor([prompt], device=device)  # [1, T]
     made = cast(Any, network).generate(
         input_ids=ids,
         attention_mask=torch.ones_like(ids),
@@ -24,6 +25,6 @@ def greedy(network: nn.Module, chat: Chat, pixels: Pixels, prompt: list[int], se
         do_sample=False,
         pad_token_id=chat.tokenizer.pad_token_id,
         eos_token_id=[chat.end_id],
-        **pixels.join([seen], ids),
+        **{name: value.to(device) for name, value in pixels.join([seen], ids).items()},
     )
     return str(chat.tokenizer.decode(made[0, len(prompt) :].tolist(), skip_special_tokens=True))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
@@ -37,7 +36,7 @@ class Sft:
         each = losses.new_zeros(len(batch)).index_add(0, owner, losses.detach())
         right = (logits.detach().argmax(-1) == wanted).float()
         wrong_tokens = losses.new_zeros(len(batch)).index_add(0, owner, 1 - right)
-        units, examples = torch.tensor(float(len(wanted))), torch.tensor(float(len(batch)))
+        units, examples = losses.new_tensor(len(wanted)), losses.new_tensor(len(batch))
         return Measured(
             loss=losses.sum(),
             each=each,

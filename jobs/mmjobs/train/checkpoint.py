@@ -44,7 +44,7 @@ class Checkpoints:
             raise BadInput(f"{what}; resume on {world} ranks (only stage 0 goes on with {self._ranks.world})")
         engine.load(folder)
         if world == self._ranks.world:
-            torch.set_rng_state(torch.load(folder / self._random_name, weights_only=True))
+            _set_random(torch.load(folder / self._random_name, weights_only=True))
         else:  # other ranks than those that saved: their random states would not fit, new ones must not repeat
             self._seed_random(step)
         self._journal.event("resumed", step=step)
@@ -93,7 +93,7 @@ class Checkpoints:
     def _write(self, folder: Path, engine: Engine, progress: Progress) -> None:
         engine.save(folder)
         with (folder / self._random_name).open("wb") as file:
-            torch.save(torch.get_rng_state(), file)
+            torch.save(_random(), file)
         if self._ranks.first:
             progress.write(folder)
 
@@ -156,3 +156,15 @@ class Checkpoints:
                 values[step] = progress.metrics[self._settings.best]
         sign = 1 if self._settings.best_is == "highest" else -1
         return {max(values, key=lambda step: (sign * values[step], step))} if values else set()
+
+
+def _random() -> dict[str, torch.Tensor]:
+    """The random states that dropout draws from."""
+    on_device = {"cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else {}
+    return {"cpu": torch.get_rng_state(), **on_device}
+
+
+def _set_random(states: dict[str, torch.Tensor]) -> None:
+    torch.set_rng_state(states["cpu"])
+    if "cuda" in states and torch.cuda.is_available():
+        torch.cuda.set_rng_state(states["cuda"])

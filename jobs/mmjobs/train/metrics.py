@@ -20,7 +20,7 @@ class Totals:
     def add(self, measured: Measured) -> None:
         """Take in one micro-batch."""
         for row, name in enumerate(self.names):
-            self.values[row] += torch.stack(measured.metrics[name]).double()
+            self.values[row] += torch.stack(measured.metrics[name]).double().cpu()
 
     def reduce(self, ranks: Ranks) -> None:
         """From this rank's sums and counts to those of all ranks."""

@@ -81,8 +81,12 @@ class Ranks:
 
 def join(watch: Watchdog) -> Ranks:
     """Join the others, as RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT say."""
+    backend = "gloo"
+    if torch.cuda.is_available():  # what ranks tell each other lies in CPU memory, what DeepSpeed reduces on the device
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())  # a task may see its own only
+        backend = "cpu:gloo,cuda:nccl"
     with _together(watch):
-        dist.init_process_group("gloo", timeout=NEVER)
+        dist.init_process_group(backend, timeout=NEVER)
     return Ranks(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), watch)
 
 
