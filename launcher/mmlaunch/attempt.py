@@ -12,17 +12,21 @@ import shutil
 import socket
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from mmlaunch import policy
 from mmlaunch.errors import BadInput, MachineError, MmlaunchError
 from mmlaunch.local_process import identity
+from mmlaunch.policy import Ending
 from mmlaunch.recipe import resolved
 from mmlaunch.recipe.resources import Restarts
 from mmlaunch.run import ledger
 from mmlaunch.run.exits import CANCELLED, JobExit
+from mmlaunch.run.ledger import Event
 from mmlaunch.run.paths import RunPaths
 from mmlaunch.slurm.commands import requeue
+from mmlaunch.slurm.queue import cancelled, taken_as
 
 EXCLUDED_FOR = 86_400  # seconds: a node that is still unfit after a day is its administrator's
 MOST_EXCLUDED = 8
@@ -32,17 +36,16 @@ def begin(run: RunPaths, script: Path) -> tuple[int, int]:
     """Open the next attempt: its folder, its `started` event, a port."""
     events = ledger.read(run.events)
     number = len(events.all("started")) + 1
+    job = os.environ.get("SLURM_JOB_ID") or os.environ.get("SUBMITIT_LOCAL_JOB_ID", "")
+    _check_mine(events.of_this_submission, job)
     if policy.left_open(events.events):
-        reason = "preempted, or requeued by hand: it continues from its newest checkpoint"
-        ledger.append(run.events, "requeued", attempt=number - 1, cause="preempted", reason=reason, pause=0)
-        _stop_when_stuck(run, number - 1)
+        _close_for_slurm(run, number - 1, events.of_this_submission.events, job)
     attempt = run.attempt(number)
     for folder in (attempt.logs, attempt.stacks):
         folder.mkdir(parents=True, exist_ok=True)
     if not attempt.script.exists():  # a restart runs the script of the attempt before
         shutil.copyfile(script, attempt.script)
         shutil.copyfile(run.attempt(number - 1).deepspeed, attempt.deepspeed)
-    job = os.environ.get("SLURM_JOB_ID") or os.environ.get("SUBMITIT_LOCAL_JOB_ID", "")
     nodes = os.environ.get("SLURM_JOB_NODELIST", socket.gethostname())
     ledger.append(run.events, "started", attempt=number, job=job, nodes=nodes, **identity(os.getppid()))
     return number, free_port()
@@ -54,7 +57,10 @@ def end(run: RunPaths, number: int, exit_code: int) -> int:
     if ended := known.last("ended"):  # whoever cancelled the run has written it already
         return int(ended.get("exit_code", CANCELLED))
     events = known.events
+    job = os.environ.get("SLURM_JOB_ID")
     ending = policy.classify(exit_code, run.attempt(number), events)
+    if ending.cause in policy.FREE and job and cancelled(job):
+        ending = Ending("cancelled", exit_code, "cancelled with scancel")
     verdict = policy.decide(ending, events, _budgets(run))
     if ending.cause not in policy.NO_FAULT:
         ledger.append(
@@ -63,42 +69,56 @@ def end(run: RunPaths, number: int, exit_code: int) -> int:
     if ending.node:
         ledger.append(run.events, "excluded", node=ending.node, until=round(time.time()) + EXCLUDED_FOR)
     if verdict.again:
-        job = os.environ.get("SLURM_JOB_ID")
-        pause = 0 if job else verdict.pause  # Slurm lets a requeued job wait by itself
-        ledger.append(run.events, "requeued", attempt=number, cause=ending.cause, reason=verdict.reason, pause=pause)
+        facts = {"cause": ending.cause, "reason": verdict.reason, "pause": verdict.pause}
+        ledger.append(run.events, "requeued", attempt=number, **facts)
         if job:
-            _requeue(run, number, job)
-        time.sleep(pause)
+            _requeue(run, number, job, verdict.pause)
+        else:
+            time.sleep(verdict.pause)
         return JobExit.AGAIN
     state = {"state": verdict.state, "cause": ending.cause, "reason": verdict.reason, "exit_code": exit_code}
     ledger.append(run.events, "ended", attempt=number, **state)
     return CANCELLED if verdict.state == "cancelled" else JobExit.STOP if exit_code == JobExit.AGAIN else exit_code
 
 
-def _stop_when_stuck(run: RunPaths, number: int) -> None:
-    """Slurm requeues without asking the policy: a run that gets nowhere ends here all the same."""
-    stuck = policy.restarts_without_progress(ledger.read(run.events).of_this_submission.events)
-    if stuck <= _budgets(run).no_progress:
+def _check_mine(events: ledger.Events, job: str) -> None:
+    """A job that handed the run to another one may find itself in the queue again: Slurm preempted it meanwhile."""
+    jobs = [str(event.get("job")) for event in events.all("queued")]
+    if job in jobs[:-1] and job != jobs[-1]:
+        raise MmlaunchError(f"job {jobs[-1]} goes on with this run")
+
+
+def _close_for_slurm(run: RunPaths, number: int, known: Sequence[Event], job: str) -> None:
+    """Close an attempt that Slurm took off its nodes and requeued without asking the policy: it is asked now."""
+    ending = policy.taken(taken_as(job, int(os.environ.get("SLURM_RESTART_COUNT") or 0)))
+    verdict = policy.decide(ending, known, _budgets(run))
+    if ending.cause not in policy.NO_FAULT:
+        ledger.append(run.events, "failed", attempt=number, cause=ending.cause, evidence=ending.evidence)
+    facts = {"attempt": number, "cause": ending.cause, "by": "slurm"}
+    if verdict.again:
+        reason = f"{ending.evidence}; {verdict.reason}"
+        ledger.append(run.events, "requeued", **facts, reason=reason, pause=0)
         return
-    reason = f"{stuck} restarts in a row brought no new checkpoint (restarts.no_progress)"
-    state = {"state": "failed", "cause": "preempted", "reason": reason, "exit_code": int(JobExit.STOP)}
-    ledger.append(run.events, "ended", attempt=number, **state)
-    raise MmlaunchError(reason)
+    state = {"state": "failed", "reason": verdict.reason, "exit_code": int(JobExit.STOP)}
+    ledger.append(run.events, "ended", **facts, **state)
+    raise MmlaunchError(verdict.reason)
 
 
-def _requeue(run: RunPaths, number: int, job: str) -> None:
-    """Back into the queue. A running job cannot be kept off a node: when one is unfit, a new job takes over."""
-    unfit = excluded(ledger.read(run.events), time.time())
-    if not unfit:
-        requeue(job)  # which ends this process too
+def _requeue(run: RunPaths, number: int, job: str, pause: int) -> None:
+    """Back into the queue, where the pause costs nothing. A running job cannot be kept off a node: when one is unfit, a
+    new job takes over."""
+    events = ledger.read(run.events)
+    unfit, avoided = excluded(events, time.time()), (events.last("queued") or {}).get("excluded", [])
+    if set(unfit) <= set(avoided):
+        requeue(job, pause)
         return
     from mmlaunch.submit import slurm
 
     try:
-        ledger.append(run.events, "queued", **slurm.resubmit(run, number, job, unfit))
+        ledger.append(run.events, "queued", **slurm.resubmit(run, number, job, unfit, pause))
     except MachineError as error:  # no sbatch on this node: better on the same nodes again than not at all
         ledger.append(run.events, "warning", what=str(error))
-        requeue(job)
+        requeue(job, pause)
 
 
 def excluded(events: ledger.Events, now: float) -> list[str]:

@@ -19,6 +19,9 @@ from mmlaunch.slurm.commands import SlurmError
 
 SHARED = ("nfs", "lustre", "gpfs", "beegfs", "ceph", "fuse", "wekafs", "panfs", "afs", "pvfs2", "smb2", "v9fs")
 
+SHORT = 30
+"""Seconds: Slurm's own KillWait, and not much for a checkpoint."""
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -38,17 +41,11 @@ def examine() -> list[Finding]:
     if shutil.which("sbatch") is None:
         return [*findings, Finding(True, "no sbatch on this machine", "runs use the local executor")]
     try:
-        config = configuration(commands.call("scontrol", "show", "config"))
+        config = commands.configuration()
     except SlurmError as error:
         first = str(error).splitlines()[0]
         return [*findings, Finding(False, "Slurm does not answer", f"{first}; nothing can be submitted to it now")]
-    return [*findings, *_slurm(config), *_accounting(config), *_gpus()]
-
-
-def configuration(text: str) -> dict[str, str]:
-    """`scontrol show config` as a mapping."""
-    pairs = (line.partition("=") for line in text.splitlines() if "=" in line)
-    return {name.strip(): value.strip() for name, _, value in pairs}
+    return [*findings, *_slurm(config), *_preemption(config), *_requeues(config), *_accounting(config), *_gpus()]
 
 
 def _machine() -> Iterator[Finding]:
@@ -66,22 +63,53 @@ def _machine() -> Iterator[Finding]:
 def _slurm(config: Mapping[str, str]) -> Iterator[Finding]:
     version = re.search(r"\d+\.\d+", config.get("SLURM_VERSION", "")) or re.search(r"\d+\.\d+", _version())
     yield Finding(True, f"Slurm {version.group(0) if version else '?'}", "")
-    requeue = config.get("JobRequeue", "?")
-    yield Finding(True, f"JobRequeue={requeue}", "" if requeue == "1" else "runs ask for --requeue themselves")
-    mode, parameters = config.get("PreemptMode", "OFF"), config.get("PreemptParameters", "")
-    if mode.startswith("OFF"):
-        yield Finding(True, "PreemptMode=OFF", "nothing preempts a run here")
-    else:
-        told = "send_user_signal" in parameters
-        means = "the pre-signal comes with it" if told else "only SIGTERM comes with it: runs listen to that too"
-        yield Finding(True, f"PreemptMode={mode}", f"a run may be preempted; {means}")
-        if "CANCEL" in mode:
-            yield Finding(False, "preempted jobs are cancelled here", "mmlaunch resume RUN continues one")
-    yield Finding(True, f"KillWait={config.get('KillWait', '?')}", "the time between SIGTERM and SIGKILL")
     proctrack = config.get("ProctrackType", "?")
     reached = "the ranks only, as they should" if "cgroup" in proctrack else "every process of a step"
     yield Finding(True, proctrack, f"signals reach {reached}")
     yield Finding(True, f"MinJobAge={config.get('MinJobAge', '?')}", "how long squeue remembers a job that ended")
+    silence = _seconds(config, "SlurmdTimeout", 300)
+    yield Finding(
+        silence <= 600, f"SlurmdTimeout={silence} s", "a run stands still so long before a dead node is noticed"
+    )
+    folder = rundir.runs_folder()
+    kind = _filesystem(next(path for path in (folder, *folder.parents) if path.exists()))
+    shared = any(name in kind for name in SHARED)
+    means = "" if shared else "compute nodes may not see it: runs belong on a shared file system"
+    yield Finding(shared, f"{folder} is on {kind}", means)
+
+
+def _preemption(config: Mapping[str, str]) -> Iterator[Finding]:
+    """Who takes a run off its nodes, and how long it has to save: slurm.conf(5), PreemptMode, GraceTime, KillWait."""
+    wait = _seconds(config, "KillWait", 30)
+    long = "a checkpoint that takes longer is lost, and the run goes on from the one before"
+    means = f"what a run without a warning has to save in; {long}"
+    yield Finding(wait >= SHORT, f"KillWait={wait} s", f"too short for most models: {means}" if wait < SHORT else means)
+    mode, parameters = config.get("PreemptMode", "OFF"), config.get("PreemptParameters", "")
+    if mode.startswith("OFF"):
+        yield Finding(True, "PreemptMode=OFF", "nothing preempts a run here")
+        return
+    told = "send_user_signal" in parameters
+    means = "the pre-signal comes with it" if told else "only SIGTERM comes with it: runs listen to that too"
+    yield Finding(True, f"PreemptMode={mode}", f"a run may be preempted; {means}")
+    for fields in _partitions():
+        name, how, grace = (fields.get(key, "?") for key in ("PartitionName", "PreemptMode", "GraceTime"))
+        if how.startswith("OFF"):
+            yield Finding(True, f"partition {name}: PreemptMode=OFF", "runs in it are never preempted")
+        elif how.startswith("REQUEUE"):
+            given = f"{grace} s to save in" if grace != "0" else f"KillWait is all there is: {wait} s to save in"
+            good = max(int(grace) if grace.isdigit() else 0, wait) >= SHORT
+            yield Finding(good, f"partition {name}: PreemptMode={how}, GraceTime={grace}", given)
+        else:
+            ends = "runs end: mmlaunch resume RUN" if how.startswith("CANCEL") else "runs stand still meanwhile"
+            yield Finding(not how.startswith("CANCEL"), f"partition {name}: PreemptMode={how}", ends)
+
+
+def _requeues(config: Mapping[str, str]) -> Iterator[Finding]:
+    requeue = config.get("JobRequeue", "?")
+    yield Finding(True, f"JobRequeue={requeue}", "" if requeue == "1" else "runs ask for --requeue themselves")
+    yield Finding(
+        True, f"a requeued job waits {commands.requeue_delay(config)} s", "so long at least before each restart"
+    )
     for key in ("RequeueExit", "RequeueExitHold"):
         if config.get(key, "(null)") not in ("(null)", "", "N/A"):
             clash = bool(set(re.findall(r"\d+", config[key])) & {"90", "91", "92", "93", "94"})
@@ -99,11 +127,6 @@ def _accounting(config: Mapping[str, str]) -> Iterator[Finding]:
         yield Finding(True, "sacct answers", "")
     except SlurmError as error:
         yield Finding(False, "sacct does not answer", f"{error}; states may be unknown for a while, never wrong")
-    folder = rundir.runs_folder()
-    kind = _filesystem(next(path for path in (folder, *folder.parents) if path.exists()))
-    shared = any(name in kind for name in SHARED)
-    means = "" if shared else "compute nodes may not see it: runs belong on a shared file system"
-    yield Finding(shared, f"{folder} is on {kind}", means)
 
 
 def _gpus() -> Iterator[Finding]:
@@ -112,8 +135,24 @@ def _gpus() -> Iterator[Finding]:
     except SlurmError:
         return
     gpus = [item for item in generic if "gpu" in item]
-    means = "asked for as the profile says: gpus-per-node or gres" if gpus else ""
+    _, profile = clusters.choose(None)
+    asked = {"gpus-per-node": "--gpus-per-node=N", "gres": "--gres=gpu:N", "none": "nothing: change gpus in it"}
+    means = f"the profile asks for them with {asked[profile.gpus]}" if gpus else ""
     yield Finding(True, f"GPUs: {', '.join(gpus) or 'none'}", means)
+
+
+def _partitions() -> list[dict[str, str]]:
+    try:
+        lines = commands.call("scontrol", "show", "partition", "--oneliner").splitlines()
+    except SlurmError:
+        return []
+    return [dict(word.split("=", 1) for word in line.split() if "=" in word) for line in lines]
+
+
+def _seconds(config: Mapping[str, str], key: str, default: int) -> int:
+    """`10 sec` as a number."""
+    found = re.match(r"\d+", config.get(key, ""))
+    return int(found.group(0)) if found else default
 
 
 def _filesystem(path: Path) -> str:

@@ -7,28 +7,16 @@ import re
 import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
+from mmlaunch import clues
+from mmlaunch.clues import BY_RECORD, BY_STATE, Cause
+from mmlaunch.pulse import laggard
 from mmlaunch.recipe.resources import Restarts
 from mmlaunch.run.exits import JobExit
 from mmlaunch.run.ledger import Event
 from mmlaunch.run.paths import AttemptPaths
-
-Cause = Literal[
-    "done",
-    "cancelled",
-    "saved",
-    "time limit",
-    "preempted",
-    "node",
-    "hang",
-    "stop",
-    "bad input",
-    "out of memory",
-    "import",
-    "crash",
-]
+from mmlaunch.slurm.states import WITHOUT_A_WORD
 
 FREE: frozenset[Cause] = frozenset({"saved", "time limit", "preempted"})  # cost nothing while the run advances
 NO_FAULT: frozenset[Cause] = FREE | {"done", "cancelled"}
@@ -36,6 +24,7 @@ FINAL: dict[Cause, str] = {
     "stop": "the job asked not to be restarted",
     "bad input": "it would fail again: the recipe or the data are wrong",
     "out of memory": "it would fail again: the step does not fit into memory",
+    "disk full": "it would fail again: make room, then resume it",
     "import": "it would fail again: the code cannot be imported",
 }
 _BUDGETS: dict[Cause, str] = {"node": "node", "hang": "hang", "crash": "crash"}
@@ -44,25 +33,6 @@ _RANK = re.compile(r"^rank \d+")
 PEER_LOST = "PeerLost"  # what a rank writes when another one went away
 _WARNINGS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM)  # how time limits and preemption announce themselves
 TIMED_OUT = 124  # the ranks did not leave before their time limit; the code that timeout(1) uses
-
-_IN_LOGS: tuple[tuple[Cause, re.Pattern[str]], ...] = (
-    (
-        "out of memory",
-        re.compile(
-            r"CUDA out of memory|torch\.OutOfMemoryError|DefaultCPUAllocator: can't allocate|oom.kill|Out of memory"
-        ),
-    ),
-    (
-        "node",
-        re.compile(r"Xid \(PCI|uncorrectable ECC|CUDA error: (unspecified launch failure|device-side)|NVLink error"),
-    ),
-)
-_BY_RECORD: dict[str, Cause] = {
-    "ImportError": "import", "ModuleNotFoundError": "import", "SyntaxError": "import",
-    "OutOfMemoryError": "out of memory", "MemoryError": "out of memory", "BadInput": "bad input",
-    "Hang": "hang", "UnfitNode": "node",
-}  # fmt: skip
-"""Causes by the type of the error that a rank recorded: srun's exit code is that of the rank that was killed last."""
 
 
 @dataclass(frozen=True)
@@ -100,18 +70,40 @@ def classify(exit_code: int, attempt: AttemptPaths, events: Sequence[Event]) -> 
     }  # fmt: skip
     if exit_code > 128 and any(e["event"] == "signal" and e.get("attempt") == attempt.number for e in events):
         return Ending("saved", exit_code)  # all ranks had saved together; the last ones were ended on their way out
-    error = first_error(attempt)
-    if exit_code > 128 and error is not None and error.get("type") == PEER_LOST:
-        error = None  # a killed rank leaves no record of its own, and this one only saw it go
-    if exit_code - 128 in _WARNINGS and error is None:
-        return Ending("time limit", exit_code, f"signal {exit_code - 128} came before a rank could save")
+    error = first_error(attempt) or {}
+    if error.get("type") == PEER_LOST:
+        error = {}  # it only saw another one go: the cause stands elsewhere
+    named, node = BY_RECORD.get(str(error.get("type", ""))), str(error.get("node", ""))
     if exit_code in by_code:
-        node = str((error or {}).get("node", ""))
-        return Ending(by_code[exit_code], exit_code, _said(error) if error else "", node)
-    if error is not None:
-        cause = _BY_RECORD.get(str(error.get("type", "")), "crash")
-        return Ending(cause, exit_code, _said(error), str(error.get("node", "")))
-    return _from_logs(exit_code, attempt)
+        cause = named if exit_code == JobExit.STOP and named else by_code[exit_code]
+        return Ending(cause, exit_code, (_said(error) if error else "") + _laggard(cause, error, attempt), node)
+    if error:
+        found = clues.in_text(str(error.get("message", "")))
+        return Ending(named or (found[0] if found else "crash"), exit_code, _said(error), node)
+    if (found := clues.in_logs(attempt)) and (found[0] != "crash" or exit_code - 128 not in _WARNINGS):
+        return Ending(found[0], exit_code, found[1])
+    number, killed = exit_code - 128 if exit_code > 128 else 0, clues.killed(attempt)
+    if number == signal.SIGKILL or killed:
+        what = "a rank was killed (signal 9): by hand, or by the system for lack of memory"
+        return Ending("crash", exit_code, f"{what}; {killed}" if killed else what)
+    if number in _WARNINGS:
+        return Ending("time limit", exit_code, f"signal {number} came before a rank could save")
+    if number:
+        return Ending("crash", exit_code, f"a rank was ended by signal {number}")
+    return Ending("crash", exit_code, clues.lost_connection(attempt) or f"a rank ended with exit code {exit_code}")
+
+
+def _laggard(cause: Cause, error: dict[str, object], attempt: AttemptPaths) -> str:
+    """A rank that hangs in earnest leaves no record; the others only tell that they waited for it."""
+    beat = laggard(attempt, float("inf")) if cause == "hang" else None
+    return f"; rank {beat.rank} stopped first ({beat.doing})" if beat and beat.rank != error.get("rank") else ""
+
+
+def taken(word: str) -> Ending:
+    """The ending of an attempt that Slurm took off its nodes without asking; `word` is Slurm's own, if it is known."""
+    if cause := BY_STATE.get(word):
+        return Ending(cause, 0, f"Slurm says {word}: {WITHOUT_A_WORD[word]}")
+    return Ending("preempted", 0, "preempted, or requeued by hand")
 
 
 def left_open(events: Sequence[Event]) -> bool:
@@ -182,27 +174,3 @@ def _said(error: dict[str, object]) -> str:
     step = f" in step {error['step']}" if error.get("step") is not None else ""
     sample = f" ({error['sample']})" if error.get("sample") else ""
     return f"rank {error.get('rank')}{step}{sample}: {error.get('type')}: {error.get('message')}"
-
-
-def _from_logs(exit_code: int, attempt: AttemptPaths) -> Ending:
-    for log in sorted(attempt.logs.glob("rank-*.out")):
-        text = _end_of(log)
-        for cause, pattern in _IN_LOGS:
-            if found := pattern.search(text):
-                line = text[text.rfind("\n", 0, found.start()) + 1 :].partition("\n")[0].strip()
-                return Ending(cause, exit_code, f"{log.name}: {line[:200]}")
-    number = exit_code - 128 if exit_code > 128 else 0
-    if number == signal.SIGKILL:
-        return Ending("crash", exit_code, "a rank was killed (signal 9): by hand, or by the system for lack of memory")
-    how = f"a rank was ended by signal {number}" if number else f"a rank ended with exit code {exit_code}"
-    return Ending("crash", exit_code, how)
-
-
-def _end_of(path: Path, most: int = 65536) -> str:
-    try:
-        with path.open("rb") as file:
-            file.seek(0, 2)
-            file.seek(max(0, file.tell() - most))
-            return file.read().decode(errors="replace")
-    except OSError:
-        return ""

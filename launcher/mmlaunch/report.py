@@ -90,7 +90,7 @@ def _attempt(part: Sequence[Event], following: Sequence[Event] | None, asked: fl
     ready = next((event["time"] for event in part if event["event"] == "ready"), None)
     # An attempt that Slurm took away is closed when the next one opens: it ended with its last sign of life.
     alive = [event["time"] for event in part if event["event"] not in ("requeued", "ended", "queued")]
-    taken = end is not None and end.get("cause") == "preempted"
+    taken = end is not None and end.get("by") == "slurm"
     ended = alive[-1] if taken else end["time"] if end else now
     return Attempt(
         number=int(started["attempt"]),

@@ -8,13 +8,16 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from mmlaunch import local_process
+from mmlaunch.pulse import laggard
 from mmlaunch.run import ledger
 from mmlaunch.run.ledger import Event, Events
 from mmlaunch.run.paths import RunPaths
 from mmlaunch.slurm.queue import Job, look
-from mmlaunch.slurm.states import JobState
+from mmlaunch.slurm.states import WITHOUT_A_WORD, JobState
 
 FINAL = ("done", "failed", "cancelled")
+SILENT = 60.0
+"""Seconds without a sign of life that are worth a word; the watchdog allows no less to a step."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,10 @@ def of_all(runs: Sequence[RunPaths], whole: bool = False) -> list[Status]:
     """The status of many runs, with one question to Slurm for all of them."""
     ledgers = [_ledger(run, whole) for run in runs]
     jobs = look(job for events in ledgers if (job := slurm_job(events)) and not events.last("ended"))
+    over = {number for number, job in jobs.items() if job.state == JobState.OVER}
+    for index, run in enumerate(runs):
+        if slurm_job(ledgers[index]) in over:
+            ledgers[index] = _ledger(run, whole)  # its last word may have come while Slurm was asked
     return [_derive(run, events, jobs) for run, events in zip(runs, ledgers, strict=True)]
 
 
@@ -103,6 +110,8 @@ def derive(run: RunPaths, events: Events, now: float, jobs: Mapping[str, Job] | 
         (event for event in reversed(events.events) if event["event"] == "checkpoint" and "rejected" not in event), {}
     )
     state, reason = _state(events, job)
+    if state in ("starting", "running"):
+        reason = reason or _stuck(run, events, now)
     running = state == "running" and step.get("event") == "step"
     return Status(
         run=run.name,
@@ -115,7 +124,7 @@ def derive(run: RunPaths, events: Events, now: float, jobs: Mapping[str, Job] | 
         loss=_number(step.get("loss")),
         saved_step=saved.get("step"),
         saved_seconds_ago=round(now - saved["time"], 1) if saved else None,
-        next=_next(run.name, state, step, events, now),
+        next=_next(run.name, state, step, events, now) if not (running and reason) else f"mmlaunch why {run.name}",
         reason=reason,
         directory=str(run.root),
         submitted=submitted.get("time"),
@@ -151,13 +160,27 @@ def _slurm_state(job: Job | None) -> tuple[str, str] | None:
     if job is None or job.state == JobState.UNKNOWN:
         return "unknown", "Slurm does not answer for its job: missing is not finished"
     if job.state == JobState.OVER:
-        return "lost", f"Slurm says {job.word}, and the job left no word of its own"
+        word = job.word.partition(" ")[0]
+        means = f"{WITHOUT_A_WORD[word]}, and it" if word in WITHOUT_A_WORD else "and the job"
+        return "lost", f"Slurm says {word}: {means} left no word of its own"
     if job.state == JobState.STUCK or job.advice:
         return "held", f"{job.word} ({job.reason})" + (f": {job.advice}" if job.advice else "")
     if job.state == JobState.WAITING:
         start = f", estimated start {job.start.replace('T', ' ')}" if job.start else ""
         return "pending", f"{job.reason}{start}"
     return None
+
+
+def _stuck(run: RunPaths, events: Events, now: float) -> str:
+    """Which rank keeps the others waiting, when nothing has moved for longer than is usual between two lines."""
+    steps = events.all("step")[-8:]
+    usual = (steps[-1]["time"] - steps[0]["time"]) / (len(steps) - 1) if len(steps) > 1 else 0.0
+    since = now - max(SILENT, 2 * usual)
+    started = events.last("started")
+    if started is None or events.events[-1]["time"] > since:
+        return ""  # without a look at the heartbeats of a thousand ranks
+    beat = laggard(run.attempt(int(started["attempt"])), since)
+    return f"rank {beat.rank} has not moved for {now - beat.time:.0f} s ({beat.doing})" if beat else ""
 
 
 def _process_state(events: Events) -> tuple[str, str] | None:
@@ -192,7 +215,7 @@ def _next(name: str, state: str, step: Event, events: Events, now: float) -> str
         wait = requeued.get("time", now) + requeued.get("pause", 0) - now
         return f"starts again in {max(0, round(wait))} s"
     return {
-        "failed": f"mmlaunch logs {name}", "lost": f"mmlaunch logs {name}", "held": f"mmlaunch status {name}",
+        "failed": f"mmlaunch why {name}", "lost": f"mmlaunch why {name}", "held": f"mmlaunch status {name}",
         "submitted": "starts at once", "pending": "starts when Slurm has room", "starting": "loads the model",
         "cancelling": "saves and ends",
     }.get(state, "")  # fmt: skip

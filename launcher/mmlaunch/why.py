@@ -14,6 +14,7 @@ from mmlaunch.status import Status
 _WHAT = {
     "crash": "A rank failed",
     "out of memory": "Out of memory",
+    "disk full": "The disk is full",
     "import": "The code could not be imported",
     "bad input": "The recipe or the data are wrong",
     "node": "A node is unfit",
@@ -27,6 +28,7 @@ _NEXT = {
     "out of memory": "mmlaunch resume {run} -s batch.micro={half}    or more GPUs: -s resources.nodes={double}",
     "bad input": "mend the recipe or the data, then mmlaunch submit; or mmlaunch resume {run} -s PATH=VALUE",
     "import": "mmlaunch logs {run} --attempt {attempt}, mend the installation, then mmlaunch resume {run}",
+    "disk full": "make room, then mmlaunch resume {run}",
     "hang": "the stacks are in {stacks}; then mmlaunch resume {run}",
     "time limit": "mmlaunch resume {run} -s resources.time=LONGER, or a longer lead in the cluster profile",
 }
@@ -54,18 +56,20 @@ def of(run: RunPaths) -> Story:
     now, events = status.of(run, whole=True), ledger.read(run.events).of_this_submission
     if now.state == "failed":
         return _failed(run, now, events)
+    still = now.state in ("starting", "running") and now.reason
     what = {
         "done": f"Complete after {now.attempt} attempt{'s' if now.attempt > 1 else ''}, at step {now.step}",
-        "cancelled": f"Cancelled by {(events.last('cancelling') or {}).get('by', 'a user')} at step {now.step or 0}",
+        "cancelled": f"Cancelled by {(events.last('cancelling') or {}).get('by', 'scancel')} at step {now.step or 0}",
         "lost": "Its job is gone and left no word",
         "pending": "It waits for its turn",
         "held": "It waits for a human",
-    }.get(now.state, f"Nothing ended it: it is {now.shown_state}")
+    }.get(now.state, f"Nothing ended it: it is {now.shown_state}{', but stands still' if still else ''}")
     following = {
         "done": f"mmlaunch resume {run.name} -s steps=MORE",
         "cancelled": f"mmlaunch resume {run.name}",
         "lost": f"mmlaunch logs {run.name}    then mmlaunch resume {run.name}",
-    }.get(now.state, f"mmlaunch status {run.name}")
+    }.get(now.state, f"mmlaunch logs {run.name}; a hang is ended and restarted by itself" if still else "")
+    following = following or f"mmlaunch status {run.name}"
     return Story(run.name, now.state, what, now.reason if now.state != "done" else "", "", _history(events), following)
 
 

@@ -71,3 +71,13 @@ def test_a_cancelled_run_ends_once(run: RunPaths) -> None:
     ledger.append(run.events, "ended", state="cancelled", exit_code=CANCELLED)
     assert attempt.end(run, 1, JobExit.AGAIN) == CANCELLED
     assert kinds(run).count("ended") == 1
+
+
+def test_a_job_that_was_replaced_does_not_go_on(run: RunPaths, monkeypatch: pytest.MonkeyPatch) -> None:
+    for job in ("7", "8"):
+        ledger.append(run.events, "queued", job=job)
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    with pytest.raises(MmlaunchError, match="job 8 goes on"):
+        attempt.begin(run, run.attempt(1).script)
+    monkeypatch.setenv("SLURM_JOB_ID", "8")
+    assert attempt.begin(run, run.attempt(1).script)[0] == 1

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from mmlaunch import policy
-from mmlaunch.policy import Cause, Ending
+from mmlaunch.clues import Cause
+from mmlaunch.policy import Ending
 from mmlaunch.recipe.resources import Restarts
 from mmlaunch.run.exits import JobExit
 from mmlaunch.run.ledger import Event, Events
@@ -40,22 +41,6 @@ def test_causes_by_exit_code(tmp_path: Path, code: int, cause: Cause) -> None:
     assert policy.classify(code, attempt(tmp_path), [SUBMITTED]).cause == cause
 
 
-@pytest.mark.parametrize(
-    ("log", "cause"),
-    [
-        ("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.10 GiB", "out of memory"),
-        ("RuntimeError: [enforce fail] DefaultCPUAllocator: can't allocate memory", "out of memory"),
-        ("slurmstepd: error: Detected 1 oom_kill event in StepId=7.0", "out of memory"),
-        ("NVRM: Xid (PCI:0000:c1:00): 79, GPU has fallen off the bus", "node"),
-        ("ValueError: something else", "crash"),
-    ],
-)
-def test_causes_by_log(tmp_path: Path, log: str, cause: Cause) -> None:
-    ending = policy.classify(1, attempt(tmp_path, {"rank-0.out": f"step 1\n{log}\n"}), [SUBMITTED])
-    assert ending.cause == cause
-    assert cause == "crash" or ending.evidence == f"rank-0.out: {log}"
-
-
 def test_the_first_error_is_the_one_that_counts(tmp_path: Path) -> None:
     errors = [
         {"rank": 0, "type": "RuntimeError", "message": "connection closed by peer", "time": 20.0},
@@ -71,6 +56,39 @@ def test_the_first_error_is_the_one_that_counts(tmp_path: Path) -> None:
 def test_causes_by_error_record(tmp_path: Path, kind: str, cause: Cause) -> None:
     errors = [{"rank": 0, "type": kind, "message": "m", "time": 1.0}]
     assert policy.classify(1, attempt(tmp_path, errors=errors), [SUBMITTED]).cause == cause
+
+
+@pytest.mark.parametrize(
+    ("kind", "message", "cause"),
+    [
+        ("AcceleratorError", "CUDA error: uncorrectable ECC error encountered", "node"),
+        (
+            "DistBackendError",
+            "NCCL communicator was aborted on rank 3: Watchdog caught collective operation timeout",
+            "hang",
+        ),
+        ("OSError", "[Errno 28] No space left on device: '/runs/r/checkpoints'", "disk full"),
+        ("RuntimeError", "CUDA error: device-side assert triggered", "crash"),
+    ],
+)
+def test_causes_by_the_words_of_a_record(tmp_path: Path, kind: str, message: str, cause: Cause) -> None:
+    errors = [{"rank": 3, "type": kind, "message": message, "time": 1.0}]
+    assert policy.classify(1, attempt(tmp_path, errors=errors), [SUBMITTED]) == Ending(
+        cause, 1, f"rank 3: {kind}: {message}"
+    )
+
+
+def test_a_full_disk_has_a_name_of_its_own(tmp_path: Path) -> None:
+    errors = [{"rank": 0, "type": "DiskFull", "message": "make room", "time": 1.0}]
+    ending = policy.classify(JobExit.STOP, attempt(tmp_path, errors=errors), [SUBMITTED])
+    assert ending.cause == "disk full" and not policy.decide(ending, [SUBMITTED], Restarts()).again
+
+
+@pytest.mark.parametrize(
+    ("word", "cause"), [("NODE_FAIL", "node"), ("BOOT_FAIL", "node"), ("PREEMPTED", "preempted"), ("", "preempted")]
+)
+def test_what_slurm_took_away(word: str, cause: Cause) -> None:
+    assert policy.taken(word).cause == cause
 
 
 def test_a_torn_error_record_is_no_obstacle(tmp_path: Path) -> None:
@@ -91,7 +109,7 @@ def again(cause: Cause, *events: Event, **budgets: int) -> bool:
     return policy.decide(Ending(cause, 1), [SUBMITTED, *events], Restarts(**budgets)).again
 
 
-@pytest.mark.parametrize("cause", ["stop", "bad input", "out of memory", "import", "done", "cancelled"])
+@pytest.mark.parametrize("cause", ["stop", "bad input", "out of memory", "disk full", "import", "done", "cancelled"])
 def test_some_endings_are_final(cause: Cause) -> None:
     assert not again(cause)
 

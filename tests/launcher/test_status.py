@@ -130,3 +130,35 @@ def test_a_thousand_runs_are_read_by_their_ends(tmp_path: Path) -> None:
     run.events.write_text("".join(json.dumps(line) + "\n" for line in lines))
     one = status.of(run)
     assert (one.state, one.method, one.step) == ("done", "sft", 9998)
+
+
+def beats(run: RunPaths, *ranks: tuple[float, str, bool]) -> None:
+    """Heartbeats as the watchdog writes them: seconds ago, phase, waiting."""
+    folder = run.attempt(1).heartbeats
+    folder.mkdir(parents=True, exist_ok=True)
+    for rank, (ago, phase, waiting) in enumerate(ranks):
+        beat = {"phase": phase, "step": 41, "time": NOW - ago, "waiting": waiting}
+        (folder / f"rank-{rank}.json").write_text(json.dumps(beat) + "\n")
+
+
+def test_a_run_that_stands_still_names_the_rank(tmp_path: Path) -> None:
+    run = RunPaths(tmp_path / "r")
+    steps = [{**event("step", step=n, attempt=1), "time": NOW - 300 + n} for n in range(40)]
+    events = Events((SUBMITTED, event("started", attempt=1, **ME) | {"time": NOW - 400}, *steps))
+    beats(run, (118, "training", True), (120, "training", False), (119, "training", True))
+    one = status.derive(run, events, NOW)
+    assert (one.state, one.reason) == ("running", "rank 1 has not moved for 120 s (training, step 41)")
+    assert one.next == "mmlaunch why r"
+    beats(run, (118, "training", True), (125, "training", True), (119, "training", True))  # stopped while it waited
+    assert status.derive(run, events, NOW).reason.startswith("rank 1 has not moved for 125 s")
+    beats(run, (118, "training", True), (5, "saving", False), (119, "training", True))  # slow, but alive
+    assert status.derive(run, events, NOW).reason == ""
+    (run.attempt(1).heartbeats / "rank-2.json").write_text('{"pha')
+    assert status.derive(run, events, NOW).reason == ""
+
+
+def test_slow_steps_are_not_a_standstill(tmp_path: Path) -> None:
+    run = RunPaths(tmp_path / "r")
+    steps = [{**event("step", step=n, attempt=1), "time": NOW - 1000 + 300 * n} for n in range(4)]
+    beats(run, (100, "training", False))
+    assert status.derive(run, Events((SUBMITTED, event("started", attempt=1, **ME), *steps)), NOW).reason == ""

@@ -59,6 +59,7 @@ JobAcctGatherType=jobacct_gather/none
 NodeName=node[1-{nodes}] NodeHostname=localhost NodeAddr=127.0.0.1 Port=[{first}-{last}] CPUs={cpus} \
 RealMemory=8000 Gres=gpu:{gpus} State=UNKNOWN
 PartitionName=batch Nodes=ALL Default=YES MaxTime=INFINITE PriorityTier=1 PreemptMode=REQUEUE State=UP
+PartitionName=gentle Nodes=ALL MaxTime=INFINITE PriorityTier=1 PreemptMode=REQUEUE GraceTime=60 State=UP
 PartitionName=urgent Nodes=ALL MaxTime=INFINITE PriorityTier=10 PreemptMode=OFF State=UP
 """
 
@@ -153,11 +154,24 @@ class SlurmCluster:
     def start_node(self, number: int) -> None:
         self._daemon(f"node{number}", "slurmd", "-D", "-N", f"node{number}", "-f", str(self.folder / "slurm.conf"))
 
-    def kill(self, name: str) -> None:
-        """kill -9 of a daemon and, for a node, of all that runs on it."""
+    def kill(self, name: str, number: signal.Signals = signal.SIGKILL) -> None:
+        """The end of a daemon."""
         daemon = self.daemons.pop(name)
-        os.killpg(daemon.pid, signal.SIGKILL)
+        os.killpg(daemon.pid, number)
         daemon.wait()
+
+    def kill_node(self, name: str) -> None:
+        """As if its power went: slurmd and all that runs on it; and as if the controller had waited SlurmdTimeout."""
+        self.kill(name)
+        there = {*_processes_naming(f"SLURMD_NODENAME={name}\0")} & {*_processes_naming(str(self.folder))}
+        for pid in {*map(_parent, there), *there}:  # slurmstepd is their parent
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self.run("scontrol", "update", f"NodeName={name}", "State=DOWN", "Reason=killed")
+
+    def revive_node(self, name: str) -> None:
+        self.start_node(int(name.removeprefix("node")))
+        self.run("scontrol", "update", f"NodeName={name}", "State=RESUME", check=False)
 
     def run(self, *command: str, check: bool = True, timeout: float = 30) -> str:
         """A client command; its output."""
@@ -256,6 +270,10 @@ def _processes_naming(text: str) -> Iterator[int]:
             yield int(proc.name)
 
 
+def _parent(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
 @contextlib.contextmanager
 def running() -> Iterator[SlurmCluster]:
     """A cluster for as long as the block lasts."""
@@ -271,6 +289,7 @@ def running() -> Iterator[SlurmCluster]:
 def main() -> None:
     if lacking := missing():
         sys.exit(f"this machine lacks {', '.join(lacking)}; as root: {INSTALL}")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # it ends what it started, however it is told to end
     with running() as cluster:
         print(f"export SLURM_CONF={cluster.folder}/slurm.conf", flush=True)
         with contextlib.suppress(KeyboardInterrupt):

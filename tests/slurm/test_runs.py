@@ -7,43 +7,24 @@ import json
 import os
 import shutil
 import signal
-from collections.abc import Iterator
+import subprocess
+import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
-from tests.runs import at_step, ended, losses, mmlaunch, submit, wait_for
+from tests.runs import at_step, losses, mmlaunch, submit, wait_for
 from tests.slurm.cluster import SlurmCluster
+from tests.slurm.jobs import LONG, PAIR, TWO_BY_TWO, finished, job_of, ranks, requeues, status, tampered
 
+from mmlaunch.cli import follow
 from mmlaunch.run import manifest
-from mmlaunch.run.ledger import Event
-from mmlaunch.run.paths import RunPaths
-
-RESOURCES = "{nodes: 2, gpus_per_node: 0, tasks_per_node: 2, cpus_per_rank: 1, memory: 1G, time: 10m}"
-TWO_BY_TWO = ["-s", f"resources={RESOURCES}", "-s", "log.every=1", "-s", "checkpoint.every=5", "-s", "data.workers=0"]
-LONG = [*TWO_BY_TWO, "-s", "steps=100000"]
-
-
-@pytest.fixture(autouse=True)
-def empty_queue(slurm: SlurmCluster) -> Iterator[None]:
-    """No job of a test outlives it."""
-    yield
-    slurm.run("scancel", "--user=root", check=False)
-
-
-def status(run: RunPaths) -> dict[str, Any]:
-    record: dict[str, Any] = json.loads(mmlaunch("status", "--json", run.name).stdout)[0]
-    return record
-
-
-def job_of(events: list[Event]) -> str:
-    return str(next(e for e in events if e["event"] == "queued")["job"])
+from mmlaunch.slurm.queue import FLOOR
 
 
 def test_two_nodes_with_two_ranks_each(small: Path, slurm: SlurmCluster) -> None:
     rendered = mmlaunch("render", "--cluster", "slurm", small, *TWO_BY_TWO)
     run = submit(small, *TWO_BY_TWO, cluster="slurm")
-    events = wait_for(run, ended)
+    events = finished(run)
     assert events[-1]["state"] == "done"
     assert run.attempt(1).script.read_text() == rendered.stdout
     assert next(e for e in events if e["event"] == "ready")["world"] == 4
@@ -52,20 +33,16 @@ def test_two_nodes_with_two_ranks_each(small: Path, slurm: SlurmCluster) -> None
     nodes = slurm.run("sacct", "-X", "-n", "-P", "-j", job_of(events), "-o", "NNodes,NTasks%9,ReqCPUS")
     assert nodes.startswith("2|")
     local = submit(small, *TWO_BY_TWO, "-s", "resources={nodes: 1, gpus_per_node: 0, tasks_per_node: 4}")
-    assert losses(wait_for(local, ended)) == losses(events)  # four ranks are four ranks, wherever they run
+    assert losses(finished(local)) == losses(events)  # four ranks are four ranks, wherever they run
 
 
-def test_requeued_by_a_human(small: Path, slurm: SlurmCluster) -> None:
-    options = [*TWO_BY_TWO, "-s", "steps=300", "-s", "model.dropout=0.1"]
-    expected = losses(wait_for(submit(small, *options, cluster="slurm"), ended))
-    run = submit(small, *options, cluster="slurm")
-    events = wait_for(run, at_step(12))
-    slurm.run("scontrol", "requeue", job_of(events))
-    events = wait_for(run, ended, seconds=120)
-    assert events[-1]["state"] == "done" and losses(events) == expected
-    kinds = [e["event"] for e in events if e["event"] in ("requeued", "resumed", "failed")]
-    assert kinds == ["requeued", "resumed"]
-    assert next(e for e in events if e["event"] == "requeued")["cause"] in ("preempted", "saved")
+def test_requeued_by_a_human(small: Path, slurm: SlurmCluster, unbroken: dict[int, float]) -> None:
+    run = submit(small, *PAIR, cluster="slurm")
+    slurm.run("scontrol", "requeue", job_of(wait_for(run, at_step(12), seconds=180)))
+    events = finished(run)
+    assert events[-1]["state"] == "done" and losses(events) == unbroken
+    assert [e["event"] for e in events if e["event"] in ("requeued", "resumed", "failed")] == ["requeued", "resumed"]
+    assert requeues(events)[0] in ("preempted", "saved")
 
 
 def test_the_time_limit_costs_nothing(small: Path, slurm: SlurmCluster) -> None:
@@ -73,7 +50,7 @@ def test_the_time_limit_costs_nothing(small: Path, slurm: SlurmCluster) -> None:
     profile = small.parent / "brisk.yaml"
     profile.write_text("signal: {lead: 100s}\n")
     run = submit(small, *LONG, "-s", "resources.time=2m", cluster=str(profile))
-    events = wait_for(run, lambda events: any(e["event"] == "resumed" for e in events), seconds=150)
+    events = wait_for(run, lambda events: any(e["event"] == "resumed" for e in events), seconds=300)
     assert next(e for e in events if e["event"] == "requeued")["cause"] == "saved"
     saved = [e["step"] for e in events if e["event"] == "checkpoint" and e.get("step")]
     assert next(e for e in events if e["event"] == "resumed")["step"] == saved[-1]
@@ -86,8 +63,17 @@ def test_cancel_while_running_saves_first(small: Path) -> None:
     assert status(run)["state"] == "running"
     done = mmlaunch("cancel", run.name)
     assert done.returncode == 0 and "cancelled; its newest checkpoint is step" in done.stdout
-    events = wait_for(run, ended)
+    events = finished(run)
     assert events[-1]["state"] == "cancelled" and sum(e["event"] == "ended" for e in events) == 1
+    assert manifest.newest(run.checkpoints)[0] is not None and status(run)["state"] == "cancelled"
+
+
+def test_scancel_is_a_cancel(small: Path, slurm: SlurmCluster) -> None:
+    """The ranks save as they do for a preemption, but nobody wants the run back."""
+    run = submit(small, *PAIR, "-s", "steps=100000", cluster="slurm")
+    slurm.run("scancel", job_of(wait_for(run, at_step(3))))
+    ending = finished(run)[-1]
+    assert (ending["state"], ending["reason"]) == ("cancelled", "cancelled with scancel")
     assert manifest.newest(run.checkpoints)[0] is not None and status(run)["state"] == "cancelled"
 
 
@@ -109,6 +95,12 @@ def test_what_a_human_must_do(small: Path, slurm: SlurmCluster) -> None:
     slurm.run("scontrol", "uhold", job)
     held = status(run)
     assert held["state"] == "held" and f"scontrol release {job}" in held["reason"]
+    followed = next(event for event in follow._events(run, 0) if event and event["event"] == "held")
+    assert f"scontrol release {job}" in follow.describe_event(followed)
+    slurm.run("scancel", job)
+    lost = status(run)
+    assert (lost["state"], lost["next"]) == ("lost", f"mmlaunch why {run.name}")
+    assert lost["reason"].startswith("Slurm says CANCELLED: it was cancelled without mmlaunch")
 
 
 def test_a_refused_job_leaves_no_run(small: Path, own_home: Path) -> None:
@@ -117,40 +109,38 @@ def test_a_refused_job_leaves_no_run(small: Path, own_home: Path) -> None:
     assert list((own_home / "runs").glob("*")) == []
 
 
-def tampered(small: Path, text: str) -> RunPaths:
-    """A run whose code snapshot was changed before its ranks started: a way to make real ranks fail on purpose."""
-    run = submit(small, *TWO_BY_TWO, cluster="slurm")
-    loop = run.code / "mmjobs" / "train" / "loop.py"
-    loop.write_text(loop.read_text().replace("    def run(self) -> dict[str, Any]:\n", text, 1))
-    return run
-
-
-CRASH = """    def run(self) -> dict[str, Any]:
-        raise ValueError("always the same")
-
-    def _run(self) -> dict[str, Any]:
-"""
-MEMORY = """    def run(self) -> dict[str, Any]:
-        import torch
-
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.10 GiB")
-
-    def _run(self) -> dict[str, Any]:
-"""
+HEAD = "    def run(self) -> dict[str, Any]:\n"
+CRASH = HEAD + '        raise ValueError("always the same")\n\n    def _run(self) -> dict[str, Any]:\n'
+MEMORY = CRASH.replace("ValueError(", "__import__('torch').OutOfMemoryError(")
 
 
 def test_a_deterministic_crash_costs_two_attempts(small: Path) -> None:
-    run = tampered(small, CRASH)
-    events = wait_for(run, ended)
+    run = tampered(small, *PAIR, "-s", "restarts.crash=5", file="train/loop.py", before=HEAD, after=CRASH)
+    events = finished(run)
     assert sum(e["event"] == "started" for e in events) <= 2
     assert events[-1]["state"] == "failed" and "same way twice" in events[-1]["reason"]
     story = json.loads(mmlaunch("why", "--json", run.name).stdout)
     assert "ValueError: always the same" in story["evidence"] and story["place"].startswith("attempts/2/logs/rank-")
 
 
+def test_the_pause_before_a_restart(small: Path) -> None:
+    """The second restart for one cause waits in the queue, not on the nodes; Slurm's own delay is 6 s here."""
+    killed = {"before": "    stop = signals.listen()\n", "after": "    os.kill(os.getpid(), 9)\n"}
+    run = tampered(small, *PAIR, "-s", "restarts={crash: 2, backoff: 15s}", file="main.py", **killed)
+    wait_for(run, lambda events: len(requeues(events)) == 2)
+    waiting = status(run)
+    assert waiting["state"] == "pending" and waiting["reason"].startswith("BeginTime, estimated start ")
+    events = finished(run)
+    told = [e for e in events if e["event"] == "requeued"]
+    started = [e["time"] for e in events if e["event"] == "started"]
+    assert [e["pause"] for e in told] == [0, 15] and len(started) == 3
+    assert started[1] - told[0]["time"] < 15 <= started[2] - told[1]["time"]
+    assert events[-1]["state"] == "failed" and "restarts.crash: 2" in events[-1]["reason"]
+
+
 def test_out_of_memory_costs_one_attempt(small: Path) -> None:
-    run = tampered(small, MEMORY)
-    events = wait_for(run, ended)
+    run = tampered(small, *PAIR, file="train/loop.py", before=HEAD, after=MEMORY)
+    events = finished(run)
     assert sum(e["event"] == "started" for e in events) == 1
     assert events[-1]["cause"] == "out of memory" and events[-1]["state"] == "failed"
 
@@ -159,65 +149,41 @@ def test_a_bad_recipe_found_in_the_job_costs_one_attempt(small: Path, slurm: Slu
     run = submit(small, *TWO_BY_TWO, cluster="slurm")
     run.resolved.chmod(0o644)
     run.resolved.write_text(run.resolved.read_text().replace("method: sft", "method: stf"))
-    events = wait_for(run, ended)
+    events = finished(run)
     assert sum(e["event"] == "started" for e in events) == 1 and events[-1]["exit_code"] == 94
 
 
 def test_a_killed_rank_is_restarted(small: Path) -> None:
     run = submit(small, *TWO_BY_TWO, "-s", "steps=300", cluster="slurm")
-    wait_for(run, at_step(12))
-    pid = next(p for p in _ranks(run) if b"SLURM_PROCID=3" in (Path("/proc") / str(p) / "environ").read_bytes())
-    os.kill(pid, signal.SIGKILL)
-    events = wait_for(run, ended, seconds=120)
+    wait_for(run, at_step(12), seconds=180)
+    os.kill(ranks(run)[3], signal.SIGKILL)
+    events = finished(run)
     assert events[-1]["state"] == "done"
     assert next(e for e in events if e["event"] == "requeued")["cause"] == "crash"
     assert any(e["event"] == "resumed" for e in events)
 
 
-def _ranks(run: RunPaths) -> list[int]:
-    found = []
-    for proc in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            command = (proc / "cmdline").read_bytes()
-            if b"submitit.core._submit" in command and str(run.job).encode() in command and b"srun" not in command:
-                found.append(int(proc.name))
-    return found
-
-
-def test_preempted_by_a_higher_partition(small: Path, slurm: SlurmCluster) -> None:
-    options = [*TWO_BY_TWO, "-s", "steps=300", "-s", "restarts.crash=0"]
-    expected = losses(wait_for(submit(small, *options, cluster="slurm"), ended))
-    run = submit(small, *options, cluster="slurm")
-    wait_for(run, at_step(12))
-    slurm.run("sbatch", "-p", "urgent", "-N4", "--exclusive", "--wrap", "sleep 3")
-    events = wait_for(run, ended, seconds=150)
-    assert events[-1]["state"] == "done" and losses(events) == expected
-    assert [e["cause"] for e in events if e["event"] == "requeued"] in (["preempted"], ["saved"])
-
-
-def test_a_node_that_dies(small: Path, slurm: SlurmCluster) -> None:
-    run = submit(small, *LONG, cluster="slurm")
-    wait_for(run, at_step(7))
-    job = job_of(wait_for(run, at_step(7)))
-    node = slurm.run("squeue", "-h", "-j", job, "-o", "%B").strip()
-    slurm.kill(node)
-    for pid in _ranks(run):
-        os.kill(pid, signal.SIGKILL)
-    slurm.run("scontrol", "update", f"NodeName={node}", "State=DOWN", "Reason=killed")
+def test_a_node_that_dies(small: Path, slurm: SlurmCluster, unbroken: dict[int, float]) -> None:
+    """With it goes the batch script: the next attempt learns from Slurm what became of this one."""
+    run = submit(small, *PAIR, cluster="slurm")
+    node = slurm.run("squeue", "-h", "-j", job_of(wait_for(run, at_step(7))), "-o", "%B").strip()
+    slurm.kill_node(node)
     try:
-        events = wait_for(run, lambda events: any(e["event"] == "resumed" for e in events), seconds=120)
-        assert sum(e["event"] == "started" for e in events) >= 2
-        mmlaunch("cancel", "--now", run.name)
+        events = finished(run)
     finally:
-        slurm.start_node(int(node.removeprefix("node")))
-        slurm.run("scontrol", "update", f"NodeName={node}", "State=RESUME", check=False)
+        slurm.revive_node(node)
+    assert events[-1]["state"] == "done" and losses(events) == unbroken
+    assert requeues(events) == ["node"]
+    assert next(e for e in events if e["event"] == "failed")["evidence"] == "Slurm says NODE_FAIL: a node went down"
 
 
 def test_the_daemons_may_go_and_come_back(small: Path, slurm: SlurmCluster) -> None:
     run = submit(small, *LONG, cluster="slurm")
     wait_for(run, at_step(3))
+    slurm.kill(
+        "slurmctld", signal.SIGTERM
+    )  # it leaves its state behind: without, it does not start while slurmdbd is down
     slurm.kill("slurmdbd")
-    slurm.kill("slurmctld")
     assert status(run)["state"] in ("running", "unknown")  # never over
     slurm.start_ctld()
     assert status(run)["state"] == "running"
@@ -230,12 +196,12 @@ def test_the_daemons_may_go_and_come_back(small: Path, slurm: SlurmCluster) -> N
 def test_a_rank_that_hangs(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MMLAUNCH_HANG_SECONDS", "20")
     run = submit(small, *TWO_BY_TWO, "-s", "steps=400", cluster="slurm")
-    wait_for(run, at_step(12))
-    pid = next(p for p in _ranks(run) if b"SLURM_PROCID=1" in (Path("/proc") / str(p) / "environ").read_bytes())
-    os.kill(pid, signal.SIGSTOP)
-    events = wait_for(run, ended, seconds=180)
+    wait_for(run, at_step(12), seconds=180)
+    os.kill(ranks(run)[1], signal.SIGSTOP)
+    events = finished(run)
     assert events[-1]["state"] == "done"
-    assert [e["cause"] for e in events if e["event"] == "requeued"] == ["hang"]
+    assert requeues(events) == ["hang"]
+    assert "; rank 1 stopped first (training" in next(e for e in events if e["event"] == "failed")["evidence"]
     assert list(run.attempt(1).stacks.glob("rank-*.txt"))
 
 
@@ -256,10 +222,20 @@ def test_two_hundred_runs_are_one_question(slurm: SlurmCluster, own_home: Path, 
         real = shutil.which(program)
         shim.write_text(f'#!/bin/bash\necho {program} >> {counts}\nexec {real} "$@"\n')
         shim.chmod(0o755)
-    done = mmlaunch("status", "--json", PATH=f"{tmp_path}/bin:{os.environ['PATH']}")
-    states = [one["state"] for one in json.loads(done.stdout)]
+    path = f"{tmp_path}/bin:{os.environ['PATH']}"
+    states = [one["state"] for one in json.loads(mmlaunch("status", "--json", PATH=path).stdout)]
     assert (states.count("held"), states.count("unknown"), len(states)) == (200, 1, 201)
     assert sorted(counts.read_text().split()) == ["sacct", "squeue"]
+
+    counts.unlink()
+    command = [sys.executable, "-m", "mmlaunch", "status", "--watch"]
+    with (tmp_path / "screen").open("w") as screen:
+        watching = subprocess.Popen(command, stdout=screen, env={**os.environ, "PATH": path})
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        watching.wait(FLOOR + 3)
+    watching.kill()
+    assert watching.wait() == -signal.SIGKILL and (tmp_path / "screen").read_text().count("loss") >= 4  # refreshes
+    assert sorted(counts.read_text().split()) == ["sacct", "sacct", "squeue", "squeue"]
 
 
 def test_a_job_that_was_accepted_is_not_submitted_twice(small: Path, slurm: SlurmCluster, tmp_path: Path) -> None:
@@ -271,7 +247,7 @@ def test_a_job_that_was_accepted_is_not_submitted_twice(small: Path, slurm: Slur
     shim.chmod(0o755)
     run = submit(small, *TWO_BY_TWO, cluster="slurm", PATH=f"{shim.parent}:{os.environ['PATH']}")
     assert len(slurm.run("squeue", "-h", f"--name={run.name}").splitlines()) == 1
-    assert wait_for(run, ended)[-1]["state"] == "done"
+    assert finished(run)[-1]["state"] == "done"
 
 
 def test_an_unfit_node_is_left_out(small: Path, slurm: SlurmCluster) -> None:
@@ -282,7 +258,7 @@ def test_an_unfit_node_is_left_out(small: Path, slurm: SlurmCluster) -> None:
     assert head in preflight.read_text()
     sick = head + '    if node() == "node1":\n        return "it is sick today"\n'
     preflight.write_text(preflight.read_text().replace(head, sick))
-    events = wait_for(run, ended, seconds=150)
+    events = finished(run)
     assert events[-1]["state"] == "done"
     assert [e["node"] for e in events if e["event"] == "excluded"] == ["node1"]
     failed = next(e for e in events if e["event"] == "failed")
@@ -290,3 +266,15 @@ def test_an_unfit_node_is_left_out(small: Path, slurm: SlurmCluster) -> None:
     queued = [e for e in events if e["event"] == "queued"]
     assert len(queued) == 2 and queued[1]["excluded"] == ["node1"] and queued[0]["job"] != queued[1]["job"]
     assert "node1" not in events[-1].get("nodes", "") and status(run)["state"] == "done"
+
+
+def test_more_steps_on_other_resources(small: Path) -> None:
+    run = submit(small, *TWO_BY_TWO, cluster="slurm")
+    assert [e["world"] for e in finished(run) if e["event"] == "ready"] == [4]
+    done = mmlaunch("resume", run.name, "-s", "steps=8", "-s", "resources.nodes=1")
+    assert done.returncode == 0 and "2 ranks" in done.stdout
+    events = wait_for(run, lambda events: sum(e["event"] == "ended" for e in events) == 2)
+    assert [e["world"] for e in events if e["event"] == "ready"] == [4, 2]
+    assert next(e for e in events if e["event"] == "resumed")["step"] == 4
+    assert sorted(losses(events)) == list(range(1, 9)) and events[-1]["state"] == "done"
+    assert (status(run)["state"], status(run)["step"]) == ("done", 8)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
+import signal
 import subprocess
+from collections.abc import Mapping
 
 from mmlaunch.errors import MachineError
 
@@ -26,9 +29,28 @@ def call(program: str, *arguments: str) -> str:
     return done.stdout
 
 
-def requeue(job: str) -> None:
-    """Put a job back into the queue. Called from inside the job, this ends the caller."""
+def requeue(job: str, pause: int = 0) -> None:
+    """Put a job back into the queue, to begin no sooner than after `pause` seconds. Called from inside the job.
+
+    Slurm answers, and sends the caller SIGTERM at once; but only then is the job pending, and takes a begin. That takes
+    the place of Slurm's own delay, in which the old job leaves its nodes: it must not be shorter.
+    """
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     call("scontrol", "requeue", job)
+    if pause and pause > requeue_delay(configuration()):
+        call("scontrol", "update", f"JobId={job}", f"StartTime=now+{pause + 1}")  # it counts whole seconds
+
+
+def requeue_delay(config: Mapping[str, str]) -> int:
+    """The seconds for which Slurm itself keeps a requeued job waiting: as long as its credentials are valid."""
+    found = re.search(r"\bcred_expire=(\d+)", config.get("AuthInfo", ""))
+    return int(found.group(1)) if found else 120  # slurm.conf(5), AuthInfo
+
+
+def configuration() -> dict[str, str]:
+    """`scontrol show config` as a mapping."""
+    pairs = (line.partition("=") for line in call("scontrol", "show", "config").splitlines() if "=" in line)
+    return {name.strip(): value.strip() for name, _, value in pairs}
 
 
 def warn(job: str, signal: str) -> None:

@@ -50,6 +50,18 @@ NEEDS_A_HUMAN = {
 }
 """Reasons for which a pending job waits for ever."""
 
+WITHOUT_A_WORD = {
+    "OUT_OF_MEMORY": "it used more memory than it asked for (resources.memory)",
+    "NODE_FAIL": "a node went down",
+    "BOOT_FAIL": "its nodes did not boot",
+    "LAUNCH_FAILED": "its nodes could not start it",
+    "TIMEOUT": "its time limit came and its ranks did not leave in time",
+    "DEADLINE": "it could not end before its deadline",
+    "PREEMPTED": "it was preempted, and is not requeued here",
+    "CANCELLED": "it was cancelled without mmlaunch",
+}
+"""Ends of jobs whose batch script could not ask the restart policy."""
+
 
 def meaning(word: str) -> JobState:
     """The state that a word of squeue or sacct stands for."""

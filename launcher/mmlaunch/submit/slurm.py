@@ -56,9 +56,10 @@ def start(run: RunPaths, script: Path, ranks: int) -> dict[str, Any]:
     return {"job": job}
 
 
-def resubmit(run: RunPaths, attempt: int, job: str, excluded: list[str]) -> dict[str, Any]:
+def resubmit(run: RunPaths, attempt: int, job: str, excluded: list[str], pause: int) -> dict[str, Any]:
     """From inside a job: submit its script again as a new job that stays away from some nodes."""
-    command = ["sbatch", "--parsable", f"--exclude={','.join(excluded)}", str(run.attempt(attempt).script)]
+    options = ["--parsable", f"--begin=now+{pause}", f"--exclude={','.join(excluded)}"]
+    command = ["sbatch", *options, str(run.attempt(attempt).script)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=clean(os.environ))
     if done.returncode:
         raise MachineError(f"sbatch did not take the job again: {done.stderr.strip()}")

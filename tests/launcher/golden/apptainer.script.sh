@@ -55,8 +55,8 @@ export MMLAUNCH_ATTEMPT
 
 srun --cpus-per-task=8 --kill-on-bad-exit=1 --unbuffered \
   --output="$run/attempts/$MMLAUNCH_ATTEMPT/logs/rank-%t.out" \
-  "${rank[@]}" &
-step=$!
+  "${rank[@]}" 2> >(tee -a "$run/attempts/$MMLAUNCH_ATTEMPT/logs/srun.out" >&2) &
+step=$! # what srun itself says (a node failed, a task ran out of memory) is evidence of this attempt
 # A signal that reaches only this script is passed on to the ranks; then it goes on to the restart policy.
 trap 'kill -USR2 "$step" 2>/dev/null' TERM USR1 USR2
 wait "$step"

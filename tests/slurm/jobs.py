@@ -1,0 +1,62 @@
+"""What tests of Slurm runs share: their size, their job, its processes, and ways to make real ranks fail on purpose."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tests.runs import ended, mmlaunch, submit, wait_for
+
+from mmlaunch.run.ledger import Event
+from mmlaunch.run.paths import RunPaths
+
+RESOURCES = "resources={{nodes: 2, gpus_per_node: 0, tasks_per_node: {}, cpus_per_rank: 1, memory: 1G, time: 10m}}"
+BRISK = ["-s", "log.every=1", "-s", "checkpoint.every=5", "-s", "data.workers=0"]
+TWO_BY_TWO = ["-s", RESOURCES.format(2), *BRISK]
+LONG = [*TWO_BY_TWO, "-s", "steps=100000"]
+PAIR = ["-s", RESOURCES.format(1), *BRISK, "-s", "steps=300", "-s", "model.dropout=0.1", "-s", "restarts.crash=0"]
+"""One rank on each of two nodes: the quickest run that is broken and mended over nodes."""
+
+
+def status(run: RunPaths) -> dict[str, Any]:
+    record: dict[str, Any] = json.loads(mmlaunch("status", "--json", run.name).stdout)[0]
+    return record
+
+
+def job_of(events: Sequence[Event]) -> str:
+    return str([event for event in events if event["event"] == "queued"][-1]["job"])
+
+
+def finished(run: RunPaths) -> list[Event]:
+    """The ledger of a run that has ended, however busy this machine is."""
+    return wait_for(run, ended, seconds=300)
+
+
+def requeues(events: Sequence[Event]) -> list[str]:
+    """The causes for which a run was put back into the queue."""
+    return [event["cause"] for event in events if event["event"] == "requeued"]
+
+
+def tampered(small: Path, *options: str, file: str, before: str, after: str, cluster: str = "slurm") -> RunPaths:
+    """A run whose code snapshot is changed before its ranks start: a way to make real ranks fail on purpose."""
+    run = submit(small, *options, cluster=cluster)
+    path = run.code / "mmjobs" / file
+    text = path.read_text()
+    assert before in text
+    path.write_text(text.replace(before, after, 1))
+    return run
+
+
+def ranks(run: RunPaths) -> dict[int, int]:
+    """The process of each rank."""
+    found = {}
+    for proc in sorted(Path("/proc").glob("[0-9]*"), key=lambda path: -int(path.name)):  # older than its workers
+        with contextlib.suppress(OSError):
+            command, variables = (proc / "cmdline").read_bytes(), (proc / "environ").read_bytes().split(b"\0")
+            rank = next((v.partition(b"=")[2] for v in variables if v.startswith(b"SLURM_PROCID=")), b"")
+            if b"submitit.core._submit" in command and str(run.job).encode() in command and b"srun" not in command:
+                found[int(rank)] = int(proc.name)
+    return found
