@@ -8,25 +8,33 @@ from dataclasses import dataclass
 
 from mmlaunch.run.paths import AttemptPaths
 
+FROZEN = 12.0
+"""Seconds: a rank that lives writes its heartbeat every five."""
+
 
 @dataclass(frozen=True)
 class Beat:
     """A rank's last sign of life."""
 
-    time: float
     rank: int
+    time: float  # when it last moved
+    alive: float  # when its process last said so
     waiting: bool  # for other ranks
     doing: str
 
 
 def laggard(attempt: AttemptPaths, since: float) -> Beat | None:
-    """If no rank has moved since then: the one for which the others wait, or else the one that stopped first."""
+    """The rank that keeps the others, if none has moved since then.
+
+    One whose process stands still, whatever it did last; then one that does not wait; then the first to stop.
+    """
     beats = []
     for path in attempt.heartbeats.glob("rank-*.json"):
         with suppress(OSError, ValueError, KeyError, TypeError):
             said, rank = json.loads(path.read_text()), int(path.stem.partition("-")[2])
-            step = "" if said["step"] is None else f", step {said['step']}"
-            beats.append(Beat(float(said["time"]), rank, bool(said["waiting"]), f"{said['phase']}{step}"))
+            doing = said["phase"] if said["step"] is None else f"{said['phase']}, step {said['step']}"
+            beats.append(Beat(rank, float(said["time"]), float(said["alive"]), bool(said["waiting"]), doing))
     if not beats or max(beat.time for beat in beats) > since:
         return None
-    return min(beats, key=lambda beat: (beat.waiting, beat.time))
+    newest = max(beat.alive for beat in beats)
+    return min(beats, key=lambda beat: (beat.alive > newest - FROZEN, beat.waiting, beat.time))

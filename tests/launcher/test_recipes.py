@@ -255,3 +255,10 @@ resources: {nodes: 1, gpus_per_node: 8}
 """
     recipe = load_recipe(str(write(text)), []).recipe
     assert recipe_of(yaml.safe_load(resolved.text_of(recipe))) == recipe
+
+
+def test_a_single_source_is_item_0_of_its_list() -> None:
+    quickstart = next(path for path in SHIPPED if path.name == "quickstart.yaml")
+    assert load_recipe(quickstart, ["data.train[0].limit=7"]).recipe.data.train[0].limit == 7
+    with pytest.raises(RecipeError, match="there is no item"):
+        load_recipe(quickstart, ["data.train[1].limit=7"])

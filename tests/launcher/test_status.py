@@ -132,12 +132,13 @@ def test_a_thousand_runs_are_read_by_their_ends(tmp_path: Path) -> None:
     assert (one.state, one.method, one.step) == ("done", "sft", 9998)
 
 
-def beats(run: RunPaths, *ranks: tuple[float, str, bool]) -> None:
+def beats(run: RunPaths, *ranks: tuple[float, str, bool], frozen: int | None = None) -> None:
     """Heartbeats as the watchdog writes them: seconds ago, phase, waiting."""
     folder = run.attempt(1).heartbeats
     folder.mkdir(parents=True, exist_ok=True)
     for rank, (ago, phase, waiting) in enumerate(ranks):
-        beat = {"phase": phase, "step": 41, "time": NOW - ago, "waiting": waiting}
+        alive = NOW - ago if rank == frozen else NOW - 2
+        beat = {"phase": phase, "step": 41, "waiting": waiting, "time": NOW - ago, "alive": alive}
         (folder / f"rank-{rank}.json").write_text(json.dumps(beat) + "\n")
 
 
@@ -151,6 +152,8 @@ def test_a_run_that_stands_still_names_the_rank(tmp_path: Path) -> None:
     assert one.next == "mmlaunch why r"
     beats(run, (118, "training", True), (125, "training", True), (119, "training", True))  # stopped while it waited
     assert status.derive(run, events, NOW).reason.startswith("rank 1 has not moved for 125 s")
+    beats(run, (118, "training", False), (119, "training", False), (118, "training", True), frozen=2)  # its process
+    assert status.derive(run, events, NOW).reason.startswith("rank 2 has not moved for 118 s")
     beats(run, (118, "training", True), (5, "saving", False), (119, "training", True))  # slow, but alive
     assert status.derive(run, events, NOW).reason == ""
     (run.attempt(1).heartbeats / "rank-2.json").write_text('{"pha')

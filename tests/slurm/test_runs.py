@@ -46,9 +46,9 @@ def test_requeued_by_a_human(small: Path, slurm: SlurmCluster, unbroken: dict[in
 
 
 def test_the_time_limit_costs_nothing(small: Path, slurm: SlurmCluster) -> None:
-    """The warning comes up to a minute early: with a lead of 100 s in a limit of 2 min, the first attempt is short."""
+    """The warning comes up to half a minute early: with a lead of 70 s in a limit of 2 min, after 20 to 50 s."""
     profile = small.parent / "brisk.yaml"
-    profile.write_text("signal: {lead: 100s}\n")
+    profile.write_text("signal: {lead: 70s}\n")
     run = submit(small, *LONG, "-s", "resources.time=2m", cluster=str(profile))
     events = wait_for(run, lambda events: any(e["event"] == "resumed" for e in events), seconds=300)
     assert next(e for e in events if e["event"] == "requeued")["cause"] == "saved"

@@ -76,7 +76,7 @@ def test_preempted_without_the_time_to_save(small: Path, slurm: SlurmCluster, un
 def test_the_deadline_needs_no_signal(small: Path) -> None:
     """These ranks are deaf to every signal, as if none came: they know the end of their time limit by themselves."""
     profile = small.parent / "brisk.yaml"
-    profile.write_text("signal: {lead: 105s}\n")
+    profile.write_text("signal: {lead: 85s}\n")
     options = (*PAIR, "-s", "steps=100000", "-s", "resources.time=2m")
     run = tampered(
         small, *options, cluster=str(profile), file="train/signals.py", before="self.signal = number", after="pass"

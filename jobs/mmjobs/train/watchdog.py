@@ -171,21 +171,19 @@ class Watchdog:
 
     def _tell(self) -> None:
         """Leave the last sign of life where status tools find it. Its own thread: a file system may hang."""
-        told: Pulse | None = None
         every = min(HEARTBEAT, self._least(Phase.STEP) / 3)
         while True:
-            if self.pulse is not told:
-                told = self.pulse
-                self._beat(told)
+            self._beat(self.pulse)  # whether or not it is new: that it is told says that this process lives
             if self._over.wait(every):
                 return
 
     def _beat(self, pulse: Pulse) -> None:
         folder = self._attempt.heartbeats
-        beat = {"phase": pulse.phase.value, "step": self._where.step, "time": round(pulse.time, 3)}
+        times = {"time": round(pulse.time, 3), "alive": round(time.time(), 3)}
+        beat = {"phase": pulse.phase.value, "step": self._where.step, "waiting": pulse.waiting, **times}
         with suppress(OSError):
             folder.mkdir(parents=True, exist_ok=True)
-            _replace(folder / f"rank-{self._rank}.json", json.dumps({**beat, "waiting": pulse.waiting}) + "\n")
+            _replace(folder / f"rank-{self._rank}.json", json.dumps(beat) + "\n")
 
 
 def _replace(path: Path, text: str) -> None:

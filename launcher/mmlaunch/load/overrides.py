@@ -10,6 +10,8 @@ from mmlaunch.load.node import Node, Place, Source
 from mmlaunch.load.text import parse_value
 
 _PART = re.compile(r"([^.\[\]=]+)|\[(\d+)\]")
+_ONE_IS_A_LIST = (("data", "train"), ("data", "eval"))
+"""Where a recipe may write one section instead of a list of one."""
 
 
 def apply(root: Node, overrides: Sequence[str]) -> Node:
@@ -51,6 +53,8 @@ def _set(node: Node | None, path: Sequence[str | int], value: Node, place: Place
     if not path:
         return value
     part, rest = path[0], path[1:]
+    if part == 0 and above in _ONE_IS_A_LIST and node is not None and isinstance(node.value, dict):
+        return _set(node, rest, value, place, above)
     if isinstance(part, int):
         items = list(node.value) if node is not None and isinstance(node.value, list) else None
         if items is None or part >= len(items):
