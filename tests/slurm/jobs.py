@@ -16,9 +16,11 @@ from mmlaunch.run.paths import RunPaths
 RESOURCES = "resources={{nodes: 2, gpus_per_node: 0, tasks_per_node: {}, cpus_per_rank: 1, memory: 1G, time: 10m}}"
 BRISK = ["-s", "log.every=1", "-s", "checkpoint.every=5", "-s", "data.workers=0"]
 TWO_BY_TWO = ["-s", RESOURCES.format(2), *BRISK]
-LONG = [*TWO_BY_TWO, "-s", "steps=100000"]
-PAIR = ["-s", RESOURCES.format(1), *BRISK, "-s", "steps=300", "-s", "model.dropout=0.1", "-s", "restarts.crash=0"]
-"""One rank on each of two nodes: the quickest run that is broken and mended over nodes."""
+QUICK = ["-s", RESOURCES.format(1), *BRISK]
+"""One rank on each of two nodes: the quickest start."""
+LONG = [*QUICK, "-s", "steps=100000"]
+PAIR = [*QUICK, "-s", "steps=300", "-s", "model.dropout=0.1", "-s", "restarts.crash=0"]
+"""What is broken, mended, and compared with `unbroken`."""
 
 
 def status(run: RunPaths) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from tests.runs import at_step, losses, mmlaunch, submit, wait_for
 from tests.slurm.cluster import SlurmCluster
-from tests.slurm.jobs import LONG, PAIR, TWO_BY_TWO, finished, job_of, ranks, requeues, status, tampered
+from tests.slurm.jobs import LONG, PAIR, QUICK, TWO_BY_TWO, finished, job_of, ranks, requeues, status, tampered
 
 from mmlaunch.cli import follow
 from mmlaunch.run import manifest
@@ -70,7 +70,7 @@ def test_cancel_while_running_saves_first(small: Path) -> None:
 
 def test_scancel_is_a_cancel(small: Path, slurm: SlurmCluster) -> None:
     """The ranks save as they do for a preemption, but nobody wants the run back."""
-    run = submit(small, *PAIR, "-s", "steps=100000", cluster="slurm")
+    run = submit(small, *LONG, cluster="slurm")
     slurm.run("scancel", job_of(wait_for(run, at_step(3))))
     ending = finished(run)[-1]
     assert (ending["state"], ending["reason"]) == ("cancelled", "cancelled with scancel")
@@ -79,7 +79,7 @@ def test_scancel_is_a_cancel(small: Path, slurm: SlurmCluster) -> None:
 
 def test_cancel_while_pending(small: Path, slurm: SlurmCluster) -> None:
     hog = slurm.run("sbatch", "--parsable", "-N4", "--exclusive", "--wrap", "sleep 300").strip()
-    run = submit(small, *TWO_BY_TWO, cluster="slurm")
+    run = submit(small, *QUICK, cluster="slurm")
     waiting = status(run)
     assert waiting["state"] == "pending" and waiting["reason"].startswith(("Resources", "Priority", "None"))
     assert mmlaunch("cancel", run.name).returncode == 0
@@ -90,7 +90,7 @@ def test_cancel_while_pending(small: Path, slurm: SlurmCluster) -> None:
 
 def test_what_a_human_must_do(small: Path, slurm: SlurmCluster) -> None:
     slurm.run("sbatch", "--parsable", "-N4", "--exclusive", "--wrap", "sleep 300")
-    run = submit(small, *TWO_BY_TWO, cluster="slurm")
+    run = submit(small, *QUICK, cluster="slurm")
     job = str(json.loads(run.events.read_text().splitlines()[1])["job"])
     slurm.run("scontrol", "uhold", job)
     held = status(run)
@@ -146,21 +146,22 @@ def test_out_of_memory_costs_one_attempt(small: Path) -> None:
 
 
 def test_a_bad_recipe_found_in_the_job_costs_one_attempt(small: Path, slurm: SlurmCluster) -> None:
-    run = submit(small, *TWO_BY_TWO, cluster="slurm")
+    run = submit(small, *QUICK, cluster="slurm")
     run.resolved.chmod(0o644)
     run.resolved.write_text(run.resolved.read_text().replace("method: sft", "method: stf"))
     events = finished(run)
     assert sum(e["event"] == "started" for e in events) == 1 and events[-1]["exit_code"] == 94
 
 
-def test_a_killed_rank_is_restarted(small: Path) -> None:
-    run = submit(small, *TWO_BY_TWO, "-s", "steps=300", cluster="slurm")
+def test_a_killed_rank_is_restarted(small: Path, unbroken: dict[int, float]) -> None:
+    run = submit(small, *PAIR, "-s", "restarts.crash=1", cluster="slurm")
     wait_for(run, at_step(12), seconds=180)
-    os.kill(ranks(run)[3], signal.SIGKILL)
+    os.kill(ranks(run)[1], signal.SIGKILL)
     events = finished(run)
-    assert events[-1]["state"] == "done"
-    assert next(e for e in events if e["event"] == "requeued")["cause"] == "crash"
-    assert any(e["event"] == "resumed" for e in events)
+    assert events[-1]["state"] == "done" and losses(events) == unbroken
+    assert requeues(events) == ["crash"] and any(e["event"] == "resumed" for e in events)
+    failed = next(e for e in events if e["event"] == "failed")["evidence"]
+    assert failed.startswith("a rank was killed (signal 9)") and "; task 1 on node" in failed
 
 
 def test_a_node_that_dies(small: Path, slurm: SlurmCluster, unbroken: dict[int, float]) -> None:
@@ -194,8 +195,8 @@ def test_the_daemons_may_go_and_come_back(small: Path, slurm: SlurmCluster) -> N
 
 
 def test_a_rank_that_hangs(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MMLAUNCH_HANG_SECONDS", "20")
-    run = submit(small, *TWO_BY_TWO, "-s", "steps=400", cluster="slurm")
+    monkeypatch.setenv("MMLAUNCH_HANG_SECONDS", "30")
+    run = submit(small, *PAIR, cluster="slurm")
     wait_for(run, at_step(12), seconds=180)
     os.kill(ranks(run)[1], signal.SIGSTOP)
     events = finished(run)
@@ -245,14 +246,14 @@ def test_a_job_that_was_accepted_is_not_submitted_twice(small: Path, slurm: Slur
     real = shutil.which("sbatch")
     shim.write_text(f'#!/bin/bash\n{real} "$@" >/dev/null\necho "sbatch: error: Socket timed out" >&2\nexit 1\n')
     shim.chmod(0o755)
-    run = submit(small, *TWO_BY_TWO, cluster="slurm", PATH=f"{shim.parent}:{os.environ['PATH']}")
+    run = submit(small, *QUICK, cluster="slurm", PATH=f"{shim.parent}:{os.environ['PATH']}")
     assert len(slurm.run("squeue", "-h", f"--name={run.name}").splitlines()) == 1
     assert finished(run)[-1]["state"] == "done"
 
 
 def test_an_unfit_node_is_left_out(small: Path, slurm: SlurmCluster) -> None:
     """The preflight's answer on one node is changed in the run's snapshot: the run goes on without that node only."""
-    run = submit(small, *TWO_BY_TWO, cluster="slurm")
+    run = submit(small, *QUICK, cluster="slurm")
     preflight = run.code / "mmjobs" / "preflight.py"
     head = "def _folders(paths: RunPaths) -> str | None:\n"
     assert head in preflight.read_text()

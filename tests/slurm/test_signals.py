@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tests.runs import at_step, losses, submit, wait_for
 from tests.slurm.cluster import SlurmCluster
-from tests.slurm.jobs import PAIR, finished, job_of, ranks, requeues, tampered
+from tests.slurm.jobs import LONG, PAIR, finished, job_of, ranks, requeues, tampered
 
 from mmlaunch.run.ledger import Event
 
@@ -77,7 +77,7 @@ def test_the_deadline_needs_no_signal(small: Path) -> None:
     """These ranks are deaf to every signal, as if none came: they know the end of their time limit by themselves."""
     profile = small.parent / "brisk.yaml"
     profile.write_text("signal: {lead: 85s}\n")
-    options = (*PAIR, "-s", "steps=100000", "-s", "resources.time=2m")
+    options = (*LONG, "-s", "resources.time=2m")
     run = tampered(
         small, *options, cluster=str(profile), file="train/signals.py", before="self.signal = number", after="pass"
     )
