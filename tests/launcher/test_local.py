@@ -152,9 +152,9 @@ def test_a_killed_rank_is_restarted_and_nothing_is_lost(small: Path) -> None:
 
 @pytest.mark.usefixtures("stop_all")
 def test_a_time_limit_costs_nothing(small: Path) -> None:
-    """The ranks are warned 60 s before the limit of 70 s: they save, leave with 90, and go on in a second attempt."""
-    run = submit(small, *LONG, "-s", "resources.time=70s")
-    events = wait_for(run, lambda events: any(e["event"] == "resumed" for e in events), seconds=60)
+    """The ranks are warned 60 s before the limit of 95 s: they save, leave with 90, and go on in a second attempt."""
+    run = submit(small, *LONG, "-s", "resources.time=95s")
+    events = wait_for(run, lambda events: any(e["event"] == "resumed" for e in events), seconds=150)
     assert next(e for e in events if e["event"] == "requeued")["cause"] == "saved"
     saved = [e["step"] for e in events if e["event"] == "checkpoint" and "rejected" not in e]
     steps = [e["step"] for e in events if e["event"] == "step" and e["attempt"] == 1]
