@@ -27,7 +27,7 @@ def submit(*arguments: str | Path, cluster: str = "local", **environment: str) -
     return RunPaths(Path(json.loads(done.stdout)["directory"]))
 
 
-def wait_for(run: RunPaths, right: Callable[[list[Event]], bool], seconds: float = 90) -> list[Event]:
+def wait_for(run: RunPaths, right: Callable[[list[Event]], bool], seconds: float = 180) -> list[Event]:
     until = time.monotonic() + seconds
     while time.monotonic() < until:
         events = list(ledger.read(run.events))
