@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import signal
+import time
 import subprocess
 import sys
 from pathlib import Path
@@ -128,7 +129,9 @@ def test_the_pause_before_a_restart(small: Path) -> None:
     killed = {"before": "    stop = signals.listen()\n", "after": "    os.kill(os.getpid(), 9)\n"}
     run = tampered(small, *PAIR, "-s", "restarts={crash: 2, backoff: 15s}", file="main.py", **killed)
     wait_for(run, lambda events: len(requeues(events)) == 2)
-    waiting = status(run)
+    until = time.monotonic() + 12
+    while (waiting := status(run))["state"] == "restarting" and time.monotonic() < until:
+        time.sleep(0.3)  # the ledger tells it before Slurm does
     assert waiting["state"] == "pending" and waiting["reason"].startswith("BeginTime, estimated start ")
     events = finished(run)
     told = [e for e in events if e["event"] == "requeued"]
