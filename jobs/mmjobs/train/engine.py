@@ -21,7 +21,7 @@ from mmjobs.data.batch import Batch
 from mmjobs.model.parts import decays, part_of
 from mmjobs.model.weights import FILE as WEIGHTS
 from mmjobs.objectives.measured import Measured, Objective
-from mmjobs.train.ranks import Ranks
+from mmjobs.train.ranks import Ranks, peers
 from mmjobs.train.schedule import share
 from mmlaunch.recipe.optim import Optim
 
@@ -89,6 +89,7 @@ class Engine:
         """Whether no rank has all weights: whatever is done with the network, all ranks do it together."""
         return self.stage == 3
 
+    @peers()
     def train_on(self, batches: Sequence[Batch], objective: Objective, units: float) -> list[Measured]:
         """Measure the micro-batches of a step, and add up the gradients of their loss sums over the global `units`."""
         self._engine.train()
@@ -102,6 +103,7 @@ class Engine:
                 self._engine.step()  # between the micro-batches of a step it only counts
         return found
 
+    @peers()
     def step(self, step: int) -> Update:
         """Update the weights with the gradient of the step, clipped; one that is not finite leaves them as they are."""
         factor = share(self._optim, step, self._steps)
@@ -114,6 +116,7 @@ class Engine:
             norm = float(self._engine.get_global_grad_norm())
         return Update(self._optim.lr * factor, norm)
 
+    @peers()
     def look_at(self, batch: Batch, objective: Objective) -> Measured:
         """Measure a batch without learning from it."""
         self._engine.eval()
@@ -121,6 +124,7 @@ class Engine:
             result: tuple[torch.Tensor, Measured] = self._engine(objective, batch.to(self._engine.device))
         return result[1]
 
+    @peers()
     def save(self, folder: Path) -> None:
         """Write weights and optimiser state, each rank its own part; all ranks together."""
         self._engine.save_checkpoint(str(folder), tag=TAG, client_state={}, save_latest=False)
