@@ -204,7 +204,7 @@ def test_a_rank_that_hangs(small: Path, monkeypatch: pytest.MonkeyPatch) -> None
     os.kill(ranks(run)[1], signal.SIGSTOP)
     events = finished(run)
     assert events[-1]["state"] == "done"
-    assert requeues(events)[0] == "hang" and set(requeues(events)) <= {"hang", "saved"}
+    assert requeues(events) == ["hang"]
     assert "; rank 1 stopped first (training" in next(e for e in events if e["event"] == "failed")["evidence"]
     assert list(run.attempt(1).stacks.glob("rank-*.txt"))
 
