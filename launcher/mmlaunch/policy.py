@@ -77,9 +77,10 @@ def classify(exit_code: int, attempt: AttemptPaths, events: Sequence[Event]) -> 
     if exit_code in by_code:
         cause = named if exit_code == JobExit.STOP and named else by_code[exit_code]
         return Ending(cause, exit_code, (_said(error) if error else "") + _laggard(cause, error, attempt), node)
-    if error:
+    if error:  # of the exit codes of all ranks, Slurm passes on the highest: 137 where it had to kill the others
         found = clues.in_text(str(error.get("message", "")))
-        return Ending(named or (found[0] if found else "crash"), exit_code, _said(error), node)
+        cause = named or (found[0] if found else "crash")
+        return Ending(cause, exit_code, _said(error) + _laggard(cause, error, attempt), node)
     if (found := clues.in_logs(attempt)) and (found[0] != "crash" or exit_code - 128 not in _WARNINGS):
         return Ending(found[0], exit_code, found[1])
     number, killed = exit_code - 128 if exit_code > 128 else 0, clues.killed(attempt)

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -85,6 +86,44 @@ def test_slow_evaluation_and_suspended_job_are_no_hang(job: Jobs, tiny: Recipes)
     attempt = run.paths.attempt(1)
     assert not attempt.stacks.exists() and not attempt.rank_errors
     assert [path.name for path in (attempt.root / "heartbeats").iterdir()] == ["rank-0.json"]
+
+
+STANDS_STILL = """
+import sys, time
+from pathlib import Path
+from mmjobs.train import watchdog
+from mmjobs.train.whereabouts import Whereabouts
+from mmlaunch.run.paths import RunPaths
+watchdog.HEARTBEAT, watchdog.STOOD, watchdog.QUIET = 0.1, 1.0, 2.0
+with watchdog.Watchdog(RunPaths(Path(sys.argv[1])), Whereabouts()):
+    time.sleep(60)
+"""
+
+
+def test_a_process_that_stood_still_is_not_heard_at_once(tmp_path: Path) -> None:
+    """Slurm wakes a stopped rank before it ends it: its last word has to stay the one from before."""
+    process = subprocess.Popen([sys.executable, "-c", STANDS_STILL, str(tmp_path)])
+
+    def alive() -> float:
+        (beat,) = tmp_path.glob("attempts/*/heartbeats/rank-0.json")
+        return float(json.loads(beat.read_text())["alive"])
+
+    try:
+        until = time.monotonic() + 30
+        while not list(tmp_path.glob("attempts/*/heartbeats/rank-0.json")) and time.monotonic() < until:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGSTOP)
+        time.sleep(1.5)
+        last = alive()
+        process.send_signal(signal.SIGCONT)
+        time.sleep(1.0)
+        assert alive() == last
+        while alive() == last and time.monotonic() < until:
+            time.sleep(0.05)
+        assert alive() > last + 3.0, "later it is heard again"
+    finally:
+        process.kill()
+        process.wait()
 
 
 def test_allowance_of_a_step_comes_from_the_steps_before(tmp_path: Path) -> None:

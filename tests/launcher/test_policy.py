@@ -58,6 +58,18 @@ def test_causes_by_error_record(tmp_path: Path, kind: str, cause: Cause) -> None
     assert policy.classify(1, attempt(tmp_path, errors=errors), [SUBMITTED]).cause == cause
 
 
+@pytest.mark.parametrize("code", [92, 137])
+def test_a_hang_names_the_rank_that_kept_the_others(tmp_path: Path, code: int) -> None:
+    """Of the exit codes of all ranks Slurm passes on the highest: 137, where it had to kill the silent one."""
+    paths = attempt(tmp_path, errors=[{"rank": 0, "type": "Hang", "message": "no progress", "time": 1.0}])
+    paths.heartbeats.mkdir()
+    for rank, alive in ((0, 100.0), (1, 70.0)):
+        beat = {"phase": "training", "step": 7, "waiting": False, "time": 69.0, "alive": alive}
+        (paths.heartbeats / f"rank-{rank}.json").write_text(json.dumps(beat))
+    said = "rank 0: Hang: no progress; rank 1 stopped first (training, step 7)"
+    assert policy.classify(code, paths, [SUBMITTED]) == Ending("hang", code, said)
+
+
 @pytest.mark.parametrize(
     ("kind", "message", "cause"),
     [

@@ -199,8 +199,9 @@ def test_the_daemons_may_go_and_come_back(small: Path, slurm: SlurmCluster) -> N
 
 def test_a_rank_that_hangs(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MMLAUNCH_HANG_SECONDS", "30")
-    run = submit(small, *PAIR, cluster="slurm")
-    wait_for(run, at_step(12), seconds=180)
+    run = submit(small, *PAIR, "-s", "checkpoint.every=900", "-s", "steps=900", cluster="slurm")  # always in a step
+    heartbeat = run.attempt(1).heartbeats / "rank-1.json"
+    wait_for(run, lambda _: heartbeat.exists() and '"training"' in heartbeat.read_text(), seconds=180)
     os.kill(ranks(run)[1], signal.SIGSTOP)
     events = finished(run)
     assert events[-1]["state"] == "done"

@@ -56,6 +56,9 @@ TIMES, RECENT = 10, 50
 WAITING = 1.2
 """A rank that waits for another one waits a little longer: the other one knows better what is wrong, and ends first."""
 HEARTBEAT = 5.0
+STOOD, QUIET = 12.0, 30.0
+"""A process that stood still for so long says nothing for a while when it wakes. The others may have ended because of
+it: Slurm wakes what it is about to end, and then its last word from before is what tells who kept them."""
 REPORT = 20.0
 """Seconds for stacks and record. Where the file system itself hangs, they are given up."""
 
@@ -172,8 +175,13 @@ class Watchdog:
     def _tell(self) -> None:
         """Leave the last sign of life where status tools find it. Its own thread: a file system may hang."""
         every = min(HEARTBEAT, self._least(Phase.STEP) / 3)
+        quiet, now = 0.0, time.monotonic()
         while True:
-            self._beat(self.pulse)  # whether or not it is new: that it is told says that this process lives
+            before, now = now, time.monotonic()
+            if now - before > every + STOOD:
+                quiet = now + QUIET
+            if now >= quiet:
+                self._beat(self.pulse)  # whether or not it is new: that it is told says that this process lives
             if self._over.wait(every):
                 return
 
