@@ -1,6 +1,6 @@
 """How long a run stands still after each kind of failure, and how many steps it does twice, on a real four-node Slurm.
 
-    sudo python benchmarks/recovery.py > benchmarks/results/DATE-recovery.md
+    sudo python -m benchmarks.recovery > benchmarks/results/DATE-recovery.md
 
 It starts a Slurm of its own on this machine (tests/slurm/cluster.py tells what it needs) and trains the quickstart's
 model on 2 nodes x 2 ranks. A failure is struck after step 44; the clock runs until the first step of the next attempt.
@@ -20,15 +20,13 @@ from collections.abc import Callable
 from datetime import date
 from pathlib import Path
 
+from tests.slurm.cluster import NODES, SlurmCluster, running
+from tests.slurm.jobs import job_of, ranks, requeues
+
+from mmlaunch.run import ledger
+from mmlaunch.run.paths import RunPaths
+
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-from tests.slurm.cluster import NODES, SlurmCluster, running  # noqa: E402  as above
-from tests.slurm.jobs import job_of, ranks, requeues  # noqa: E402  as above
-
-from mmlaunch.run import ledger  # noqa: E402  the path to the tests comes first
-from mmlaunch.run.paths import RunPaths  # noqa: E402  as above
-
 SHAPE = "{nodes: 2, gpus_per_node: 0, tasks_per_node: 2, cpus_per_rank: 1, memory: 1G, time: 10m}"
 OPTIONS = [f"resources={SHAPE}", "steps=100000", "log.every=1", "checkpoint.every=10", "evaluate={samples: 0}"]
 STRUCK = 44  # between two checkpoints: a rank that hangs while it saves has half an hour
@@ -95,7 +93,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # the cluster goes with this program
     print(f"# Recovery from failures, {date.today()}\n")
     where = f"{os.cpu_count()} cores, test cluster of {NODES} nodes on one machine, 2 x 2 ranks"
-    print(f"`python benchmarks/recovery.py`, Slurm 22.05, Python {platform.python_version()}, {where}\n")
+    print(f"`python -m benchmarks.recovery`, Slurm 22.05, Python {platform.python_version()}, {where}\n")
     print(HEAD)
     with tempfile.TemporaryDirectory() as folder, running() as cluster:
         os.environ["MMLAUNCH_RUNS"] = folder

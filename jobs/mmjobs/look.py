@@ -23,7 +23,7 @@ def look(recipe: Recipe, samples: int, page: Path | None, decode: bool) -> dict[
     import torch
 
     from mmjobs.data.encode import Processor
-    from mmjobs.data.formats import parts
+    from mmjobs.data.formats.registry import parts
     from mmjobs.data.mixture import mixture
     from mmjobs.data.survey import survey
     from mmjobs.model.build import skeleton

@@ -160,7 +160,8 @@ def _here(path: str | None) -> str | None:
     if path is None:
         return None
     for name in ("USER", "HOME"):
-        path = re.sub(rf"\$(\{{{name}\}}|{name}\b)", lambda _, name=name: os.environ.get(name, ""), path)  # type: ignore[misc]
+        value = os.environ.get(name, "").replace("\\", r"\\")
+        path = re.sub(rf"\$(\{{{name}\}}|{name}\b)", value, path)
     return str(Path(path).expanduser())
 
 

@@ -16,6 +16,7 @@ from mmjobs.data.batch import collate
 from mmjobs.data.encode import Processor
 from mmjobs.data.example import IMAGE, Answer, Example, Origin, Turn
 from mmjobs.data.formats.shapes import example as drawing
+from mmjobs.data.pixels import Squares
 from mmjobs.model import llava
 from mmjobs.model.build import Built, build
 from mmjobs.model.names import opening
@@ -81,7 +82,8 @@ def test_new_rows_are_the_mean_and_old_ones_stay(parts: Path) -> None:
 
 
 def test_colours_come_from_the_encoders_own_file(parts: Path) -> None:
-    assert made(parts).pixels.mean == (0.4, 0.5, 0.6)  # type: ignore[attr-defined]
+    pixels = made(parts).pixels
+    assert isinstance(pixels, Squares) and pixels.mean == (0.4, 0.5, 0.6)
 
 
 @pytest.mark.parametrize("attention", ["plain", "mmca"])

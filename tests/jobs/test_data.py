@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,7 +15,8 @@ from mmjobs.data.batch import NOT_LEARNT, collate
 from mmjobs.data.chat import Chat, own_template
 from mmjobs.data.encode import Processor
 from mmjobs.data.example import Answer, Example, Origin, Turn
-from mmjobs.data.formats import parts, shapes
+from mmjobs.data.formats import shapes
+from mmjobs.data.formats.registry import parts
 from mmjobs.data.formats.rows import Part
 from mmjobs.data.loader import Examples, batches
 from mmjobs.data.mixture import Mixture, mixture
@@ -112,6 +115,14 @@ def test_training_questions_of_the_evaluation_data_are_left_out_and_counted() ->
     train, held = _sources(train=100, skip=90, held=30)
     rest = mixed(train, held_out=mixed(held).survey.questions)
     assert len(rest) == 90 and rest.survey.count("held out") == 10 and "10 also in the evaluation data" in str(rest)
+
+
+def test_rows_beyond_what_a_format_takes_are_counted_and_no_error(tmp_path: Path) -> None:
+    path = tmp_path / "posts.json"
+    liked = {"human_ref_A": "A", "human_ref_B": "B", "score_A": 2, "score_B": 1}
+    path.write_text(json.dumps([{"history": "busy", **liked}] * 8 + [{"history": "calm", **liked}]))
+    posts = mixed(Source(path=str(path), format="shp"))
+    assert len(posts) == 6 and posts.survey.count("surplus") == 3 and "3 more than the format takes" in str(posts)
 
 
 def test_long_examples_are_dropped_or_cut_and_images_never() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import copy
 import io
 import json
@@ -19,9 +20,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from mmjobs.data.example import IMAGE, BadPicture, BadRow, Content, Example, Origin, Slot, Turn
-from mmjobs.data.formats import FORMATS, parts
+from mmjobs.data.example import IMAGE, BadPicture, BadRow, Content, Example, Origin, Slot, Surplus, Turn
 from mmjobs.data.formats.mdpo import said
+from mmjobs.data.formats.registry import FORMATS, parts
 from mmjobs.data.formats.row import Row
 from mmjobs.data.formats.turns import Message, prompt
 from mmjobs.data.pictures import BytesPicture, FilePicture
@@ -763,12 +764,20 @@ def test_shp_puts_the_liked_answer_first(write: Write) -> None:
 
 
 def test_shp_uses_five_pairs_of_each_post(write: Write, tmp_path: Path, datasets: Any) -> None:
+    def kept(path: Path, **more: int) -> list[int]:
+        found = []
+        rows = read(path, "shp", **more)
+        for place in range(len(rows)):
+            with contextlib.suppress(Surplus):
+                found.append(rows[place].origin.row)
+        return found
+
     made = [post("busy" if n % 3 else f"P{n}", n, n + 1) for n in range(30)]
     datasets.Dataset.from_list(made).to_parquet(tmp_path / "data.parquet")
     for path in (write(made, "data.json"), tmp_path / "data.parquet"):
-        kept = [row.origin.row for row in read(path, "shp")]
-        assert kept == [n for n in range(30) if n % 3 == 0 or n <= 7]
-        assert [row.origin.row for row in read(path, "shp", skip=6, limit=10)] == [6, 7, 8, 9, 10, 11, 12, 13, 15]
+        assert kept(path) == [n for n in range(30) if n % 3 == 0 or n <= 7]
+        assert kept(path, skip=6, limit=10) == [6, 7, 8, 9, 10, 11, 12, 13, 15]
+        assert "its post has 5 pairs before it" in wrong(path, "shp", 8)
 
 
 def test_a_broken_row_of_shp_stays_to_be_named(write: Write) -> None:

@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mmjobs.data.pixels import Squares
 from mmjobs.model.build import Built, build
 from mmjobs.model.mmca import attention
 from mmlaunch.recipe import Recipe
@@ -58,7 +59,8 @@ def twins(tiny: Callable[..., Recipe]) -> tuple[Built, Built]:
 
 def hidden(built: Built, ids: list[list[int]], **more: Any) -> torch.Tensor:
     rows = torch.tensor(ids)
-    count = int((rows == IMAGE).sum()) // built.pixels.features  # type: ignore[attr-defined]
+    assert isinstance(built.pixels, Squares)
+    count = int((rows == IMAGE).sum()) // built.pixels.features
     torch.manual_seed(5)
     pixels = {"pixel_values": torch.randn(count, 3, 16, 16)} if count else {}
     network: Any = built.network

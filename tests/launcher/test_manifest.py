@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -38,10 +39,12 @@ def test_a_sealed_checkpoint_is_valid(tmp_path: Path) -> None:
         (lambda c: (c / "deep" / "rng.bin").write_bytes(b"seed 8"), "not what was saved"),
     ],
 )
-def test_damage_is_found_and_the_previous_one_is_used(tmp_path: Path, damage: object, word: str) -> None:
+def test_damage_is_found_and_the_previous_one_is_used(
+    tmp_path: Path, damage: Callable[[Path], object], word: str
+) -> None:
     checkpoint(tmp_path, 3)
     bad = checkpoint(tmp_path, 7)
-    damage(bad)  # type: ignore[operator]
+    damage(bad)
     found, rejected = manifest.newest(tmp_path)
     assert found is not None and found.step == 3
     assert len(rejected) == 1 and word in rejected[0] and "step-7" in rejected[0]

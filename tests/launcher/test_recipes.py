@@ -98,7 +98,7 @@ def test_every_method_is_a_word(write: Callable[..., Path], method: str) -> None
 
 def test_presets_are_their_papers() -> None:
     def weights(name: str) -> dict[str, float]:
-        return {key: term.weight for key, term in Preference(method=name).terms.active.items()}  # type: ignore[arg-type]
+        return {key: term.weight for key, term in Preference.model_validate({"method": name}).terms.active.items()}
 
     assert weights("dpo") == {"sigmoid": 1.0}
     assert weights("mdpo") == {"sigmoid": 1.0, "image_conditional": 1.0, "anchor": 1.0}

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final, Literal, Protocol
+from typing import Final, Literal, Protocol, overload
 
 from PIL import Image
 
@@ -49,7 +51,11 @@ class BadRow(BadInput):
         self.sample = str(origin)
 
     def __reduce__(self) -> tuple[type[BadRow], tuple[Origin, str]]:
-        return BadRow, (self.origin, self.what)  # it crosses from a worker process to its rank
+        return type(self), (self.origin, self.what)  # it crosses from a worker process to its rank
+
+
+class Surplus(BadRow):
+    """A row that its format leaves out although it is right: there are enough of its kind."""
 
 
 @dataclass(frozen=True)
@@ -97,3 +103,19 @@ class Example:
     answers: tuple[Answer, ...]
     origin: Origin
     label: str | None = None
+
+
+class LazyExamples(Sequence[Example]):
+    """LazyExamples that are made when they are asked for."""
+
+    @abstractmethod
+    def at(self, place: int) -> Example:
+        """The one at a place, counted from 0; raises `BadRow` where there is none to learn from."""
+
+    @overload
+    def __getitem__(self, index: int) -> Example: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Example]: ...
+    def __getitem__(self, index: int | slice) -> Example | list[Example]:
+        places = range(len(self))[index]
+        return self.at(places) if isinstance(places, int) else [self.at(place) for place in places]

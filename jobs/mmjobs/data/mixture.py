@@ -46,7 +46,10 @@ class Mixture:
         return any(row.images for row in self.survey.usable)
 
     def __str__(self) -> str:
-        counts = {"bad": "that cannot be used", "overlong": "too long", "held out": "also in the evaluation data"}
+        counts = {
+            "bad": "that cannot be used", "overlong": "too long", "held out": "also in the evaluation data",
+            "surplus": "more than the format takes of their kind",
+        }  # fmt: skip
         left = [f"{self.survey.count(why)} {what}" for why, what in counts.items() if self.survey.count(why)]
         return f"{len(self)} examples" + (f" (left out: {', '.join(left)})" if left else "")
 
@@ -70,7 +73,12 @@ def mixture(survey: Survey, seed: int, tolerant: bool = False) -> Mixture:
 
 
 def _losses(survey: Survey) -> str:
-    kinds = {"overlong": "are too long", "held out": "held out", "bad": "cannot be used"}
+    kinds = {
+        "overlong": "are too long",
+        "held out": "held out",
+        "surplus": "too many of a kind",
+        "bad": "cannot be used",
+    }
     said = [f"{survey.count(why)} {what}" for why, what in kinds.items() if survey.count(why)]
     some = next((f" ({row.origin}: {row.reason})" for row in survey.left if row.why != "held out"), "")
     return ", ".join(said) + some if said else "the sources are empty"

@@ -148,11 +148,8 @@ class Processed:
     def _limit(self, budget: int | None) -> dict[str, int]:
         return {"max_patches": budget} if self._tiled and budget else {}
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {"processor": self.processor, "arguments": self.arguments}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(**state)  # type: ignore[misc]
+    def __reduce__(self) -> tuple[type[Processed], tuple[Any, Collection[str]]]:
+        return Processed, (self.processor, self.arguments)  # without what it remembers
 
 
 class Blind:

@@ -9,7 +9,7 @@ from itertools import islice
 from typing import Any, Literal, NamedTuple
 
 from mmjobs.data.encode import Processor
-from mmjobs.data.example import BadRow, Example
+from mmjobs.data.example import BadRow, Example, Surplus
 from mmjobs.data.formats.rows import Part
 from mmjobs.data.tiling import Size
 
@@ -34,7 +34,7 @@ class Left(NamedTuple):
 
     part: int
     row: int
-    why: Literal["bad", "overlong", "held out"]
+    why: Literal["bad", "overlong", "held out", "surplus"]
     origin: str
     reason: str
 
@@ -93,7 +93,8 @@ def _look(
         tree = processor.tree(example, part.max_tiles)
         sizes = processor.sizes(example)
     except BadRow as error:
-        return Left(number, row, "bad", str(error.origin), error.what)
+        why: Literal["bad", "surplus"] = "surplus" if isinstance(error, Surplus) else "bad"
+        return Left(number, row, why, str(error.origin), error.what)
     lengths = tuple(len(answer) for answer in tree.answers)
     if not processor.fits(tree):
         what = f"{len(tree.prompt) + max(lengths, default=0)} tokens, more than {processor.longest}"

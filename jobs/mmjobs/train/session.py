@@ -14,7 +14,7 @@ import torch
 
 from mmjobs import preflight
 from mmjobs.data.encode import Processor
-from mmjobs.data.formats import parts as parts_of
+from mmjobs.data.formats.registry import parts as parts_of
 from mmjobs.data.loader import Examples, batches
 from mmjobs.data.mixture import Mixture, mixture
 from mmjobs.data.order import Batches, equal_batches, in_order, packed_batches, position, seed_of

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
-from mmjobs.data.example import Example
+from mmjobs.data.example import Example, LazyExamples
 from mmjobs.data.formats import lines
 from mmjobs.data.formats.answers import columns_pair
 from mmjobs.data.formats.folder import Folder
@@ -25,7 +25,7 @@ SIGNS = ("conversations", "question", "chosen", "rejected")
 
 
 @dataclass(frozen=True)
-class Joined(Sequence[Example]):
+class Joined(LazyExamples):
     """The rows of several sets, one after the other."""
 
     parts: tuple[Sequence[Example], ...]
@@ -33,19 +33,12 @@ class Joined(Sequence[Example]):
     def __len__(self) -> int:
         return sum(map(len, self.parts))
 
-    @overload
-    def __getitem__(self, index: int) -> Example: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Example]: ...
-    def __getitem__(self, index: int | slice) -> Example | list[Example]:
-        if isinstance(index, slice):
-            return [self[place] for place in range(len(self))[index]]
-        place = range(len(self))[index]
+    def at(self, place: int) -> Example:
         for part in self.parts:
             if place < len(part):
                 return part[place]
             place -= len(part)
-        raise IndexError(index)
+        raise IndexError(place)
 
 
 def rows(source: Source) -> Sequence[Example]:

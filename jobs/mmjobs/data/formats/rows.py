@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol, overload
+from typing import Literal, Protocol
 
-from mmjobs.data.example import BadRow, Example
+from mmjobs.data.example import BadRow, Example, LazyExamples
 from mmjobs.data.formats import lines, saved
 from mmjobs.data.formats.row import Row
 from mmlaunch.errors import BadInput
@@ -27,8 +27,8 @@ class Table(Protocol):
 
 
 @dataclass(frozen=True)
-class Rows(Sequence[Example]):
-    """The chosen rows of a table as examples, each made when it is asked for; a row that cannot be raises `BadRow`."""
+class Rows(LazyExamples):
+    """The chosen rows of a table; a row that no example can be made of raises `BadRow`."""
 
     table: Table
     chosen: Sequence[int]
@@ -37,14 +37,8 @@ class Rows(Sequence[Example]):
     def __len__(self) -> int:
         return len(self.chosen)
 
-    @overload
-    def __getitem__(self, index: int) -> Example: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Example]: ...
-    def __getitem__(self, index: int | slice) -> Example | list[Example]:
-        if isinstance(index, slice):
-            return [self[place] for place in range(len(self))[index]]
-        return self.make(self.table.row(self.chosen[index]))
+    def at(self, place: int) -> Example:
+        return self.make(self.table.row(self.chosen[place]))
 
 
 @dataclass(frozen=True)

@@ -5,11 +5,10 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import overload
 
 from PIL import Image, ImageDraw
 
-from mmjobs.data.example import IMAGE, Answer, Example, Origin, Turn
+from mmjobs.data.example import IMAGE, Answer, Example, LazyExamples, Origin, Turn
 from mmlaunch.recipe.data import Source
 
 CANVAS = 64
@@ -78,23 +77,18 @@ def example(row: int) -> Example:
     )
 
 
-class Shapes(Sequence[Example]):
+@dataclass(frozen=True)
+class Shapes(LazyExamples):
     """The rows from `first` on."""
 
-    def __init__(self, first: int, count: int) -> None:
-        self.first = first
-        self.rows = count
+    first: int
+    rows: int
 
     def __len__(self) -> int:
         return self.rows
 
-    @overload
-    def __getitem__(self, index: int) -> Example: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Example]: ...
-    def __getitem__(self, index: int | slice) -> Example | list[Example]:
-        numbers = range(self.first, self.first + self.rows)[index]
-        return example(numbers) if isinstance(numbers, int) else [example(number) for number in numbers]
+    def at(self, place: int) -> Example:
+        return example(self.first + place)
 
 
 def rows(source: Source) -> Sequence[Example]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from array import array
 from collections import Counter
+from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 
-from mmjobs.data.example import BadRow, Example
+from mmjobs.data.example import BadRow, Example, Surplus
 from mmjobs.data.formats.answers import ranked, worded
 from mmjobs.data.formats.row import Row
 from mmjobs.data.formats.rows import Rows, examples
@@ -22,25 +23,22 @@ def rows(source: Source) -> Rows:
     """`history`, `human_ref_A` and `_B`, `score_A` and `_B`; `labels` (1 is A) decides where the scores are equal."""
     found = examples(source, "shp", ["history", "human_ref_A", "human_ref_B"], _example)
     seen: Counter[bytes] = Counter()
-    kept = array("q")
+    surplus = set()
     for index in found.chosen:
-        post = _post(found, index)
-        if post is not None:
-            digest = hashlib.blake2b(post.encode(errors="surrogatepass"), digest_size=16).digest()
-            seen[digest] += 1
-            if seen[digest] > PAIRS:
-                continue
-        kept.append(index)
-    return replace(found, chosen=kept)
+        with suppress(BadRow):  # it is named when it is read
+            row = found.table.row(index)
+            if isinstance(post := row.get("history"), str):
+                digest = hashlib.blake2b(post.encode(errors="surrogatepass"), digest_size=16).digest()
+                seen[digest] += 1
+                if seen[digest] > PAIRS:
+                    surplus.add(row.origin.row)
+    return replace(found, make=partial(_first, surplus))
 
 
-def _post(found: Rows, index: int) -> str | None:
-    """The post of a row; broken rows stay in, to be named when they are read."""
-    try:
-        post = found.table.row(index).get("history")
-    except BadRow:
-        return None
-    return post if isinstance(post, str) else None
+def _first(surplus: set[int], row: Row) -> Example:
+    if row.origin.row in surplus:
+        raise Surplus(row.origin, f"its post has {PAIRS} pairs before it")
+    return _example(row)
 
 
 def _example(row: Row) -> Example:
