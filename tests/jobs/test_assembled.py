@@ -54,11 +54,14 @@ def test_logits_are_those_of_transformers(parts: Path, language: str, vision: st
     assert type(built.network) is hf.LlavaForConditionalGeneration
     tower = hf.CLIPVisionModel.from_pretrained(parts / vision).eval()
     text: Any = hf.AutoModelForCausalLM.from_pretrained(parts / language).eval()
+    assert isinstance(built.pixels, Squares)
     encoded = Processor(built.chat, built.pixels, 500).encode(question(images=2))
     ids = torch.tensor([encoded.prompt.ids + encoded.answers[0].ids])
     with torch.no_grad():
         ours = built.network(input_ids=ids, **encoded.seen).logits
-        features = tower(encoded.seen["pixel_values"], output_hidden_states=True).hidden_states[-2][:, 1:]
+        features = tower(built.pixels.normal(encoded.seen["pixel_values"]), output_hidden_states=True).hidden_states[
+            -2
+        ][:, 1:]
         features = built.network.model.multi_modal_projector(features)
         vocabulary = text.get_input_embeddings().num_embeddings
         embedded = text.get_input_embeddings()(ids.clamp(max=vocabulary - 1))
@@ -98,11 +101,12 @@ def test_saved_and_loaded_again(parts: Path, tmp_path: Path, projector: str, att
     with opening("x", str(tmp_path)):
         again = hf.AutoModelForImageTextToText.from_pretrained(tmp_path).eval()
     assert type(again) is llava.Assembled and again.config.projector == projector
+    assert isinstance(built.pixels, Squares)
     encoded = Processor(built.chat, built.pixels, 500).encode(question())
-    ids = torch.tensor([encoded.prompt.ids])
+    ids, normal = torch.tensor([encoded.prompt.ids]), built.pixels.normal(encoded.seen["pixel_values"])
     with torch.no_grad():
         expected = built.network(input_ids=ids, **encoded.seen).logits
-        torch.testing.assert_close(again(input_ids=ids, **encoded.seen).logits, expected, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(again(input_ids=ids, pixel_values=normal).logits, expected, atol=1e-5, rtol=1e-5)
 
 
 def test_rows_with_and_without_images_share_a_batch(parts: Path) -> None:
@@ -160,6 +164,7 @@ def test_the_saved_processor_counts_what_the_projector_makes(parts: Path, projec
     queries = {"queries": 4} if projector == "perceiver" else {}
     vision = {"path": str(parts / "clip"), "keep_class_token": class_token}
     built = made(parts, vision=vision, projector={"kind": projector, **queries})
+    assert isinstance(built.pixels, Squares)
     encoded = Processor(built.chat, built.pixels, 500).encode(question())
     talk = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is it?"}]}]
     text = built.processor.apply_chat_template(talk, add_generation_prompt=True, tokenize=False)
@@ -170,4 +175,5 @@ def test_the_saved_processor_counts_what_the_projector_makes(parts: Path, projec
         *theirs["input_ids"][0][len(encoded.prompt) :].tolist(),
     ]
     assert int((theirs["input_ids"] == built.chat.image_id).sum()) == encoded.prompt.ids.count(built.chat.image_id)
-    torch.testing.assert_close(theirs["pixel_values"], encoded.seen["pixel_values"], atol=1e-6, rtol=0)
+    ours = built.pixels.normal(encoded.seen["pixel_values"])
+    torch.testing.assert_close(theirs["pixel_values"], ours, atol=1e-6, rtol=0)

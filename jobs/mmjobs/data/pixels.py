@@ -44,7 +44,10 @@ class Pixels(Protocol):
 
 
 class Squares:
-    """The images of a model that is put together from parts: CLIP's squares, each with the same number of tokens."""
+    """The images of a model that is put together from parts: CLIP's squares, each with the same number of tokens.
+
+    They stay bytes until the network has them.
+    """
 
     def __init__(
         self,
@@ -68,29 +71,30 @@ class Squares:
         parts = [part for image in images for part in squares(image, self.tiling, self.side, self._ground, budget)]
         if not parts:
             return {}
-        values = numpy.empty((len(parts), 3, self.side, self.side), numpy.float32)  # [N, 3, S, S]
+        values = numpy.empty((len(parts), 3, self.side, self.side), numpy.uint8)  # [N, 3, S, S]
         for planes, part in zip(values, parts, strict=True):
-            for plane, band, mean, spread in zip(planes, part.split(), self.mean, self.spread, strict=True):
-                numpy.divide(numpy.asarray(band), numpy.float32(255), out=plane)
-                plane -= numpy.float32(mean)
-                plane /= numpy.float32(spread)
+            planes[:] = numpy.asarray(part).transpose(2, 0, 1)
         return {"pixel_values": torch.from_numpy(values)}
+
+    def normal(self, values: torch.Tensor) -> torch.Tensor:
+        """What the encoder was trained on, from 0 to 255. A byte is on its way to the device four times as fast."""
+        mean, spread = (torch.tensor(n, device=values.device).view(3, 1, 1) for n in (self.mean, self.spread))
+        return (values / 255 - mean) / spread
 
     def join(self, seen: Sequence[Seen], ids: torch.Tensor) -> Seen:
         parts = [one["pixel_values"] for one in seen if one]
         return {"pixel_values": torch.cat(parts)} if parts else {}
 
     def blank(self) -> tuple[list[int], Seen]:
-        return [self.image_id] * self.features, {"pixel_values": torch.zeros(1, 3, self.side, self.side)}
+        return [self.image_id] * self.features, {
+            "pixel_values": torch.zeros(1, 3, self.side, self.side, dtype=torch.uint8)
+        }
 
     def features_of(self, seen: Seen) -> int | None:
         return len(seen["pixel_values"]) * self.features if seen else 0
 
     def visible(self, seen: Seen) -> torch.Tensor:
-        if not seen:
-            return torch.empty(0, 3, self.side, self.side)
-        mean, spread = (torch.tensor(numbers).view(3, 1, 1) for numbers in (self.mean, self.spread))
-        return (seen["pixel_values"] * spread + mean).clamp(0, 1)
+        return seen["pixel_values"] / 255 if seen else torch.empty(0, 3, self.side, self.side)
 
 
 class Processed:

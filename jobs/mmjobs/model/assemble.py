@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -56,11 +57,17 @@ def assemble(model: Model, precision: str, empty: bool) -> Made:
     _check_features(network, features)
     mean, spread = _colours(model.vision)
     pixels = Squares(tower.config.image_size, features, config.image_token_id, model.tiling, mean, spread)
+    tower.register_forward_pre_hook(partial(_normalise, pixels))
     chat = Chat(tokenizer, tokens.IMAGE)
     network.generation_config.eos_token_id = sorted({chat.end_id, tokenizer.eos_token_id})
     network.generation_config.pad_token_id = tokenizer.pad_token_id
     network.generation_config.bos_token_id = tokenizer.bos_token_id
     return network, chat, pixels, language.config.max_position_embeddings, _processor(model, config, tokenizer, pixels)
+
+
+def _normalise(pixels: Squares, tower: nn.Module, given: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Bytes come from our own loader; whoever brings numbers has normalised them."""
+    return (pixels.normal(given[0]), *given[1:]) if given and given[0].dtype == torch.uint8 else given
 
 
 def _tokenizer(model: Model) -> Any:
