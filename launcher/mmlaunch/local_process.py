@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import os
+import signal
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -34,6 +37,12 @@ def members(record: dict[str, Any]) -> list[int]:
 def children(parent: int) -> list[int]:
     """The processes that this one started."""
     return [pid for pid, values in _processes() if int(values[1]) == parent]
+
+
+def die_with_parent(number: signal.Signals) -> None:
+    """Ask the kernel for this signal when the parent goes, however it goes (prctl(2), PR_SET_PDEATHSIG)."""
+    with contextlib.suppress(OSError, AttributeError):  # elsewhere than on Linux
+        ctypes.CDLL(None).prctl(1, int(number))
 
 
 def _processes() -> Iterator[tuple[int, list[str]]]:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from mmlaunch import cluster as clusters
 from mmlaunch import plan as plans
 from mmlaunch import rundir
-from mmlaunch.load import Loaded, load_recipe
+from mmlaunch.load import Loaded
 from mmlaunch.plan import Plan
 from mmlaunch.render import Renderer
 from mmlaunch.run.paths import RunPaths
@@ -32,9 +31,8 @@ class Prepared:
     texts: Texts
 
 
-def prepare(path: str, overrides: Sequence[str], cluster_name: str | None) -> Prepared:
-    """Load, validate, plan and render."""
-    loaded = load_recipe(path, overrides)
+def prepare(loaded: Loaded, cluster_name: str | None) -> Prepared:
+    """Plan and render."""
     name, cluster = clusters.choose(cluster_name)
     recipe = loaded.recipe
     if misfit := clusters.problem(cluster, recipe.resources.time, recipe.resources.gpus_per_node):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from mmlaunch.create import create
 from mmlaunch.errors import MachineError, Problem
+from mmlaunch.load import Loaded
 from mmlaunch.plan import Plan
 from mmlaunch.prepare import Prepared, prepare
 from mmlaunch.recipe.capability import unsupported
@@ -26,10 +27,10 @@ def check_here(prepared: Prepared) -> None:
         raise prepared.loaded.placed(problems)
 
 
-def submit(path: str, overrides: Sequence[str], cluster_name: str | None) -> Prepared:
+def submit(loaded: Loaded, cluster_name: str | None) -> Prepared:
     """Make the run directory and start the job; a failed submission leaves nothing behind."""
     for _ in range(_TRIES):
-        prepared = prepare(path, overrides, cluster_name)
+        prepared = prepare(loaded, cluster_name)
         check_here(prepared)
         try:
             create(prepared)

@@ -17,6 +17,7 @@ from tests.runs import at_step, losses, mmlaunch, submit, wait_for
 from tests.slurm.cluster import SlurmCluster
 from tests.slurm.jobs import LONG, PAIR, QUICK, TWO_BY_TWO, finished, job_of, ranks, requeues, status, tampered
 
+from mmlaunch import watch
 from mmlaunch.cli import follow
 from mmlaunch.run import manifest
 from mmlaunch.slurm.queue import FLOOR
@@ -96,7 +97,7 @@ def test_what_a_human_must_do(small: Path, slurm: SlurmCluster) -> None:
     slurm.run("scontrol", "uhold", job)
     held = status(run)
     assert held["state"] == "held" and f"scontrol release {job}" in held["reason"]
-    followed = next(event for event in follow._events(run, 0) if event and event["event"] == "held")
+    followed = next(event for event in watch.events(run) if event and event["event"] == "held")
     assert f"scontrol release {job}" in follow.describe_event(followed)
     slurm.run("scancel", job)
     lost = status(run)
@@ -208,6 +209,8 @@ def test_a_rank_that_hangs(small: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert requeues(events) == ["hang"]
     assert "; rank 1 stopped first (training" in next(e for e in events if e["event"] == "failed")["evidence"]
     assert list(run.attempt(1).stacks.glob("rank-*.txt"))
+    logs = mmlaunch("logs", run.name, "--attempt", "1").stdout
+    assert "[srun] srun: error: node1: task 0: Exited with exit code 92" in logs
 
 
 def test_two_hundred_runs_are_one_question(slurm: SlurmCluster, own_home: Path, tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ COMMANDS = {  # name -> what it does; each stands in a module of its name
     "cancel": "Stop a run; it saves first.",
     "resume": "Go on with a run that has ended.",
     "why": "What ended a run, and what to type next.",
+    "board": "The curves of runs, in TensorBoard.",
     "report": "What a run's attempts cost, and what they lost.",
     "doctor": "What this site can and cannot do for runs.",
     "export": "Write a checkpoint as a Hugging Face directory.",

@@ -3,28 +3,26 @@
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Iterator
 from typing import Any
 
 import click
 
-from mmlaunch import status
+from mmlaunch import watch
 from mmlaunch.run import ledger
-from mmlaunch.run.ledger import Event, Tail
+from mmlaunch.run.ledger import Event
 from mmlaunch.run.paths import RunPaths
+from mmlaunch.watch import WAITING
 
-POLL = 0.3
 _CODES = {"done": 0, "cancelled": 130}
 LOST = 1
-_WAITING = ("pending", "held")
 
 
 def follow(run: RunPaths, offset: int = 0) -> int:
     """Show progress until the run ends; its exit code. Ctrl-C leaves the run running. `offset`: where to begin."""
     try:
         show = _bar if sys.stdout.isatty() else _lines
-        ended = show(_events(run, offset))
+        ended = show(watch.events(run, offset))
     except KeyboardInterrupt:
         click.echo(f"\nleft; the run goes on. next: mmlaunch status {run.name}    mmlaunch cancel {run.name}")
         return 0
@@ -61,32 +59,6 @@ def describe(key: str, value: float) -> str:
     return f"{key} {value:.1%}" if key.endswith("accuracy") else f"{key} {value:.4g}"
 
 
-def _events(run: RunPaths, offset: int) -> Iterator[Event | None]:
-    """Every event as it comes; None in between; ends after the run's last word, or when its process is gone.
-
-    What only Slurm can tell, of a run that waits, comes as an event too.
-    """
-    tail = Tail(run.events, offset)
-    quiet, told = 0, ""
-    while True:
-        new = tail.new()
-        if not new and quiet % 10 == 9:
-            now = status.of(run)
-            new = tail.new()  # its last word may have come meanwhile
-            if now.state == "lost" and not new:
-                return
-            if now.state in _WAITING and now.reason != told:
-                told = now.reason
-                yield {"event": now.state, "reason": told}
-        for event in new:
-            yield event
-            if event["event"] == "ended":
-                return
-        quiet = 0 if new else quiet + 1
-        yield None
-        time.sleep(POLL)
-
-
 def _lines(events: Iterator[Event | None]) -> Event | None:
     for event in events:
         if event is None:
@@ -112,7 +84,7 @@ def describe_event(event: Event) -> str:
         return f"checkpoint rejected: {event['rejected']}"
     if kind == "started":
         return f"attempt {event['attempt']} started on {event.get('nodes', '?')}"
-    if kind in (*_WAITING, "resumed", "failed", "requeued", "signal", "cancelling"):
+    if kind in (*WAITING, "resumed", "failed", "requeued", "signal", "cancelling"):
         details = [str(event[key]) for key in ("cause", "name", "evidence", "reason") if event.get(key)]
         step = f" at step {event['step']}" if event.get("step") is not None else ""
         return f"{kind}{step}: {'; '.join(details)}" if details else f"{kind}{step}"

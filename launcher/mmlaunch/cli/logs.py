@@ -28,7 +28,7 @@ _COLOURS = ("cyan", "magenta", "yellow", "green", "blue", "red")
 @click.option("--attempt", type=click.IntRange(min=1), help="Only this attempt; otherwise the newest.")
 @click.option("-n", "--lines", type=click.IntRange(min=0), help="Only the last N lines of each rank.")
 def command(run: str, follow: bool, rank: int | None, attempt: int | None, lines: int | None) -> None:
-    """What all ranks of RUN print, each line after its rank's number."""
+    """What all ranks of RUN print, each line after its rank's number, and what srun says of them."""
     paths = rundir.resolve(run)
     attempts = attempts_of(paths)
     if attempt is not None and attempt not in attempts:
@@ -57,12 +57,12 @@ class View:
     offsets: dict[Path, int] = field(default_factory=dict)
 
     def files(self) -> list[Path]:
-        """Rank logs of the chosen attempt, or of all since the first."""
+        """Logs of the chosen attempt, or of all since the first: those of the ranks, then srun's."""
         attempts = [n for n in attempts_of(self.run) if n == self.attempt or (self.attempt is None and n >= self.first)]
-        found = [path for number in attempts for path in self.run.attempt(number).logs.glob("rank-*.out")]
+        found = [path for number in attempts for path in self.run.attempt(number).logs.glob("*.out")]
         if self.rank is not None:
             found = [path for path in found if _rank(path) == self.rank]
-        return sorted(found, key=lambda path: (int(path.parent.parent.name), _rank(path)))
+        return sorted(found, key=lambda path: (int(path.parent.parent.name), _rank(path) is None, _rank(path) or 0))
 
     def print_new(self) -> bool:
         """Print every whole line that came since the last time; whether there was any."""
@@ -101,14 +101,14 @@ class View:
             click.echo(f"left; next: mmlaunch status {self.run.name}", err=True)
 
 
-def _rank(path: Path) -> int:
+def _rank(path: Path) -> int | None:
     match = re.fullmatch(r"rank-(\d+)\.out", path.name)
-    return int(match.group(1)) if match else -1
+    return int(match.group(1)) if match else None
 
 
 def _prefix(path: Path) -> str:
     rank = _rank(path)
-    return click.style(f"[{rank}] ", fg=_COLOURS[rank % len(_COLOURS)])
+    return f"[{path.stem}] " if rank is None else click.style(f"[{rank}] ", fg=_COLOURS[rank % len(_COLOURS)])
 
 
 def _read_from(path: Path, offset: int) -> bytes:

@@ -6,6 +6,7 @@ import click
 
 from mmlaunch import secrets
 from mmlaunch.cli import options
+from mmlaunch.load import load_recipe
 from mmlaunch.prepare import prepare
 from mmlaunch.recipe.resolved import text_of
 
@@ -26,7 +27,7 @@ from mmlaunch.recipe.resolved import text_of
 )
 def command(recipe: str, overrides: tuple[str, ...], cluster: str | None, what: str) -> None:
     """Print exactly the bytes that submit would use for RECIPE. Nothing is written."""
-    prepared = prepare(recipe, overrides, cluster)
+    prepared = prepare(load_recipe(recipe, overrides), cluster)
     plan = prepared.plan
     texts = {
         "script": lambda: prepared.texts.script,

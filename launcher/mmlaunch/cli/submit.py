@@ -9,6 +9,7 @@ import click
 
 from mmlaunch.cli import options
 from mmlaunch.cluster import gigabytes
+from mmlaunch.load import load_recipe
 from mmlaunch.plan import Plan
 from mmlaunch.prepare import Prepared
 from mmlaunch.recipe import Recipe
@@ -29,7 +30,7 @@ def command(recipe: str, overrides: tuple[str, ...], cluster: str | None, follow
     """Start a run from RECIPE and return at once. With --follow, the exit code is that of the run."""
     if as_json and follow:
         raise click.UsageError("--json and --follow write to the same place; use mmlaunch status --json instead")
-    prepared = submit(recipe, overrides, cluster)
+    prepared = submit(load_recipe(recipe, overrides), cluster)
     if as_json:
         click.echo(json.dumps(_record(prepared)))
     else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,8 @@ class ScriptExecutor(LocalExecutor):
                 start_new_session=True,
                 env=clean(os.environ),
             )
+        # A notebook lives longer than the runs that it starts: somebody has to ask how they ended.
+        threading.Thread(target=process.wait, daemon=True).start()
         return LocalJob(self.run.job, str(process.pid), range(self.parameters["tasks_per_node"]), process)
 
 

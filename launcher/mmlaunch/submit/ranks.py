@@ -6,8 +6,6 @@ them when one fails. Its exit code is that of the rank that failed first.
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import os
 import signal
 import subprocess
@@ -18,6 +16,7 @@ from types import FrameType
 
 from submitit.local.local import Controller
 
+from mmlaunch.local_process import die_with_parent
 from mmlaunch.policy import TIMED_OUT
 from mmlaunch.run.exits import JobExit
 from mmlaunch.run.paths import AttemptPaths
@@ -25,12 +24,6 @@ from mmlaunch.run.paths import AttemptPaths
 GRACE = 10.0  # seconds that the other ranks have to write down their own errors
 KILL_WAIT = 30.0  # Slurm's default between SIGTERM and SIGKILL at the time limit
 POLL = 0.1
-
-
-def die_with_parent(number: signal.Signals) -> None:
-    """Ask the kernel for this signal when the parent goes, however it goes (prctl(2), PR_SET_PDEATHSIG)."""
-    with contextlib.suppress(OSError, AttributeError):  # elsewhere than on Linux
-        ctypes.CDLL(None).prctl(1, int(number))
 
 
 class Ranks(Controller):

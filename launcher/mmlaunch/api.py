@@ -1,0 +1,79 @@
+"""mmlaunch from Python: load a recipe, run it, read its events. What goes wrong raises what `mmlaunch.errors` names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from mmlaunch import cancel, resume, rundir, status, submission, watch
+from mmlaunch.load import Loaded, load_recipe
+from mmlaunch.run import ledger
+from mmlaunch.run.ledger import Event
+from mmlaunch.run.paths import RunPaths
+from mmlaunch.status import Status
+
+__all__ = ["Event", "Loaded", "Run", "Status", "find", "load", "runs", "submit"]
+
+
+def load(path: str | Path, *overrides: str) -> Loaded:
+    """A validated recipe, as `mmlaunch validate` sees it: `load("recipes/quickstart.yaml", "optim.lr=1e-3")`.
+
+    Its sections are in `.recipe`; `RecipeError.problems` lists every mistake with its place.
+    """
+    return load_recipe(path, overrides)
+
+
+def submit(recipe: Loaded | str | Path, cluster: str | None = None) -> Run:
+    """Make the run directory, start the job and return at once, as `mmlaunch submit` does."""
+    loaded = recipe if isinstance(recipe, Loaded) else load(recipe)
+    return Run(submission.submit(loaded, cluster).plan.run)
+
+
+def find(name: str) -> Run:
+    """A run by its name, the beginning of it, its directory, or `last`."""
+    return Run(rundir.resolve(name))
+
+
+def runs() -> list[Run]:
+    """All runs in ./runs or $MMLAUNCH_RUNS, the newest first."""
+    return [Run(paths) for paths in rundir.all_runs(rundir.runs_folder())]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run directory; everything that is told of it is read from there, at the time of the call."""
+
+    paths: RunPaths
+
+    @property
+    def name(self) -> str:
+        return self.paths.name
+
+    @property
+    def directory(self) -> Path:
+        return self.paths.root
+
+    def status(self) -> Status:
+        """State, step, rate, loss, newest checkpoint, what happens next."""
+        return status.of(self.paths, whole=True)
+
+    def events(self, follow: bool = False) -> Iterator[Event]:
+        """The ledger, from its beginning; with `follow`, also what comes until the run has ended for good."""
+        if not follow:
+            return iter(ledger.read(self.paths.events))
+        return (event for event in watch.events(self.paths) if event is not None)
+
+    def wait(self) -> Status:
+        """Until the run has ended, over all its attempts; `.state` says how: done, failed, cancelled or lost."""
+        for _ in watch.events(self.paths):
+            pass
+        return self.status()
+
+    def resume(self, *overrides: str, cluster: str | None = None) -> Run:
+        """Go on from the newest checkpoint, as `mmlaunch resume` does."""
+        return Run(resume.resume(str(self.directory), overrides, cluster).plan.run)
+
+    def cancel(self, now: bool = False) -> str:
+        """Stop it; it saves first, unless `now`. A sentence of what became of it."""
+        return cancel.cancel(self.paths, now)

@@ -1,0 +1,66 @@
+"""`mmlaunch board`."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterable
+
+import click
+
+from mmlaunch import board, rundir
+from mmlaunch.cli import options
+from mmlaunch.errors import MmlaunchError
+from mmlaunch.recipe import resolved
+from mmlaunch.run.paths import RunPaths
+
+
+@click.command(
+    epilog="\b\nExamples:\n  mmlaunch board\n  mmlaunch board last --open\n"
+    "  mmlaunch board dpo-llama3-8b mdpo-llama3-8b --port 6010"
+)
+@options.run(required=False)
+@click.option("--port", type=click.IntRange(0, 65535), help="Not the first free one from 6006 on, but this one.")
+@click.option("--host", default="localhost", show_default=True, help="Where to listen; 0.0.0.0 is every network.")
+@click.option("--open", "opened", is_flag=True, help="Open it in this machine's browser.")
+def command(run: tuple[str, ...], port: int | None, host: str, opened: bool) -> None:
+    """The curves of each RUN, or of all runs, in TensorBoard, until Ctrl-C. Whoever reaches its port can read them."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)  # TensorBoard ends with this command, however that ends
+    try:
+        with board.serving(_chosen(run), host, port) as served:
+            click.echo(f"{click.style(served.url, bold=True)}   {_described(run)}; Ctrl-C ends it")
+            if host in ("localhost", "127.0.0.1") and (line := board.tunnel(served.port)):
+                click.echo(f"from your own machine: {line}")
+                click.echo(f"and then open http://localhost:{served.port}/")
+            if opened:
+                click.launch(served.url)
+            code = served.wait()
+        raise MmlaunchError(f"TensorBoard ended by itself, with exit code {code}")
+    except KeyboardInterrupt:
+        click.echo("closed")
+
+
+def _chosen(names: tuple[str, ...]) -> Callable[[], Iterable[RunPaths]]:
+    """The runs to show; those of the whole folder are looked for anew each time."""
+    if not names:
+        folder = rundir.runs_folder()
+        if not any(board.has_curves(run) for run in rundir.all_runs(folder)):
+            raise MmlaunchError(f"no run in {folder} has curves yet; next: mmlaunch status")
+        return lambda: rundir.all_runs(folder)
+    runs = [rundir.resolve(name) for name in names]
+    empty = [run for run in runs if not board.has_curves(run)]
+    if len(empty) == len(runs):
+        raise MmlaunchError(f"{_without(empty[0])}; next: mmlaunch status {empty[0].name}")
+    for run in empty:
+        click.echo(_without(run), err=True)  # they join in when it begins to train
+    return lambda: runs
+
+
+def _without(run: RunPaths) -> str:
+    if not resolved.read(run.resolved).log.tensorboard:
+        return f"{run.name} draws no curves: its recipe says log.tensorboard: false"
+    return f"{run.name} has no curves yet"
+
+
+def _described(names: tuple[str, ...]) -> str:
+    return ", ".join(rundir.resolve(name).name for name in names) or f"all runs in {rundir.runs_folder()}"
