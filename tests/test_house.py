@@ -17,16 +17,17 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 ROOTS = {"mmlaunch": ROOT / "launcher", "mmjobs": ROOT / "jobs"}
 CONTRACT = ("mmlaunch.recipe", "mmlaunch.run", "mmlaunch.errors")
-HEAVY = {"torch", "deepspeed", "transformers", "peft", "numpy", "mmjobs", "safetensors", "PIL"}
+HEAVY = {"torch", "deepspeed", "transformers", "peft", "numpy", "mmjobs", "safetensors", "PIL", "tensorboard"}
 ONLY_IN = {
     "submitit": "mmlaunch.submit",
     "jinja2": ("mmlaunch.render", "mmjobs.data.chat"),  # the chat template's refusal is an error of jinja2
     "yaml": ("mmlaunch.load.text", "mmlaunch.recipe.resolved"),
     "transformers": ("mmjobs.model", "mmjobs.data"),
-    "deepspeed": "mmjobs.train.engine",
+    "deepspeed": ("mmjobs.train.engine", "mmjobs.train.universal"),  # its other format of checkpoints fills a file
     "peft": "mmjobs.model.adapters",
     "datasets": "mmjobs.data.formats.saved",
     "torch.utils.tensorboard": "mmjobs.train.board",
+    "tensorboard": "mmjobs.train.curves",
     "click": "mmlaunch.cli",
     "rich": "mmlaunch.cli",
 }

@@ -115,10 +115,12 @@ class Job:
         self.start(recipe, world, **environment)
         return self.wait()
 
-    def when(self, step: int) -> None:
-        """Return once the ledger has reached a step in this attempt."""
+    def when(self, step: int, saved: int = 0) -> None:
+        """Return once the ledger has reached a step in this attempt, and `saved` is a whole checkpoint."""
         until = time.monotonic() + 60
-        while step not in {event["step"] for event in self.events("step") if event["attempt"] == self.attempt}:
+        while step not in {event["step"] for event in self.events("step") if event["attempt"] == self.attempt} or (
+            saved and saved not in self.saved()
+        ):
             assert time.monotonic() < until and any(rank.is_alive() for rank in self.ranks), self.log()
             time.sleep(0.002)
 

@@ -33,9 +33,9 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
 def test_killed_run_resumes_bit_for_bit(job: Jobs, tiny: Recipes) -> None:
     recipe, whole, broken = tiny(**LONG), job("whole"), job("broken")
     assert whole.run(recipe, 2) == [0, 0], whole.log()
-    for step in (6, 15):
+    for step, saved in ((6, 4), (15, 12)):
         broken.start(recipe, 2)
-        broken.when(step)
+        broken.when(step, saved)
         broken.kill()
     assert broken.run(recipe, 2) == [0, 0], broken.log()
     expected = whole.losses()
@@ -124,11 +124,16 @@ def test_loss_that_is_not_finite_names_step_and_samples(job: Jobs, tiny: Recipes
     run = job("run")
     assert run.run(tiny(steps=2)) == [0], run.log()
     _poison(run.paths.checkpoint(2), run.paths.checkpoints)
-    assert run.run(tiny(steps=4)) == [1]
+    assert run.run(tiny(steps=9, checkpoint__every="2 steps", optim__bad_steps=2)) == [1]
     record = json.loads(run.paths.attempt(2).rank_error(0).read_text())
-    assert record["type"] == "NotFinite" and record["step"] == 3 and record["sample"].startswith("shapes:")
-    assert "loss of step 3 is nan" in record["message"] and record["sample"] in record["message"]
+    assert record["type"] == "NotFinite" and record["step"] == 5 and record["sample"].startswith("shapes:")
+    assert "loss of step 5 is nan" in record["message"] and record["sample"] in record["message"]
+    assert "number 3 in a row" in record["message"]
+    assert [event["step"] for event in run.events("warning")] == [3, 4]
     assert run.saved() == [2], "weights that are no numbers are never saved"
+    (kept,) = torch.load(run.paths.attempt(2).root / "not-finite" / "rank-0.pt", weights_only=True)
+    assert record["sample"] in kept["samples"] and len(kept["ids"]) == len(kept["samples"])
+    assert run.run(tiny(steps=3)) == [1], "nor are they the result of a run"
 
 
 def _poison(checkpoint: Path, checkpoints: Path) -> None:

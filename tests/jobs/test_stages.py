@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,9 +18,11 @@ from tests.jobs import checkpoints
 from mmjobs.data.encode import Processor
 from mmjobs.data.formats.shapes import example
 from mmjobs.data.order import position, seed_of
+from mmjobs.model import parts
 from mmjobs.model.build import build
 from mmjobs.model.parts import decays
 from mmlaunch.recipe import Recipe
+from mmlaunch.recipe.model import Model
 
 Jobs = Callable[[str], Any]
 Recipes = Callable[..., Recipe]
@@ -92,7 +97,7 @@ def test_resumed_bit_for_bit(job: Jobs, tiny: Recipes, stage: int, precision: st
     whole, broken = job("whole"), job("broken")
     assert whole.run(tiny(**changes), 2) == [0, 0], whole.log()
     broken.start(tiny(**changes), 2)
-    broken.when(7)
+    broken.when(7, saved=6)
     broken.kill()
     assert broken.run(tiny(**changes), 2) == [0, 0], broken.log()
     assert broken.events("resumed")
@@ -100,13 +105,6 @@ def test_resumed_bit_for_bit(job: Jobs, tiny: Recipes, stage: int, precision: st
         assert set(broken.losses()[step]) == set(values)
     one, other = whole.weights(14), broken.weights(14)
     assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
-
-
-def test_divided_states_are_not_read_by_other_ranks(job: Jobs, tiny: Recipes) -> None:
-    run = job("run")
-    assert run.run(tiny(deepspeed__stage=2, steps=2), 2) == [0, 0], run.log()
-    assert run.run(tiny(deepspeed__stage=2, steps=4), 1) == [94], run.log()
-    assert "saved by 2 ranks at ZeRO stage 2" in run.log()
 
 
 @pytest.mark.parametrize("stage", [0, 2, 3])
@@ -133,3 +131,62 @@ def test_tied_weights_and_every_attention_are_saved_and_resumed(
     changes = {"model__attention": "mmca", "model__projector": "pixel_shuffle", "deepspeed__stage": stage, "steps": 2}
     recipe = tiny(**changes, batch={"global": 4, "tokens_per_gpu": 128}, data__max_tokens=64)
     assert mmca.run(recipe, 2) == [0, 0], mmca.log()
+
+
+def parts_of(folder: Path) -> dict[str, Any]:
+    """A CLIP and a LLaMA on disk, whose tokenizer lacks the tokens for images and padding."""
+    vision = {"path": str(checkpoints.clip(folder / "clip"))}
+    return {"vision": vision, "language": str(checkpoints.llama(folder / "llama", checkpoints.llama2_tokenizer()))}
+
+
+@pytest.mark.parametrize(("kind", "precision"), [("parts", "fp32"), ("whole", "fp32"), ("export", "bf16")])
+def test_weights_that_are_divided_as_they_are_read(
+    job: Jobs, tiny: Recipes, tmp_path: Path, kind: str, precision: str
+) -> None:
+    """The same training as with whole weights on every rank."""
+    model: dict[str, Any] = {
+        "parts": lambda: {**parts_of(tmp_path), "chat_template": "plain"},
+        "whole": lambda: {"pretrained": str(checkpoints.llava(tmp_path / "llava"))},
+        "export": lambda: {
+            "pretrained": str(checkpoints.llava(tmp_path / "llava")),
+            "init_from": str(checkpoints.llava(tmp_path / "llava")),
+            "train": {"vision": "frozen", "language": "lora"}, "lora": {"rank": 2, "alpha": 4},
+        },
+    }[kind]()  # fmt: skip
+    changes = {"model": model, "batch": {"global": 4, "micro": 2}, "precision": precision, "steps": 4}
+    found = {}
+    for stage in (1, 3):
+        run = job(f"stage-{stage}")
+        assert run.run(tiny(**changes, deepspeed__stage=stage), 2) == [0, 0], run.log()
+        found[stage] = [values[0] for values in run.losses().values()]
+        assert run.events("ready")[0]["parameters"]["language"]["frozen" if kind == "export" else "trainable"] > 10_000
+    assert found[3] == pytest.approx(found[1], rel=2e-5 if precision == "fp32" else 2e-3)
+
+
+ONE_RANK = """
+import json, sys
+import torch.distributed as dist
+from mmjobs.model import parts
+from mmjobs.model.build import build
+from mmjobs.train.engine import reading
+from mmlaunch.recipe.model import Model
+
+dist.init_process_group("gloo", init_method="tcp://127.0.0.1:0", rank=0, world_size=1)
+with reading({"zero_optimization": {"stage": 3}, "train_micro_batch_size_per_gpu": 1}):
+    network = build(Model.model_validate(json.loads(sys.argv[1]))).network
+empty = {parts.part_of(name) for name, value in network.named_parameters() if not value.numel()}
+kept = {parts.part_of(name) for name, value in network.named_parameters() if value.numel()}
+print(json.dumps({"empty": sorted(empty), "kept": sorted(kept), "counts": parts.counts(network)}))
+"""
+
+
+def test_no_rank_keeps_the_whole_of_what_it_reads(tmp_path: Path) -> None:
+    model = {**parts_of(tmp_path), "chat_template": "plain"}
+    done = subprocess.run(
+        [sys.executable, "-c", ONE_RANK, json.dumps(model)],
+        capture_output=True, text=True, check=False, env={**os.environ, "LOCAL_RANK": "0"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["empty"] == ["embeddings", "language", "vision"] and found["kept"] == ["projector"]
+    assert found["counts"] == parts.counts(build(Model.model_validate(model)).network)

@@ -90,6 +90,7 @@ CASES = [
     ("  schedule: cosine", "  schedule: cosin", "did you mean cosine?"),
     ("precision: bf16", "precision: bfloat16", "did you mean bf16?"),
     ("precision: bf16", "precision: 16", "one of bf16, fp16, fp32"),
+    ("precision: bf16\ndeepspeed: {stage: 2, offload: optimizer}", "precision: fp16", "write deepspeed: {stage: 1}"),
     ("  projector: mlp", "  projector: mpl", "did you mean mlp?"),
     ("  projector: mlp", "  projector: resampler", "one of linear, mlp, vit, perceiver, pixel_shuffle"),
     ("  attention: plain", "  attention: mcma", "did you mean mmca?"),

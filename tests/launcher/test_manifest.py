@@ -59,6 +59,16 @@ def test_every_truncation_is_found(tmp_path: Path) -> None:
             manifest.validate(folder)
 
 
+def test_every_flipped_bit_of_the_manifest_is_found(tmp_path: Path) -> None:
+    folder = checkpoint(tmp_path, 1)
+    data = (folder / manifest.NAME).read_bytes()
+    for place in range(len(data) - 1):  # what stands after the last brace says nothing
+        for bit in range(8):
+            (folder / manifest.NAME).write_bytes(data[:place] + bytes([data[place] ^ 1 << bit]) + data[place + 1 :])
+            with pytest.raises(manifest.InvalidCheckpoint):
+                manifest.validate(folder, contents=False)
+
+
 def test_a_swapped_folder_is_found(tmp_path: Path) -> None:
     checkpoint(tmp_path, 1).rename(tmp_path / "step-2")
     with pytest.raises(manifest.InvalidCheckpoint, match="that of step 1"):

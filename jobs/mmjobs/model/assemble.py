@@ -14,6 +14,7 @@ from transformers import (
     AutoTokenizer,
     CLIPVisionConfig,
     CLIPVisionModel,
+    LlamaForCausalLM,
     LlavaConfig,
     LlavaForConditionalGeneration,
     LlavaProcessor,
@@ -27,6 +28,7 @@ from mmjobs.model import llava, mmca, random, tokens
 from mmjobs.model.names import opening, weights
 from mmjobs.model.parts import dtype_of
 from mmjobs.model.projectors import PROJECTORS
+from mmjobs.model.sharded import undivided, whole
 from mmlaunch.errors import BadInput
 from mmlaunch.recipe.model import Language, Model, RandomLanguage, RandomVision, Vision
 
@@ -96,8 +98,8 @@ def _vision(vision: Vision, dtype: torch.dtype, empty: bool) -> Any:
 
 def _language(language: Language, tokenizer: Any, dtype: torch.dtype, empty: bool) -> Any:
     if language.path is None:
-        config = random.language(language.random or RandomLanguage(), tokenizer)
-        return AutoModelForCausalLM.from_config(config).to(dtype)
+        network: Any = LlamaForCausalLM(random.language(language.random or RandomLanguage(), tokenizer))
+        return network.to(dtype)
     with opening("model.language", language.path):
         config = AutoConfig.from_pretrained(language.path)
         return weights(AutoModelForCausalLM, language.path, config, empty, dtype)
@@ -129,7 +131,7 @@ def _config(model: Model, vision: CLIPVisionConfig, language: Any, image_id: int
 
 def _joined(config: LlavaConfig, tower: Any, language: Any) -> LlavaForConditionalGeneration:
     """The parts moved into a LLaVA that has no weights of its own, so that nothing is ever there twice."""
-    with torch.device("meta"):
+    with torch.device("meta"), undivided():
         network = llava.network_class(config)(config)
     network.model.vision_tower = tower
     network.model.language_model = language.model
@@ -160,7 +162,7 @@ def _check_features(network: LlavaForConditionalGeneration, expected: int) -> No
     config: Any = network.config
     side, some = config.vision_config.image_size, next(network.model.vision_tower.parameters())
     blank = torch.zeros(1, 3, side, side, dtype=some.dtype, device=some.device)
-    with torch.no_grad():
+    with torch.no_grad(), whole(network.model.vision_tower.parameters()):
         hidden = network.model.vision_tower(blank, output_hidden_states=True).hidden_states[config.vision_feature_layer]
         chosen = hidden if config.vision_feature_select_strategy == "full" else hidden[:, 1:]
         projector = network.model.multi_modal_projector

@@ -43,7 +43,8 @@ def weights(kind: Any, name: str, config: Any, empty: bool, dtype: torch.dtype, 
             make = getattr(kind, "from_config" if hasattr(kind, "from_config") else "_from_config")
             return make(config, dtype=dtype, **options)
     options = {**options, "config": config, "dtype": dtype}
-    network, report = kind.from_pretrained(name, output_loading_info=True, **options)
+    with torch.random.fork_rng(devices=()):  # whether it draws depends on how the weights are divided
+        network, report = kind.from_pretrained(name, output_loading_info=True, **options)
     missing = sorted(report["missing_keys"]) + sorted(str(key) for key in report["mismatched_keys"])
     if missing:
         some = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from mmjobs.model.sharded import cast, shape
 from mmlaunch.errors import BadInput
 from mmlaunch.recipe.model import Model
 
@@ -52,7 +53,7 @@ def freeze(network: nn.Module, model: Model, precision: str) -> None:
         wanted = ADAPTER in name if training[part] == "lora" else training[part] == "full" and not name.startswith(idle)
         parameter.requires_grad_(wanted)
         if wanted:
-            parameter.data = parameter.data.float()
+            cast(parameter, torch.float32)
     kept = _kept(model, precision)
     if kept != torch.float32:
         _keep_frozen_in(network, kept)
@@ -62,7 +63,7 @@ def counts(network: nn.Module) -> dict[str, dict[str, int]]:
     """Trainable and frozen parameters of each part."""
     table = {part: {"trainable": 0, "frozen": 0} for part in PARTS}
     for name, parameter in network.named_parameters():
-        table[part_of(name)]["trainable" if parameter.requires_grad else "frozen"] += parameter.numel()
+        table[part_of(name)]["trainable" if parameter.requires_grad else "frozen"] += shape(parameter).numel()
     return {part: numbers for part, numbers in table.items() if any(numbers.values())}
 
 
@@ -104,4 +105,4 @@ def _keep_frozen_in(network: nn.Module, kept: torch.dtype) -> None:
     matrices = decays(network)
     for name, parameter in network.named_parameters():
         if not parameter.requires_grad and name in matrices:
-            parameter.data = parameter.data.to(kept)
+            cast(parameter, kept)

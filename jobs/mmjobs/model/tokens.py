@@ -8,6 +8,8 @@ import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from mmjobs.model.sharded import divide, shape, whole
+
 BEGIN, END, PAD, IMAGE = "<s>", "</s>", "<pad>", "<image>"
 SPECIAL = (BEGIN, END, PAD, IMAGE)
 _ROWS = 64  # matrices of such a height are quick on every device
@@ -42,13 +44,16 @@ def complete(tokenizer: Any) -> None:
 
 def fit(language: Any, tokenizer: Any) -> None:
     """Rows for every token, in the embeddings and in the head; new ones are the mean of the old, so nothing jumps."""
-    old, wanted = language.get_input_embeddings().weight.shape[0], len(tokenizer)
+    old, wanted = shape(language.get_input_embeddings().weight)[0], len(tokenizer)
     if wanted > old:
-        language.resize_token_embeddings(wanted, pad_to_multiple_of=_ROWS, mean_resizing=False)
+        with torch.random.fork_rng(devices=()):  # it draws what is replaced below
+            language.resize_token_embeddings(wanted, pad_to_multiple_of=_ROWS, mean_resizing=False)
         layers = [language.get_input_embeddings(), language.get_output_embeddings()]
-        with torch.no_grad():
-            for weight in {id(layer.weight): layer.weight for layer in layers}.values():  # once where both are tied
+        weights = {id(layer.weight): layer.weight for layer in layers}.values()  # one where both are tied
+        with torch.no_grad(), whole(weights):
+            for weight in weights:
                 weight[old:] = weight[:old].float().mean(0).to(weight.dtype)
+        divide(language)
 
 
 def id_of(tokenizer: Any, special: str) -> int:

@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageText
 from mmjobs.model.names import opening, weights
 from mmjobs.model.parts import ADAPTER
 from mmjobs.model.pretrained import sees_images
+from mmjobs.model.sharded import shape, undivided, whole
 from mmlaunch.errors import BadInput
 from mmlaunch.recipe import resolved
 from mmlaunch.recipe.model import Lora
@@ -32,17 +33,21 @@ def start_from(network: nn.Module, name: str) -> None:
     """Take every weight from there; a name or a shape that does not fit is an error that names it."""
     folder, lora = _found(Path(name))
     state = _of_hub(folder) if (folder / "config.json").is_file() else merged(_of_run(folder), lora)
-    own = network.state_dict()
+    own = network.state_dict(keep_vars=True)
     tied = {key for key, value in own.items() if key not in state and _shared(own, key, value, state)}
     missing = sorted(own.keys() - state.keys() - tied)
     unknown = sorted(state.keys() - own.keys())
     wrong = [f"{key} is {_shape(state[key])} there and {_shape(own[key])} here" for key in own.keys() & state.keys()
-             if state[key].shape != own[key].shape]  # fmt: skip
+             if state[key].shape != shape(own[key])]  # fmt: skip
     for what, names in (("lacks", missing), ("has beyond this model", unknown), ("differs in shape:", sorted(wrong))):
         if names:
             some = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
             raise BadInput(f"model.init_from: {name} {what} {some}; its model must be the one of this recipe")
-    network.load_state_dict(state, strict=False)
+    with torch.no_grad():
+        for key, value in own.items():
+            if key in state:
+                with whole([value]):
+                    value.copy_(state[key])
 
 
 def _found(path: Path) -> tuple[Path, Lora | None]:
@@ -92,7 +97,7 @@ def _of_run(folder: Path) -> dict[str, torch.Tensor]:
 
 def _of_hub(folder: Path) -> dict[str, torch.Tensor]:
     """Through transformers, which knows the names that files of all ages give to weights."""
-    with opening("model.init_from", str(folder)):
+    with opening("model.init_from", str(folder)), undivided():
         config = AutoConfig.from_pretrained(folder)
         kind = AutoModelForImageTextToText if sees_images(config) else AutoModelForCausalLM
         network = weights(kind, str(folder), config, empty=False, dtype=config.dtype or torch.float32)
@@ -101,8 +106,8 @@ def _of_hub(folder: Path) -> dict[str, torch.Tensor]:
 
 def _shared(own: dict[str, torch.Tensor], key: str, value: torch.Tensor, state: dict[str, Any]) -> bool:
     """Whether a weight that the file lacks is another name of one that it has."""
-    return any(other in state and own[other].data_ptr() == value.data_ptr() for other in own if other != key)
+    return any(other in state and own[other] is value for other in own if other != key)
 
 
 def _shape(value: torch.Tensor) -> str:
-    return " x ".join(map(str, value.shape))
+    return " x ".join(map(str, shape(value)))

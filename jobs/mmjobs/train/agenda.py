@@ -22,6 +22,8 @@ class Due:
     """The signal, or `deadline`, that ends this attempt."""
     evaluate: bool
     save: bool
+    writing: int
+    """The highest of what the ranks said of their files."""
 
 
 class Interval:
@@ -59,22 +61,24 @@ class Agenda:
         self.saving, self.evaluating = saving, evaluating
         self.step_seconds = 0.0
 
-    def due(self, step: int, last: bool) -> Due:
-        """Called by all ranks at each step boundary."""
+    def due(self, step: int, last: bool, writing: int) -> Due:
+        """Called by all ranks at each step boundary, with how far the writing of a checkpoint is on this one."""
         first = self._ranks.first
-        signal, late, evaluate, save = self._ranks.highest(
+        signal, late, evaluate, save, writing_of_all = self._ranks.highest(
             self._stop.signal,
             self._stop.too_late_for(0.0 if last else self.step_seconds),
             first and self.evaluating.due(step, last),
             first and self.saving.due(step, last),
+            writing,
         )
-        return Due(_reason(signal, late), bool(evaluate), bool(save))
+        return Due(_reason(signal, late), bool(evaluate), bool(save), int(writing_of_all))
 
-    def check(self) -> None:
+    def check(self, writing: int) -> int:
         """Called by all ranks inside longer work than a step; raises `GivenUp` when the attempt has to end."""
-        signal, late = self._ranks.highest(self._stop.signal, self._stop.too_late_for(0.0))
+        signal, late, writing_of_all = self._ranks.highest(self._stop.signal, self._stop.too_late_for(0.0), writing)
         if reason := _reason(signal, late):
             raise GivenUp(reason)
+        return int(writing_of_all)
 
 
 def _reason(signal: float, late: float) -> str | None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from mmjobs.train import curves
 from mmjobs.train.disk import is_full
 from mmjobs.train.samples import Sample
 
@@ -15,13 +16,16 @@ from mmjobs.train.samples import Sample
 class Board:
     """Writes where it is wanted: on rank 0, when the recipe says so."""
 
-    def __init__(self, folder: Path, wanted: bool, resumed: int) -> None:
+    def __init__(self, folder: Path, wanted: bool, resumed: int, again: bool = False) -> None:
+        """`resumed`: the last step that is not done again; `again`: it is evaluated a second time."""
         self._writer: Any = None
         if wanted:
             from torch.utils.tensorboard import SummaryWriter  # seconds that the other ranks need not wait
 
-            # Points beyond the checkpoint are measured again: TensorBoard hides those of the attempt that died.
-            self._writer = SummaryWriter(str(folder), purge_step=resumed + 1 if resumed else None)
+            curves.cut(folder, resumed, again)
+            # A TensorBoard that looks on has read them already. The mark makes it forget them: not the first mark that
+            # it meets, but each one after that, so that an attempt from the beginning leaves one as well.
+            self._writer = SummaryWriter(str(folder), purge_step=resumed + 1)
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
         """One point on each curve."""

@@ -2,23 +2,42 @@
 
 from __future__ import annotations
 
+import io
 import shutil
 import time
-from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from mmjobs.data.order import seed_of
-from mmjobs.train.disk import DiskFull, is_full
+from mmjobs.train.background import Background, Files, write
+from mmjobs.train.disk import DiskFull
 from mmjobs.train.engine import Engine
 from mmjobs.train.journal import Journal
+from mmjobs.train.progress import NAME as STATE
 from mmjobs.train.progress import Progress
 from mmjobs.train.ranks import Ranks
-from mmlaunch.errors import BadInput
 from mmlaunch.recipe.checkpoint import Checkpoint
 from mmlaunch.run import manifest
 from mmlaunch.run.paths import RunPaths
+
+DONE, FULL, GOING_ON = range(3)
+
+
+@dataclass
+class Saving:
+    """A checkpoint that is begun and not yet whole."""
+
+    step: int
+    folder: Path
+    started: float
+    work: Background
+    """What this rank is busy with: first its files, and then, on rank 0, the manifest."""
+    written: bool = False
+    stall: float = 0.0
+    """Seconds that the training stood still for it."""
 
 
 class Checkpoints:
@@ -28,7 +47,7 @@ class Checkpoints:
         self._paths, self._settings, self._seed = paths, settings, seed
         self._ranks, self._journal = ranks, journal
         self._rejected: set[int] = set()
-        self._full: OSError | None = None
+        self._saving: Saving | None = None
         self._bytes = 0
 
     def resume(self, engine: Engine) -> Progress:
@@ -39,37 +58,95 @@ class Checkpoints:
             self._seed_random(0)
             return Progress()
         folder = self._paths.checkpoint(step)
-        if world != self._ranks.world and engine.stage:
-            what = f"step {step} was saved by {world} ranks at ZeRO stage {engine.stage}, each a part of it"
-            raise BadInput(f"{what}; resume on {world} ranks (only stage 0 goes on with {self._ranks.world})")
-        engine.load(folder)
+        if world == self._ranks.world or not engine.stage:
+            engine.load(folder)
+        else:
+            self._load_divided(engine, step)
         if world == self._ranks.world:
             _set_random(torch.load(folder / self._random_name, weights_only=True))
         else:  # other ranks than those that saved: their random states would not fit, new ones must not repeat
             self._seed_random(step)
+            self._journal.say(f"step {step} was saved by {world} ranks, and goes on with {self._ranks.world}")
         self._journal.event("resumed", step=step)
         self._journal.say(f"resumed from step {step}")
         return Progress.read(folder)
 
-    def save(self, engine: Engine, progress: Progress) -> bool:
-        """Write one checkpoint; False when the disk is full and the recipe says to go on without."""
+    @property
+    def writing(self) -> int:
+        """How far this rank is with the work on a checkpoint that it has begun; the ranks agree on the highest."""
+        if self._saving is None:
+            return DONE
+        if self._saving.work.going_on:
+            return GOING_ON
+        return FULL if self._saving.work.full() else DONE
+
+    def save(self, engine: Engine, progress: Progress, wait: bool) -> bool:
+        """Begin one checkpoint, and `wait` for it or not; False when the disk is full and the run goes on without."""
+        self.finish()  # the one before
         started = time.monotonic()
-        folder, final = manifest.staging(self._paths.checkpoints, progress.step), self._paths.checkpoint(progress.step)
-        # Each stage ends when all ranks have ended it; so the manifest is written after the last file of the last rank.
-        stages: tuple[Callable[[], None], ...] = (
-            lambda: self._make_empty(folder),
-            lambda: self._write(folder, engine, progress),
-            lambda: self._seal(folder, final, progress.step),
-        )
-        if not all(self._succeeds(stage) for stage in stages):
-            self._give_up(folder, progress.step)
+        folder = manifest.staging(self._paths.checkpoints, progress.step)
+        ready = Background(partial(self._make_empty, folder))
+        ready.wait()
+        self._saving = Saving(progress.step, folder, started, ready)
+        if self._ranks.any(self.writing == FULL):
+            self.advance(FULL)
             return False
-        if self._ranks.first:
-            seconds = round(time.monotonic() - started, 3)
-            self._journal.event("checkpoint", step=progress.step, seconds=seconds, bytes=self._bytes)
-            self._rejected.discard(progress.step)
-            self._prune(progress.step)
+        files = self._snapshot(folder, engine, progress)
+        self._saving.work = Background(partial(write, files))
+        self._saving.stall = time.monotonic() - started
+        # Who wants to stop at a full disk wants to stop here, and not a step later.
+        if wait or not self._settings.background or self._settings.on_full_disk == "stop":
+            return self.finish()
         return True
+
+    def advance(self, agreed: int) -> bool:
+        """On all ranks, go on with the checkpoint that was begun as far as they are; False when the disk is full."""
+        saving = self._saving
+        if saving is None or agreed == GOING_ON:
+            return True
+        if agreed == FULL:
+            self._saving = None
+            self._give_up(saving)
+            return False
+        if not saving.written:  # by all ranks: the manifest is written after the last file of the last one
+            saving.written, saving.work = True, Background(partial(self._seal, saving))
+            return True
+        self._saving = None
+        seconds = {"seconds": time.monotonic() - saving.started, "stall": saving.stall}
+        rounded = {name: round(value, 3) for name, value in seconds.items()}
+        self._journal.event("checkpoint", step=saving.step, **rounded, bytes=self._bytes)
+        return True
+
+    def finish(self) -> bool:
+        """Wait for the checkpoint that was begun, on all ranks; False when the disk is full."""
+        fine = True
+        while self._saving is not None:
+            began = time.monotonic()
+            self._saving.work.wait()
+            agreed = int(self._ranks.highest(self.writing)[0])
+            self._saving.stall += time.monotonic() - began
+            fine = self.advance(agreed)
+        return fine
+
+    def _load_divided(self, engine: Engine, step: int) -> None:
+        """Load what another number of ranks has saved, each rank a part of it."""
+        folder, converted = self._paths.checkpoint(step), manifest.staging(self._paths.checkpoints, step)
+        if self._ranks.first:
+            self._check_room(step)
+        pieces = engine.convert(folder, converted) if self._ranks.first else iter(())
+        while self._ranks.any(next(pieces, True) is None):  # that they ask after each piece shows that all are alive
+            pass
+        engine.load_converted(folder, converted)
+        self._ranks.any(False)  # not before all have read it
+        if self._ranks.first:
+            shutil.rmtree(converted)
+
+    def _check_room(self, step: int) -> None:
+        """For another copy of a checkpoint: torch's own word for a full disk is `enforce fail`."""
+        needed = manifest.validate(self._paths.checkpoint(step), contents=False).bytes
+        if shutil.disk_usage(self._paths.checkpoints).free < needed:
+            what = f"no room to prepare step {step} for {self._ranks.world} ranks"
+            raise DiskFull(f"{what}; free {needed / 2**20:.1f} MiB in {self._paths.checkpoints} and resume the run")
 
     def _find(self) -> tuple[int | None, int]:
         """(step, world) of the newest valid checkpoint; those that are newer and invalid are reported."""
@@ -90,40 +167,34 @@ class Checkpoints:
     def _seed_random(self, step: int) -> None:
         torch.manual_seed(seed_of("rank", self._seed, self._ranks.rank, step))
 
-    def _write(self, folder: Path, engine: Engine, progress: Progress) -> None:
-        engine.save(folder)
-        with (folder / self._random_name).open("wb") as file:
-            torch.save(_random(), file)
+    def _snapshot(self, folder: Path, engine: Engine, progress: Progress) -> Files:
+        files = engine.snapshot(folder)
+        random = io.BytesIO()
+        torch.save(_random(), random)
+        files[folder / self._random_name] = random.getbuffer()
         if self._ranks.first:
-            progress.write(folder)
+            files[folder / STATE] = progress.text().encode()
+        return files
 
     def _make_empty(self, folder: Path) -> None:
         if self._ranks.first:
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir()
 
-    def _seal(self, folder: Path, final: Path, step: int) -> None:
+    def _seal(self, saving: Saving) -> None:
         if self._ranks.first:
-            self._bytes = manifest.seal(folder, final, step, self._ranks.world).bytes
+            final = self._paths.checkpoint(saving.step)
+            self._bytes = manifest.seal(saving.folder, final, saving.step, self._ranks.world).bytes
+            self._rejected.discard(saving.step)
+            self._prune(saving.step)
 
-    def _succeeds(self, stage: Callable[[], None]) -> bool:
-        """Run a stage on this rank; whether it succeeded on all. Only a full disk is an answer, the rest are errors."""
-        failed = False
-        try:
-            stage()
-        except OSError as error:
-            if not is_full(error):
-                raise
-            self._full, failed = error, True
-        return not self._ranks.any(failed)
-
-    def _give_up(self, folder: Path, step: int) -> None:
+    def _give_up(self, saving: Saving) -> None:
         if self._ranks.first:
-            shutil.rmtree(folder, ignore_errors=True)
-        what = f"no checkpoint of step {step}: {self._full or 'the disk of another rank is full'}"
+            shutil.rmtree(saving.folder, ignore_errors=True)
+        what = f"no checkpoint of step {saving.step}: {saving.work.full() or 'the disk of another rank is full'}"
         if self._settings.on_full_disk == "stop":
             raise DiskFull(f"{what}; make room in {self._paths.checkpoints} and resume the run")
-        self._journal.warn(what, step=step)
+        self._journal.warn(what, step=saving.step)
 
     def _prune(self, newest: int) -> None:
         """Delete what the recipe does not keep. Only sealed ones count, and `newest` is one: it is never deleted."""

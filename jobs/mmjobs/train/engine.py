@@ -7,20 +7,23 @@ import json
 import logging
 import math
 import os
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import safetensors
 import safetensors.torch
 import torch
 from torch import nn
 
 from mmjobs.data.batch import Batch
+from mmjobs.model import sharded
 from mmjobs.model.parts import decays, part_of
 from mmjobs.model.weights import FILE as WEIGHTS
 from mmjobs.objectives.measured import Measured, Objective
+from mmjobs.train.background import Files
 from mmjobs.train.ranks import Ranks, peers
 from mmjobs.train.schedule import share
 from mmlaunch.recipe.optim import Optim
@@ -29,15 +32,13 @@ os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else
 logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
 import deepspeed  # noqa: E402  it chooses its accelerator when it is imported
 from deepspeed.runtime.checkpoint_engine.torch_checkpoint_engine import TorchCheckpointEngine  # noqa: E402
-from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler  # noqa: E402
-from deepspeed.runtime.zero.config import ZeroStageEnum  # noqa: E402
-from deepspeed.utils.tensor_fragment import fragment_address  # noqa: E402
+
+from mmjobs.train import universal  # noqa: E402  it imports deepspeed
 
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # gloo does the work, without a compiler and its minute
+torch.serialization.set_crc32_options(False)  # half the time of a save: the manifest has better sums
 TAG = "deepspeed"
 _PREFIX = "network."
-_KNOWN: list[Any] = [LossScaler, DynamicLossScaler, ZeroStageEnum, fragment_address]
-"""Classes of DeepSpeed that its own files hold; they are plain records."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,9 @@ class Update:
 
     lr: float
     norm: float
-    """Of the gradient, before it was clipped."""
+    """Of the gradient, before it was clipped; one that is not finite has changed nothing."""
+    rescaled: bool = False
+    """Whether half precision only overflowed: the next losses are scaled less."""
 
 
 class _Step(nn.Module):
@@ -55,11 +58,20 @@ class _Step(nn.Module):
     def __init__(self, network: nn.Module, arithmetic: Callable[[], AbstractContextManager[None]]) -> None:
         super().__init__()
         self.network, self._arithmetic = network, arithmetic
+        self.universal_checkpoint_info = universal.INFO  # DeepSpeed saves what it finds under this name
 
     def forward(self, objective: Objective, batch: Batch) -> tuple[torch.Tensor, Measured]:
         with self._arithmetic():
             measured = objective(self.network, batch)
         return measured.loss, measured
+
+
+@contextmanager
+def reading(settings: dict[str, Any]) -> Iterator[None]:
+    """In here a model is built; what it reads is divided over the ranks at once where the configuration says so."""
+    deepspeed.init_distributed(dist_init_required=False)  # it takes the process group that there is
+    with sharded.reading(settings):
+        yield
 
 
 class Engine:
@@ -72,9 +84,14 @@ class Engine:
         self._optim, self._steps, self._ranks = optim, steps, ranks
         settings = json.loads(config.read_text())
         self.stage: int = settings["zero_optimization"]["stage"]
+        self._scaled = bool(settings["fp16"]["enabled"])
         self._half = precision == "bf16" and not settings["bf16"]["enabled"]  # stage 0 has no masters of half weights
         trained = [(name, parameter) for name, parameter in network.named_parameters() if parameter.requires_grad]
         self._trained = [parameter for _, parameter in trained]
+        for kind, dtype in (("bf16", torch.bfloat16), ("fp16", torch.float16)):
+            if settings[kind]["enabled"]:
+                for parameter in network.parameters():  # DeepSpeed does so with whole ones only
+                    sharded.cast(parameter, dtype)
         self._engine, self._optimizer, _, _ = deepspeed.initialize(
             model=_Step(network, self.precision),
             model_parameters=_groups(trained, decays(network), optim),
@@ -109,12 +126,14 @@ class Engine:
         factor = share(self._optim, step, self._steps)
         for group, peak in zip(self._optimizer.param_groups, self._peaks, strict=True):
             group["lr"] = peak * factor
-        norm = self._norm() if self.stage == 0 else None
-        if norm is None or math.isfinite(norm):
+        if self.stage:
+            self._engine.step()  # it looks for itself
+            norm = float("inf") if self._optimizer.overflow else float(self._engine.get_global_grad_norm())
+        elif math.isfinite(norm := self._norm()):
             self._engine.step()
-        if norm is None:
-            norm = float(self._engine.get_global_grad_norm())
-        return Update(self._optim.lr * factor, norm)
+        else:
+            self._optimizer.zero_grad()
+        return Update(self._optim.lr * factor, norm, rescaled=self._scaled and not math.isfinite(norm))
 
     @peers()
     def look_at(self, batch: Batch, objective: Objective) -> Measured:
@@ -125,18 +144,35 @@ class Engine:
         return result[1]
 
     @peers()
-    def save(self, folder: Path) -> None:
-        """Write weights and optimiser state, each rank its own part; all ranks together."""
+    def snapshot(self, folder: Path) -> Files:
+        """Weights and optimiser state as files in memory, of each rank its own part; all ranks together."""
+        self._files.collected = {}
         self._engine.save_checkpoint(str(folder), tag=TAG, client_state={}, save_latest=False)
         weights = self._weights()
+        files, self._files.collected = self._files.collected, {}
         if self._ranks.first:
-            # As bytes first: a full disk is then an OSError, which safetensors hides.
-            self._files.write(folder / WEIGHTS, safetensors.torch.save(weights, metadata={"format": "pt"}))
-        self._files.check()
+            files[folder / WEIGHTS] = safetensors.torch.save(weights, metadata={"format": "pt"})
+        return files
 
     def load(self, folder: Path) -> None:
-        """Take weights and optimiser state from a checkpoint, on every rank."""
+        """Take weights and optimiser state from a checkpoint of as many ranks, on every rank."""
         self._engine.load_checkpoint(str(folder), tag=TAG, load_lr_scheduler_states=False)
+
+    def convert(self, folder: Path, converted: Path) -> Iterator[None]:
+        """On one rank, prepare a checkpoint for `load_converted`; each turn is a piece of the work."""
+        return universal.convert(folder / TAG, converted, self.stage)
+
+    @peers()
+    def load_converted(self, folder: Path, converted: Path) -> None:
+        """Take weights and optimiser state from a checkpoint of any number of ranks, on every rank."""
+        still = {name: value for name, value in self.network.named_parameters() if not value.requires_grad}
+        with safetensors.safe_open(folder / WEIGHTS, "pt") as file:
+            saved = set(file.keys())
+            for name, value in [*still.items(), *self.network.named_buffers()]:
+                if name in saved:
+                    with torch.no_grad(), deepspeed.zero.GatheredParameters([value], modifier_rank=0):
+                        value.copy_(file.get_tensor(name))
+        universal.restore(self._optimizer, converted, self.stage)
 
     def evaluating(self) -> nn.Module:
         """The network as it answers, not as it learns."""
@@ -173,21 +209,24 @@ class Engine:
 
 
 class _Files(TorchCheckpointEngine):  # type: ignore[misc]
-    """How DeepSpeed writes and reads its files: a full disk is an error after all ranks are through, not a hang."""
+    """How DeepSpeed's files are written and read: into memory, to be written beside the training; without code."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._failure: OSError | None = None
+        self.collected: Files = {}
+
+    def makedirs(self, path: str, exist_ok: bool = False) -> None:
+        """Not yet: whoever writes the files makes their folder."""
 
     def save(self, state_dict: Any, path: str) -> None:
         """All but the weights, where one rank has all of them: they have a file of their own."""
         buffer = io.BytesIO()
         torch.save({**state_dict, "module": {}} if self._whole(path) else state_dict, buffer)
-        self.write(Path(path), buffer.getbuffer())
+        self.collected[Path(path)] = buffer.getbuffer()
 
     def load(self, path: str, map_location: Any = None) -> Any:
         """Without running code from the file: only tensors, containers and these classes of DeepSpeed."""
-        with torch.serialization.safe_globals(_KNOWN):
+        with universal.harmless():
             state = torch.load(path, map_location=map_location, weights_only=True)
         if self._whole(path):
             weights = safetensors.torch.load_file(Path(path).parent.parent / WEIGHTS)
@@ -198,18 +237,6 @@ class _Files(TorchCheckpointEngine):  # type: ignore[misc]
     def _whole(path: str) -> bool:
         """Whether a file holds the weights of the whole model; at stage 3 each rank has its own fragments."""
         return Path(path).name.startswith("mp_rank_")
-
-    def write(self, path: Path, content: bytes | memoryview) -> None:
-        try:
-            path.write_bytes(content)
-        except OSError as error:
-            self._failure = self._failure or error
-
-    def check(self) -> None:
-        """Raise what stood in the way of a file."""
-        failure, self._failure = self._failure, None
-        if failure is not None:
-            raise failure
 
 
 def _groups(trained: list[tuple[str, nn.Parameter]], decayed: set[str], optim: Optim) -> list[dict[str, Any]]:

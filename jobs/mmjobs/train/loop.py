@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
@@ -18,14 +17,16 @@ from mmjobs.train.checkpoint import Checkpoints
 from mmjobs.train.disk import DiskFull
 from mmjobs.train.engine import Engine, Update
 from mmjobs.train.evaluate import Evaluation
+from mmjobs.train.finite import Finite, NotFinite
 from mmjobs.train.journal import Journal
 from mmjobs.train.metrics import Totals
 from mmjobs.train.pace import Pace
 from mmjobs.train.progress import Progress
 from mmjobs.train.ranks import Ranks
 from mmjobs.train.samples import draw
+from mmjobs.train.useful import Work
 from mmjobs.train.watchdog import Phase
-from mmjobs.train.whereabouts import NotFinite, Whereabouts
+from mmjobs.train.whereabouts import Whereabouts
 from mmlaunch.errors import BadInput
 from mmlaunch.recipe import Recipe
 from mmlaunch.run.paths import RunPaths
@@ -54,24 +55,35 @@ class Trainer:
     board: Board
     where: Whereabouts
     progress: Progress
+    finite: Finite
+    work: Work | None = None
+    """What a step has to compute, where it is known what the device can."""
     skipped: int = 0
     """Rows of this rank whose images turned out to be damaged."""
 
     def run(self) -> dict[str, Any]:
         """Train to the last step; raises `Saved` when there is a reason to go on later."""
-        self.pace = Pace(self.recipe.batch.examples)
+        self.pace = Pace(self.recipe.batch.examples, self.work)
         while True:
             last = self.progress.step == self.steps
-            due = self.agenda.due(self.progress.step, last)
+            due = self.agenda.due(self.progress.step, last, self.checkpoints.writing)
+            self.checkpoints.advance(due.writing)
             if due.stop:
                 self._stop(due.stop)
             improved = due.evaluate and self._evaluate()
-            if due.save or improved:
+            if last:
+                self.finite.end(self.progress)
+            if (due.save or improved) and not self.progress.streak:  # weights that are no numbers are never saved
                 self._save()
             if last:
+                self._finish_saving()
                 self.board.flush()
                 return {"step": self.progress.step, "metrics": self.progress.metrics}
-            self._step()
+            try:
+                self._step()
+            except NotFinite:  # on all ranks: there is time for the checkpoint that is being written
+                self._finish_saving()
+                raise
 
     def _step(self) -> None:
         """One optimiser step over one global batch."""
@@ -91,15 +103,11 @@ class Trainer:
             doubtful += [str(origin) for origin, good in zip(batch.origins, finite, strict=True) if not good]
         totals.reduce(self.ranks)
         means = totals.means()
-        if not math.isfinite(means["loss"]):
-            raise NotFinite(f"the loss of step {number} is {means['loss']}", self.ranks.gather(doubtful))
         update = self.engine.step(self.progress.step)
-        if not math.isfinite(update.norm):
-            everything = [str(origin) for batch in batches for origin in batch.origins]
-            raise NotFinite(f"the gradient of step {number} has norm {update.norm}", self.ranks.gather(everything))
         self.progress.step = number
         self.progress.cursor += self.recipe.batch.examples
-        self.agenda.step_seconds = self.pace.step(units)
+        self.finite.judge(self.progress, means["loss"], update, batches, doubtful)
+        self.agenda.step_seconds = self.pace.step(units, batches)
         self.ranks.watch.stepped(self.agenda.step_seconds)
         if number % self.recipe.log.every == 0 or number in (1, self.steps):
             self._log(means, update)
@@ -112,6 +120,7 @@ class Trainer:
     def _log(self, means: dict[str, float], update: Update) -> None:
         step, pace = self.progress.step, self.pace.lap()
         numbers = {**means, "lr": update.lr, "grad_norm": update.norm, **pace.numbers()}
+        numbers |= {"left_out": self.progress.left_out} if self.progress.left_out else {}
         self.journal.event("step", step=step, steps=self.steps, **numbers)
         self.board.scalars({f"train/{name}": value for name, value in numbers.items()}, step)
         shown = [f"step {step:>{len(str(self.steps))}}/{self.steps}", f"loss {means['loss']:.3f}"]
@@ -126,7 +135,7 @@ class Trainer:
             return False
         self.ranks.watch.enter(Phase.EVALUATE)
         try:
-            metrics = self.evaluation.measure(self.engine, self.objective, self.agenda.check)
+            metrics = self.evaluation.measure(self.engine, self.objective, self._between_batches)
         except GivenUp as reason:
             self._stop(str(reason))
         self.progress.evaluated, self.progress.metrics = step, metrics
@@ -152,22 +161,30 @@ class Trainer:
         self.progress.best = value if better else best
         return better
 
-    def _save(self) -> None:
+    def _between_batches(self) -> None:
+        self.checkpoints.advance(self.agenda.check(self.checkpoints.writing))
+
+    def _save(self, wait: bool = False) -> None:
         step = self.progress.step
         if self.agenda.saving.done_at(step):
             return
         self.ranks.watch.enter(Phase.SAVE)
-        saved = self.checkpoints.save(self.engine, self.progress)
+        self.board.flush()  # first: what a checkpoint has behind it is not done again
+        saved = self.checkpoints.save(self.engine, self.progress, wait or step == self.steps)
         if not saved and step == self.steps:
             raise DiskFull(f"the disk is full, and step {step} is the result of the run; make room and resume it")
         self.agenda.saving.done(step)
-        self.board.flush()
         self.pace.pause()
+
+    def _finish_saving(self) -> None:
+        self.ranks.watch.enter(Phase.SAVE)
+        self.checkpoints.finish()
 
     def _stop(self, reason: str) -> NoReturn:
         """Save what was done since the last checkpoint, and leave."""
         self.journal.event("signal", name=reason, step=self.progress.step)
         self.journal.say(f"{reason}: saving step {self.progress.step} to go on later")
         if self.progress.step:
-            self._save()
+            self._save(wait=True)
+        self._finish_saving()
         raise Saved(reason)

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from mmjobs.data.batch import Batch
+from mmjobs.train.useful import Work
 
 
 @dataclass(frozen=True)
@@ -17,9 +21,12 @@ class Lap:
     tokens: float
     """Learnt tokens a second, over all ranks."""
     step_seconds: float
+    mfu: float | None = None
+    """The share of this rank's device that useful arithmetic takes, where its peak is known."""
 
     def numbers(self) -> dict[str, float | int]:
-        return {"rate": round(self.rate, 3), "tokens_per_second": round(self.tokens, 3), "memory": memory()}
+        numbers = {"rate": round(self.rate, 3), "tokens_per_second": round(self.tokens, 3), "memory": memory()}
+        return numbers if self.mfu is None else {**numbers, "mfu": round(self.mfu, 4)}
 
     def left(self, steps: int) -> str:
         """`1m02s` for the steps that are left."""
@@ -36,16 +43,18 @@ class Lap:
 class Pace:
     """A stopwatch for steps; evaluations and saves do not count."""
 
-    def __init__(self, examples: int) -> None:
-        self._examples = examples
+    def __init__(self, examples: int, work: Work | None = None) -> None:
+        self._examples, self._work = examples, work
         self._begun = time.monotonic()
-        self._steps, self._seconds, self._tokens = 0, 0.0, 0.0
+        self._steps, self._seconds, self._tokens, self._flop = 0, 0.0, 0.0, 0.0
 
-    def step(self, tokens: float) -> float:
-        """A step has ended; its duration."""
+    def step(self, tokens: float, batches: Sequence[Batch] = ()) -> float:
+        """A step over these batches of this rank has ended; its duration."""
         now = time.monotonic()
         seconds, self._begun = now - self._begun, now
         self._steps, self._seconds, self._tokens = self._steps + 1, self._seconds + seconds, self._tokens + tokens
+        if self._work is not None:
+            self._flop += sum(self._work.flop(batch) for batch in batches)
         return seconds
 
     def pause(self) -> None:
@@ -55,8 +64,9 @@ class Pace:
     def lap(self) -> Lap:
         """The steps since the last call."""
         seconds = max(self._seconds, 1e-9)
-        lap = Lap(self._steps * self._examples / seconds, self._tokens / seconds, seconds / max(1, self._steps))
-        self._steps, self._seconds, self._tokens = 0, 0.0, 0.0
+        mfu = self._flop / seconds / self._work.peak if self._work is not None else None
+        lap = Lap(self._steps * self._examples / seconds, self._tokens / seconds, seconds / max(1, self._steps), mfu)
+        self._steps, self._seconds, self._tokens, self._flop = 0, 0.0, 0.0, 0.0
         return lap
 
 

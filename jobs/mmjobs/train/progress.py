@@ -23,9 +23,13 @@ class Progress:
     """What that evaluation measured."""
     best: float | None = None
     """The best value so far of the metric that the recipe calls best."""
+    left_out: int = 0
+    """Steps that changed nothing, because their loss or their gradient was not finite."""
+    streak: int = 0
+    """How many of them the last ones are."""
 
-    def write(self, folder: Path) -> None:
-        (folder / NAME).write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
+    def text(self) -> str:
+        return json.dumps(asdict(self), indent=1) + "\n"
 
     @classmethod
     def read(cls, folder: Path) -> Progress:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import socket
@@ -23,12 +24,13 @@ from mmjobs.model import parts
 from mmjobs.model.build import Built, build
 from mmjobs.objectives import OBJECTIVES
 from mmjobs.objectives.measured import Objective
-from mmjobs.train import skipped
+from mmjobs.train import skipped, useful
 from mmjobs.train.agenda import Agenda, Interval
 from mmjobs.train.board import Board
 from mmjobs.train.checkpoint import Checkpoints
-from mmjobs.train.engine import Engine
+from mmjobs.train.engine import Engine, reading
 from mmjobs.train.evaluate import Evaluation
+from mmjobs.train.finite import Finite
 from mmjobs.train.journal import Journal
 from mmjobs.train.loop import Saved, Trainer
 from mmjobs.train.ranks import Ranks, join
@@ -71,7 +73,8 @@ def _trainer(
 ) -> Trainer:
     watch = ranks.watch
     watch.enter(Phase.START)  # each of these may take long: each has the whole allowance
-    built = _model(recipe)
+    config = paths.attempt(journal.attempt).deepspeed
+    built = _model(recipe, json.loads(config.read_text()))
     watch.enter(Phase.START)
     objective = OBJECTIVES[recipe.objective.method]()
     processor = _processor(recipe, built, objective)
@@ -79,8 +82,8 @@ def _trainer(
     examples, held_out = _data(recipe, processor, objective, ranks, paths)
     steps = recipe.steps or max(1, math.ceil((recipe.epochs or 1) * len(examples) / recipe.batch.examples))
     watch.enter(Phase.START)
-    table = parts.counts(built.network)  # before the weights are divided over ranks
-    config = paths.attempt(journal.attempt).deepspeed
+    table = parts.counts(built.network)
+    work = useful.here(built.network, recipe.precision)
     engine = Engine(built.network, recipe.optim, steps, recipe.precision, config, ranks)
     checkpoints = Checkpoints(paths, recipe.checkpoint, recipe.seed, ranks, journal)
     progress = checkpoints.resume(engine)
@@ -111,16 +114,19 @@ def _trainer(
             evaluating=Interval(evaluating, None if finished else progress.evaluated),
         ),
         journal=journal,
-        board=Board(paths.tensorboard, recipe.log.tensorboard and ranks.first, progress.step),
+        board=Board(paths.tensorboard, recipe.log.tensorboard and ranks.first, progress.step, finished),
         where=where,
         progress=progress,
+        work=work,
+        finite=Finite(paths, ranks, journal, recipe.optim.bad_steps),
     )
 
 
-def _model(recipe: Recipe) -> Built:
-    """The same weights on every rank: they come from the recipe's seed alone."""
+def _model(recipe: Recipe, settings: dict[str, Any]) -> Built:
+    """The same weights on every rank: they come from files, and from the recipe's seed alone."""
     torch.manual_seed(seed_of("model", recipe.seed))
-    return build(recipe.model, recipe.precision)
+    with reading(settings):
+        return build(recipe.model, recipe.precision)
 
 
 def _data(

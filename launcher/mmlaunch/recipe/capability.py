@@ -32,5 +32,3 @@ def _objective(recipe: Recipe) -> Asked:
 def _training(recipe: Recipe) -> Asked:
     if recipe.checkpoint.best not in (None, *MEASURED):
         yield ("checkpoint", "best"), recipe.checkpoint.best, f"it measures {', '.join(MEASURED)}"
-    if recipe.precision == "fp16":
-        yield ("precision",), "fp16", "it runs fp32 and bf16"

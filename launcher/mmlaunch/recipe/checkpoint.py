@@ -13,6 +13,7 @@ class Checkpoint(Section):
 
     OTHER_NAMES: ClassVar[dict[str, str]] = {
         "save_steps": "every", "interval": "every", "save_total_limit": "keep", "save_every": "every",
+        "async": "background", "async_save": "background",
     }  # fmt: skip
 
     every: Annotated[list[Interval], OneOrMore(), Field(min_length=1)] = [Every(seconds=1800)]
@@ -24,6 +25,8 @@ class Checkpoint(Section):
     best: Annotated[Line, Field(examples=["eval/accuracy"])] | None = None
     """The checkpoint with the best value of this metric stays too."""
     best_is: Literal["highest", "lowest"] = "highest"
+    background: bool = True
+    """Train on while files are written; never for the last one, before a stop, or where a full disk stops the run."""
     on_full_disk: Literal["continue", "stop"] = "continue"
 
 

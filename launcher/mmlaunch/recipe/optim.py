@@ -45,3 +45,5 @@ class Optim(Section):
     eps: Positive = 1e-8
     clip: NotNegative = 1.0
     """The largest norm of a gradient; 0 does not clip."""
+    bad_steps: Annotated[int, Field(ge=0)] = 3
+    """So many steps in a row are left out whose loss or gradient is not finite; one more stops the run."""

@@ -166,6 +166,13 @@ def _half_precision_on_cpu(precision: str, resources: Resources) -> Iterator[Mis
         yield ("precision",), precision, mistake("fp16 needs a GPU", "write fp32 or bf16, or ask for gpus_per_node")
 
 
+def _half_precision_keeps_masters(precision: str, deepspeed: DeepSpeed) -> Iterator[Mistake]:
+    """DeepSpeed's own optimiser for fp16 without ZeRO clips wrongly: its first update is not that of fp32."""
+    if precision == "fp16" and not deepspeed.stage:
+        what = "fp16 needs the full-precision weights that ZeRO keeps"
+        yield ("precision",), precision, mistake(what, "write deepspeed: {stage: 1}, or precision: bf16")
+
+
 def _shapes_are_answers(objective: Any, data: Data, model: Model) -> Iterator[Mistake]:
     for group in ("train", "eval"):
         for index, source in enumerate(getattr(data, group)):
@@ -215,4 +222,5 @@ RULES: dict[Rule, tuple[str, ...]] = {  # each with what it reads; its sections 
     _warmup_ends: ("optim.warmup", "steps"),
     _one_way_to_fill_rows: ("batch.micro", "batch.tokens_per_gpu"),
     _half_precision_on_cpu: ("precision", "resources.gpus_per_node"),
+    _half_precision_keeps_masters: ("precision", "deepspeed.stage"),
 }  # fmt: skip

@@ -8,7 +8,7 @@ ready      the model is built: attempt, world, parameters by part
 resumed    the job continues from a checkpoint: step
 step       rank 0, now and then: step, steps, loss, rate and whatever the objective measures
 evaluated  step and the metrics of the evaluation sets
-checkpoint step, seconds, bytes; `rejected` names one that did not validate
+checkpoint step, seconds until it was whole, stall (seconds without training), bytes; `rejected` names a bad one
 signal     a signal or the deadline was seen: name, step
 warning    something went wrong that does not end the run: what, step
 excluded   a node is not used again before `until`: node, until

@@ -15,7 +15,7 @@ from pathlib import Path
 from mmlaunch.run.files import publish, sync_folder
 
 NAME = "MANIFEST.json"
-FORMAT = 1
+FORMAT = 2
 _STEP = re.compile(r"step-(\d+)")
 
 
@@ -47,9 +47,8 @@ def seal(folder: Path, final: Path, step: int, world: int) -> Manifest:
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
         files[path.relative_to(folder).as_posix()] = {"bytes": path.stat().st_size, "sha256": _digest(path, flush=True)}
     manifest = Manifest(step, world, files)
-    publish(
-        folder / NAME, json.dumps({"format": FORMAT, "step": step, "world": world, "files": files}, indent=1) + "\n"
-    )
+    record = {"format": FORMAT, "step": step, "world": world, "files": files}
+    publish(folder / NAME, json.dumps({**record, "sha256": _digest_of(record)}, indent=1) + "\n")
     if final.exists():  # an invalid one of the same step: it was rejected, or we would not be here
         shutil.rmtree(final)
     folder.replace(final)
@@ -62,13 +61,15 @@ def validate(folder: Path, contents: bool = True) -> Manifest:
     try:
         record = json.loads((folder / NAME).read_text())
         manifest = Manifest(int(record["step"]), int(record["world"]), dict(record["files"]))
-        known = record["format"] == FORMAT
+        known, digest = record["format"] == FORMAT, record.pop("sha256", None)
     except FileNotFoundError:
         raise InvalidCheckpoint(f"{folder.name}: no {NAME}: the save never finished") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InvalidCheckpoint(f"{folder.name}: {NAME} is damaged ({error})") from None
     if not known:
         raise InvalidCheckpoint(f"{folder.name}: {NAME} has format {record['format']}; this version reads {FORMAT}")
+    if digest != _digest_of(record):  # a flipped bit in the number of ranks would be believed, and one in a key a crash
+        raise InvalidCheckpoint(f"{folder.name}: {NAME} is damaged (its content is not what was written)")
     if folder.name != f"step-{manifest.step}":
         raise InvalidCheckpoint(f"{folder.name}: its manifest is that of step {manifest.step}")
     for name, entry in manifest.files.items():
@@ -115,6 +116,10 @@ def _descriptor(path: Path) -> Iterator[int]:
         yield descriptor
     finally:
         os.close(descriptor)
+
+
+def _digest_of(record: dict[str, object]) -> str:
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 
 def _digest(path: Path, flush: bool = False) -> str:

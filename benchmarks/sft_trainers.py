@@ -1,0 +1,161 @@
+"""The two trainers that sft.py compares: each in a process of its own, each at work only when it is its turn."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+RECIPE: dict[str, Any] = {
+    "name": "bench",
+    "model": {
+        "vision": {"random": {"width": 128, "layers": 4, "heads": 4, "image_size": 64, "patch": 16}},
+        "language": {"random": {"width": 256, "layers": 4, "heads": 4, "max_positions": 1024}},
+        "train": {"vision": "frozen", "projector": "full", "language": "full"},
+    },
+    "data": {"train": {"format": "shapes", "limit": 1}, "workers": 0, "max_tokens": 512},
+    "objective": "sft",
+    "optim": {"lr": 1e-4, "schedule": "constant", "weight_decay": 0.0},
+    "batch": {"global": 16, "tokens_per_gpu": 512},
+    "steps": 100_000,
+    "precision": "fp32",
+    "evaluate": {"samples": 0},
+    "checkpoint": {"every": "100000 steps"},
+    "log": {"every": 1, "tensorboard": False},
+    "resources": {"nodes": 1, "gpus_per_node": 0, "tasks_per_node": 1, "cpus_per_rank": 1},
+}
+BATCH: int = RECIPE["batch"]["global"]
+
+
+@dataclass
+class Turns:
+    """The trainer's end of the line: after each turn it says what it did, and waits for the next one."""
+
+    line: Connection
+    before: int
+    losses: list[float] = field(default_factory=list)
+    left: int = 1
+    since: float = field(default_factory=time.process_time)
+
+    def step(self, loss: float) -> None:
+        """A step is done; returns when the next one may begin."""
+        self.losses.append(loss)
+        self.left -= 1
+        if self.left:
+            return
+        seconds, peak = time.process_time() - self.since, memory("VmHWM")
+        self.line.send({"seconds": seconds, "peak": peak, "added": peak - self.before, "losses": self.losses})
+        self.left = self.line.recv()
+        if not self.left:
+            os._exit(0)  # neither of them has anything to tidy up
+        if len(self.losses) == 1:
+            Path("/proc/self/clear_refs").write_text("5")  # proc(5): the peak begins anew; building has its own
+        self.losses, self.since = [], time.process_time()
+
+
+def memory(name: str) -> int:
+    """Bytes: VmRSS is what this process has, VmHWM what it had at most (proc(5))."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
+
+
+def begin(trainer: str, line: Connection, data: Path, own: Path, options: dict[str, Any]) -> None:
+    """In the new process: one thread, a rank of one, and what is printed goes to a file."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
+    os.environ |= {"MASTER_PORT": str(port), "MMLAUNCH_ATTEMPT": "1", "MMLAUNCH_HANG_SECONDS": "3600"}
+    os.dup2(os.open(own / f"{trainer}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND), 1)
+    os.dup2(1, 2)
+    import torch
+
+    torch.set_num_threads(1)
+    begun: dict[str, Callable[..., None]] = {"mmlaunch": ours, "TRL": theirs}
+    begun[trainer](line, data, own, options)
+
+
+def ours(line: Connection, data: Path, own: Path, options: dict[str, Any]) -> None:
+    """A rank of mmlaunch: its session, its loop, its engine."""
+    from mmjobs.train import session
+    from mmjobs.train.journal import Journal
+    from mmjobs.train.ranks import join
+    from mmjobs.train.signals import Stop
+    from mmjobs.train.watchdog import Watchdog
+    from mmjobs.train.whereabouts import Whereabouts
+    from mmlaunch.plan import deepspeed
+    from mmlaunch.recipe.check import recipe_of
+    from mmlaunch.run.paths import RunPaths
+
+    class Told(Journal):
+        def event(self, kind: str, **fields: Any) -> None:
+            if kind == "step":
+                turns.step(fields["loss"])
+
+    source = {"path": str(data / "rows.json"), "format": "llava", "images": str(data)}
+    model = RECIPE["model"] | {"init_from": str(data / "model")}
+    recipe = recipe_of(RECIPE | {"model": model, "data": RECIPE["data"] | {"train": source}})
+    paths, where = RunPaths(own), Whereabouts()
+    paths.attempt(1).logs.mkdir(parents=True)
+    paths.attempt(1).deepspeed.write_text(json.dumps(deepspeed(recipe, BATCH, 1)))
+    with Watchdog(paths, where) as watch:
+        ranks = join(watch)
+        turns = Turns(line, memory("VmRSS"))
+        session._trainer(recipe, paths, Stop(), where, ranks, Told(paths.events, 1, True)).run()
+
+
+def theirs(line: Connection, data: Path, own: Path, options: dict[str, Any]) -> None:
+    """TRL's trainer on the same weights and rows, in the same order."""
+    import torch
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+    from trl import SFTConfig, SFTTrainer
+
+    class Told(SFTTrainer):
+        parts: tuple[float, ...] = ()
+
+        def training_step(self, *arguments: Any, **named: Any) -> torch.Tensor:
+            part = super().training_step(*arguments, **named)
+            self.parts = (*self.parts, part.item())  # of the mean over the tokens of all micro-batches
+            return part
+
+        def log(self, *arguments: Any, **named: Any) -> None:
+            super().log(*arguments, **named)
+            parts, self.parts = self.parts, ()
+            turns.step(sum(parts))
+
+    config = SFTConfig(
+        output_dir=str(own / "trl"), use_cpu=True, bf16=False, max_length=None, max_steps=RECIPE["steps"],
+        learning_rate=RECIPE["optim"]["lr"], lr_scheduler_type="constant", weight_decay=0.0, max_grad_norm=1.0,
+        train_sampling_strategy="sequential", logging_steps=1, save_strategy="no", report_to="none",
+        disable_tqdm=True, dataloader_pin_memory=False, **{"per_device_train_batch_size": BATCH, **options},
+    )  # fmt: skip
+    processor = AutoProcessor.from_pretrained(data / "model")
+    rows = _rows(data, processor)
+    turns = Turns(line, memory("VmRSS"))
+    model = AutoModelForImageTextToText.from_pretrained(data / "model", dtype=torch.float32)
+    model.model.vision_tower.requires_grad_(False)
+    Told(model, config, train_dataset=rows, processing_class=processor).train()
+
+
+def _rows(data: Path, processor: Any) -> Any:
+    """TRL's columns: the text before the answer as the chat template has it, the answer with its end, the image."""
+    import datasets
+
+    from mmjobs.data.order import position
+
+    rows = json.loads((data / "rows.json").read_text())
+    columns: dict[str, list[Any]] = {"prompt": [], "completion": [], "images": []}
+    for row in (rows[position(index, len(rows), 0)] for index in range(len(rows))):
+        question, answer = (turn["value"] for turn in row["conversations"])
+        content = [{"type": "image"}, {"type": "text", "text": question.removeprefix("<image>")}]
+        message = [{"role": "user", "content": content}]
+        columns["prompt"].append(processor.apply_chat_template(message, add_generation_prompt=True))
+        columns["completion"].append(answer + processor.tokenizer.eos_token)
+        columns["images"].append([str(data / row["image"])])
+    return datasets.Dataset.from_dict(columns).cast_column("images", datasets.List(datasets.Image()))

@@ -1,0 +1,87 @@
+"""A step whose loss or gradient is no number changes nothing at any stage, and half precision finds its scale."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ONE_BAD_STEP = """
+import json, math, sys
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from tests.jobs.conftest import _tiny as tiny
+
+from mmjobs.data.batch import collate
+from mmjobs.data.encode import Processor
+from mmjobs.data.formats.shapes import example
+from mmjobs.model.build import build
+from mmjobs.objectives import OBJECTIVES
+from mmjobs.train.engine import Engine
+from mmjobs.train.ranks import Ranks
+from mmlaunch.plan import deepspeed
+
+folder, stage, precision = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+resources = {"nodes": 1, "gpus_per_node": int(precision == "fp16")}  # a rule of recipes: fp16 is slow without
+recipe = tiny(deepspeed__stage=stage, precision=precision, optim__lr=1e-2, resources=resources)
+(folder / "deepspeed.json").write_text(json.dumps(deepspeed(recipe, 8, 1)))
+sft = OBJECTIVES["sft"]()
+
+
+def broken(network, batch):
+    measured = sft(network, batch)
+    return replace(measured, loss=measured.loss * float("nan"))
+
+
+def train(objectives):
+    torch.manual_seed(0)
+    built = build(recipe.model, precision)
+    engine = Engine(built.network, recipe.optim, 20, precision, folder / "deepspeed.json", Ranks(0, 1, None))
+    processor = Processor(built.chat, built.pixels, built.positions)
+    batch = collate([processor.encode(example(row)) for row in range(8)], built.pixels, 258)
+    found = []
+    for objective in objectives:
+        (measured,) = engine.train_on([batch], objective, objective_units := sft.units(batch))
+        update = engine.step(0)
+        found.append((float(measured.each.sum()) / objective_units, update.norm, update.rescaled))
+    return found
+
+
+dist.init_process_group("gloo", init_method="tcp://127.0.0.1:0", rank=0, world_size=1)
+count = 12 if precision == "fp16" else 3
+print(json.dumps([train([sft] * count), train([sft, broken, *[sft] * (count - 1)])]))
+"""
+
+
+def trained(folder: Path, stage: int, precision: str) -> list[list[tuple[float, float, bool]]]:
+    """(loss, norm, rescaled) of the steps of a training, and of another whose second step is broken."""
+    command = [sys.executable, "-c", ONE_BAD_STEP, str(folder), str(stage), precision]
+    root = str(Path(__file__).resolve().parents[2])
+    environment = {**os.environ, "LOCAL_RANK": "0", "PYTHONPATH": root}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stderr
+    found: list[list[tuple[float, float, bool]]] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+@pytest.mark.parametrize(("stage", "precision"), [(0, "fp32"), (1, "bf16"), (2, "fp32"), (3, "bf16")])
+def test_a_broken_step_changes_nothing(tmp_path: Path, stage: int, precision: str) -> None:
+    whole, broken = trained(tmp_path, stage, precision)
+    assert broken[1][1] == float("inf") or broken[1][1] != broken[1][1]
+    assert [broken[0], *broken[2:]] == whole
+    assert whole[-1][0] < whole[0][0]
+
+
+@pytest.mark.parametrize("stage", [1, 3])
+def test_half_precision_finds_its_scale(tmp_path: Path, stage: int) -> None:
+    (whole, _), (precise, _) = trained(tmp_path, stage, "fp16"), trained(tmp_path, 0, "fp32")
+    taken = [step for step in whole if not step[2]]
+    assert len(taken) >= 4 and all(norm < float("inf") for _, norm, _ in taken)
+    assert [loss for loss, _, _ in taken][:3] == pytest.approx([loss for loss, _, _ in precise], rel=5e-3)
