@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import signal
 import socket
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -129,6 +130,11 @@ class Job:
             if rank.pid is not None and rank.is_alive():
                 os.kill(rank.pid, signal.SIGKILL)
             rank.join()
+
+    def children(self, rank: int) -> list[int]:
+        """The processes that a rank has started."""
+        command = ["ps", "-o", "pid=", "--ppid", str(self.ranks[rank].pid)]
+        return [int(child) for child in subprocess.run(command, capture_output=True, check=True).stdout.split()]
 
     def events(self, *kinds: str) -> list[ledger.Event]:
         return ledger.read(self.paths.events).all(*kinds)

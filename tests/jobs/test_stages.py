@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -87,12 +88,13 @@ def test_it_is_the_training_of_plain_pytorch(
     assert [values[0] for values in run.losses().values()] == pytest.approx(alone(recipe, 5), rel=2e-5)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("stage", [0, 1, 2, 3])
-def test_resumed_bit_for_bit(job: Jobs, tiny: Recipes, stage: int, precision: str) -> None:
+@pytest.mark.parametrize(("stage", "precision", "offload"), [
+    *product([0, 1, 2, 3], ["fp32", "bf16"], ["none"]), (2, "fp32", "optimizer"), (3, "bf16", "all"),
+])  # fmt: skip
+def test_resumed_bit_for_bit(job: Jobs, tiny: Recipes, stage: int, precision: str, offload: str) -> None:
     changes = {
-        "deepspeed__stage": stage, "precision": precision, "model__dropout": 0.1, "checkpoint__every": "3 steps",
-        "batch__micro": 2, "steps": 14, **(LORA if stage in (1, 3) else {}),
+        "deepspeed": {"stage": stage, "offload": offload}, "precision": precision, "model__dropout": 0.1,
+        "checkpoint__every": "3 steps", "batch__micro": 2, "steps": 14, **(LORA if stage in (1, 3) else {}),
     }  # fmt: skip
     whole, broken = job("whole"), job("broken")
     assert whole.run(tiny(**changes), 2) == [0, 0], whole.log()

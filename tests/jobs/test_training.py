@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import os
+import signal
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from mmjobs.train.schedule import share
+from mmlaunch import policy
 from mmlaunch.recipe import Recipe
 from mmlaunch.recipe.optim import Optim
 
@@ -30,6 +35,43 @@ def test_one_rank_two_ranks_and_accumulation_are_the_same_run(job: Jobs, tiny: R
             torch.testing.assert_close(other.weights(6)[name], weight, atol=1e-6, rtol=0)
         mine, others = (run.events("evaluated")[-1]["metrics"] for run in (one, other))
         assert others == pytest.approx(mine, abs=1e-6)
+
+
+def test_four_micro_batches_are_the_same_on_one_two_and_four_ranks(job: Jobs, tiny: Recipes, tmp_path: Path) -> None:
+    """Answers from one letter to sixty: a mean of means would weigh the letters of short ones more."""
+    said = ["y" * length for length in (1, 60, 2, 40, 3, 25, 1, 55, 7, 1)]
+    rows = [
+        {"conversations": [{"from": "human", "value": f"{n}?"}, {"from": "gpt", "value": text}]}
+        for n, text in enumerate(said)
+    ]
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    changes = {
+        "data__train": {"path": str(tmp_path / "rows.json"), "format": "llava", "images": "none"}, "data__eval": [],
+        "optim": {"lr": 3e-3, "eps": 1e-4}, "batch": {"global": 4, "micro": 1}, "steps": 20,
+    }  # fmt: skip
+    found = {}
+    for world in (1, 2, 4):
+        run = job(f"world-{world}")
+        assert run.run(tiny(**changes, resources__tasks_per_node=world), world) == [0] * world, run.log()
+        found[world] = run
+    for other in (found[2], found[4]):
+        assert len(other.losses()) == 20
+        for step, losses in found[1].losses().items():
+            assert other.losses()[step] == pytest.approx(losses, abs=1e-6)
+        for name, weight in found[1].weights(20).items():
+            torch.testing.assert_close(other.weights(20)[name], weight, atol=1e-6, rtol=0)
+
+
+def test_a_worker_that_dies_ends_the_attempt_and_is_named(job: Jobs, tiny: Recipes) -> None:
+    run = job("run")
+    run.start(tiny(steps=100_000, data__workers=1), 1)
+    run.when(5)
+    worker = max(run.children(0))
+    os.kill(worker, signal.SIGKILL)
+    assert run.wait() == [1]
+    record = json.loads(run.paths.attempt(1).rank_error(0).read_text())
+    assert f"DataLoader worker (pid {worker}) is killed by signal: Killed" in record["message"]
+    assert policy.classify(1, run.paths.attempt(1), run.events()).cause == "crash"
 
 
 def test_quickstart_sized_model_learns(job: Jobs, tiny: Recipes) -> None:

@@ -27,11 +27,6 @@ def record(run: Any, rank: int) -> Any:
     return json.loads(run.paths.attempt(run.attempt).rank_error(rank).read_text())
 
 
-def children(pid: int) -> list[int]:
-    listed = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True, check=True).stdout
-    return [int(child) for child in listed.split()]
-
-
 def test_ranks_that_wait_for_a_stopped_one_show_their_stacks_and_end(job: Jobs, tiny: Recipes) -> None:
     run = job("run")
     run.start(tiny(**ENDLESS), 2, MMLAUNCH_HANG_SECONDS="3")
@@ -60,7 +55,7 @@ def test_rank_whose_data_never_come_ends_before_those_that_wait_for_it(job: Jobs
     run = job("run")
     run.start(tiny(**ENDLESS, data__workers=1), 2, MMLAUNCH_HANG_SECONDS="2")
     run.when(3)
-    (worker,) = children(run.ranks[1].pid)
+    (worker,) = run.children(1)
     os.kill(worker, signal.SIGSTOP)
     assert run.wait() == [1, 92], run.log(1)
     found = record(run, 1)

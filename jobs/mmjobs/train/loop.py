@@ -125,7 +125,7 @@ class Trainer:
         self.board.scalars({f"train/{name}": value for name, value in numbers.items()}, step)
         shown = [f"step {step:>{len(str(self.steps))}}/{self.steps}", f"loss {means['loss']:.3f}"]
         shown += [f"accuracy {100 * means['accuracy']:.1f} %"] if "accuracy" in means else []
-        self.journal.say("  ".join([*shown, f"{pace.rate:.1f} examples/s", f"{pace.left(self.steps - step)} left"]))
+        self.journal.say("  ".join([*shown, str(pace), f"{pace.left(self.steps - step)} left"]))
 
     def _evaluate(self) -> bool:
         """Measure the held-out examples; whether they are better than ever before, where the recipe keeps the best."""

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from mmjobs.data.batch import Batch
 from mmjobs.train.useful import Work
 
@@ -23,6 +25,10 @@ class Lap:
     step_seconds: float
     mfu: float | None = None
     """The share of this rank's device that useful arithmetic takes, where its peak is known."""
+
+    def __str__(self) -> str:
+        share = "" if self.mfu is None else f"  MFU {self.mfu:.0%}"
+        return f"{self.rate:.1f} examples/s  {self.tokens:.0f} tokens/s{share}  {memory() / 1e9:.1f} GB"
 
     def numbers(self) -> dict[str, float | int]:
         numbers = {"rate": round(self.rate, 3), "tokens_per_second": round(self.tokens, 3), "memory": memory()}
@@ -71,6 +77,8 @@ class Pace:
 
 
 def memory() -> int:
-    """Bytes of this process that are in memory now."""
+    """Bytes of the device that were in use at most; without one, those of this process that are in memory now."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE")

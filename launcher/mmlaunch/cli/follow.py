@@ -74,8 +74,7 @@ def describe_event(event: Event) -> str:
     """What a person wants to know of an event; nothing for most."""
     kind = event["event"]
     if kind == "step":
-        rate = f"  {event['rate']:.1f} examples/s" if isinstance(event.get("rate"), float) else ""
-        return f"step {event['step']}/{event.get('steps', '?')}  {_metrics(event)}{rate}"
+        return f"step {event['step']}/{event.get('steps', '?')}  {_metrics(event)}{_pace(event, ' examples/s')}"
     if kind == "evaluated":
         return f"evaluated at step {event.get('step')}: {_metrics(event)}"
     if kind == "checkpoint" and "rejected" not in event:
@@ -94,6 +93,14 @@ def describe_event(event: Event) -> str:
 def _metrics(event: Event) -> str:
     measured = event.get("metrics") or {key: event.get(key) for key in ("loss", "accuracy")}
     return "  ".join(describe(key, value) for key, value in measured.items() if isinstance(value, float))
+
+
+def _pace(event: Event, rate: str) -> str:
+    """Rate, tokens, memory, and the share of the device's peak where it is known."""
+    shown = {"rate": f"{{:.1f}}{rate}", "tokens_per_second": "{:.0f} tokens/s", "mfu": "MFU {:.0%}"}
+    known = [text.format(event[key]) for key, text in shown.items() if isinstance(event.get(key), float)]
+    known += [f"{event['memory'] / 1e9:.1f} GB"] if isinstance(event.get("memory"), int) else []
+    return "".join(f"  {text}" for text in known)
 
 
 def _bar(events: Iterator[Event | None]) -> Event | None:
@@ -124,8 +131,7 @@ def _bar(events: Iterator[Event | None]) -> Event | None:
                     "completed": event["step"],
                     "total": event.get("steps"),
                 }
-                rate = f"  {event['rate']:.1f}/s" if isinstance(event.get("rate"), float) else ""
-                progress.update(task, metrics=_metrics(event) + rate, **fields)
+                progress.update(task, metrics=_metrics(event) + _pace(event, "/s"), **fields)
             elif text := describe_event(event):
                 progress.console.print(f"  {text}", highlight=False, markup=False)
     return None
