@@ -12,9 +12,9 @@ from transformers import LlavaForConditionalGeneration
 
 from mmjobs.data.batch import collate
 from mmjobs.data.encode import Processor
-from mmjobs.data.example import Answer, Example
+from mmjobs.data.example import Answer, Example, Origin, Turn
 from mmjobs.data.formats import shapes
-from mmjobs.model import parts
+from mmjobs.model import parts, side_by_side
 from mmjobs.model.build import Built, build
 from mmjobs.model.generate import greedy
 from mmjobs.model.projectors import PROJECTORS
@@ -64,6 +64,32 @@ def test_loss_of_an_example_does_not_depend_on_its_neighbours(
         together = sft(built.network, collate(encoded, built.pixels, 0)).each  # padded with a token that is real
         alone = torch.cat([sft(built.network, collate([one], built.pixels, 258)).each for one in encoded])
     torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-6)
+
+
+@pytest.mark.parametrize(("attention", "known"), [("plain", True), ("mmca", False)])
+@pytest.mark.parametrize("saving", ["off", "on"])
+def test_packed_sequences_are_those_that_stand_alone(made: Made, attention: str, known: bool, saving: str) -> None:
+    """Losses and gradients, also with activation checkpointing, and whatever the attention."""
+    built, processor = made(model__attention=attention, model__activation_checkpointing=saving)
+    built.network.train()
+    answers = ("red", "a much longer answer than the others", "b", "")
+    encoded = [processor.encode(answered(row, answer)) for row, answer in enumerate(answers)]
+    encoded.insert(
+        2, processor.encode(Example((), (Turn("user", ("No image?",)),), (Answer("None."),), Origin("t", 1)))
+    )
+    sft = OBJECTIVES["sft"]()
+    row = collate(encoded, built.pixels, 258, packed=True)
+    assert bool(side_by_side.arguments(built.network, row.lengths)) is known
+    packed = sft(built.network, row)
+    torch.autograd.backward(packed.loss)
+    grads = {name: p.grad.clone() for name, p in built.network.named_parameters() if p.grad is not None}
+    built.network.zero_grad()
+    alone = [sft(built.network, collate([one], built.pixels, 258)) for one in encoded]
+    torch.autograd.backward(torch.stack([one.loss for one in alone]).sum())
+    torch.testing.assert_close(packed.each, torch.cat([one.each for one in alone]), atol=1e-5, rtol=1e-5)
+    for name, parameter in built.network.named_parameters():
+        if parameter.grad is not None:
+            torch.testing.assert_close(grads[name], parameter.grad, atol=1e-4, rtol=1e-4)
 
 
 def test_accuracy_is_that_of_greedy_generation(made: Made) -> None:

@@ -25,6 +25,7 @@ class Batch:
     positions: torch.Tensor | None  # [B, T], from 0 in every sequence of a packed row
     targets: torch.Tensor  # [B, T], the token to predict *at* each position from those before it, or NOT_LEARNT
     owners: torch.Tensor  # [B, T], which of the origins each token belongs to
+    lengths: tuple[int, ...] | None  # of the sequences of a packed row
     seen: Seen
     """The images, in the order of the sequences, as arguments of the network."""
     origins: tuple[Origin, ...]
@@ -63,13 +64,15 @@ def collate(
         sequences.append(_sequence(Tokens(tokens, [False] * len(tokens)), _NOTHING[:0]))
         images.append(seen)
     make = _packed if packed else _padded
-    ids, attention, positions, targets, owners = make(sequences or [_sequence(_NOTHING, _NOTHING[:0])], padding)
+    sequences = sequences or [_sequence(_NOTHING, _NOTHING[:0])]
+    ids, attention, positions, targets, owners = make(sequences, padding)
     return Batch(
         ids=ids,
         attention=attention,
         positions=positions,
         targets=targets,
         owners=owners,
+        lengths=tuple(len(ids) for ids, _ in sequences) if packed else None,
         seen=pixels.join(images, ids),
         origins=tuple(one.origin for one in encoded),
         skipped=tuple(one for one in found if isinstance(one, BadRow)),

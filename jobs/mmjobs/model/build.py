@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from mmjobs.data.chat import OWN, Chat, own_template
 from mmjobs.data.pixels import Pixels
-from mmjobs.model import adapters, assemble, parts, pretrained, weights
+from mmjobs.model import adapters, assemble, parts, pretrained, side_by_side, weights
 from mmlaunch.errors import BadInput
 from mmlaunch.recipe.model import Model
 
@@ -51,6 +51,7 @@ def skeleton(model: Model, precision: str, empty: bool) -> Built:
     """The model without what training adds to it; an `empty` one waits for weights from elsewhere."""
     make = pretrained.load if model.pretrained else assemble.assemble
     built = Built(*make(model, precision, empty))
+    side_by_side.use(built.network)
     _check_words(built.chat, model.chat_template)
     return built
 

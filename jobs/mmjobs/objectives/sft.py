@@ -6,6 +6,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from mmjobs.data.batch import NOT_LEARNT, Batch
+from mmjobs.model import side_by_side
 from mmjobs.objectives.measured import Measured
 
 
@@ -25,6 +26,7 @@ class Sft:
             attention_mask=batch.attention,
             position_ids=batch.positions,
             **batch.seen,
+            **side_by_side.arguments(network, batch.lengths),
             use_cache=False,
         ).last_hidden_state  # [B, T, D]
         learnt = batch.targets[:, 1:] != NOT_LEARNT  # [B, T - 1], where the next token is one of the answer
