@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 
 from mmlaunch.errors import BadInput, MmlaunchError
 from mmlaunch.recipe import Recipe, resolved
-from mmlaunch.run import manifest
+from mmlaunch.run import ledger, manifest
 from mmlaunch.run.paths import RunPaths
 
 
@@ -40,8 +41,17 @@ def export(run: Path, to: Path, step: int | None = None, merge: bool = False) ->
     card = _card(recipe, step, _metrics(paths, step), (partial / "adapter").is_dir(), sees, own)
     (partial / "README.md").write_text(card)
     shutil.copy(paths.resolved, partial / "recipe.yaml")
+    _share(partial)
     partial.rename(to)
     return step
+
+
+def _share(folder: Path) -> None:
+    """Readable by whom the user's umask lets read: some writers ask for less."""
+    mask = os.umask(0)
+    os.umask(mask)
+    for path in folder.rglob("*"):
+        path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)
 
 
 def _valid(paths: RunPaths, step: int | None) -> int:
@@ -64,11 +74,10 @@ def _valid(paths: RunPaths, step: int | None) -> int:
 def _metrics(paths: RunPaths, step: int) -> dict[str, float]:
     """What was measured at this step, or last before it."""
     found: dict[str, float] = {}
-    for line in paths.events.read_text().splitlines():
-        event = json.loads(line)
-        if event.get("event") == "evaluated" and int(event.get("step", 0)) <= step:
+    for event in ledger.read(paths.events).all("evaluated"):
+        if int(event.get("step", 0)) <= step:
             found = event["metrics"]
-    return found
+    return {name: value for name, value in found.items() if isinstance(value, float)}
 
 
 def _card(recipe: Recipe, step: int, metrics: dict[str, float], has_adapter: bool, sees: bool, own: bool) -> str:
@@ -105,7 +114,7 @@ def main() -> int:
     given = parser.parse_args()
     try:
         step = export(given.run, given.to, given.checkpoint, given.merge_lora)
-    except MmlaunchError as error:
+    except (MmlaunchError, OSError) as error:
         print(json.dumps({"error": str(error)}))
         return 1
     print(json.dumps({"step": step}))

@@ -148,7 +148,7 @@ def main() -> int:
     given = parser.parse_args()
     try:
         result = look(resolved.read(given.recipe), given.samples, given.html, given.decode)
-    except MmlaunchError as error:
+    except (MmlaunchError, OSError) as error:
         result = {"error": str(error)}
     if sys.stderr.isatty():
         print("\r\033[K", end="", file=sys.stderr)

@@ -52,7 +52,7 @@ def _failed(paths: RunPaths, where: Whereabouts, error: Exception, code: int) ->
         record.say(traceback.format_exc())
     else:  # not a bug: one sentence says it all
         record.say(f"{type(error).__name__}: {error}")
-    sample = getattr(error, "sample", None)
+    sample = getattr(error, "sample", None) or where.sample
     record.leave(paths, where.step, type(error).__name__, str(error), sample=sample, traceback=traceback.format_exc())
     return code
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mmlaunch import cancel, resume, rundir, status, submission, watch
+from mmlaunch.errors import UserError
 from mmlaunch.load import Loaded, load_recipe
 from mmlaunch.run import ledger
 from mmlaunch.run.ledger import Event
@@ -21,18 +22,22 @@ def load(path: str | Path, *overrides: str) -> Loaded:
 
     Its sections are in `.recipe`; `RecipeError.problems` lists every mistake with its place.
     """
+    if not all(isinstance(override, str) for override in overrides):
+        raise UserError('load("recipe.yaml", "optim.lr=1e-3", "steps=10"): every override is a string of its own')
     return load_recipe(path, overrides)
 
 
 def submit(recipe: Loaded | str | Path, cluster: str | None = None) -> Run:
     """Make the run directory, start the job and return at once, as `mmlaunch submit` does."""
+    if not isinstance(recipe, (Loaded, str, Path)):
+        raise UserError(f"submit(load(PATH)) or submit(PATH), not submit({type(recipe).__name__})")
     loaded = recipe if isinstance(recipe, Loaded) else load(recipe)
     return Run(submission.submit(loaded, cluster).plan.run)
 
 
-def find(name: str) -> Run:
+def find(name: str | Path) -> Run:
     """A run by its name, the beginning of it, its directory, or `last`."""
-    return Run(rundir.resolve(name))
+    return Run(rundir.resolve(str(name)))
 
 
 def runs() -> list[Run]:

@@ -36,6 +36,7 @@ def resume(name: str, overrides: Sequence[str], cluster_name: str | None) -> Pre
     events = ledger.read(run.events)
     prepared = _prepare(run, overrides, cluster_name or str((events.last("submitted") or {}).get("cluster", "local")))
     submission.check_here(prepared)
+    _check(prepared, now, overrides)
     values = secrets.values(prepared.plan.passed)
     attempt = len(events.all("started")) + 1
     with explained("cannot write into the run directory"):
@@ -43,6 +44,20 @@ def resume(name: str, overrides: Sequence[str], cluster_name: str | None) -> Pre
         ledger.append(run.events, "submitted", **prepared.plan.facts)
     submission.launch(prepared.plan, attempt)
     return prepared
+
+
+def _check(prepared: Prepared, now: status.Status, overrides: Sequence[str]) -> None:
+    """What cannot go on from the run's checkpoints is said before it is tried."""
+    steps, name = prepared.plan.recipe.steps, prepared.plan.run.name
+    saved = now.saved_step or 0
+    if steps is not None and (steps < saved or (steps == saved and now.state == "done")):
+        more = f"mmlaunch resume {name} -s steps={2 * saved}"
+        raise UserError(f"steps: {steps}, and {name} has done {saved}; to train on: {more}")
+    kept = ("model.activation_checkpointing", "model.dropout")
+    other = next((text for text in overrides if text.startswith("model") and not text.startswith(kept)), None)
+    if other is not None and now.saved_step is not None:
+        right = f"start a new run with -s model.init_from={prepared.plan.run.root}"
+        raise UserError(f"{other}: the weights of {name} are those of its own model; {right}")
 
 
 def _prepare(run: RunPaths, overrides: Sequence[str], cluster_name: str) -> Prepared:

@@ -63,10 +63,11 @@ def of(run: RunPaths, whole: bool = False) -> Status:
 def of_all(runs: Sequence[RunPaths], whole: bool = False) -> list[Status]:
     """The status of many runs, with one question to Slurm for all of them."""
     ledgers = [_ledger(run, whole) for run in runs]
-    jobs = look(job for events in ledgers if (job := slurm_job(events)) and not events.last("ended"))
+    now = [events.of_this_submission for events in ledgers]
+    jobs = look(job for events in now if (job := slurm_job(events)) and not events.last("ended"))
     over = {number for number, job in jobs.items() if job.state == JobState.OVER}
     for index, run in enumerate(runs):
-        if slurm_job(ledgers[index]) in over:
+        if slurm_job(now[index]) in over:
             ledgers[index] = _ledger(run, whole)  # its last word may have come while Slurm was asked
     return [_derive(run, events, jobs) for run, events in zip(runs, ledgers, strict=True)]
 
@@ -74,7 +75,7 @@ def of_all(runs: Sequence[RunPaths], whole: bool = False) -> list[Status]:
 def _ledger(run: RunPaths, whole: bool) -> Events:
     """The events of a run; one that may not be read has none, and does not hide the others."""
     try:
-        return (ledger.read if whole else ledger.read_ends)(run.events).of_this_submission
+        return (ledger.read if whole else ledger.read_ends)(run.events)
     except OSError:
         return Events(())
 
@@ -101,14 +102,19 @@ def slurm_job(events: Events) -> str | None:
 
 
 def derive(run: RunPaths, events: Events, now: float, jobs: Mapping[str, Job] | None = None) -> Status:
-    """The status that these events mean, and what Slurm says of the run's job."""
+    """The status that these events mean, and what Slurm says of the run's job.
+
+    A run that was resumed stands where its earlier submissions have brought it, until it says otherwise.
+    """
+    reached = events.last("step", "resumed") or {}
+    saved = next(
+        (event for event in reversed(events.events) if event["event"] == "checkpoint" and "rejected" not in event), {}
+    )
+    events = events.of_this_submission
     job = (jobs or {}).get(slurm_job(events) or "")
     submitted = events.last("submitted") or {}
     attempts = [int(event["attempt"]) for event in events if isinstance(event.get("attempt"), int)]
     step = events.last("step", "ready") or {}
-    saved = next(
-        (event for event in reversed(events.events) if event["event"] == "checkpoint" and "rejected" not in event), {}
-    )
     state, reason = _state(events, job)
     if state in ("starting", "running"):
         reason = reason or _stuck(run, events, now)
@@ -118,10 +124,10 @@ def derive(run: RunPaths, events: Events, now: float, jobs: Mapping[str, Job] | 
         state=state,
         method=str(submitted.get("method", "?")),
         attempt=max(attempts, default=0),
-        step=step.get("step"),
+        step=reached.get("step"),
         steps=step.get("steps") or submitted.get("steps"),
         rate=step.get("rate") if running else None,
-        loss=_number(step.get("loss")),
+        loss=_number(reached.get("loss")),
         saved_step=saved.get("step"),
         saved_seconds_ago=round(now - saved["time"], 1) if saved else None,
         next=_next(run.name, state, step, events, now) if not (running and reason) else f"mmlaunch why {run.name}",

@@ -76,6 +76,8 @@ class Job:
     paths: RunPaths
     ranks: list[BaseProcess] = field(default_factory=list)
     attempt: int = 0
+    prepare: Callable[[], None] | None = None
+    """What each rank calls first: a way to make real ranks fail on purpose."""
 
     def start(self, recipe: Recipe, world: int, **environment: str) -> None:
         """Begin an attempt; `{rank}` in a value of the environment stands for the rank."""
@@ -96,7 +98,7 @@ class Job:
             mine = {name: value.replace("{rank}", str(rank)) for name, value in shared.items()}
             mine |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
             log = self.paths.attempt(self.attempt).rank_log(rank)
-            self.ranks.append(_server.Process(target=_rank, args=(str(self.paths.root), mine, str(log))))
+            self.ranks.append(_server.Process(target=_rank, args=(str(self.paths.root), mine, str(log), self.prepare)))
             self.ranks[-1].start()
 
     def wait(self, seconds: float = 60) -> list[int | None]:
@@ -156,9 +158,11 @@ class Job:
         return self.paths.attempt(self.attempt).rank_log(rank).read_text()
 
 
-def _rank(run_dir: str, environment: dict[str, str], log: str) -> None:
+def _rank(run_dir: str, environment: dict[str, str], log: str, prepare: Callable[[], None] | None) -> None:
     """What the launcher does in each process of a job."""
     os.environ.update(environment)
+    if prepare is not None:
+        prepare()
     multiprocessing.set_start_method(None, force=True)  # that of a rank's own workers, as everywhere else
     for name in ("MMLAUNCH_DEADLINE", "MMLAUNCH_LEAD", "MMLAUNCH_HANG_SECONDS"):
         if name not in environment:

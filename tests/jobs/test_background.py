@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -33,9 +33,14 @@ class Alone(Ranks):
     def highest(self, *values: float) -> list[float]:
         return [float(value) for value in values]
 
+    def gather(self, value: Any) -> list[Any]:
+        return [value]
+
 
 class Weights:
     """What is trained, as far as a checkpoint is concerned."""
+
+    layout: ClassVar[dict[str, Any]] = {}
 
     def __init__(self) -> None:
         self.value = b"first"

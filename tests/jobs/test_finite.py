@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+
+from mmlaunch import policy
+from mmlaunch.recipe import Recipe
+
+Jobs = Callable[[str], Any]
+Recipes = Callable[..., Recipe]
 
 ONE_BAD_STEP = """
 import json, math, sys
@@ -26,6 +37,7 @@ from mmjobs.model.build import build
 from mmjobs.objectives import OBJECTIVES
 from mmjobs.train.engine import Engine
 from mmjobs.train.ranks import Ranks
+from mmjobs.train.whereabouts import Whereabouts
 from mmlaunch.plan import deepspeed
 
 folder, stage, precision = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
@@ -43,7 +55,8 @@ def broken(network, batch):
 def train(objectives):
     torch.manual_seed(0)
     built = build(recipe.model, precision)
-    engine = Engine(built.network, recipe.optim, 20, precision, folder / "deepspeed.json", Ranks(0, 1, None))
+    place = Ranks(0, 1, None), Whereabouts()
+    engine = Engine(built.network, recipe.optim, 20, precision, folder / "deepspeed.json", *place)
     processor = Processor(built.chat, built.pixels, built.positions)
     batch = collate([processor.encode(example(row)) for row in range(8)], built.pixels, 258)
     found = []
@@ -58,6 +71,50 @@ dist.init_process_group("gloo", init_method="tcp://127.0.0.1:0", rank=0, world_s
 count = 12 if precision == "fp16" else 3
 print(json.dumps([train([sft] * count), train([sft, broken, *[sft] * (count - 1)])]))
 """
+
+
+def spoil() -> None:
+    """The loss of the training steps in $SPOIL is no number, or it raises in those of $RAISE."""
+    from mmjobs.objectives.sft import Sft
+
+    plain, steps = Sft.__call__, itertools.count(1)
+    spoilt, raising = (os.environ.get(name, "").split(",") for name in ("SPOIL", "RAISE"))
+
+    def call(self: Sft, network: Any, batch: Any) -> Any:
+        measured = plain(self, network, batch)
+        if not network.training:
+            return measured
+        step = str(next(steps))
+        if step in raising and os.environ["RANK"] == "1":
+            raise ValueError("this rank does not want to")
+        return dataclasses.replace(measured, loss=measured.loss * float("nan")) if step in spoilt else measured
+
+    Sft.__call__ = call  # type: ignore[method-assign]  # in a rank's own process, which ends
+
+
+@pytest.mark.parametrize("stage", [0, 3])
+def test_bad_steps_neither_lose_a_save_nor_the_result(job: Jobs, tiny: Recipes, stage: int) -> None:
+    run = job("run")
+    run.prepare = spoil
+    recipe = tiny(deepspeed__stage=stage, steps=6, checkpoint__every="2 steps", checkpoint__keep=9)
+    assert run.run(recipe, 2, SPOIL="2,6") == [0, 0], run.log()
+    assert run.saved() == [2, 4, 6]
+    assert [event["step"] for event in run.events("warning")] == [2, 6]
+    assert run.events("step")[-1]["left_out"] == 2
+    one, other = run.weights(4), run.weights(6)
+    assert all(tensor.isfinite().all() for tensor in other.values())
+    assert any(not torch.equal(one[name], other[name]) for name in one), "step 5 was a good one"
+
+
+def test_a_rank_that_raises_names_its_samples(job: Jobs, tiny: Recipes) -> None:
+    run = job("run")
+    run.prepare = spoil
+    assert 1 in run.run(tiny(steps=6), 2, RAISE="3")
+    record = json.loads(run.paths.attempt(1).rank_error(1).read_text())
+    assert (record["type"], record["step"]) == ("ValueError", 3)
+    assert record["sample"].startswith("shapes:") and record["sample"].endswith("(or 3 more)")
+    evidence = policy.classify(1, run.paths.attempt(1), run.events()).evidence
+    assert "this rank does not want to" in evidence and record["sample"] in evidence
 
 
 def trained(folder: Path, stage: int, precision: str) -> list[list[tuple[float, float, bool]]]:

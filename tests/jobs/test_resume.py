@@ -124,16 +124,50 @@ def test_loss_that_is_not_finite_names_step_and_samples(job: Jobs, tiny: Recipes
     run = job("run")
     assert run.run(tiny(steps=2)) == [0], run.log()
     _poison(run.paths.checkpoint(2), run.paths.checkpoints)
-    assert run.run(tiny(steps=9, checkpoint__every="2 steps", optim__bad_steps=2)) == [1]
+    assert run.run(tiny(steps=9, optim__bad_steps=2)) == [1]
     record = json.loads(run.paths.attempt(2).rank_error(0).read_text())
     assert record["type"] == "NotFinite" and record["step"] == 5 and record["sample"].startswith("shapes:")
     assert "loss of step 5 is nan" in record["message"] and record["sample"] in record["message"]
     assert "number 3 in a row" in record["message"]
     assert [event["step"] for event in run.events("warning")] == [3, 4]
-    assert run.saved() == [2], "weights that are no numbers are never saved"
     (kept,) = torch.load(run.paths.attempt(2).root / "not-finite" / "rank-0.pt", weights_only=True)
     assert record["sample"] in kept["samples"] and len(kept["ids"]) == len(kept["samples"])
-    assert run.run(tiny(steps=3)) == [1], "nor are they the result of a run"
+    assert run.run(tiny(steps=9, checkpoint__every="1 steps")) == [1]
+    assert "weights themselves are not finite" in run.log()
+    assert run.saved() == [2], "weights that are no numbers are never saved"
+
+
+@pytest.mark.parametrize("stage", [0, 2, 3])
+def test_a_disk_without_any_room_is_a_warning(job: Jobs, tiny: Recipes, stage: int) -> None:
+    run = job("run")
+    run.paths.checkpoints.mkdir()
+    if os.system(f"mount -t tmpfs -o size=2m none {run.paths.checkpoints} 2>/dev/null"):
+        pytest.skip("a small disk can be mounted by root only")
+    try:
+        assert run.run(tiny(steps=2, deepspeed__stage=stage), 2) == [0, 0], run.log()
+        (run.paths.checkpoints / "filler").write_bytes(bytes(shutil.disk_usage(run.paths.checkpoints).free))
+        recipe = tiny(steps=6, checkpoint__every="2 steps", deepspeed__stage=stage)
+        assert run.run(recipe, 2) == [93, 93], run.log()  # the result itself does not fit
+        assert [event["step"] for event in run.events("warning")] == [4, 6]
+        assert run.saved() == [2] and manifest.newest(run.paths.checkpoints)[0] is not None
+    finally:
+        os.system(f"umount {run.paths.checkpoints}")
+
+
+@pytest.mark.parametrize("stage", [0, 1, 3])
+def test_a_resumed_run_has_the_settings_of_its_recipe(job: Jobs, tiny: Recipes, stage: int) -> None:
+    """Not those that a checkpoint remembers; what does not fit to it is said in one sentence."""
+    runs = {}
+    for name, betas in (("same", [0.9, 0.95]), ("other", [0.5, 0.5])):
+        runs[name] = run = job(name)
+        assert run.run(tiny(steps=3, deepspeed__stage=stage)) == [0], run.log()
+        assert run.run(tiny(steps=6, deepspeed__stage=stage, optim__betas=betas)) == [0], run.log()
+    assert runs["same"].losses()[4] == runs["other"].losses()[4]
+    assert runs["same"].losses()[6] != runs["other"].losses()[6]
+    assert run.run(tiny(steps=9, deepspeed__stage=(stage + 2) % 4, precision="bf16")) == [94]
+    assert f"was saved with deepspeed.stage {stage} (now {(stage + 2) % 4}), precision fp32 (now bf16)" in run.log()
+    assert run.run(tiny(steps=7, deepspeed__stage=stage, data__train={"format": "shapes", "limit": 49})) == [0]
+    assert "the data are not those that the run began with" in run.events("warning")[-1]["what"]
 
 
 def _poison(checkpoint: Path, checkpoints: Path) -> None:

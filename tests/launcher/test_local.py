@@ -301,7 +301,15 @@ def test_many_submissions_at_once_get_names_of_their_own(small: Path) -> None:
 def test_resume_trains_on(small: Path) -> None:
     run = submit(small, "-s", "log.every=1")
     wait_for(run, ended)
-    assert mmlaunch("resume", run.name).returncode == 2
+    for override, right in (
+        ([], "is done; to train on: mmlaunch resume"),
+        (["-s", "steps=2"], f"steps: 2, and {run.name} has done 4; to train on:"),
+        (["-s", "resources.tasks_per_node=1"], f"steps: 4, and {run.name} has done 4; to train on:"),
+        (["-s", "model.language.random.width=64", "-s", "steps=8"], "the weights of"),
+    ):
+        refused = mmlaunch("resume", run.name, *override)
+        assert refused.returncode == 2 and right in refused.stderr
+    assert json.loads(mmlaunch("status", "--json", run.name).stdout)[0]["state"] == "done"
     done = mmlaunch("resume", run.name, "-s", "steps=8", "--follow")
     assert done.returncode == 0 and "step 8/8" in done.stdout and "step 4/4" not in done.stdout
     events = list(ledger.read(run.events))

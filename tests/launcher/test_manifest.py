@@ -50,6 +50,36 @@ def test_damage_is_found_and_the_previous_one_is_used(
     assert len(rejected) == 1 and word in rejected[0] and "step-7" in rejected[0]
 
 
+def test_a_file_too_many_is_no_part_of_a_checkpoint(tmp_path: Path) -> None:
+    checkpoint(tmp_path, 3)
+    (checkpoint(tmp_path, 7) / "deep" / "rank-2.bin").write_bytes(b"somebody else's")
+    found, rejected = manifest.newest(tmp_path)
+    assert found is not None and found.step == 3
+    assert rejected == ["step-7/deep/rank-2.bin: is not in the manifest"]
+
+
+def test_what_was_written_has_to_be_there_when_it_is_sealed(tmp_path: Path) -> None:
+    """Where another machine wrote it, the file system may not know it yet, or have lost it."""
+    staging = manifest.staging(tmp_path, 1)
+    staging.mkdir()
+    (staging / "rank-0.bin").write_bytes(b"mine")
+    with pytest.raises(FileNotFoundError, match=r"rank-1\.bin"):
+        manifest.seal(staging, tmp_path / "step-1", 1, 2, {"rank-0.bin": 4, "rank-1.bin": 4})
+    with pytest.raises(OSError, match=r"4 bytes instead of 5"):
+        manifest.seal(staging, tmp_path / "step-1", 1, 2, {"rank-0.bin": 5})
+    (tmp_path / "step-1").write_text("a file of this name is in the way")
+    assert manifest.seal(staging, tmp_path / "step-1", 1, 2, {"rank-0.bin": 4}).bytes == 4
+
+
+def test_what_cannot_be_read_is_rejected(tmp_path: Path) -> None:
+    checkpoint(tmp_path, 3)
+    weights = checkpoint(tmp_path, 7) / "weights.bin"
+    weights.unlink()
+    weights.symlink_to("/proc/self/mem")  # it opens, and reading it is an error
+    found, rejected = manifest.newest(tmp_path)
+    assert found is not None and found.step == 3 and "step-7" in rejected[0]
+
+
 def test_every_truncation_is_found(tmp_path: Path) -> None:
     folder = checkpoint(tmp_path, 1)
     data = (folder / "weights.bin").read_bytes()

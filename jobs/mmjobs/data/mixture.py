@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -39,6 +40,14 @@ class Mixture:
         """The length of the whole tree at this place."""
         row = self.usable(place)
         return row.prompt + sum(row.answers)
+
+    @cached_property
+    def digest(self) -> str:
+        """The same for the same questions in the same order."""
+        found = hashlib.blake2b(digest_size=8)
+        for place in range(len(self)):
+            found.update(self.usable(place).question)
+        return found.hexdigest()
 
     @cached_property
     def has_images(self) -> bool:

@@ -77,6 +77,12 @@ def shape(value: torch.Tensor) -> torch.Size:
     return found
 
 
+def own(parameter: nn.Parameter) -> torch.Tensor:
+    """What this rank has of it."""
+    share: torch.Tensor | None = getattr(parameter, "ds_tensor", None)
+    return parameter if share is None else share
+
+
 def cast(parameter: nn.Parameter, dtype: torch.dtype) -> None:
     """Keep a parameter in another type."""
     parameter.data = parameter.data.to(dtype)

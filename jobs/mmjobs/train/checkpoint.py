@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import io
+import math
 import shutil
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from mmjobs.train.journal import Journal
 from mmjobs.train.progress import NAME as STATE
 from mmjobs.train.progress import Progress
 from mmjobs.train.ranks import Ranks
+from mmlaunch.errors import BadInput
 from mmlaunch.recipe.checkpoint import Checkpoint
 from mmlaunch.run import manifest
 from mmlaunch.run.paths import RunPaths
@@ -35,6 +37,8 @@ class Saving:
     started: float
     work: Background
     """What this rank is busy with: first its files, and then, on rank 0, the manifest."""
+    files: dict[str, int] = field(default_factory=dict)
+    """What all ranks write, with the size of each."""
     written: bool = False
     stall: float = 0.0
     """Seconds that the training stood still for it."""
@@ -58,6 +62,8 @@ class Checkpoints:
             self._seed_random(0)
             return Progress()
         folder = self._paths.checkpoint(step)
+        progress = Progress.read(folder)
+        _check(progress, engine)
         if world == self._ranks.world or not engine.stage:
             engine.load(folder)
         else:
@@ -69,7 +75,7 @@ class Checkpoints:
             self._journal.say(f"step {step} was saved by {world} ranks, and goes on with {self._ranks.world}")
         self._journal.event("resumed", step=step)
         self._journal.say(f"resumed from step {step}")
-        return Progress.read(folder)
+        return progress
 
     @property
     def writing(self) -> int:
@@ -91,7 +97,10 @@ class Checkpoints:
         if self._ranks.any(self.writing == FULL):
             self.advance(FULL)
             return False
+        progress.layout = engine.layout
         files = self._snapshot(folder, engine, progress)
+        mine = {path.relative_to(folder).as_posix(): len(content) for path, content in files.items()}
+        self._saving.files = {name: size for one in self._ranks.gather(mine) for name, size in one.items()}
         self._saving.work = Background(partial(write, files))
         self._saving.stall = time.monotonic() - started
         # Who wants to stop at a full disk wants to stop here, and not a step later.
@@ -184,7 +193,7 @@ class Checkpoints:
     def _seal(self, saving: Saving) -> None:
         if self._ranks.first:
             final = self._paths.checkpoint(saving.step)
-            self._bytes = manifest.seal(saving.folder, final, saving.step, self._ranks.world).bytes
+            self._bytes = manifest.seal(saving.folder, final, saving.step, self._ranks.world, saving.files).bytes
             self._rejected.discard(saving.step)
             self._prune(saving.step)
 
@@ -223,10 +232,22 @@ class Checkpoints:
         values: dict[int, float] = {}
         for step in valid if self._settings.best else ():
             progress = Progress.read(self._paths.checkpoint(step))
-            if progress.evaluated == step and self._settings.best in progress.metrics:
-                values[step] = progress.metrics[self._settings.best]
+            value = progress.metrics.get(self._settings.best or "", math.nan)
+            if progress.evaluated == step and math.isfinite(value):
+                values[step] = value
         sign = 1 if self._settings.best_is == "highest" else -1
         return {max(values, key=lambda step: (sign * values[step], step))} if values else set()
+
+
+def _check(progress: Progress, engine: Engine) -> None:
+    """Raises `BadInput` where the optimiser's state would not fit; stages 1 and 2 save the same."""
+    saved, now = progress.layout, engine.layout
+    names = {"stage": "deepspeed.stage", "precision": "precision", "groups": "parameters that share a learning rate:"}
+    other = [key for key in names if saved and saved[key] != now[key]]
+    if other and not (other == ["stage"] and {saved["stage"], now["stage"]} == {1, 2}):
+        told = ", ".join(f"{names[key]} {saved[key]} (now {now[key]})" for key in other)
+        right = "resume with what it was saved with, or start a new run from it with model.init_from"
+        raise BadInput(f"step {progress.step} was saved with {told}; {right}")
 
 
 def _random() -> dict[str, torch.Tensor]:

@@ -26,6 +26,7 @@ from mmjobs.objectives.measured import Measured, Objective
 from mmjobs.train.background import Files
 from mmjobs.train.ranks import Ranks, peers
 from mmjobs.train.schedule import share
+from mmjobs.train.whereabouts import Whereabouts
 from mmlaunch.recipe.optim import Optim
 
 os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
@@ -38,6 +39,7 @@ from mmjobs.train import universal  # noqa: E402  it imports deepspeed
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # gloo does the work, without a compiler and its minute
 torch.serialization.set_crc32_options(False)  # half the time of a save: the manifest has better sums
 TAG = "deepspeed"
+_SETTINGS = ("lr", "betas", "eps", "weight_decay")
 _PREFIX = "network."
 
 
@@ -78,9 +80,16 @@ class Engine:
     """Adds up the gradients of loss sums over micro-batches and ranks, over the units of the whole global batch."""
 
     def __init__(
-        self, network: nn.Module, optim: Optim, steps: int, precision: str, config: Path, ranks: Ranks
+        self,
+        network: nn.Module,
+        optim: Optim,
+        steps: int,
+        precision: str,
+        config: Path,
+        ranks: Ranks,
+        where: Whereabouts,
     ) -> None:
-        self.network = network
+        self.network, self._precision, self._where = network, precision, where
         self._optim, self._steps, self._ranks = optim, steps, ranks
         settings = json.loads(config.read_text())
         self.stage: int = settings["zero_optimization"]["stage"]
@@ -92,14 +101,23 @@ class Engine:
             if settings[kind]["enabled"]:
                 for parameter in network.parameters():  # DeepSpeed does so with whole ones only
                     sharded.cast(parameter, dtype)
+        groups = _groups(trained, decays(network), optim)
+        self._groups = [list(group["params"]) for group in groups]
         self._engine, self._optimizer, _, _ = deepspeed.initialize(
             model=_Step(network, self.precision),
-            model_parameters=_groups(trained, decays(network), optim),
+            model_parameters=groups,
             config=settings,
             dist_init_required=False,
         )
         self._engine.checkpoint_engine = self._files = _Files()
-        self._peaks = [float(group["lr"]) for group in self._optimizer.param_groups]
+        self._engine._copy_recovery_script = lambda path: None  # programs, written past `_Files`
+        self._settings = [{k: v for k, v in group.items() if k in _SETTINGS} for group in self._optimizer.param_groups]
+
+    @property
+    def layout(self) -> dict[str, Any]:
+        """What a checkpoint must have in common with this engine to be loaded; stages 1 and 2 save the same."""
+        groups = [len(group) for group in self._groups]
+        return {"stage": self.stage, "precision": self._precision, "groups": groups}
 
     @property
     def sharded(self) -> bool:
@@ -112,20 +130,22 @@ class Engine:
         self._engine.train()
         found = []
         for number, batch in enumerate(batches, 1):
+            self._where.samples = batch.origins
             self._engine.set_gradient_accumulation_boundary(number == len(batches))
             loss, measured = self._engine(objective, batch.to(self._engine.device))
             self._engine.backward(loss * (self._ranks.world / units), scale_wrt_gas=False)  # it averages over ranks
             found.append(measured)
             if number < len(batches):
                 self._engine.step()  # between the micro-batches of a step it only counts
+        self._where.samples = ()
         return found
 
     @peers()
     def step(self, step: int) -> Update:
         """Update the weights with the gradient of the step, clipped; one that is not finite leaves them as they are."""
         factor = share(self._optim, step, self._steps)
-        for group, peak in zip(self._optimizer.param_groups, self._peaks, strict=True):
-            group["lr"] = peak * factor
+        for group, settings in zip(self._optimizer.param_groups, self._settings, strict=True):
+            group.update({**settings, "lr": settings["lr"] * factor})  # the recipe's, not those of a checkpoint
         if self.stage:
             self._engine.step()  # it looks for itself
             norm = float("inf") if self._optimizer.overflow else float(self._engine.get_global_grad_norm())
@@ -139,9 +159,15 @@ class Engine:
     def look_at(self, batch: Batch, objective: Objective) -> Measured:
         """Measure a batch without learning from it."""
         self._engine.eval()
+        self._where.samples = batch.origins
         with torch.no_grad():
             result: tuple[torch.Tensor, Measured] = self._engine(objective, batch.to(self._engine.device))
+        self._where.samples = ()
         return result[1]
+
+    def is_finite(self) -> bool:
+        """Whether all weights are numbers, those that this rank has."""
+        return all(bool(sharded.own(parameter).isfinite().all()) for parameter in self.network.parameters())
 
     @peers()
     def snapshot(self, folder: Path) -> Files:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 
 from mmjobs.data.batch import Batch
-from mmjobs.train.engine import Update
+from mmjobs.train.engine import Engine, Update
 from mmjobs.train.journal import Journal
 from mmjobs.train.progress import Progress
 from mmjobs.train.ranks import Ranks
@@ -50,13 +50,13 @@ class Finite:
         if progress.streak > self._tolerated or math.isfinite(update.norm):
             self._keep(batches)
             often = f", number {progress.streak} in a row" if progress.streak > 1 else ""
-            raise NotFinite(f"{what}{often}; the batch is in {self._folder}", samples[0] if samples else None)
+            raise NotFinite(f"{what}{often}; the batch is in not-finite/", samples[0] if samples else None)
         self._journal.warn(f"step {step} changes nothing: {what}", step=step)
 
-    def end(self, progress: Progress) -> None:
-        """The result of a run is not that of a step that was left out."""
-        if progress.streak:
-            raise NotFinite(f"the last {progress.streak} steps had a loss or gradient that is not finite", None)
+    def check(self, progress: Progress, engine: Engine) -> None:
+        """Before a save after a step that was left out: weights that are no numbers are never saved."""
+        if progress.streak and self._ranks.any(not engine.is_finite()):
+            raise NotFinite(f"the weights themselves are not finite at step {progress.step}", None)
 
     def _keep(self, batches: Sequence[Batch]) -> None:
         """Each rank its own rows, for inspection."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
@@ -71,9 +72,7 @@ class Trainer:
             if due.stop:
                 self._stop(due.stop)
             improved = due.evaluate and self._evaluate()
-            if last:
-                self.finite.end(self.progress)
-            if (due.save or improved) and not self.progress.streak:  # weights that are no numbers are never saved
+            if due.save or improved:
                 self._save()
             if last:
                 self._finish_saving()
@@ -156,7 +155,9 @@ class Trainer:
     def _improved(self, metrics: dict[str, float]) -> bool:
         if self.recipe.checkpoint.best is None:
             return False
-        value, best = metrics[self.recipe.checkpoint.best], self.progress.best
+        value, best = metrics.get(self.recipe.checkpoint.best, math.nan), self.progress.best
+        if not math.isfinite(value):
+            return False
         better = best is None or (value > best if self.recipe.checkpoint.best_is == "highest" else value < best)
         self.progress.best = value if better else best
         return better
@@ -169,6 +170,7 @@ class Trainer:
         if self.agenda.saving.done_at(step):
             return
         self.ranks.watch.enter(Phase.SAVE)
+        self.finite.check(self.progress, self.engine)
         self.board.flush()  # first: what a checkpoint has behind it is not done again
         saved = self.checkpoints.save(self.engine, self.progress, wait or step == self.steps)
         if not saved and step == self.steps:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 NAME = "state.json"
 
@@ -27,6 +28,10 @@ class Progress:
     """Steps that changed nothing, because their loss or their gradient was not finite."""
     streak: int = 0
     """How many of them the last ones are."""
+    data: str = ""
+    """A digest of what is trained on."""
+    layout: dict[str, Any] = field(default_factory=dict)
+    """What an engine must have in common with the one that saved."""
 
     def text(self) -> str:
         return json.dumps(asdict(self), indent=1) + "\n"

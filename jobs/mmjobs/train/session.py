@@ -84,9 +84,12 @@ def _trainer(
     watch.enter(Phase.START)
     table = parts.counts(built.network)
     work = useful.here(built.network, recipe.precision)
-    engine = Engine(built.network, recipe.optim, steps, recipe.precision, config, ranks)
+    engine = Engine(built.network, recipe.optim, steps, recipe.precision, config, ranks, where)
     checkpoints = Checkpoints(paths, recipe.checkpoint, recipe.seed, ranks, journal)
     progress = checkpoints.resume(engine)
+    if progress.data not in ("", examples.digest):
+        journal.warn("the data are not those that the run began with: other rows, or another order", step=progress.step)
+    progress.data = examples.digest
     _introduce(journal, table, examples, held_out, ranks)
     place_of = partial(position, count=len(examples), seed=recipe.seed)
     micro_batches = _micro_batches(recipe, built, ranks, examples, place_of)

@@ -16,6 +16,7 @@ from mmlaunch.watch import WAITING
 
 _CODES = {"done": 0, "cancelled": 130}
 LOST = 1
+WIDE = 120
 
 
 def follow(run: RunPaths, offset: int = 0) -> int:
@@ -81,6 +82,8 @@ def describe_event(event: Event) -> str:
         return f"saved step {event['step']}"
     if kind == "checkpoint":
         return f"checkpoint rejected: {event['rejected']}"
+    if kind == "warning":
+        return f"warning: {event.get('what', '')}"
     if kind == "started":
         return f"attempt {event['attempt']} started on {event.get('nodes', '?')}"
     if kind in (*WAITING, "resumed", "failed", "requeued", "signal", "cancelling"):
@@ -131,7 +134,10 @@ def _bar(events: Iterator[Event | None]) -> Event | None:
                     "completed": event["step"],
                     "total": event.get("steps"),
                 }
-                progress.update(task, metrics=_metrics(event) + _pace(event, "/s"), **fields)
+                shown = _metrics(event) + _pace(event, "/s")
+                if console.width < WIDE and isinstance(event.get("loss"), float):
+                    shown = describe("loss", event["loss"])  # the step and the time that is left need the room
+                progress.update(task, metrics=shown, **fields)
             elif text := describe_event(event):
                 progress.console.print(f"  {text}", highlight=False, markup=False)
     return None

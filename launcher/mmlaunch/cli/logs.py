@@ -33,7 +33,8 @@ def command(run: str, follow: bool, rank: int | None, attempt: int | None, lines
     attempts = attempts_of(paths)
     if attempt is not None and attempt not in attempts:
         raise UserError(f"{paths.name} has no attempt {attempt}; it has {', '.join(map(str, attempts)) or 'none'}")
-    view = View(paths, rank, attempt, lines, first=max(attempts, default=1))
+    spoke = [number for number in attempts if any(paths.attempt(number).logs.glob("*.out"))]
+    view = View(paths, rank, attempt, lines, first=max(attempts if follow else spoke, default=1))
     if follow:
         view.follow()
     elif not view.print_new() and not view.print_batch():

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,16 +42,24 @@ def staging(checkpoints: Path, step: int) -> Path:
     return checkpoints / f".step-{step}.writing"
 
 
-def seal(folder: Path, final: Path, step: int, world: int) -> Manifest:
-    """Flush every file of `folder`, write the manifest last, and rename the whole to `final`."""
-    files = {}
-    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
-        files[path.relative_to(folder).as_posix()] = {"bytes": path.stat().st_size, "sha256": _digest(path, flush=True)}
+def seal(folder: Path, final: Path, step: int, world: int, written: Mapping[str, int] | None = None) -> Manifest:
+    """Flush every file of `folder`, write the manifest last, and rename the whole to `final`.
+
+    `written`: the files and their sizes, as those who wrote them know; without it, what is found is believed.
+    """
+    sizes = dict(written) if written is not None else {name: (folder / name).stat().st_size for name in _names(folder)}
+    files: dict[str, dict[str, object]] = {}
+    for name, size in sorted(sizes.items()):
+        files[name] = {"bytes": size, "sha256": _digest(folder / name, flush=True)}
+        if (found := (folder / name).stat().st_size) != size:
+            raise OSError(errno.EIO, f"{found} bytes instead of {size}", str(folder / name))
     manifest = Manifest(step, world, files)
     record = {"format": FORMAT, "step": step, "world": world, "files": files}
     publish(folder / NAME, json.dumps({**record, "sha256": _digest_of(record)}, indent=1) + "\n")
-    if final.exists():  # an invalid one of the same step: it was rejected, or we would not be here
+    if final.is_dir():  # an invalid one of the same step: it was rejected, or we would not be here
         shutil.rmtree(final)
+    else:
+        final.unlink(missing_ok=True)
     folder.replace(final)
     sync_folder(final.parent)
     return manifest
@@ -72,6 +81,14 @@ def validate(folder: Path, contents: bool = True) -> Manifest:
         raise InvalidCheckpoint(f"{folder.name}: {NAME} is damaged (its content is not what was written)")
     if folder.name != f"step-{manifest.step}":
         raise InvalidCheckpoint(f"{folder.name}: its manifest is that of step {manifest.step}")
+    try:
+        _compare(folder, manifest, contents)
+    except OSError as error:
+        raise InvalidCheckpoint(f"{folder.name}: cannot be read ({error})") from None
+    return manifest
+
+
+def _compare(folder: Path, manifest: Manifest, contents: bool) -> None:
     for name, entry in manifest.files.items():
         path = folder / name
         if not path.is_file():
@@ -80,7 +97,14 @@ def validate(folder: Path, contents: bool = True) -> Manifest:
             raise InvalidCheckpoint(f"{folder.name}/{name}: {path.stat().st_size} bytes instead of {entry['bytes']}")
         if contents and _digest(path) != entry["sha256"]:
             raise InvalidCheckpoint(f"{folder.name}/{name}: its content is not what was saved")
-    return manifest
+    if strange := sorted(_names(folder) - manifest.files.keys() - {NAME}):  # a shard too many would be read as one
+        raise InvalidCheckpoint(f"{folder.name}/{strange[0]}: is not in the manifest")
+
+
+def _names(folder: Path) -> set[str]:
+    """All files; what NFS keeps of deleted ones (`.nfs...`) is none."""
+    found = (path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(".nfs"))
+    return {path.relative_to(folder).as_posix() for path in found}
 
 
 def steps(checkpoints: Path) -> list[int]:
