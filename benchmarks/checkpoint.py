@@ -1,6 +1,6 @@
 """What a checkpoint costs, and whether it can be trusted: stall, size, validation, and damage of all kinds.
 
-    python benchmarks/checkpoint.py > benchmarks/results/DATE-checkpoint.md
+    python -m benchmarks.checkpoint > benchmarks/results/DATE-checkpoint.md
 
 Two ranks on this machine's CPU train a model of random weights and save every third step, once with the training
 waiting for the files and once beside it. The damage is done to a checkpoint of two ranks at ZeRO stage 3.
@@ -13,7 +13,6 @@ import platform
 import random
 import shutil
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -22,13 +21,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+from tests.jobs.conftest import Job, _tiny
 
-from tests.jobs.conftest import Job, _tiny  # noqa: E402  as above
-
-from mmlaunch.run import manifest  # noqa: E402  the path to the tests comes first
-from mmlaunch.run.paths import RunPaths  # noqa: E402  as above
+from mmlaunch.run import manifest
+from mmlaunch.run.paths import RunPaths
 
 STAGES = (0, 2, 3)
 MODEL: dict[str, Any] = {
@@ -125,7 +121,7 @@ def judge(folder: Path) -> tuple[dict[str, list[bool]], int]:
 def main() -> None:
     print(f"# Checkpoints, {date.today()}\n")
     print(
-        f"`python benchmarks/checkpoint.py`, Python {platform.python_version()}, {os.cpu_count()} cores, 2 ranks, CPU\n"
+        f"`python -m benchmarks.checkpoint`, Python {platform.python_version()}, {os.cpu_count()} cores, 2 ranks, CPU\n"
     )
     with tempfile.TemporaryDirectory() as name:
         print("| ZeRO stage | MB | saving | s training stood still | s until it was whole | s of a step |")

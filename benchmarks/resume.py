@@ -1,6 +1,6 @@
 """What a kill costs: runs whose ranks are killed at random moments against unbroken ones, for each ZeRO stage.
 
-    python benchmarks/resume.py [--kills 10] > benchmarks/results/DATE-resume.md
+    python -m benchmarks.resume [--kills 10] > benchmarks/results/DATE-resume.md
 
 Two ranks on this machine's CPU train a toy model with dropout, save every fifth step beside the training and evaluate
 every seventh. One of them gets SIGKILL, now and then while everything still starts; the other one is then ended, as the
@@ -15,21 +15,17 @@ import platform
 import random
 import signal
 import statistics
-import sys
 import tempfile
 import time
 from datetime import date
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+import torch
+from tests.jobs.conftest import Job, _tiny
 
-import torch  # noqa: E402  as above
-from tests.jobs.conftest import Job, _tiny  # noqa: E402  as above
-
-from mmlaunch.recipe import Recipe  # noqa: E402  the path to the tests comes first
-from mmlaunch.run.paths import RunPaths  # noqa: E402  as above
+from mmlaunch.recipe import Recipe
+from mmlaunch.run.paths import RunPaths
 
 STAGES = (0, 1, 2, 3)
 RUN: dict[str, Any] = {
@@ -122,7 +118,7 @@ def main() -> None:
     kills = parser.parse_args().kills
     print(f"# Killed and resumed, {date.today()}\n")
     where = f"Python {platform.python_version()}, {os.cpu_count()} cores, 2 ranks"
-    print(f"`python benchmarks/resume.py --kills {kills}`, {where}\n\n{HEAD}")
+    print(f"`python -m benchmarks.resume --kills {kills}`, {where}\n\n{HEAD}")
     with tempfile.TemporaryDirectory() as folder:
         for stage in STAGES:
             print(measure(Path(folder), stage, kills), flush=True)

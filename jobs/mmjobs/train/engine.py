@@ -32,7 +32,7 @@ from mmlaunch.recipe.optim import Optim
 os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
 logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
 import deepspeed  # noqa: E402  it chooses its accelerator when it is imported
-from deepspeed.runtime.checkpoint_engine.torch_checkpoint_engine import TorchCheckpointEngine  # noqa: E402
+from deepspeed.runtime.checkpoint_engine.torch_checkpoint_engine import TorchCheckpointEngine  # noqa: E402  as above
 
 from mmjobs.train import universal  # noqa: E402  it imports deepspeed
 
@@ -234,7 +234,7 @@ class Engine:
         return found
 
 
-class _Files(TorchCheckpointEngine):  # type: ignore[misc]
+class _Files(TorchCheckpointEngine):  # type: ignore[misc]  # deepspeed has no types
     """How DeepSpeed's files are written and read: into memory, to be written beside the training; without code."""
 
     def __init__(self) -> None:

@@ -42,7 +42,7 @@ def is_table(path: Path) -> bool:
 
 def opened(path: Path, split: str | None) -> Saved:
     """The table at `path`, which exists; raises `BadInput`."""
-    import datasets  # type: ignore[import-untyped]  # it takes a second, and most sources do without
+    import datasets  # type: ignore[import-untyped]  # has no types; it takes a second, and most sources do without
 
     shown = datasets.is_progress_bar_enabled()
     datasets.disable_progress_bars()
