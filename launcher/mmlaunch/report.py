@@ -19,6 +19,7 @@ class Attempt:
     nodes: str
     waited: float  # seconds in the queue before it
     lasted: float
+    ranks: int
     cause: str  # of its end
     first_step: int | None
     last_step: int | None
@@ -49,7 +50,7 @@ class Report:
 
     @property
     def rank_hours(self) -> float:
-        return self.allocated * self.ranks / 3600
+        return sum(attempt.lasted * attempt.ranks for attempt in self.attempts) / 3600
 
     @property
     def lost_steps(self) -> int:
@@ -69,8 +70,14 @@ def of(run: RunPaths, now: float) -> Report:
     attempts = []
     for index, part in enumerate(parts):
         following = parts[index + 1] if index + 1 < len(parts) else None
-        attempts.append(_attempt(part, following, _asked(events[: starts[index]]), now))
-    return Report(run.name, tuple(attempts), int(submitted[-1].get("ranks", 1)) if submitted else 1)
+        attempts.append(_attempt(part, following, events[: starts[index]], now))
+    return Report(run.name, tuple(attempts), _ranks(submitted))
+
+
+def _ranks(before: Sequence[Event]) -> int:
+    """Of the newest submission; each may have its own number."""
+    submitted = [event for event in before if event["event"] == "submitted"]
+    return int(submitted[-1].get("ranks", 1)) if submitted else 1
 
 
 def _asked(before: Sequence[Event]) -> float:
@@ -79,14 +86,30 @@ def _asked(before: Sequence[Event]) -> float:
     return float(asking[-1]) if asking else 0.0
 
 
-def _attempt(part: Sequence[Event], following: Sequence[Event] | None, asked: float, now: float) -> Attempt:
-    started = part[0]
+def _reached(part: Sequence[Event]) -> tuple[int | None, int | None]:
+    """The first and the last step of an attempt. Not every step is logged; what was saved was done as well."""
+    steps = [int(event["step"]) for event in part if event["event"] == "step"]
+    saved = [int(e["step"]) for e in part if e["event"] == "checkpoint" and e.get("step") and "rejected" not in e]
+    begun = next((int(event["step"]) for event in part if event["event"] == "resumed"), 0)
+    last = max([*steps, *(step for step in saved if step > begun)], default=None)
+    return (begun + 1 if last is not None else None), last
+
+
+def _begins(part: Sequence[Event] | None, last: int | None) -> int:
+    """The step that an attempt goes on from; one that has not said so yet is expected to lose nothing."""
+    if part is None or not any(event["event"] in ("resumed", "ready") for event in part):
+        return last or 0
+    return next((int(event["step"]) for event in part if event["event"] == "resumed"), 0)
+
+
+def _attempt(part: Sequence[Event], following: Sequence[Event] | None, before: Sequence[Event], now: float) -> Attempt:
+    started, asked = part[0], _asked(before)
     ends = [event for event in part if event["event"] in ("requeued", "ended")]
     end = ends[-1] if ends else None
     steps = [event for event in part if event["event"] == "step"]
-    last = int(steps[-1]["step"]) if steps else None
-    resumed = next((int(e["step"]) for e in following or () if e["event"] == "resumed"), 0 if following else last)
-    kept = [event for event in steps if event["step"] <= (resumed or 0)]
+    first, last = _reached(part)
+    resumed = _begins(following, last)
+    kept = [event for event in steps if event["step"] <= resumed]
     ready = next((event["time"] for event in part if event["event"] == "ready"), None)
     # An attempt that Slurm took away is closed when the next one opens: it ended with its last sign of life.
     alive = [event["time"] for event in part if event["event"] not in ("requeued", "ended", "queued")]
@@ -97,9 +120,10 @@ def _attempt(part: Sequence[Event], following: Sequence[Event] | None, asked: fl
         nodes=str(started.get("nodes", "?")),
         waited=max(0.0, started["time"] - asked),
         lasted=max(0.0, ended - started["time"]),
+        ranks=_ranks(before),
         cause=str(end.get("cause", "?")) if end else "goes on",
-        first_step=int(steps[0]["step"]) if steps else None,
+        first_step=first,
         last_step=last,
-        lost_steps=max(0, (last or 0) - (resumed or 0)),
+        lost_steps=max(0, (last or 0) - resumed),
         productive=max(0.0, kept[-1]["time"] - ready) if kept and ready is not None else 0.0,
     )

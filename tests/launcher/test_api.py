@@ -2,32 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import re
-import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from mmlaunch import api, local_process
+from mmlaunch import api
 from mmlaunch.errors import RecipeError, RunNotFound, UserError
-from mmlaunch.run import ledger
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-@pytest.fixture
-def stop_all(own_home: Path) -> Iterator[None]:
-    """No process of a test outlives it."""
-    yield
-    for events in (own_home / "runs").glob("*/events.jsonl"):
-        for event in ledger.read(events).all("queued"):
-            if local_process.alive(event):
-                os.killpg(event["pid"], signal.SIGKILL)
 
 
 @pytest.mark.usefixtures("stop_all")

@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 from tests.runs import ended, losses, mmlaunch, submit, wait_for
 
-from mmlaunch import board, local_process
+from mmlaunch import board
 from mmlaunch.errors import MachineError
 from mmlaunch.run import ledger, manifest
 from mmlaunch.run.paths import RunPaths
@@ -71,16 +71,6 @@ def curves(url: str, run: RunPaths, tag: str, folder: Path) -> list[list[float]]
         if f'title="{tag}"' in dom and run.name in dom and drawn:
             return [[float(point.partition(",")[0]) for point in curve.split("L")] for curve in drawn]
     raise AssertionError(f"no curve {tag} of {run.name} on the page: {re.sub(r'<[^>]*>', ' ', dom)[-3000:]}")
-
-
-@pytest.fixture
-def stop_all(own_home: Path) -> Iterator[None]:
-    """No process of a test outlives it."""
-    yield
-    for events in (own_home / "runs").glob("*/events.jsonl"):
-        for event in ledger.read(events).all("queued"):
-            if local_process.alive(event):
-                os.killpg(event["pid"], signal.SIGKILL)
 
 
 def two_attempts(recipe: Path) -> RunPaths:

@@ -314,7 +314,9 @@ def test_files_that_are_no_recipes(write: Callable[..., Path], content: bytes, s
 def test_files_that_cannot_be_read(tmp_path: Path, write: Callable[..., Path]) -> None:
     write(BASE, "there.yaml")
     with pytest.raises(RecipeError, match=r"no such file.*there\.yaml"):
-        load_recipe(tmp_path / "not-there.yaml")
+        load_recipe(tmp_path / "something-else.yaml")
+    with pytest.raises(RecipeError, match=r"no such file; did you mean .*/there\.yaml\?"):
+        load_recipe(tmp_path / "thre.yml")
     with pytest.raises(RecipeError, match="is a folder"):
         load_recipe(tmp_path)
     with pytest.raises(RecipeError, match="there is no folder"):

@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,16 +36,6 @@ def rank_pids(run: RunPaths) -> list[int]:
         if rank and b"submitit.core._submit" in command and str(run.job).encode() in command:
             found[rank.group(1)] = int(proc.name)
     return [found[key] for key in sorted(found)]
-
-
-@pytest.fixture
-def stop_all(own_home: Path) -> Iterator[None]:
-    """No process of a test outlives it."""
-    yield
-    for events in (own_home / "runs").glob("*/events.jsonl"):
-        for event in ledger.read(events).all("queued"):
-            if local_process.alive(event):
-                os.killpg(event["pid"], signal.SIGKILL)
 
 
 @pytest.mark.usefixtures("stop_all")

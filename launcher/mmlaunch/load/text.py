@@ -10,6 +10,7 @@ import yaml
 from mmlaunch.errors import Problem, RecipeError
 from mmlaunch.load.node import Node, Place, Source
 from mmlaunch.recipe.scalars import Plain
+from mmlaunch.recipe.suggest import closest
 
 MAX_BYTES = 1 << 20
 MAX_NODES = 100_000
@@ -231,4 +232,7 @@ def _neighbours(path: Path) -> str:
         names = sorted(p.name for p in path.parent.iterdir() if p.suffix in (".yaml", ".yml"))
     except OSError:
         return f"there is no folder {path.parent}"
-    return f"{path.parent}/ has {', '.join(names[:8])}" if names else f"{path.parent}/ has no YAML files"
+    if near := closest(path.name, names):
+        return f"did you mean {path.with_name(near)}?"
+    shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+    return f"{path.parent}/ has {shown}" if names else f"{path.parent}/ has no YAML files"
