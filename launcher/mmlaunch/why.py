@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from mmlaunch import status
+from mmlaunch import clues, status
 from mmlaunch.run import ledger
 from mmlaunch.run.ledger import Events
 from mmlaunch.run.paths import RunPaths
@@ -56,6 +56,10 @@ def of(run: RunPaths) -> Story:
     now, events = status.of(run, whole=True), ledger.read(run.events).of_this_submission
     if now.state == "failed":
         return _failed(run, now, events)
+    if now.state == "lost" and (found := clues.in_logs(run.attempt(now.attempt or 1))):
+        cause, line = found
+        what, following = f"Its job is gone. {_WHAT.get(cause, 'It failed')}", _following(run, cause, now, events)
+        return Story(run.name, now.state, what, line, "", _history(events), following)
     still = now.state in ("starting", "running") and now.reason
     what = {
         "done": f"Complete after {now.attempt} attempt{'s' if now.attempt > 1 else ''}, at step {now.step}",
@@ -78,15 +82,18 @@ def _failed(run: RunPaths, now: Status, events: Events) -> Story:
     cause = str(ended.get("cause", failed.get("cause", "crash")))
     evidence = str(failed.get("evidence", ""))
     attempt = int(failed.get("attempt", now.attempt) or 1)
-    submitted = events.last("submitted") or {}
-    words = {
-        "run": run.name, "attempt": attempt, "half": "HALF", "double": 2 * int(submitted.get("nodes", 1)),
-        "stacks": run.attempt(attempt).stacks,
-    }  # fmt: skip
     done = f"{_history(events)} Not restarted: {ended.get('reason', '')}.".strip()
     place = locate(run, attempt, evidence)
-    following = _NEXT.get(cause, _ELSE).format(**words)
+    following = _following(run, cause, now, events)
     return Story(run.name, now.state, _WHAT.get(cause, "It failed"), evidence, place, done, following)
+
+
+def _following(run: RunPaths, cause: str, now: Status, events: Events) -> str:
+    """What to type next."""
+    attempt = int((events.last("failed") or {}).get("attempt", now.attempt) or 1)
+    nodes = int((events.last("submitted") or {}).get("nodes", 1))
+    stacks = run.attempt(attempt).stacks
+    return _NEXT.get(cause, _ELSE).format(run=run.name, attempt=attempt, half="HALF", double=2 * nodes, stacks=stacks)
 
 
 def _history(events: Events) -> str:

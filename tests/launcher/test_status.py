@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 
-from mmlaunch import local_process, rundir, status
+from mmlaunch import local_process, rundir, status, why
 from mmlaunch.errors import RunNotFound
+from mmlaunch.run import ledger
 from mmlaunch.run.ledger import Event, Events
 from mmlaunch.run.paths import RunPaths
 
@@ -46,6 +47,29 @@ def test_states() -> None:
     assert state(SUBMITTED, live, started, step, event("requeued", attempt=1)) == "restarting"
     for final in ("done", "failed", "cancelled"):
         assert state(SUBMITTED, live, started, step, event("ended", state=final, attempt=1)) == final
+
+
+def test_what_a_lost_run_left_in_its_logs_is_told(tmp_path: Path) -> None:
+    """Where the disk was full, nothing could be written of the end."""
+    run = RunPaths(tmp_path / "r")
+    run.attempt(1).logs.mkdir(parents=True)
+    for one in (SUBMITTED, event("queued", **GONE), event("started", attempt=1, **GONE)):
+        ledger.append(run.events, **{key: value for key, value in one.items() if key != "time"})
+    assert why.of(run).what == "Its job is gone and left no word"
+    run.attempt(1).rank_log(0).write_text("step 3\nOSError: [Errno 28] No space left on device\n")
+    story = why.of(run)
+    assert (story.what, story.next) == ("Its job is gone. The disk is full", "make room, then mmlaunch resume r")
+    assert story.evidence == "rank-0.out: OSError: [Errno 28] No space left on device"
+
+
+def test_a_run_that_was_resumed_stands_where_it_stood() -> None:
+    saved = event("checkpoint", step=80)
+    before = (SUBMITTED, event("step", step=80, steps=100, loss=0.5, attempt=1), saved, event("ended", state="failed"))
+    again = (*before, event("submitted", steps=100), event("queued", **ME))
+    found = status.derive(RunPaths(Path("/runs/r")), Events(again), NOW)
+    assert (found.step, found.saved_step, found.state) == (80, 80, "submitted")
+    resumed = (*again, event("started", attempt=2, **ME), event("resumed", step=40))
+    assert status.derive(RunPaths(Path("/runs/r")), Events(resumed), NOW).step == 40
 
 
 def test_a_process_that_is_gone_without_a_word_is_lost() -> None:
