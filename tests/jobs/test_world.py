@@ -54,6 +54,19 @@ def test_losses_are_those_of_the_unbroken_run(job: Jobs, tiny: Recipes, stage: i
     goes_on(job, tiny(deepspeed__stage=stage, steps=10, checkpoint=settings, batch__micro=2, **PARTS), worlds, 1e-5)
 
 
+@pytest.mark.parametrize(("stage", "world"), [(1, 1), (2, 4), (3, 1)])
+def test_fifty_steps_later_the_losses_are_still_the_same(job: Jobs, tiny: Recipes, stage: int, world: int) -> None:
+    whole, after = job("whole"), job("after")
+    every = {"every": "10 steps", "keep": 9}
+    recipe = tiny(deepspeed__stage=stage, steps=60, checkpoint=every, batch__micro=2, data__eval=[])
+    assert whole.run(recipe, 2) == [0, 0], whole.log()
+    shutil.copytree(whole.paths.checkpoint(10), after.paths.checkpoint(10))
+    assert after.run(recipe, world) == [0] * world, after.log()
+    found, expected = after.losses(), whole.losses()
+    assert sorted(found) == list(range(11, 61))
+    assert [found[step][0] for step in found] == pytest.approx([expected[step][0] for step in found], rel=1e-3)
+
+
 def test_tied_and_half_weights_too(job: Jobs, tiny: Recipes, tmp_path: Path) -> None:
     folder = checkpoints.gemma(tmp_path / "gemma")
     rows = [
