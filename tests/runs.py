@@ -46,5 +46,10 @@ def at_step(step: int) -> Callable[[list[Event]], bool]:
     return lambda events: any(event["event"] == "step" and event["step"] >= step for event in events)
 
 
+def saved_at(step: int) -> Callable[[list[Event]], bool]:
+    """At that step, with a whole checkpoint: a save goes on beside the training, and a kill may come before its end."""
+    return lambda events: at_step(step)(events) and any(e["event"] == "checkpoint" and e.get("step") for e in events)
+
+
 def losses(events: list[Event]) -> dict[int, float]:
     return {event["step"]: event["loss"] for event in events if event["event"] == "step"}

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.runs import at_step, ended, losses, mmlaunch, submit, wait_for
+from tests.runs import at_step, ended, losses, mmlaunch, saved_at, submit, wait_for
 
 from mmlaunch import local_process
 from mmlaunch.run import ledger, manifest
@@ -124,7 +124,7 @@ def test_a_killed_rank_is_restarted_and_nothing_is_lost(small: Path) -> None:
     unbroken = submit(small, *options)
     expected = losses(wait_for(unbroken, ended))
     run = submit(small, *options)
-    wait_for(run, at_step(12))
+    wait_for(run, saved_at(12))
     os.kill(rank_pids(run)[1], signal.SIGKILL)
     events = wait_for(run, ended)
     assert [e["event"] for e in events if e["event"] in ("failed", "requeued", "resumed")] == [
@@ -193,7 +193,7 @@ def test_a_batch_script_that_is_killed_takes_its_ranks_along(small: Path) -> Non
 @pytest.mark.usefixtures("stop_all")
 def test_a_rank_starter_that_is_killed_takes_its_ranks_along(small: Path) -> None:
     run = submit(small, *LONG)
-    wait_for(run, at_step(6))
+    wait_for(run, saved_at(6))
     old = rank_pids(run)
     starter = int(Path(f"/proc/{old[0]}/stat").read_text().rpartition(")")[2].split()[1])
     os.kill(starter, signal.SIGKILL)

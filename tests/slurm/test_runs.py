@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
-from tests.runs import at_step, losses, mmlaunch, submit, wait_for
+from tests.runs import at_step, losses, mmlaunch, saved_at, submit, wait_for
 from tests.slurm.cluster import SlurmCluster
 from tests.slurm.jobs import LONG, PAIR, QUICK, TWO_BY_TWO, finished, job_of, ranks, requeues, status, tampered
 
@@ -40,7 +40,7 @@ def test_two_nodes_with_two_ranks_each(small: Path, slurm: SlurmCluster) -> None
 
 def test_requeued_by_a_human(small: Path, slurm: SlurmCluster, unbroken: dict[int, float]) -> None:
     run = submit(small, *PAIR, cluster="slurm")
-    slurm.run("scontrol", "requeue", job_of(wait_for(run, at_step(12), seconds=180)))
+    slurm.run("scontrol", "requeue", job_of(wait_for(run, saved_at(12), seconds=180)))
     events = finished(run)
     assert events[-1]["state"] == "done" and losses(events) == unbroken
     assert [e["event"] for e in events if e["event"] in ("requeued", "resumed", "failed")] == ["requeued", "resumed"]
@@ -159,7 +159,7 @@ def test_a_bad_recipe_found_in_the_job_costs_one_attempt(small: Path, slurm: Slu
 
 def test_a_killed_rank_is_restarted(small: Path, unbroken: dict[int, float]) -> None:
     run = submit(small, *PAIR, "-s", "restarts.crash=1", cluster="slurm")
-    wait_for(run, at_step(12), seconds=180)
+    wait_for(run, saved_at(12), seconds=180)
     os.kill(ranks(run)[1], signal.SIGKILL)
     events = finished(run)
     assert events[-1]["state"] == "done" and losses(events) == unbroken
@@ -171,7 +171,7 @@ def test_a_killed_rank_is_restarted(small: Path, unbroken: dict[int, float]) -> 
 def test_a_node_that_dies(small: Path, slurm: SlurmCluster, unbroken: dict[int, float]) -> None:
     """With it goes the batch script: the next attempt learns from Slurm what became of this one."""
     run = submit(small, *PAIR, cluster="slurm")
-    node = slurm.run("squeue", "-h", "-j", job_of(wait_for(run, at_step(7))), "-o", "%B").strip()
+    node = slurm.run("squeue", "-h", "-j", job_of(wait_for(run, saved_at(7))), "-o", "%B").strip()
     slurm.kill_node(node)
     try:
         events = finished(run)

@@ -6,7 +6,7 @@ import os
 import signal
 from pathlib import Path
 
-from tests.runs import at_step, losses, submit, wait_for
+from tests.runs import losses, saved_at, submit, wait_for
 from tests.slurm.cluster import SlurmCluster
 from tests.slurm.jobs import LONG, PAIR, finished, job_of, ranks, requeues, tampered
 
@@ -26,7 +26,7 @@ def check_nothing_lost(events: list[Event], unbroken: dict[int, float], *causes:
 def test_only_the_task_of_one_rank(small: Path, slurm: SlurmCluster, unbroken: dict[int, float]) -> None:
     """As proctrack/cgroup does it: no other process of the step is told. One rank is enough, they all agree."""
     run = submit(small, *PAIR, cluster="slurm")
-    events = wait_for(run, at_step(12), seconds=180)
+    events = wait_for(run, saved_at(12), seconds=180)
     tasks = slurm.run("scontrol", "listpids", f"{job_of(events)}.0", "node2").splitlines()[1:]
     pids = [int(line.split()[0]) for line in tasks if line.split()[4] == "1"]  # GlobalID; a child of a task has none
     assert pids == [ranks(run)[1]]  # no shell or starter in between
@@ -37,14 +37,14 @@ def test_only_the_task_of_one_rank(small: Path, slurm: SlurmCluster, unbroken: d
 def test_only_the_batch_shell(small: Path, slurm: SlurmCluster, unbroken: dict[int, float]) -> None:
     """As `--signal=B:` does it: the script passes it on."""
     run = submit(small, *PAIR, cluster="slurm")
-    slurm.run("scancel", "--batch", "--signal=USR1", job_of(wait_for(run, at_step(12), seconds=180)))
+    slurm.run("scancel", "--batch", "--signal=USR1", job_of(wait_for(run, saved_at(12), seconds=180)))
     check_nothing_lost(finished(run), unbroken, "saved")
 
 
 def test_preempted_with_a_grace_time(small: Path, slurm: SlurmCluster, unbroken: dict[int, float]) -> None:
     """SIGTERM at once, without the pre-signal, and the partition's GraceTime to leave in."""
     run = submit(small, *PAIR, "-s", "resources.partition=gentle", cluster="slurm")
-    wait_for(run, at_step(12), seconds=180)
+    wait_for(run, saved_at(12), seconds=180)
     slurm.run("sbatch", "-p", "urgent", "-N4", "--exclusive", "--wrap", "true")
     events = finished(run)
     check_nothing_lost(events, unbroken, "saved", "preempted")
@@ -54,7 +54,7 @@ def test_preempted_with_a_grace_time(small: Path, slurm: SlurmCluster, unbroken:
 def test_preempted_without_a_grace_time(small: Path, slurm: SlurmCluster, unbroken: dict[int, float]) -> None:
     """Requeued at once: SIGTERM, and KillWait to leave in."""
     run = submit(small, *PAIR, cluster="slurm")
-    wait_for(run, at_step(12), seconds=180)
+    wait_for(run, saved_at(12), seconds=180)
     slurm.run("sbatch", "-p", "urgent", "-N4", "--exclusive", "--wrap", "true")
     check_nothing_lost(finished(run), unbroken, "saved", "preempted")
 
@@ -64,7 +64,7 @@ def test_preempted_without_the_time_to_save(small: Path, slurm: SlurmCluster, un
     slow = "        import time\n\n        time.sleep(60)\n"
     head = '        """Save what was done since the last checkpoint, and leave."""\n'
     run = tampered(small, *PAIR, file="train/loop.py", before=head, after=head + slow)
-    wait_for(run, at_step(12), seconds=180)
+    wait_for(run, saved_at(12), seconds=180)
     slurm.run("sbatch", "-p", "urgent", "-N4", "--exclusive", "--wrap", "true")
     events = finished(run)
     assert events[-1]["state"] == "done" and losses(events) == unbroken
