@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from datetime import date
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -71,17 +72,17 @@ def corpus(folder: Path, chance: random.Random) -> Iterator[Damage]:
     for _ in range(PLACES):
         path = chance.choice(files)
         size = chance.randrange(path.stat().st_size)
-        yield "cut off somewhere", lambda path=path, size=size: os.truncate(path, size)  # type: ignore[misc]
+        yield "cut off somewhere", partial(os.truncate, path, size)
     for path in files:
         yield "missing", path.unlink
-        yield "empty", lambda path=path: os.truncate(path, 0)  # type: ignore[misc]
+        yield "empty", partial(os.truncate, path, 0)
         other = chance.choice([one for one in files if one != path])
-        yield "in place of another", lambda path=path, other=other: shutil.copy(other, path)  # type: ignore[misc]
+        yield "in place of another", partial(shutil.copy, other, path)
     for _ in range(PLACES):
         path = chance.choice(files)
         # Not the line feed at the end of the manifest, which says nothing.
         place, bit = chance.randrange(path.stat().st_size - 1), chance.randrange(8)
-        yield "one bit flipped", lambda path=path, place=place, bit=bit: flip(path, place, bit)  # type: ignore[misc]
+        yield "one bit flipped", partial(flip, path, place, bit)
 
 
 def flip(path: Path, place: int, bit: int) -> None:
