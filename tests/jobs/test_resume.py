@@ -116,8 +116,23 @@ def test_full_disk_ends_or_outlives_the_save_and_keeps_what_is_there(job: Jobs, 
         assert run.run(tiny(checkpoint__every="2 steps", checkpoint__on_full_disk="stop")) == [93]
         assert [event["step"] for event in run.events("step")] == [1, 2, 3, 4, 5, 6, 3, 4]
         assert list(run.paths.checkpoints.iterdir()) == [run.paths.checkpoint(2)]
+        run.start(tiny(steps=100_000, checkpoint__every="100000 steps", checkpoint__keep=1), 1)
+        run.when(5)
+        os.kill(run.ranks[0].pid, signal.SIGUSR2)
+        assert run.wait() == [93], "nothing was saved, so it may not say that it was"
     finally:
         os.system(f"umount {run.paths.checkpoints}")
+
+
+def test_checkpoints_of_another_format_are_told_and_kept(job: Jobs, tiny: Recipes) -> None:
+    run = job("run")
+    assert run.run(tiny(steps=2)) == [0], run.log()
+    name = run.paths.checkpoint(2) / manifest.NAME
+    record = json.loads(name.read_text())
+    name.write_text(json.dumps({key: value for key, value in record.items() if key != "sha256"} | {"format": 1}))
+    assert run.run(tiny(steps=4)) == [94]
+    assert "has format 1; this version reads another format, 2; resume the run with" in run.log()
+    assert run.saved() == [2]
 
 
 def test_loss_that_is_not_finite_names_step_and_samples(job: Jobs, tiny: Recipes) -> None:

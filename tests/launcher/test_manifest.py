@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -118,6 +119,8 @@ def test_a_half_written_one_does_not_exist(tmp_path: Path) -> None:
 def test_a_newer_format_is_not_guessed_at(tmp_path: Path) -> None:
     folder = checkpoint(tmp_path, 1)
     record = json.loads((folder / "MANIFEST.json").read_text())
-    (folder / "MANIFEST.json").write_text(json.dumps({**record, "format": 99}))
+    newer = {key: value for key, value in record.items() if key != "sha256"} | {"format": 99}
+    digest = hashlib.sha256(json.dumps(newer, sort_keys=True).encode()).hexdigest()
+    (folder / "MANIFEST.json").write_text(json.dumps({**newer, "sha256": digest}))
     with pytest.raises(manifest.InvalidCheckpoint, match="format 99"):
         manifest.validate(folder)

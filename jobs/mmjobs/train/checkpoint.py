@@ -167,6 +167,9 @@ class Checkpoints:
             self._journal.say(f"rejected a checkpoint: {reason}")
         newest = found.step if found else -1
         self._rejected = {step for step in manifest.steps(self._paths.checkpoints) if step > newest}
+        if foreign := [reason for reason in rejected if manifest.FOREIGN in reason]:  # sound, and not for us to drop
+            right = "resume the run with the version that saved it, or start a new run from it with model.init_from"
+            raise BadInput(f"{foreign[0]}; {right}")
         return (found.step, found.world) if found else (None, 0)
 
     @property

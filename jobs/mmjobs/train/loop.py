@@ -165,10 +165,11 @@ class Trainer:
     def _between_batches(self) -> None:
         self.checkpoints.advance(self.agenda.check(self.checkpoints.writing))
 
-    def _save(self, wait: bool = False) -> None:
+    def _save(self, wait: bool = False) -> bool:
+        """False when the disk is full, and the recipe lets the run go on without this checkpoint."""
         step = self.progress.step
         if self.agenda.saving.done_at(step):
-            return
+            return True
         self.ranks.watch.enter(Phase.SAVE)
         self.finite.check(self.progress, self.engine)
         self.board.flush()  # first: what a checkpoint has behind it is not done again
@@ -177,6 +178,7 @@ class Trainer:
             raise DiskFull(f"the disk is full, and step {step} is the result of the run; make room and resume it")
         self.agenda.saving.done(step)
         self.pace.pause()
+        return saved
 
     def _finish_saving(self) -> None:
         self.ranks.watch.enter(Phase.SAVE)
@@ -186,7 +188,8 @@ class Trainer:
         """Save what was done since the last checkpoint, and leave."""
         self.journal.event("signal", name=reason, step=self.progress.step)
         self.journal.say(f"{reason}: saving step {self.progress.step} to go on later")
-        if self.progress.step:
-            self._save(wait=True)
+        if self.progress.step and not self._save(wait=True):  # whoever asks to go on must have saved
+            kept = self.paths.checkpoints
+            raise DiskFull(f"{reason}: the disk is full, and step {self.progress.step} is lost; make room in {kept}")
         self._finish_saving()
         raise Saved(reason)

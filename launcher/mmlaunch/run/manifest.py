@@ -17,6 +17,7 @@ from mmlaunch.run.files import publish, sync_folder
 
 NAME = "MANIFEST.json"
 FORMAT = 2
+FOREIGN = "this version reads another format"
 _STEP = re.compile(r"step-(\d+)")
 
 
@@ -70,15 +71,16 @@ def validate(folder: Path, contents: bool = True) -> Manifest:
     try:
         record = json.loads((folder / NAME).read_text())
         manifest = Manifest(int(record["step"]), int(record["world"]), dict(record["files"]))
-        known, digest = record["format"] == FORMAT, record.pop("sha256", None)
+        written, digest = record["format"], record.pop("sha256", None)
     except FileNotFoundError:
         raise InvalidCheckpoint(f"{folder.name}: no {NAME}: the save never finished") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InvalidCheckpoint(f"{folder.name}: {NAME} is damaged ({error})") from None
-    if not known:
-        raise InvalidCheckpoint(f"{folder.name}: {NAME} has format {record['format']}; this version reads {FORMAT}")
-    if digest != _digest_of(record):  # a flipped bit in the number of ranks would be believed, and one in a key a crash
+    oldest = written == 1 and digest is None  # it had none
+    if digest != _digest_of(record) and not oldest:  # a flipped bit in the number of ranks would be believed
         raise InvalidCheckpoint(f"{folder.name}: {NAME} is damaged (its content is not what was written)")
+    if written != FORMAT:
+        raise InvalidCheckpoint(f"{folder.name}: {NAME} has format {written}; {FOREIGN}, {FORMAT}")
     if folder.name != f"step-{manifest.step}":
         raise InvalidCheckpoint(f"{folder.name}: its manifest is that of step {manifest.step}")
     try:
