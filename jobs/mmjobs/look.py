@@ -22,6 +22,7 @@ def look(recipe: Recipe, samples: int, page: Path | None, decode: bool) -> dict[
     """Every source of a recipe, surveyed as training surveys it."""
     import torch
 
+    from mmjobs.data import wants
     from mmjobs.data.encode import Processor
     from mmjobs.data.formats.registry import parts
     from mmjobs.data.mixture import mixture
@@ -30,17 +31,15 @@ def look(recipe: Recipe, samples: int, page: Path | None, decode: bool) -> dict[
 
     with torch.device("meta"):  # its tokens and pixels are asked for, never its weights
         built = skeleton(recipe.model, recipe.precision, empty=True)
-    answers = {"sft": 1, "ppo": 0, "predict": 0}.get(recipe.objective.method, 2)
     longest = min(recipe.data.max_tokens, built.positions)
-    read = 1 if recipe.objective.method == "sft" else None
-    processor = Processor(built.chat, built.pixels, longest, recipe.data.overlong, read)
+    processor = Processor(built.chat, built.pixels, longest, recipe.data.overlong, wants.of(recipe.objective))
     result: dict[str, Any] = {"longest": processor.longest, "groups": {}}
     shown: list[tuple[Any, int | None]] = []
     questions: set[bytes] = set()
     for group in ("eval", "train"):
         sources = getattr(recipe.data, group)
         asked = questions if group == "train" and recipe.data.deduplicate else set()
-        found = survey(sum((parts(source) for source in sources), ()), processor, answers, asked, moved=_Dots(group))
+        found = survey(sum((parts(source) for source in sources), ()), processor, asked, moved=_Dots(group))
         if group == "eval":
             questions = found.questions
         if decode:

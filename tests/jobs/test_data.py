@@ -36,7 +36,7 @@ PROCESSOR = Processor(CHAT, PIXELS, longest=128)
 
 
 def mixed(*sources: Source, processor: Processor = PROCESSOR, held_out: Collection[bytes] = ()) -> Mixture:
-    return mixture(survey(sum(map(parts, sources), ()), processor, 1, held_out), 0)
+    return mixture(survey(sum(map(parts, sources), ()), processor, held_out), 0)
 
 
 def text(prompt: str, *answers: str) -> Example:
@@ -140,8 +140,8 @@ def test_long_examples_are_dropped_or_cut_and_images_never() -> None:
 def test_example_without_answer_is_named() -> None:
     part = Part("here", [text("?", "!"), text("?")])
     with pytest.raises(BadInput, match="here:7: has no answer"):
-        mixture(survey([part], PROCESSOR, 1), 0)
-    assert len(mixture(survey([part], PROCESSOR, 1), 0, tolerant=True)) == 1
+        mixture(survey([part], PROCESSOR), 0)
+    assert len(mixture(survey([part], PROCESSOR), 0, tolerant=True)) == 1
 
 
 def test_workers_do_not_change_batches() -> None:

@@ -34,7 +34,7 @@ from mmjobs.data.batch import collate
 from mmjobs.data.encode import Processor
 from mmjobs.data.formats.shapes import example
 from mmjobs.model.build import build
-from mmjobs.objectives import OBJECTIVES
+from mmjobs.objectives.sft import Sft
 from mmjobs.train.engine import Engine
 from mmjobs.train.ranks import Ranks
 from mmjobs.train.whereabouts import Whereabouts
@@ -44,12 +44,12 @@ folder, stage, precision = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
 resources = {"nodes": 1, "gpus_per_node": int(precision == "fp16")}  # a rule of recipes: fp16 is slow without
 recipe = tiny(deepspeed__stage=stage, precision=precision, optim__lr=1e-2, resources=resources)
 (folder / "deepspeed.json").write_text(json.dumps(deepspeed(recipe, 8, 1)))
-sft = OBJECTIVES["sft"]()
+sft = Sft()
 
 
 def broken(network, batch):
     measured = sft(network, batch)
-    return replace(measured, loss=measured.loss * float("nan"))
+    return replace(measured, losses={"tokens": measured.loss * float("nan")})
 
 
 def train(objectives):
@@ -63,7 +63,7 @@ def train(objectives):
     for objective in objectives:
         (measured,) = engine.train_on([batch], objective, objective_units := sft.units(batch))
         update = engine.step(0)
-        found.append((float(measured.each.sum()) / objective_units, update.norm, update.rescaled))
+        found.append((float(measured.each.sum()) / objective_units["tokens"], update.norm, update.rescaled))
     return found
 
 
@@ -87,7 +87,11 @@ def spoil() -> None:
         step = str(next(steps))
         if step in raising and os.environ["RANK"] == "1":
             raise ValueError("this rank does not want to")
-        return dataclasses.replace(measured, loss=measured.loss * float("nan")) if step in spoilt else measured
+        return (
+            dataclasses.replace(measured, losses={"tokens": measured.loss * float("nan")})
+            if step in spoilt
+            else measured
+        )
 
     Sft.__call__ = call  # type: ignore[method-assign]  # in a rank's own process, which ends
 

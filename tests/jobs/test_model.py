@@ -14,15 +14,14 @@ from mmjobs.data.batch import collate
 from mmjobs.data.encode import Processor
 from mmjobs.data.example import Answer, Example, Origin, Turn
 from mmjobs.data.formats import shapes
-from mmjobs.model import parts, side_by_side
+from mmjobs.model import parts, trees
 from mmjobs.model.build import Built, build
 from mmjobs.model.generate import greedy
 from mmjobs.model.projectors import PROJECTORS
-from mmjobs.objectives import OBJECTIVES
+from mmjobs.objectives.sft import Sft
 from mmlaunch.errors import BadInput, RecipeError
 from mmlaunch.recipe import Recipe
 from mmlaunch.recipe.model import Projectors
-from mmlaunch.recipe.objective import METHODS
 
 Made = Callable[..., tuple[Built, Processor]]
 
@@ -59,16 +58,16 @@ def test_loss_of_an_example_does_not_depend_on_its_neighbours(
     encoded = [
         processor.encode(answered(row, answer)) for row, answer in enumerate(("\0", "a much longer answer", "b"))
     ]
-    sft = OBJECTIVES["sft"]()
+    sft = Sft()
     with torch.no_grad():
         together = sft(built.network, collate(encoded, built.pixels, 0)).each  # padded with a token that is real
         alone = torch.cat([sft(built.network, collate([one], built.pixels, 258)).each for one in encoded])
     torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-6)
 
 
-@pytest.mark.parametrize(("attention", "known"), [("plain", True), ("mmca", False)])
+@pytest.mark.parametrize(("attention", "known"), [("plain", "trees"), ("mmca", "mask")])
 @pytest.mark.parametrize("saving", ["off", "on"])
-def test_packed_sequences_are_those_that_stand_alone(made: Made, attention: str, known: bool, saving: str) -> None:
+def test_packed_sequences_are_those_that_stand_alone(made: Made, attention: str, known: str, saving: str) -> None:
     """Losses and gradients, also with activation checkpointing, and whatever the attention."""
     built, processor = made(model__attention=attention, model__activation_checkpointing=saving)
     built.network.train()
@@ -77,9 +76,9 @@ def test_packed_sequences_are_those_that_stand_alone(made: Made, attention: str,
     encoded.insert(
         2, processor.encode(Example((), (Turn("user", ("No image?",)),), (Answer("None."),), Origin("t", 1)))
     )
-    sft = OBJECTIVES["sft"]()
+    sft = Sft()
     row = collate(encoded, built.pixels, 258, packed=True)
-    assert bool(side_by_side.arguments(built.network, row.lengths)) is known
+    assert trees.kind(built.network) == known
     packed = sft(built.network, row)
     torch.autograd.backward(packed.loss)
     grads = {name: p.grad.clone() for name, p in built.network.named_parameters() if p.grad is not None}
@@ -94,7 +93,7 @@ def test_packed_sequences_are_those_that_stand_alone(made: Made, attention: str,
 
 def test_accuracy_is_that_of_greedy_generation(made: Made) -> None:
     built, processor = made()
-    sft, answers = OBJECTIVES["sft"](), ("red", "top left")
+    sft, answers = Sft(), ("red", "top left")
     encoded = [processor.encode(answered(row, answer)) for row, answer in enumerate(answers)]
     batch = collate(encoded, built.pixels, 258)
     optimizer = torch.optim.AdamW([p for p in built.network.parameters() if p.requires_grad], lr=1e-2)
@@ -113,7 +112,7 @@ def test_accuracy_is_that_of_greedy_generation(made: Made) -> None:
 
 def test_images_matter_and_their_tokens_are_counted(made: Made) -> None:
     built, processor = made()
-    sft = OBJECTIVES["sft"]()
+    sft = Sft()
     one, other = (processor.encode(answered(row, "red")) for row in (1, 2))
     swapped = replace(one, seen=other.seen)
     assert one.prompt.ids.count(259) == 4
@@ -135,7 +134,7 @@ def test_weight_decay_spares_biases_norms_and_embeddings(made: Made) -> None:
 
 def test_what_nobody_reads_is_not_trained(made: Made) -> None:
     built, processor = made()
-    measured = OBJECTIVES["sft"]()(built.network, collate([processor.encode(shapes.example(3))], built.pixels, 258))
+    measured = Sft()(built.network, collate([processor.encode(shapes.example(3))], built.pixels, 258))
     torch.autograd.backward(measured.loss)
     for name, parameter in built.network.named_parameters():
         assert (parameter.grad is not None) == parameter.requires_grad, name
@@ -152,4 +151,4 @@ def test_layers_that_do_not_exist_are_bad_input(made: Made) -> None:
 
 
 def test_names_of_the_schema_have_implementations() -> None:
-    assert PROJECTORS.keys() == set(get_args(Projectors)) and OBJECTIVES.keys() <= set(METHODS)
+    assert PROJECTORS.keys() == set(get_args(Projectors))

@@ -16,6 +16,7 @@ from mmjobs.data.batch import collate
 from mmjobs.data.encode import Processor
 from mmjobs.data.example import IMAGE, Answer, BadRow, Example, Origin, Turn
 from mmjobs.data.pictures import BytesPicture
+from mmjobs.data.wants import Wants
 from mmjobs.model import parts
 from mmjobs.model.build import Built, build
 from mmjobs.objectives.sft import Sft
@@ -59,7 +60,7 @@ def test_tokens_and_pixels_are_those_of_the_processor(built: Built) -> None:
 
 
 def test_rows_of_all_kinds_share_a_batch(built: Built) -> None:
-    processor, sft = Processor(built.chat, built.pixels, 900), Sft()
+    processor, sft = Processor(built.chat, built.pixels, 900, wants=Wants(most=1)), Sft()
     encoded = [processor.encode(one) for one in (asks(), asks((60, 40)), asks((30, 50), (60, 60)), asks((40, 40)))]
     with torch.no_grad():
         together = sft(built.network, collate(encoded, built.pixels, 0)).each
@@ -69,7 +70,7 @@ def test_rows_of_all_kinds_share_a_batch(built: Built) -> None:
 
 def test_every_parameter_has_its_part(built: Built) -> None:
     table = parts.counts(built.network)
-    assert set(table) == set(parts.PARTS)
+    assert {*table, "head"} == set(parts.PARTS)
     assert {part for part, count in table.items() if count["trainable"]} == {"projector", "language", "embeddings"}
 
 
@@ -82,7 +83,7 @@ def test_lora_reaches_the_language_model_alone(built: Built) -> None:
 
 def test_text_models_take_no_images(tmp_path: Path) -> None:
     made = build(Model.model_validate({"pretrained": str(checkpoints.gemma(tmp_path / "gemma"))}))
-    processor = Processor(made.chat, made.pixels, 200)
+    processor = Processor(made.chat, made.pixels, 200, wants=Wants(most=1))
     encoded = processor.encode(asks())
     assert made.chat.tokenizer.decode(encoded.answers[0].ids) == "A circle<end_of_turn>"
     assert Sft()(made.network, collate([encoded], made.pixels, 0)).each.item() > 0

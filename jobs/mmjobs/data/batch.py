@@ -1,9 +1,11 @@
-"""The batch: several sequences side by side, padded on the right, their true lengths kept."""
+"""The batch: trees of a prompt and its answers, side by side in one row, or each answer in a padded row of its own."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
+from typing import Any
 
 import torch
 
@@ -13,97 +15,206 @@ from mmjobs.data.example import BadRow, Origin
 from mmjobs.data.pixels import Pixels, Seen
 
 NOT_LEARNT = -100
-_NOTHING = Tokens([0], [False])
+PLAIN, SPOILED, STRANGER = range(3)
+"""An answer with its own images, the chosen one with spoiled images, and one that answers something else."""
+
+
+@dataclass(frozen=True)
+class Answers:
+    """The A answers of a batch, in the order of its rows."""
+
+    example: torch.Tensor  # [A], which of the origins it answers
+    place: torch.Tensor  # [A], 0 for the best
+    kind: torch.Tensor  # [A], PLAIN, SPOILED or STRANGER
+    score: torch.Tensor  # [A], not a number where the data have none
+    last: torch.Tensor  # [A], where its last token stands in the flattened rows
+    lone: torch.Tensor  # [A], of an example without pairs: -1 undesirable, 1 desirable, else 0
+
+    def __len__(self) -> int:
+        return len(self.example)
 
 
 @dataclass(frozen=True)
 class Batch:
-    """B rows of at most T tokens, a sequence each or several side by side. Masks never come from ids."""
+    """B rows of at most T tokens. Masks never come from ids."""
 
     ids: torch.Tensor  # [B, T]
-    attention: torch.Tensor | None  # [B, T], 1 up to each sequence's length; None: positions tell sequences apart
-    positions: torch.Tensor | None  # [B, T], from 0 in every sequence of a packed row
-    targets: torch.Tensor  # [B, T], the token to predict *at* each position from those before it, or NOT_LEARNT
-    owners: torch.Tensor  # [B, T], which of the origins each token belongs to
-    lengths: tuple[int, ...] | None  # of the sequences of a packed row
+    attention: torch.Tensor | None  # [B, T], 1 up to each sequence's length; None: `trees` tell sequences apart
+    positions: (
+        torch.Tensor | None
+    )  # [B, T], from 0 in every tree of a packed row, and on from its prompt in each answer
+    targets: torch.Tensor  # [B, T], the token itself where it is learnt, or NOT_LEARNT
+    before: torch.Tensor  # [B, T], where in the flattened rows the hidden state stands that predicts a token
+    owners: torch.Tensor  # [B, T], which of the answers a token belongs to; a prompt's belong to the first of its tree
+    trees: tuple[tuple[int, ...], ...] | None
+    """The lengths of the prompt and of the answers of each tree of a packed row."""
+    answers: Answers
     seen: Seen
-    """The images, in the order of the sequences, as arguments of the network."""
+    """The images, in the order of the trees or rows, as arguments of the network."""
     origins: tuple[Origin, ...]
     skipped: tuple[BadRow, ...] = ()
     """Rows that turned out to be damaged: they are not in the batch, and weigh nothing."""
+    reference: torch.Tensor | None = None  # [U], the reference's log-probability of each learnt token
+    keys: tuple[bytes, ...] = ()
+    """What each example is known by, where somebody asks."""
 
     def __len__(self) -> int:
         return len(self.origins)
 
+    @property
+    def learnt(self) -> torch.Tensor:
+        """[B, T], the U tokens that are learnt; in this order everything that is measured of them comes."""
+        return self.targets != NOT_LEARNT
+
+    @property
+    def tokens(self) -> int:
+        """Without padding."""
+        return self.ids.numel() if self.attention is None else int(self.attention.sum())
+
+    @property
+    def squares(self) -> float:
+        """Twice the pairs of tokens of which one sees the other."""
+        if self.attention is not None:
+            return float(self.attention.sum(1).double().square().sum())
+        trees = self.trees or ()
+        return float(sum(p * p + sum(2 * p * answer + answer * answer for answer in answers) for p, *answers in trees))
+
     def to(self, device: torch.device) -> Batch:
         """The same batch where the network is."""
-        return replace(
-            self,
-            ids=self.ids.to(device),
-            attention=None if self.attention is None else self.attention.to(device),
-            positions=None if self.positions is None else self.positions.to(device),
-            targets=self.targets.to(device),
-            owners=self.owners.to(device),
-            seen={name: value.to(device) for name, value in self.seen.items()},
-        )
+        moved: dict[str, Any] = {
+            name: value.to(device) for name, value in vars(self).items() if isinstance(value, torch.Tensor)
+        }
+        moved["answers"] = Answers(**{name: value.to(device) for name, value in vars(self.answers).items()})
+        moved["seen"] = {name: value.to(device) for name, value in self.seen.items()}
+        return replace(self, **moved)
+
+
+@dataclass(frozen=True)
+class _Tree:
+    """A prompt and answers of one example, with the images that the prompt shows."""
+
+    prompt: Tokens
+    answers: tuple[Tokens, ...]
+    seen: Seen
+    about: tuple[tuple[int, int, int, float, int], ...]
+    """Example, place, kind, score and desirability of each answer."""
 
 
 def collate(
-    found: Sequence[Encoded | BadRow], pixels: Pixels, padding: int, packed: bool = False, blank: bool = False
+    found: Sequence[Encoded | BadRow],
+    pixels: Pixels,
+    padding: int,
+    packed: bool = False,
+    blank: bool = False,
+    keyed: bool = False,
 ) -> Batch:
-    """One batch of these prompts with their first answers: a row each, or all `packed` in one.
+    """One batch of these examples: a row for each answer, or all trees `packed` in one.
 
     `padding` fills what no mask ever shows. Without any image there is a `blank` one that nothing is learnt from, and
     without any example one token: all ranks call the same layers in the same order, or some would wait for ever.
     """
     encoded = [one for one in found if isinstance(one, Encoded)]
-    sequences = [_sequence(one.prompt, one.answers[0]) for one in encoded]
-    images = [one.seen for one in encoded]
-    if blank and not any(images):
+    trees = [tree for number, one in enumerate(encoded) for tree in _trees(number, one)]
+    if not packed:  # each answer repeats the prompt and its images
+        trees = [
+            _Tree(tree.prompt, (answer,), tree.seen, (about,))
+            for tree in trees
+            for answer, about in zip(tree.answers, tree.about, strict=True)
+        ]
+    if blank and not any(tree.seen for tree in trees):
         tokens, seen = pixels.blank()
-        sequences.append(_sequence(Tokens(tokens, [False] * len(tokens)), _NOTHING[:0]))
-        images.append(seen)
-    make = _packed if packed else _padded
-    sequences = sequences or [_sequence(_NOTHING, _NOTHING[:0])]
-    ids, attention, positions, targets, owners = make(sequences, padding)
+        trees.append(_Tree(Tokens(tokens, [False] * len(tokens)), (), seen, ()))
+    trees = trees or [_Tree(Tokens([0], [False]), (), {}, ())]
+    rows = [_Row(tree) for tree in trees]
+    about = [one for tree in trees for one in tree.about]
+    columns = list(zip(*about, strict=True)) or [()] * 5
+    starts = (
+        [0, *accumulate(len(row.ids) for row in rows)][:-1]
+        if packed
+        else [number * max(len(row.ids) for row in rows) for number in range(len(rows))]
+    )
+    owners = [0, *accumulate(len(tree.about) for tree in trees)]
+    make = _side_by_side if packed else _padded
+    lines = make(rows, starts, owners, padding)
+    reference = [one.reference for one in encoded if one.reference is not None]
     return Batch(
-        ids=ids,
-        attention=attention,
-        positions=positions,
-        targets=targets,
-        owners=owners,
-        lengths=tuple(len(ids) for ids, _ in sequences) if packed else None,
-        seen=pixels.join(images, ids),
+        **lines,
+        trees=tuple((len(tree.prompt), *map(len, tree.answers)) for tree in trees) if packed else None,
+        answers=Answers(
+            example=torch.tensor(columns[0], dtype=torch.long),
+            place=torch.tensor(columns[1], dtype=torch.long),
+            kind=torch.tensor(columns[2], dtype=torch.long),
+            score=torch.tensor(columns[3], dtype=torch.float64),
+            last=torch.tensor(
+                [start + last for start, row in zip(starts, rows, strict=True) for last in row.last], dtype=torch.long
+            ),
+            lone=torch.tensor(columns[4], dtype=torch.long),
+        ),
+        seen=pixels.join([tree.seen for tree in trees], lines["ids"]),
         origins=tuple(one.origin for one in encoded),
         skipped=tuple(one for one in found if isinstance(one, BadRow)),
+        reference=torch.cat(reference) if reference else None,
+        keys=tuple(one.key for one in encoded) if keyed else (),
     )
 
 
-Pair = tuple[torch.Tensor, torch.Tensor]
-Rows = tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None, torch.Tensor, torch.Tensor]
+def _trees(number: int, one: Encoded) -> list[_Tree]:
+    """An example's tree, and the one whose images are spoiled, where the objective looks at one."""
+    nothing = float("nan")
+    about = [(number, k, PLAIN, nothing if s is None else s, one.lone) for k, s in enumerate(one.scores)]
+    answers = one.answers
+    if one.stranger is not None:
+        answers = (*answers, one.stranger)
+        about.append((number, 0, STRANGER, nothing, 0))
+    trees = [_Tree(one.prompt, answers, one.seen, tuple(about))]
+    if one.spoiled is not None:
+        trees.append(_Tree(one.prompt, one.answers[:1], one.spoiled, ((number, 0, SPOILED, nothing, 0),)))
+    return trees
 
 
-def _sequence(prompt: Tokens, answer: Tokens) -> Pair:
-    """Its tokens, and which of them are to be predicted: [T] each. Nothing predicts the first one."""
-    ids = torch.tensor(prompt.ids + answer.ids)
-    learnt = torch.tensor(prompt.learnt + answer.learnt)
-    learnt[0] = False
-    return ids, ids.where(learnt, NOT_LEARNT)
+class _Row:
+    """A tree laid out: [T] each, places counted from its own first token."""
+
+    def __init__(self, tree: _Tree) -> None:
+        length = len(tree.prompt)
+        answers = tree.answers
+        starts = [length, *accumulate((len(answer) for answer in answers), initial=length)][1:]
+        self.ids = torch.tensor([*tree.prompt.ids, *(token for answer in answers for token in answer.ids)])
+        learnt = torch.tensor([*tree.prompt.learnt, *(flag for answer in answers for flag in answer.learnt)])
+        learnt[0] = False  # nothing predicts the first one
+        self.targets = self.ids.where(learnt, NOT_LEARNT)
+        self.positions, self.before = torch.arange(len(self.ids)), torch.arange(len(self.ids)) - 1
+        self.owners = torch.zeros(len(self.ids), dtype=torch.long)
+        self.last = []
+        for number, (start, answer) in enumerate(zip(starts, answers, strict=False)):
+            own = slice(start, start + len(answer))
+            self.positions[own] = torch.arange(length, length + len(answer))
+            self.before[start : start + 1] = length - 1
+            self.owners[own] = number
+            self.last.append(start + len(answer) - 1 if len(answer) else length - 1)
+        self.before[0] = 0
 
 
-def _padded(sequences: Sequence[Pair], padding: int) -> Rows:
-    shape = len(sequences), max(len(ids) for ids, _ in sequences)
+def _side_by_side(rows: Sequence[_Row], starts: Sequence[int], owners: Sequence[int], padding: int) -> dict[str, Any]:
+    return {
+        "ids": torch.cat([row.ids for row in rows])[None],
+        "attention": None,
+        "positions": torch.cat([row.positions for row in rows])[None],
+        "targets": torch.cat([row.targets for row in rows])[None],
+        "before": torch.cat([row.before + start for row, start in zip(rows, starts, strict=True)])[None],
+        "owners": torch.cat([row.owners + first for row, first in zip(rows, owners, strict=False)])[None],
+    }
+
+
+def _padded(rows: Sequence[_Row], starts: Sequence[int], owners: Sequence[int], padding: int) -> dict[str, Any]:
+    shape = len(rows), max(len(row.ids) for row in rows)
     ids, targets = torch.full(shape, padding), torch.full(shape, NOT_LEARNT)
-    attention = torch.zeros(shape, dtype=torch.long)
-    for row, (own, wanted) in enumerate(sequences):
-        ids[row, : len(own)], targets[row, : len(own)] = own, wanted
-        attention[row, : len(own)] = 1
-    return ids, attention, None, targets, torch.arange(shape[0])[:, None].expand(shape)
-
-
-def _packed(sequences: Sequence[Pair], padding: int) -> Rows:
-    ids = torch.cat([own for own, _ in sequences])[None]  # [1, T]
-    targets = torch.cat([wanted for _, wanted in sequences])[None]
-    positions = torch.cat([torch.arange(len(own)) for own, _ in sequences])[None]
-    lengths = torch.tensor([len(own) for own, _ in sequences])
-    return ids, None, positions, targets, torch.arange(len(sequences)).repeat_interleave(lengths)[None]
+    attention, before = torch.zeros(shape, dtype=torch.long), torch.zeros(shape, dtype=torch.long)
+    for number, row in enumerate(rows):
+        own = number, slice(0, len(row.ids))
+        ids[own], targets[own], attention[own] = row.ids, row.targets, 1
+        before[own] = row.before + starts[number]
+    first = torch.tensor(owners[: len(rows)])[:, None].expand(shape)
+    return {
+        "ids": ids, "attention": attention, "positions": None, "targets": targets, "before": before, "owners": first,
+    }  # fmt: skip

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
+from array import array
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Literal
 
+import torch
 from PIL import Image
 
 from mmjobs.data.chat import CannotSay, Chat, Tokens, Tree
 from mmjobs.data.example import BadPicture, BadRow, Example, Origin
 from mmjobs.data.pixels import Pixels, Seen
 from mmjobs.data.tiling import Size
+from mmjobs.data.wants import Wants, lone
 from mmlaunch.errors import BadInput
 
 Spoil = Callable[[Image.Image], Image.Image]
@@ -26,6 +31,33 @@ class Encoded:
     scores: tuple[float | None, ...]
     seen: Seen
     origin: Origin
+    lone: int = 0
+    """Of a single answer: whether it is desirable (1) or not (-1)."""
+    spoiled: Seen | None = None
+    """The images of the second tree, where the chosen answer stands under spoiled ones."""
+    stranger: Tokens | None = None
+    """An answer to something else, as if it had been given here."""
+    reference: torch.Tensor | None = None
+    """What the reference gives each learnt token, in the order of the answers as a batch has them."""
+
+    @property
+    def learnt(self) -> tuple[int, ...]:
+        """How many learnt tokens each answer of a batch has: the answers, the stranger, the spoiled one."""
+        more = [self.stranger] if self.stranger is not None else []
+        more += self.answers[:1] if self.spoiled is not None else []
+        return tuple(sum(answer.learnt) for answer in (*self.answers, *more))
+
+    @cached_property
+    def key(self) -> bytes:
+        """The same for the same tokens and the same pixels."""
+        found = hashlib.blake2b(digest_size=16)
+        for tokens in (self.prompt, *self.answers, *([self.stranger] if self.stranger else [])):
+            found.update(array("q", [len(tokens), *tokens.ids]).tobytes())
+        for seen in (self.seen, self.spoiled or {}):
+            for name in sorted(seen):
+                found.update(f"{name}{tuple(seen[name].shape)}{seen[name].dtype}".encode())
+                found.update(seen[name].contiguous().view(torch.uint8).numpy().tobytes())
+        return found.digest()
 
 
 @dataclass(frozen=True)
@@ -37,34 +69,54 @@ class Processor:
     longest: int
     """Tokens of a prompt and its longest answer."""
     overlong: Literal["drop", "cut"] = "drop"
-    read: int | None = None
-    """How many answers the objective looks at, the best first; None: all."""
+    wants: Wants = field(default_factory=Wants)
+    """What the objective looks at."""
 
-    def encode(self, example: Example, budget: int | None = None, spoil: Spoil | None = None) -> Encoded:
-        """The tokens and pixels of an example that `fits`; `budget` bounds its tiles, `spoil` changes its images."""
-        tree = self.tree(example, budget)
+    def encode(
+        self,
+        example: Example,
+        budget: int | None = None,
+        change: Spoil | None = None,
+        spoil: Spoil | None = None,
+        stranger: str | None = None,
+    ) -> Encoded:
+        """The tokens and pixels of an example that `fits`; `budget` bounds its tiles, `change` changes its images.
+
+        The second tree has images that are spoiled as well; a `stranger` is an answer to something else.
+        """
+        tree = self.tree(example, budget, stranger)
         try:
             images = [picture.open(self.pixels.max_side) for picture in example.images]
         except BadPicture as error:
             raise BadRow(example.origin, str(error)) from error
-        seen = self.pixels.read([spoil(image) for image in images] if spoil else images, _each(example, budget))
+        images = [change(image) for image in images] if change else images
+        seen = self.pixels.read(images, _each(example, budget))
+        spoiled = self.pixels.read([spoil(image) for image in images], _each(example, budget)) if spoil else None
         found, wanted = tree.prompt.ids.count(self._image), self.pixels.features_of(seen)
         if wanted is not None and found != wanted:
             raise BadRow(example.origin, f"{found} image tokens stand for {wanted} image features")
         room = max(0, self.longest - len(tree.prompt))
+        answers = [answer[:room] for answer in tree.answers]
         return Encoded(
             prompt=tree.prompt,
-            answers=tuple(answer[:room] for answer in tree.answers),
-            scores=tuple(answer.score for answer in example.answers[: self.read]),
+            answers=tuple(answers if stranger is None else answers[:-1]),
+            scores=tuple(answer.score for answer in example.answers[: self.wants.most]),
             seen=seen,
             origin=example.origin,
+            lone=lone(example),
+            spoiled=spoiled,
+            stranger=None if stranger is None else answers[-1],
         )
 
-    def tree(self, example: Example, budget: int | None = None) -> Tree:
+    def tree(self, example: Example, budget: int | None = None, stranger: str | None = None) -> Tree:
         """The tokens of an example, every image as many as it has features; nothing is decoded for it."""
+        texts = [answer.text for answer in example.answers[: self.wants.most]]
         try:
-            tree = self.chat.tree(example.prompt, [answer.text for answer in example.answers[: self.read]])
-            return Tree(self._with_images(tree.prompt, example, budget), tree.answers)
+            tree = self.chat.tree(example.prompt, texts if stranger is None else [*texts, stranger])
+            prompt = self._with_images(tree.prompt, example, budget)
+            if not self.wants.prompts:
+                prompt = Tokens(prompt.ids, [False] * len(prompt))
+            return Tree(prompt, tree.answers)
         except (CannotSay, BadPicture, BadInput) as error:
             raise error if isinstance(error, BadRow) else BadRow(example.origin, str(error)) from error
 

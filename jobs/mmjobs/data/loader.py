@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from mmjobs.data.augment import jpeg
+from mmjobs.data.augment import crop, jpeg
 from mmjobs.data.batch import Batch, collate
 from mmjobs.data.encode import Encoded, Processor
 from mmjobs.data.example import BadRow
 from mmjobs.data.mixture import Mixture
+from mmjobs.data.reference import Store
+from mmlaunch.errors import BadInput
 
 
 @dataclass(frozen=True)
@@ -29,20 +31,49 @@ class Examples(Dataset[Encoded | BadRow]):
     """None: as the images are; otherwise what the sources ask to change in them is drawn from it."""
     tolerant: bool = False
     """A row whose image turns out to be damaged is handed on as its error."""
+    reference: Store | None = None
+    """What the reference says; each example is looked up in it."""
+    steady: bool = False
+    """An example has the same pixels whenever it is seen: a reference remembers what it saw."""
+    spoils: int = 0
+    """The seed that spoiled images are drawn from, together with the row."""
+    packed: bool = False
+    """The examples of a batch stand side by side in one row."""
+    keyed: bool = False
+    """Batches tell what their examples are known by."""
 
     def __getitem__(self, index: int) -> Encoded | BadRow:
-        place = self.place_of(index)
-        part = self.mixture.part(place)
-        spoil = jpeg(self.seed, index) if part.augment == "jpeg" and self.seed is not None else None
         try:
-            return self.processor.encode(self.mixture[place], part.max_tiles, spoil)
+            return self._known(self._encoded(index))
         except BadRow as error:
             if self.tolerant:
                 return error
             raise
 
+    def _encoded(self, index: int) -> Encoded:
+        place = self.place_of(index)
+        part, example, wants = self.mixture.part(place), self.mixture[place], self.processor.wants
+        origin = example.origin if self.steady else index
+        other = self.mixture[(place + 1) % len(self.mixture)].answers[0].text if wants.stranger else None
+        return self.processor.encode(
+            example,
+            part.max_tiles,
+            change=jpeg(self.seed, origin) if part.augment == "jpeg" and self.seed is not None else None,
+            spoil=crop("spoiled", self.spoils, example.origin) if wants.spoiled and example.images else None,
+            stranger=other,
+        )
 
-def batches(examples: Examples, order: Iterable[list[int]], workers: int, packed: bool = False) -> Iterator[Batch]:
+    def _known(self, encoded: Encoded) -> Encoded:
+        if self.reference is None:
+            return encoded
+        values = self.reference.get(encoded.key)
+        if values is None or len(values) != sum(encoded.learnt):
+            what = "the reference has not seen it as it is now: its text or its images have changed since"
+            raise BadInput(f"{encoded.origin}: {what}; put them back, or start a new run")
+        return replace(encoded, reference=values)
+
+
+def batches(examples: Examples, order: Iterable[list[int]], workers: int) -> Iterator[Batch]:
     """The batches of these indices, in this order, whatever the number of workers."""
     processor = examples.processor
     loader = DataLoader(
@@ -53,8 +84,9 @@ def batches(examples: Examples, order: Iterable[list[int]], workers: int, packed
             collate,
             pixels=processor.pixels,
             padding=processor.chat.tokenizer.pad_token_id,
-            packed=packed,
+            packed=examples.packed,
             blank=examples.mixture.has_images,
+            keyed=examples.keyed,
         ),
         worker_init_fn=_begin_worker,
         generator=torch.Generator(),  # its own: the loader draws a seed, and the run's RNG must not move for it

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import statistics
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -10,6 +11,7 @@ from mmjobs.data.example import Example
 from mmjobs.data.formats.rows import Part
 from mmjobs.data.order import repeated
 from mmjobs.data.survey import Survey, Usable
+from mmjobs.data.wants import Wants
 from mmlaunch.errors import BadInput
 
 
@@ -36,17 +38,29 @@ class Mixture:
         """The source of the row at this place, with its settings."""
         return self.survey.parts[self.usable(place).part]
 
-    def tokens(self, place: int) -> int:
-        """The length of the whole tree at this place."""
+    def tokens(self, place: int, wants: Wants | None = None) -> int:
+        """The length of all trees at this place, as somebody wants them."""
         row = self.usable(place)
-        return row.prompt + sum(row.answers)
+        length = row.prompt + sum(row.answers)
+        if wants is not None and wants.spoiled and row.images:
+            length += row.prompt + row.answers[0]
+        if wants is not None and wants.stranger:
+            length += self.usable((place + 1) % len(self)).answers[0]
+        return length
+
+    @cached_property
+    def spread(self) -> float:
+        """The standard deviation of the score gaps between the first two answers; 1 where there is none."""
+        scores = [self.usable(place).scores for place in range(len(self))]
+        gaps = [two[0] - two[1] for two in scores if len(two) > 1 and two[0] is not None and two[1] is not None]
+        return statistics.pstdev(gaps) or 1.0 if gaps else 1.0
 
     @cached_property
     def digest(self) -> str:
-        """The same for the same questions in the same order."""
+        """The same for the same questions and answers in the same order."""
         found = hashlib.blake2b(digest_size=8)
         for place in range(len(self)):
-            found.update(self.usable(place).question)
+            found.update(self.usable(place).content)
         return found.hexdigest()
 
     @cached_property

@@ -73,3 +73,10 @@ def in_order(batches: Batches, start: int, steps: int, examples: int) -> Iterato
     """The micro-batches of one rank in the `steps` steps from global index `start` on."""
     for step in range(steps):
         yield from batches(start + step * examples)
+
+
+def shares(count: int, rank: int, world: int, size: int) -> list[list[int]]:
+    """The numbers below `count` that a rank takes, `size` at a time; all have as many turns, the last may be empty."""
+    mine = list(range(rank, count, world))
+    longest = -(-count // world)
+    return [mine[start : start + size] for start in range(0, longest, size)]

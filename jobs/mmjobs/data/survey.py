@@ -27,6 +27,9 @@ class Usable(NamedTuple):
     images: tuple[Size, ...]
     question: bytes
     """What stays the same where the same question is asked again."""
+    content: bytes
+    """What stays the same for the same question with the same answers."""
+    scores: tuple[float | None, ...] = ()
 
 
 class Left(NamedTuple):
@@ -59,7 +62,6 @@ class Survey:
 def survey(
     parts: Sequence[Part],
     processor: Processor,
-    answers: int,
     held_out: Collection[bytes] = (),
     share: tuple[int, int] = (0, 1),
     gather: Gather = lambda mine: [mine],
@@ -67,29 +69,26 @@ def survey(
 ) -> Survey:
     """Look at every row. Rank `share[0]` of `share[1]` looks at its own ones, and `gather` brings all together.
 
-    A row needs at least so many `answers`. Millions take time: each row has `moved`.
+    Millions take time: each row has `moved`.
     """
     found: list[Usable | Left] = []
     everything = ((number, row) for number, part in enumerate(parts) for row in range(len(part.rows)))
     for number, row in islice(everything, share[0], None, share[1]):
         moved()
-        found.append(_look(parts[number], number, row, processor, answers, held_out))
+        found.append(_look(parts[number], number, row, processor, held_out))
     merged = sorted((one for each in gather(found) for one in each), key=lambda one: (one.part, one.row))
     usable = [one for one in merged if isinstance(one, Usable)]
     return Survey(tuple(parts), usable, [one for one in merged if isinstance(one, Left)])
 
 
-def _look(
-    part: Part, number: int, row: int, processor: Processor, answers: int, held_out: Collection[bytes]
-) -> Usable | Left:
+def _look(part: Part, number: int, row: int, processor: Processor, held_out: Collection[bytes]) -> Usable | Left:
     try:
         example = part.rows[row]
         question = fingerprint(example)
         if question in held_out:
             return Left(number, row, "held out", str(example.origin), "its question stands in the evaluation data too")
-        if len(example.answers) < answers:
-            needed = f"{answers} answers to learn from" if answers > 1 else "no answer to learn from"
-            raise BadRow(example.origin, f"has {len(example.answers)} of {needed}" if answers > 1 else f"has {needed}")
+        if what := processor.wants.lacks(example):
+            raise BadRow(example.origin, what)
         tree = processor.tree(example, part.max_tiles)
         sizes = processor.sizes(example)
     except BadRow as error:
@@ -100,13 +99,25 @@ def _look(
         what = f"{len(tree.prompt) + max(lengths, default=0)} tokens, more than {processor.longest}"
         return Left(number, row, "overlong", str(example.origin), what)
     room = processor.longest - len(tree.prompt)
-    return Usable(number, row, len(tree.prompt), tuple(min(length, room) for length in lengths), sizes, question)
+    return Usable(
+        part=number,
+        row=row,
+        prompt=len(tree.prompt),
+        answers=tuple(min(length, room) for length in lengths),
+        images=sizes,
+        question=question,
+        content=_digest((question, example.answers, example.label)),
+        scores=tuple(answer.score for answer in example.answers[: processor.wants.most]),
+    )
 
 
 def fingerprint(example: Example) -> bytes:
     """The same for the same images and the same words before the answers, in every process."""
-    asked = ([picture.identity for picture in example.images], example.prompt)
-    return hashlib.blake2b(repr(asked).encode(errors="surrogatepass"), digest_size=12).digest()
+    return _digest(([picture.identity for picture in example.images], example.prompt))
+
+
+def _digest(said: object) -> bytes:
+    return hashlib.blake2b(repr(said).encode(errors="surrogatepass"), digest_size=12).digest()
 
 
 def lines(left: Sequence[Left]) -> Iterator[dict[str, str]]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +43,19 @@ def detach(network: nn.Module) -> None:
         setattr(network.get_submodule(parent), name, layer.get_base_layer())
     if hasattr(network, "peft_config"):
         del network.peft_config
+
+
+@contextmanager
+def off(network: nn.Module) -> Iterator[None]:
+    """The network as it was before adapters, for as long as this lasts."""
+    layers = list(_layers(network).values())
+    for layer in layers:
+        layer._disable_adapters = True  # peft's own switch would also decide what has a gradient
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer._disable_adapters = False
 
 
 def save(network: nn.Module, lora: Lora, folder: Path, base: str) -> None:

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from mmjobs.data.chat import OWN, Chat, own_template
 from mmjobs.data.pixels import Pixels
-from mmjobs.model import adapters, assemble, parts, pretrained, side_by_side, weights
+from mmjobs.model import adapters, assemble, heads, log_probs, parts, pretrained, trees, weights
 from mmlaunch.errors import BadInput
 from mmlaunch.recipe.model import Model
 
@@ -28,19 +28,31 @@ class Built:
     """transformers' own object for the same data, to be saved with the weights."""
 
     @property
+    def branches(self) -> bool:
+        """Whether several answers can stand behind one prompt; otherwise each has a row of its own."""
+        return trees.kind(self.network) is not None
+
+    @property
     def packs(self) -> bool:
         """Whether positions alone can tell several sequences in a row apart."""
         rope = getattr(self.network.config.get_text_config(), "rope_parameters", None) or {}
         return "mrope_section" not in rope
 
 
-def build(model: Model, precision: str = "fp32") -> Built:
-    """The model that a recipe describes, with the weights that it starts from; random ones come from torch's state."""
+def build(model: Model, precision: str = "fp32", scored: bool = False) -> Built:
+    """The model that a recipe describes, with the weights that it starts from; random ones come from torch's state.
+
+    A `scored` one gives answers a number, and no token a probability.
+    """
     built = skeleton(model, precision, empty=model.init_from is not None)
+    if scored:
+        heads.add_score(built.network)
     if model.init_from is not None:
         weights.start_from(built.network, model.init_from)
     adapters.add(built.network, model)
     parts.freeze(built.network, model, precision)
+    if scored:
+        heads.retire_words(built.network)
     if model.activation_checkpointing == "on":
         built.network.activation_checkpointing_enable()
         built.network.enable_input_require_grads()  # frozen embeddings would end the graph before it begins
@@ -51,7 +63,8 @@ def skeleton(model: Model, precision: str, empty: bool) -> Built:
     """The model without what training adds to it; an `empty` one waits for weights from elsewhere."""
     make = pretrained.load if model.pretrained else assemble.assemble
     built = Built(*make(model, precision, empty))
-    side_by_side.use(built.network)
+    trees.use(built.network)
+    log_probs.use(built.network)
     _check_words(built.chat, model.chat_template)
     return built
 

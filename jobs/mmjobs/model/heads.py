@@ -1,24 +1,44 @@
-"""Heads: one number for a sequence, read from its last real token, whatever stands behind it."""
+"""Heads: one number for an answer, read from its last token."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import nn
 
+from mmjobs.model.sharded import divide
 
-class ScoreHead(nn.Module):
+SCORE = "score"
+"""The name of the head in its network, as transformers' own classifiers call theirs."""
+
+
+class ScoreHead(nn.Linear):
     """A linear layer without bias: a constant would cancel in every comparison, and drift."""
 
-    def __init__(self, width: int, zero: bool = False) -> None:
-        super().__init__()
-        self.linear = nn.Linear(width, 1, bias=False)
-        nn.init.normal_(self.linear.weight, std=0.0 if zero else 1 / (width + 1))
+    def __init__(self, width: int, spread: float) -> None:
+        super().__init__(width, 1, bias=False)
+        nn.init.normal_(self.weight, std=spread)
 
-    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        scores: torch.Tensor = self.linear(hidden.to(self.linear.weight.dtype)).squeeze(-1).float()
-        return scores  # [..., D] -> [...]
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:  # [..., D] -> [...]
+        return super().forward(hidden.to(self.weight.dtype)).squeeze(-1)
 
 
-def last(hidden: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-    """The hidden state of each sequence's last real token, by its length and never by its ids: [B, T, D] -> [B, D]."""
-    return hidden[torch.arange(len(hidden), device=hidden.device), lengths - 1]
+def add_score(network: Any) -> None:
+    """A new head on a network, small enough that all answers begin nearly alike."""
+    width = network.config.get_text_config().hidden_size
+    network.score = ScoreHead(width, 1 / (width + 1))
+    divide(network)
+
+
+def retire_words(network: Any) -> None:
+    """Leave the matrix that makes words as it is where nothing else reads it: it would have no gradient."""
+    words = network.get_output_embeddings()
+    if words is not None and words.weight is not network.get_input_embeddings().weight:
+        words.weight.requires_grad_(False)
+
+
+def score_of(network: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
+    """The rewards after these hidden states, with all digits: [A, D] -> [A]"""
+    scores: torch.Tensor = network.get_submodule(SCORE)(hidden)
+    return scores if scores.dtype == torch.float64 else scores.float()

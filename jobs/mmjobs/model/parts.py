@@ -11,8 +11,9 @@ from mmjobs.model.sharded import cast, shape
 from mmlaunch.errors import BadInput
 from mmlaunch.recipe.model import Model
 
-PARTS = ("vision", "projector", "language", "embeddings")
+PARTS = ("vision", "projector", "language", "embeddings", "head")
 _PLACES = (
+    ("head", ("score.",)),
     (
         "projector",
         ("multi_modal_projector.", "connector.", "visual.merger.", "visual.deepstack_merger", "image_newline"),
@@ -32,6 +33,8 @@ def part_of(name: str) -> str:
 
 def training_of(part: str, model: Model) -> str:
     """frozen, full or lora."""
+    if part == "head":
+        return "full"
     if part == "embeddings":
         train = model.train
         wanted = train.embeddings if train.embeddings is not None else train.language == "full"

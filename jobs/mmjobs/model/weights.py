@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
+from mmjobs.model.heads import SCORE
 from mmjobs.model.names import opening, weights
 from mmjobs.model.parts import ADAPTER
 from mmjobs.model.pretrained import sees_images
@@ -22,6 +23,8 @@ from mmlaunch.run import manifest
 from mmlaunch.run.paths import RunPaths
 
 FILE = "model.safetensors"
+SCORE_FILE = "score.safetensors"
+"""The head of an exported reward model, where transformers has no place for one."""
 
 
 def load(network: nn.Module, checkpoint: Path) -> None:
@@ -34,8 +37,10 @@ def start_from(network: nn.Module, name: str) -> None:
     folder, lora = _found(Path(name))
     state = _of_hub(folder) if (folder / "config.json").is_file() else merged(_of_run(folder), lora)
     own = network.state_dict(keep_vars=True)
+    score = f"{SCORE}.weight"  # a head that is not there begins anew, and one that is not wanted is left
+    state = state if score in own else {key: value for key, value in state.items() if key != score}
     tied = {key for key, value in own.items() if key not in state and _shared(own, key, value, state)}
-    missing = sorted(own.keys() - state.keys() - tied)
+    missing = sorted(own.keys() - state.keys() - tied - {score})
     unknown = sorted(state.keys() - own.keys())
     wrong = [f"{key} is {_shape(state[key])} there and {_shape(own[key])} here" for key in own.keys() & state.keys()
              if state[key].shape != shape(own[key])]  # fmt: skip
@@ -101,7 +106,8 @@ def _of_hub(folder: Path) -> dict[str, torch.Tensor]:
         config = AutoConfig.from_pretrained(folder)
         kind = AutoModelForImageTextToText if sees_images(config) else AutoModelForCausalLM
         network = weights(kind, str(folder), config, empty=False, dtype=config.dtype or torch.float32)
-    return dict(network.state_dict())
+    head = folder / SCORE_FILE
+    return {**network.state_dict(), **(safetensors.torch.load_file(head) if head.is_file() else {})}
 
 
 def _shared(own: dict[str, torch.Tensor], key: str, value: torch.Tensor, state: dict[str, Any]) -> bool:

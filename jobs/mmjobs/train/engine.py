@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import safetensors
 import safetensors.torch
@@ -22,7 +22,7 @@ from mmjobs.data.batch import Batch
 from mmjobs.model import sharded
 from mmjobs.model.parts import decays, part_of
 from mmjobs.model.weights import FILE as WEIGHTS
-from mmjobs.objectives.measured import Measured, Objective
+from mmjobs.objectives.measured import Measured, Objective, Units
 from mmjobs.train.background import Files
 from mmjobs.train.ranks import Ranks, peers
 from mmjobs.train.schedule import share
@@ -39,6 +39,7 @@ from mmjobs.train import universal  # noqa: E402  it imports deepspeed
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # gloo does the work, without a compiler and its minute
 torch.serialization.set_crc32_options(False)  # half the time of a save: the manifest has better sums
 TAG = "deepspeed"
+T = TypeVar("T")
 _SETTINGS = ("lr", "betas", "eps", "weight_decay")
 _PREFIX = "network."
 
@@ -62,10 +63,9 @@ class _Step(nn.Module):
         self.network, self._arithmetic = network, arithmetic
         self.universal_checkpoint_info = universal.INFO  # DeepSpeed saves what it finds under this name
 
-    def forward(self, objective: Objective, batch: Batch) -> tuple[torch.Tensor, Measured]:
+    def forward(self, read: Callable[[nn.Module, Batch], T], batch: Batch) -> T:
         with self._arithmetic():
-            measured = objective(self.network, batch)
-        return measured.loss, measured
+            return read(self.network, batch)
 
 
 @contextmanager
@@ -125,15 +125,18 @@ class Engine:
         return self.stage == 3
 
     @peers()
-    def train_on(self, batches: Sequence[Batch], objective: Objective, units: float) -> list[Measured]:
+    def train_on(self, batches: Sequence[Batch], objective: Objective, units: Units) -> list[Measured]:
         """Measure the micro-batches of a step, and add up the gradients of their loss sums over the global `units`."""
         self._engine.train()
         found = []
         for number, batch in enumerate(batches, 1):
             self._where.samples = batch.origins
             self._engine.set_gradient_accumulation_boundary(number == len(batches))
-            loss, measured = self._engine(objective, batch.to(self._engine.device))
-            self._engine.backward(loss * (self._ranks.world / units), scale_wrt_gas=False)  # it averages over ranks
+            measured = self._engine(objective, batch.to(self._engine.device))
+            parts = [
+                total * (self._ranks.world / units[unit]) for unit, total in measured.losses.items() if units[unit]
+            ]
+            self._engine.backward(torch.stack(parts).sum(), scale_wrt_gas=False)  # it averages over ranks
             found.append(measured)
             if number < len(batches):
                 self._engine.step()  # between the micro-batches of a step it only counts
@@ -156,14 +159,14 @@ class Engine:
         return Update(self._optim.lr * factor, norm, rescaled=self._scaled and not math.isfinite(norm))
 
     @peers()
-    def look_at(self, batch: Batch, objective: Objective) -> Measured:
-        """Measure a batch without learning from it."""
+    def look_at(self, batch: Batch, read: Callable[[nn.Module, Batch], T]) -> T:
+        """Measure or read a batch without learning from it."""
         self._engine.eval()
         self._where.samples = batch.origins
         with torch.no_grad():
-            result: tuple[torch.Tensor, Measured] = self._engine(objective, batch.to(self._engine.device))
+            found: T = self._engine(read, batch.to(self._engine.device))
         self._where.samples = ()
-        return result[1]
+        return found
 
     def is_finite(self) -> bool:
         """Whether all weights are numbers, those that this rank has."""

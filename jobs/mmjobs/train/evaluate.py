@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
+from mmjobs.data.batch import Batch
 from mmjobs.data.loader import Examples, batches
-from mmjobs.objectives.measured import Objective
+from mmjobs.data.order import shares
+from mmjobs.objectives.measured import LooksAhead, Objective
 from mmjobs.train.engine import Engine
-from mmjobs.train.metrics import Totals
+from mmjobs.train.metrics import Totals, summary
 from mmjobs.train.ranks import Ranks
 
 
@@ -20,12 +22,18 @@ class Evaluation:
 
     def measure(self, engine: Engine, objective: Objective, check: Callable[[], None]) -> dict[str, float]:
         """`eval/loss` and so on; all ranks `check` before each batch, which may raise."""
-        totals = Totals(objective.metrics)
-        mine = list(range(self._ranks.rank, len(self.held_out), self._ranks.world))
-        longest = -(-len(self.held_out) // self._ranks.world)  # examples of the rank that has the most
-        order = [mine[start : start + self._micro] for start in range(0, longest, self._micro)]  # the last may be empty
+        totals = Totals(objective)
+        order = shares(len(self.held_out), self._ranks.rank, self._ranks.world, self._micro)
         for batch in batches(self._examples, order, self._workers):
             check()
-            totals.add(engine.look_at(batch, objective))
+            look_ahead(objective, engine, self._ranks, [batch])
+            totals.add(engine.look_at(batch, objective), objective.units(batch))
         totals.reduce(self._ranks)
-        return {f"eval/{name}": value for name, value in totals.means().items()}
+        return {f"eval/{name}": value for name, value in summary(objective, totals.means()).items()}
+
+
+def look_ahead(objective: Objective, engine: Engine, ranks: Ranks, batches: Sequence[Batch]) -> None:
+    """Let an objective that depends on all examples at once see them: those of all ranks."""
+    if isinstance(objective, LooksAhead) and objective.looks_ahead:
+        told = [engine.look_at(batch, objective.ahead) for batch in batches]
+        objective.know(ranks.gather(told), ranks.rank)

@@ -64,7 +64,8 @@ class Finite:
         kept = [
             {
                 "ids": batch.ids, "targets": batch.targets, "attention": batch.attention, "positions": batch.positions,
-                "owners": batch.owners, "seen": batch.seen, "samples": [str(origin) for origin in batch.origins],
+                "owners": batch.owners, "seen": batch.seen, "trees": batch.trees, "reference": batch.reference,
+                "samples": [str(origin) for origin in batch.origins],
             }
             for batch in batches
         ]  # fmt: skip

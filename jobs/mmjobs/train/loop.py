@@ -10,17 +10,17 @@ from typing import Any, NoReturn
 from mmjobs.data.batch import Batch
 from mmjobs.data.example import BadRow
 from mmjobs.data.order import Batches
-from mmjobs.objectives.measured import Objective
+from mmjobs.objectives.measured import Objective, Stateful
 from mmjobs.train import skipped
 from mmjobs.train.agenda import Agenda, GivenUp
 from mmjobs.train.board import Board
 from mmjobs.train.checkpoint import Checkpoints
 from mmjobs.train.disk import DiskFull
 from mmjobs.train.engine import Engine, Update
-from mmjobs.train.evaluate import Evaluation
+from mmjobs.train.evaluate import Evaluation, look_ahead
 from mmjobs.train.finite import Finite, NotFinite
 from mmjobs.train.journal import Journal
-from mmjobs.train.metrics import Totals
+from mmjobs.train.metrics import Totals, summary
 from mmjobs.train.pace import Pace
 from mmjobs.train.progress import Progress
 from mmjobs.train.ranks import Ranks
@@ -91,13 +91,19 @@ class Trainer:
         self.ranks.watch.enter(Phase.STEP)
         batches = [next(self.batches) for _ in self.micro_batches(self.progress.cursor)]
         self._skipped([row for batch in batches for row in batch.skipped])
-        units = self.ranks.sum(sum(self.objective.units(batch) for batch in batches))
-        if not units:
+        mine = [self.objective.units(batch) for batch in batches]
+        learnt = float(sum(int(batch.learnt.sum()) for batch in batches))
+        *counts, tokens = self.ranks.sums(*(sum(one[unit] for one in mine) for unit in self.objective.over), learnt)
+        if not any(counts):
             raise BadInput(f"no example of step {number} can be used; see {self.paths.skipped}")
-        totals = Totals(self.objective.metrics)
+        units = dict(zip(self.objective.over, counts, strict=True))
+        totals = Totals(self.objective)
         doubtful = []
-        for batch, measured in zip(batches, self.engine.train_on(batches, self.objective, units), strict=True):
-            totals.add(measured)
+        look_ahead(self.objective, self.engine, self.ranks, batches)
+        for batch, own, measured in zip(
+            batches, mine, self.engine.train_on(batches, self.objective, units), strict=True
+        ):
+            totals.add(measured, own)
             finite = measured.each.isfinite().tolist()
             doubtful += [str(origin) for origin, good in zip(batch.origins, finite, strict=True) if not good]
         totals.reduce(self.ranks)
@@ -106,10 +112,14 @@ class Trainer:
         self.progress.step = number
         self.progress.cursor += self.recipe.batch.examples
         self.finite.judge(self.progress, means["loss"], update, batches, doubtful)
-        self.agenda.step_seconds = self.pace.step(units, batches)
+        if isinstance(self.objective, Stateful):
+            if not self.progress.streak:  # a step that was left out has taught nothing
+                self.objective.learn(totals.sums())
+            self.progress.objective = self.objective.state()
+        self.agenda.step_seconds = self.pace.step(tokens, batches)
         self.ranks.watch.stepped(self.agenda.step_seconds)
         if number % self.recipe.log.every == 0 or number in (1, self.steps):
-            self._log(means, update)
+            self._log(summary(self.objective, means), update)
 
     def _skipped(self, rows: Sequence[BadRow]) -> None:
         """Each rank lists its own; the first one says how many there were."""

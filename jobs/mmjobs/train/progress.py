@@ -30,6 +30,8 @@ class Progress:
     """How many of them the last ones are."""
     data: str = ""
     """A digest of what is trained on."""
+    objective: dict[str, Any] = field(default_factory=dict)
+    """What the objective remembers."""
     layout: dict[str, Any] = field(default_factory=dict)
     """What an engine must have in common with the one that saved."""
 

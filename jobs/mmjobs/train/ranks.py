@@ -40,11 +40,11 @@ class Ranks:
         with _together(self.watch):
             dist.all_reduce(values)
 
-    def sum(self, mine: float) -> float:
-        """Of one number of every rank."""
-        total = torch.tensor([mine], dtype=torch.float64)
+    def sums(self, *mine: float) -> list[float]:
+        """Of each number over all ranks."""
+        total = torch.tensor(mine, dtype=torch.float64)
         self.add(total)
-        return float(total)
+        return [float(value) for value in total]
 
     def highest(self, *values: float) -> list[float]:
         """The largest of each value over all ranks."""

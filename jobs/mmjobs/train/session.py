@@ -8,6 +8,7 @@ import os
 import socket
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -19,13 +20,17 @@ from mmjobs.data.formats.registry import parts as parts_of
 from mmjobs.data.loader import Examples, batches
 from mmjobs.data.mixture import Mixture, mixture
 from mmjobs.data.order import Batches, equal_batches, in_order, packed_batches, position, seed_of
+from mmjobs.data.reference import Store
 from mmjobs.data.survey import survey
+from mmjobs.data.wants import Wants
+from mmjobs.data.wants import of as wants_of
 from mmjobs.model import parts
 from mmjobs.model.build import Built, build
-from mmjobs.objectives import OBJECTIVES
-from mmjobs.objectives.measured import Objective
+from mmjobs.objectives import Reference, objective_of
+from mmjobs.objectives.asked import adapter_off
+from mmjobs.objectives.measured import Stateful
 from mmjobs.train import skipped, useful
-from mmjobs.train.agenda import Agenda, Interval
+from mmjobs.train.agenda import Agenda, GivenUp, Interval
 from mmjobs.train.board import Board
 from mmjobs.train.checkpoint import Checkpoints
 from mmjobs.train.engine import Engine, reading
@@ -34,6 +39,7 @@ from mmjobs.train.finite import Finite
 from mmjobs.train.journal import Journal
 from mmjobs.train.loop import Saved, Trainer
 from mmjobs.train.ranks import Ranks, join
+from mmjobs.train.reference import Precomputing, scope_of
 from mmjobs.train.signals import Stop
 from mmjobs.train.watchdog import Phase, Watchdog
 from mmjobs.train.whereabouts import Whereabouts
@@ -41,6 +47,7 @@ from mmlaunch.errors import BadInput
 from mmlaunch.recipe import Recipe, resolved
 from mmlaunch.recipe.batch import split
 from mmlaunch.recipe.capability import unsupported
+from mmlaunch.recipe.objective import Preference, Reward, Sft
 from mmlaunch.run.paths import RunPaths
 
 _EVALUATED = 8
@@ -74,29 +81,33 @@ def _trainer(
     watch = ranks.watch
     watch.enter(Phase.START)  # each of these may take long: each has the whole allowance
     config = paths.attempt(journal.attempt).deepspeed
-    built = _model(recipe, json.loads(config.read_text()))
+    settings = json.loads(config.read_text())
+    built = _model(recipe, settings)
     watch.enter(Phase.START)
-    objective = OBJECTIVES[recipe.objective.method]()
-    processor = _processor(recipe, built, objective)
-    _check_best(recipe, objective)
-    examples, held_out = _data(recipe, processor, objective, ranks, paths)
+    processor = _processor(recipe, built)
+    examples, held_out = _data(recipe, processor, ranks, paths)
     steps = recipe.steps or max(1, math.ceil((recipe.epochs or 1) * len(examples) / recipe.batch.examples))
     watch.enter(Phase.START)
     table = parts.counts(built.network)
     work = useful.here(built.network, recipe.precision)
     engine = Engine(built.network, recipe.optim, steps, recipe.precision, config, ranks, where)
+    place_of = partial(position, count=len(examples), seed=recipe.seed)
+    packed = packs(recipe, built)
+    training, held = _examples(recipe, processor, examples, held_out, packed, place_of)
+    objective = objective_of(recipe.objective, _asked(recipe), examples.spread)
+    if (store := _precomputed(recipe, paths, stop, ranks, journal, engine, training, held)) is not None:
+        training, held = replace(training, reference=store), replace(held, reference=store)
+    watch.enter(Phase.START)
     checkpoints = Checkpoints(paths, recipe.checkpoint, recipe.seed, ranks, journal)
     progress = checkpoints.resume(engine)
+    if isinstance(objective, Stateful):
+        objective.restore(progress.objective)
     if progress.data not in ("", examples.digest):
         journal.warn("the data are not those that the run began with: other rows, or another order", step=progress.step)
     progress.data = examples.digest
     _introduce(journal, table, examples, held_out, ranks)
-    place_of = partial(position, count=len(examples), seed=recipe.seed)
-    micro_batches = _micro_batches(recipe, built, ranks, examples, place_of)
+    micro_batches = _micro_batches(recipe, built, ranks, examples, place_of, processor.wants)
     order = in_order(micro_batches, progress.cursor, steps - progress.step, recipe.batch.examples)
-    tolerant, packed = recipe.data.on_bad == "skip", recipe.batch.tokens_per_gpu is not None
-    training = Examples(examples, processor, place_of, recipe.seed, tolerant)
-    held = Examples(held_out, processor, tolerant=tolerant)
     evaluating = [recipe.evaluate.every] if recipe.evaluate.every else []
     finished = progress.step >= steps  # then this attempt only measures the result again
     return Trainer(
@@ -107,7 +118,7 @@ def _trainer(
         ranks=ranks,
         engine=engine,
         objective=objective,
-        batches=batches(training, order, recipe.data.workers, packed),
+        batches=batches(training, order, recipe.data.workers),
         evaluation=Evaluation(held, ranks, recipe.batch.micro or _EVALUATED, recipe.data.workers),
         checkpoints=checkpoints,
         agenda=Agenda(
@@ -129,17 +140,72 @@ def _model(recipe: Recipe, settings: dict[str, Any]) -> Built:
     """The same weights on every rank: they come from files, and from the recipe's seed alone."""
     torch.manual_seed(seed_of("model", recipe.seed))
     with reading(settings):
-        return build(recipe.model, recipe.precision)
+        return build(recipe.model, recipe.precision, scored=isinstance(recipe.objective, Reward))
 
 
-def _data(
-    recipe: Recipe, processor: Processor, objective: Objective, ranks: Ranks, paths: RunPaths
-) -> tuple[Mixture, Mixture]:
+def packs(recipe: Recipe, built: Built) -> bool:
+    """Whether the examples of a micro-batch stand side by side in one row; otherwise each answer has its own."""
+    if isinstance(recipe.objective, Sft):
+        return recipe.batch.tokens_per_gpu is not None
+    return built.branches
+
+
+def _examples(
+    recipe: Recipe, processor: Processor, train: Mixture, held: Mixture, packed: bool, place_of: Callable[[int], int]
+) -> tuple[Examples, Examples]:
+    """Both as the loader wants them. What a reference has seen looks the same whenever it is seen again."""
+    tolerant = recipe.data.on_bad == "skip"
+    steady = isinstance(recipe.objective, Preference) and recipe.objective.refers
+    both = partial(Examples, processor=processor, tolerant=tolerant, spoils=recipe.seed, packed=packed)
+    return both(train, place_of=place_of, seed=recipe.seed, steady=steady), both(held)
+
+
+def _asked(recipe: Recipe) -> Reference | None:
+    """Who says what the reference says, where it is asked at every step."""
+    settings = recipe.objective
+    if not isinstance(settings, Preference) or not settings.refers or settings.reference == "precomputed":
+        return None
+    return adapter_off
+
+
+def _precomputed(
+    recipe: Recipe,
+    paths: RunPaths,
+    stop: Stop,
+    ranks: Ranks,
+    journal: Journal,
+    engine: Engine,
+    training: Examples,
+    held: Examples,
+) -> Store | None:
+    """What the reference says, where it is asked once, before the first step."""
+    settings, budget = recipe.objective, recipe.batch.tokens_per_gpu
+    if not isinstance(settings, Preference) or not settings.refers or settings.reference != "precomputed":
+        return None
+    check = Agenda(ranks, stop, Interval([], None), Interval([], None)).check
+    phase = Precomputing(paths, ranks, journal, engine, recipe.data.workers, partial(check, 0))
+    sets = [replace(training, place_of=int), held]
+    rooms = [partial(_tokens, one) if budget and one.packed else _one for one in sets]
+    try:
+        return phase.run(sets, rooms, budget or recipe.batch.micro or _EVALUATED, scope_of(sets))
+    except GivenUp as reason:
+        journal.event("signal", name=str(reason), step=0)
+        raise Saved(str(reason)) from None
+
+
+def _tokens(examples: Examples, place: int) -> int:
+    return examples.mixture.tokens(place, examples.processor.wants)
+
+
+def _one(place: int) -> int:
+    return 1
+
+
+def _data(recipe: Recipe, processor: Processor, ranks: Ranks, paths: RunPaths) -> tuple[Mixture, Mixture]:
     """What is trained on and what is held out; each rank looks at its share of the rows."""
     tolerant = recipe.data.on_bad == "skip"
     look = partial(
-        survey, processor=processor, answers=objective.answers, share=(ranks.rank, ranks.world), gather=ranks.gather,
-        moved=ranks.watch.moved,
+        survey, processor=processor, share=(ranks.rank, ranks.world), gather=ranks.gather, moved=ranks.watch.moved,
     )  # fmt: skip
     held = look(sum((parts_of(source) for source in recipe.data.eval), ()))
     ranks.watch.enter(Phase.START)
@@ -150,13 +216,13 @@ def _data(
     return mixture(train, recipe.seed, tolerant), mixture(held, recipe.seed, tolerant)
 
 
-def _processor(recipe: Recipe, built: Built, objective: Objective) -> Processor:
+def _processor(recipe: Recipe, built: Built) -> Processor:
     longest = min(recipe.data.max_tokens, built.positions)
-    return Processor(built.chat, built.pixels, longest, recipe.data.overlong, objective.read)
+    return Processor(built.chat, built.pixels, longest, recipe.data.overlong, wants_of(recipe.objective))
 
 
 def _micro_batches(
-    recipe: Recipe, built: Built, ranks: Ranks, examples: Mixture, place_of: Callable[[int], int]
+    recipe: Recipe, built: Built, ranks: Ranks, examples: Mixture, place_of: Callable[[int], int], wants: Wants
 ) -> Batches:
     """What a rank works on at a time: rows up to a token budget, or a fixed number of examples."""
     size, budget = recipe.batch.examples, recipe.batch.tokens_per_gpu
@@ -164,19 +230,16 @@ def _micro_batches(
         if not built.packs:
             what = "this model places its tokens in two dimensions, and rows of several examples have one"
             raise BadInput(f"batch.tokens_per_gpu: {what}; write batch.micro: 1 instead")
-        return packed_batches(size, ranks.rank, ranks.world, budget, lambda index: examples.tokens(place_of(index)))
+        if not built.branches and not isinstance(recipe.objective, Sft):
+            what = "the attention of this model cannot branch, and each answer has a row of its own"
+            raise BadInput(f"batch.tokens_per_gpu: {what}; write batch.micro: 1 instead")
+        return packed_batches(
+            size, ranks.rank, ranks.world, budget, lambda index: examples.tokens(place_of(index), wants)
+        )
     found = split(size, ranks.world, recipe.batch.micro)
     if found is None:
         raise BadInput(f"batch.global: {size} examples do not divide over {ranks.world} ranks")
     return equal_batches(size, ranks.rank, ranks.world, found[0])
-
-
-def _check_best(recipe: Recipe, objective: Objective) -> None:
-    measured = [f"eval/{name}" for name in objective.metrics]
-    if recipe.checkpoint.best is not None and recipe.checkpoint.best not in measured:
-        raise BadInput(
-            f"checkpoint.best: {recipe.checkpoint.best!r} is never measured; write one of {', '.join(measured)}"
-        )
 
 
 def _threads(recipe: Recipe) -> int:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from mmjobs.data.batch import NOT_LEARNT, Batch
+from mmjobs.data.batch import Batch
 from mmjobs.model.parts import PARTS, part_of
 from mmjobs.model.sharded import shape
 
@@ -73,15 +73,15 @@ class Work:
 
     def flop(self, batch: Batch) -> float:
         """Of one batch of this rank."""
-        lengths = batch.owners.flatten().bincount() if batch.attention is None else batch.attention.sum(1)
         pixels = batch.seen.get("pixel_values")
         counts = {
             "vision": pixels.numel() // self.kernel if pixels is not None and self.kernel else 0,
             "projector": int((batch.ids == self.image_token).sum()),
-            "language": int(lengths.sum()),
-            "embeddings": int((batch.targets[:, 1:] != NOT_LEARNT).sum()),
+            "language": batch.tokens,
+            "embeddings": 0 if self.rows["head"] else int(batch.learnt.sum()),
+            "head": len(batch.answers),
         }
-        attention = self.squares * float(lengths.double().square().sum())
+        attention = self.squares * batch.squares
         return sum(self.rows[part] * count for part, count in counts.items()) + attention
 
 

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from mmlaunch.errors import Problem
+from mmlaunch.recipe.metrics import evaluated
+from mmlaunch.recipe.objective import Ppo, Predict
 from mmlaunch.recipe.recipe import Recipe
-
-MEASURED = ("eval/loss", "eval/accuracy", "eval/token_accuracy")
 
 _LATER = "validate and render work; this version of the trainer cannot run it yet"
 
@@ -25,10 +25,11 @@ Asked = Iterator[tuple[tuple[str | int, ...], Any, str]]
 
 
 def _objective(recipe: Recipe) -> Asked:
-    if recipe.objective.method != "sft":
-        yield ("objective",), recipe.objective.method, "it runs sft"
+    if isinstance(recipe.objective, (Ppo, Predict)):
+        yield ("objective",), recipe.objective.method, "it runs sft, reward and preference methods"
 
 
 def _training(recipe: Recipe) -> Asked:
-    if recipe.checkpoint.best not in (None, *MEASURED):
-        yield ("checkpoint", "best"), recipe.checkpoint.best, f"it measures {', '.join(MEASURED)}"
+    measured = evaluated(recipe.objective)
+    if recipe.checkpoint.best not in (None, *measured):
+        yield ("checkpoint", "best"), recipe.checkpoint.best, f"it measures {', '.join(measured)}"

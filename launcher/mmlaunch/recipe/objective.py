@@ -6,17 +6,19 @@ from pydantic import Discriminator, Field, Tag, model_validator
 
 from mmlaunch.recipe.scalars import Count, Line, NotNegative, Positive, Real, Share
 from mmlaunch.recipe.section import Path, Section, mistake, refuse
-from mmlaunch.recipe.terms import Terms
+from mmlaunch.recipe.terms import BY_RATIO, WITHOUT_REFERENCE, Terms
 
 PRESETS: dict[str, dict[str, Any]] = {
     "dpo": {"terms": {"sigmoid": {}}},
     "mdpo": {"terms": {"sigmoid": {}, "image_conditional": {}, "anchor": {}}},
     "mpo": {"terms": {"sigmoid": {"weight": 0.8}, "bco": {"weight": 0.2}, "sft": {}}},
     "mmpo": {"terms": {"margin": {"gamma": 2.2}}, "beta": 0.01},
+    "orpo": {"terms": {"sft": {}, "orpo": {"weight": 0.1}}},
+    "simpo": {"terms": {"simpo": {"gamma": 0.5}}, "beta": 2.0},
 }
-"""Published mixtures. Every term alone is a method of its own name as well."""
+"""Published mixtures. Every other term alone is a method of its own name as well."""
 
-PREFERENCES = ("preference", *PRESETS, *(name for name in Terms.model_fields if name != "sft"))
+PREFERENCES = tuple(dict.fromkeys(["preference", *PRESETS, *(n for n in Terms.model_fields if n != "sft")]))
 METHODS = ("sft", "reward", "ppo", "predict", *PREFERENCES)
 
 
@@ -43,7 +45,7 @@ class Reward(Section):
     soft_labels: Positive | None = None
     """gamma: the label of a pair is sigmoid(gamma x score gap)."""
     centre: NotNegative = 0.0
-    """Weight of the squared mean reward of a pair."""
+    """Weight of the squared sum of an example's rewards; 0.01 keeps them near 0."""
 
     @model_validator(mode="after")
     def _one_use_of_scores(self) -> "Reward":
@@ -91,6 +93,16 @@ class Preference(Section):
     wpo: bool = False
     """Weight each pair by the policy's own probability of it (WPO)."""
 
+    @property
+    def weighted(self) -> dict[str, Any]:
+        """The terms that have a part in the sum, by name."""
+        return {name: term for name, term in self.terms.active.items() if term.weight}
+
+    @property
+    def refers(self) -> bool:
+        """Whether anything is compared with a reference."""
+        return self.reference != "none" and not self.weighted.keys() <= WITHOUT_REFERENCE
+
     @model_validator(mode="before")
     @classmethod
     def _preset(cls, value: Any) -> Any:
@@ -114,6 +126,15 @@ class Preference(Section):
         if self.reference_sync is not None and self.reference != "copy":
             what = f"a reference that is {self.reference!r} cannot be moved"
             mistakes.append((("reference_sync",), None, mistake(what, "write reference: copy")))
+        if self.divergence != "reverse_kl" and (plain := sorted(BY_RATIO & self.weighted.keys())):
+            what = f"{', '.join(plain)} is made of plain log-ratios, which know no other divergence"
+            mistakes.append((("divergence",), self.divergence, mistake(what, "remove divergence, or these terms")))
+        if self.wpo and "aot" in self.weighted:
+            what = "aot compares ranks of the whole batch, and no pair keeps a weight of its own there"
+            mistakes.append((("wpo",), True, mistake(what, "remove wpo, or the term aot")))
+        if self.terms.kto is not None and self.terms.kto.weight and self.reference == "none":
+            what = "kto measures its reference point against a reference"
+            mistakes.append((("reference",), "none", mistake(what, "remove reference: none")))
         refuse("objective", mistakes)
         return self
 

@@ -173,21 +173,15 @@ def _half_precision_keeps_masters(precision: str, deepspeed: DeepSpeed) -> Itera
         yield ("precision",), precision, mistake(what, "write deepspeed: {stage: 1}, or precision: bf16")
 
 
-def _shapes_are_answers(objective: Any, data: Data, model: Model) -> Iterator[Mistake]:
+def _shapes_are_images(data: Data, model: Model) -> Iterator[Mistake]:
+    if model.vision is not None or model.pretrained is not None:
+        return
     for group in ("train", "eval"):
         for index, source in enumerate(getattr(data, group)):
-            if source.format != "shapes":
-                continue
-            place = ("data", group, index, "format")
-            if objective.method not in ("sft", "predict"):
-                what = f"shapes have one answer each, and {objective.method} compares several"
-                yield place, source.format, mistake(what, "use preference data, or objective: sft")
-            elif model.vision is None and model.pretrained is None:
-                yield (
-                    place,
-                    source.format,
-                    mistake("shapes are images, and the model has no vision encoder", "add model.vision"),
-                )
+            if source.format == "shapes":
+                what = mistake("shapes are images, and the model has no vision encoder", "add model.vision")
+                yield ("data", group, index, "format"), source.format, what
+
 
 
 def _measured_on_something(evaluate: Evaluate, data: Data) -> Iterator[Mistake]:
@@ -217,7 +211,7 @@ RULES: dict[Rule, tuple[str, ...]] = {  # each with what it reads; its sections 
     _adapter_off_needs_adapter: ("objective.reference", "model.lora"),
     _images_need_vision: ("objective.terms", "model.pretrained", "model.vision"),
     _scores_need_source: ("objective.terms", "objective.loss", "data.train"),
-    _shapes_are_answers: ("objective.method", "data.train", "data.eval", "model.vision", "model.pretrained"),
+    _shapes_are_images: ("data.train", "data.eval", "model.vision", "model.pretrained"),
     _measured_on_something: ("evaluate.every", "data.eval"),
     _warmup_ends: ("optim.warmup", "steps"),
     _one_way_to_fill_rows: ("batch.micro", "batch.tokens_per_gpu"),

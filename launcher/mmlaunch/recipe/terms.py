@@ -11,6 +11,11 @@ from pydantic import Field
 from mmlaunch.recipe.scalars import NotNegative, Positive, Real
 from mmlaunch.recipe.section import Section
 
+WITHOUT_REFERENCE = frozenset({"simpo", "orpo", "sft"})
+"""Terms over the policy's own log-probabilities."""
+BY_RATIO = frozenset({"anchor", "bco", "nca", "sppo", "aot", "apo_zero", "apo_down", "kto", "plackett_luce"})
+"""Terms that no other divergence than the reverse KL has an f' for."""
+
 Smoothing = Annotated[Real, Field(ge=0, lt=0.5)]
 
 
@@ -103,6 +108,7 @@ class Terms(Section):
     discopop: Discopop | None = None
     simpo: Simpo | None = None
     orpo: Term | None = None
+    """The odds ratio alone; the method orpo adds it, with its weight of 0.1, to sft."""
     kto: Kto | None = None
     plackett_luce: Term | None = None
     """K-way DPO over ranked answers."""

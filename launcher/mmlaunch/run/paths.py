@@ -93,6 +93,11 @@ class RunPaths:
         return self.root / "checkpoints"
 
     @property
+    def reference(self) -> Path:
+        """The reference's log-probabilities, in a folder for each set of weights."""
+        return self.root / "reference"
+
+    @property
     def tensorboard(self) -> Path:
         return self.root / "tensorboard"
 

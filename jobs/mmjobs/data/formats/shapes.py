@@ -1,4 +1,7 @@
-"""The `shapes` format: coloured shapes that are drawn here, each with one question about its colour, shape or place."""
+"""The `shapes` format: coloured shapes that are drawn here, each with one question about its colour, shape or place.
+
+The right answer comes first, and then wrong ones, worse and worse: their scores fall by one.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +21,7 @@ COLOURS = {
 }  # fmt: skip
 SHAPES = ("circle", "plus", "triangle")
 PLACES = ("top left", "top right", "bottom left", "bottom right")
+ANSWERS = 3
 QUESTIONS = {"colour": "What colour is it?", "shape": "What shape is it?", "place": "Where is it?"}
 
 
@@ -67,11 +71,16 @@ def example(row: int) -> Example:
         radius=dice.uniform(12, 16),
     )
     kind = dice.choice(list(QUESTIONS))
-    answer = {"colour": colour, "shape": shape, "place": PLACES[place]}[kind]
+    right, all_of_it = {
+        "colour": (colour, list(COLOURS)), "shape": (shape, SHAPES), "place": (PLACES[place], PLACES),
+    }[kind]  # fmt: skip
+    wrong = [answer for answer in all_of_it if answer != right]
+    dice.shuffle(wrong)
+    said = [right, *wrong[: ANSWERS - 1]]
     return Example(
         images=(drawing,),
         prompt=(Turn("user", (IMAGE, f"\n{QUESTIONS[kind]}")),),
-        answers=(Answer(answer),),
+        answers=tuple(Answer(answer, float(ANSWERS - place)) for place, answer in enumerate(said)),
         origin=Origin("shapes", row),
         label=kind,
     )

@@ -1,0 +1,121 @@
+"""Log-probabilities of the tokens that are learnt, a few rows at a time: `[tokens, vocabulary]` never exists whole.
+
+Where the vocabulary's matrix is frozen, the gradient of each token is made on the way forward, so nothing is computed
+twice; where it is trained, the scores of a few rows are computed again on the way back.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+_ELEMENTS, _ON_DEVICE = 1 << 22, 1 << 27
+"""Scores that exist at a time: 16 MB on a CPU, 512 MB on a GPU, whose kernels want many rows."""
+_UNUSUAL = ("final_logit_softcapping", "logits_scaling", "logit_scale")
+
+
+class LogProbs(NamedTuple):
+    """What is known of U tokens."""
+
+    values: torch.Tensor  # [U]
+    likeliest: torch.Tensor  # [U], whether no other token is likelier
+    collision: torch.Tensor  # [U], the logarithm of the chance that two draws are the same token
+
+
+class Head(nn.Linear):
+    """A language model's last matrix. It is called once for all rows, as whoever has divided its weight expects."""
+
+    def forward(self, input: torch.Tensor, tokens: torch.Tensor | None = None) -> Any:
+        if tokens is None:
+            return super().forward(input)
+        return LogProbs(*_Learnt.apply(input, self.weight, tokens))  # type: ignore[no-untyped-call]
+
+
+def use(network: Any) -> None:
+    """Let the head of a network answer for tokens. One that scales or caps its scores keeps its own way."""
+    head, config = network.get_output_embeddings(), network.config.get_text_config()
+    if type(head) is nn.Linear and head.bias is None and not any(getattr(config, name, None) for name in _UNUSUAL):
+        head.__class__ = Head  # in its place: hooks, names and tied weights stay
+
+
+def log_probs(network: Any, hidden: torch.Tensor, tokens: torch.Tensor) -> LogProbs:
+    """Of `tokens` [U], each after the hidden state [U, D] that predicts it."""
+    head = network.get_output_embeddings()
+    if isinstance(head, Head):
+        found: LogProbs = head(hidden, tokens)
+        return found
+    scores = _scaled(_exact(head(hidden)), network.config.get_text_config())  # [U, V]
+    total = scores.logsumexp(-1)
+    values = scores.gather(-1, tokens[:, None])[:, 0] - total
+    return LogProbs(values, *_seen(scores.detach(), tokens, total.detach()))
+
+
+def _scaled(scores: torch.Tensor, config: Any) -> torch.Tensor:
+    scores = scores / (getattr(config, "logits_scaling", None) or 1.0) * (getattr(config, "logit_scale", None) or 1.0)
+    cap = getattr(config, "final_logit_softcapping", None)
+    return cap * torch.tanh(scores / cap) if cap else scores
+
+
+def _seen(scores: torch.Tensor, tokens: torch.Tensor, total: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    return scores.argmax(-1) == tokens, (2 * scores).logsumexp(-1) - 2 * total
+
+
+class _Learnt(torch.autograd.Function):
+    """Hidden states [U, D], the matrix [V, D], tokens [U] -> the three of `LogProbs`."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, tokens: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        learns, trained = ctx.needs_input_grad[:2]
+        device = hidden.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
+        ctx.trained, ctx.dtype = trained, dtype
+        ctx.rows = max(1, (_ON_DEVICE if hidden.is_cuda else _ELEMENTS) // len(weight))
+        with torch.autocast(device, enabled=False):
+            matrix = weight.to(dtype)
+            values = _exact(hidden.new_empty(len(tokens), dtype=dtype))
+            right = torch.empty_like(tokens)
+            collision = torch.empty_like(values)
+            ways = hidden.new_empty(hidden.shape if learns and not trained else 0)
+            for own in _chunks(len(tokens), ctx.rows):
+                scores = _exact(hidden[own].to(dtype) @ matrix.T)  # [R, V]
+                total = scores.logsumexp(-1)
+                values[own] = scores.gather(-1, tokens[own, None])[:, 0] - total
+                right[own], collision[own] = _seen(scores, tokens[own], total)
+                if learns and not trained:  # the token's own row of the matrix, less the one that was expected
+                    expected = (scores - total[:, None]).exp_().to(dtype) @ matrix
+                    ways[own] = (matrix[tokens[own]] - expected).to(ways.dtype)
+        ctx.save_for_backward(*((hidden, weight, tokens) if trained else (ways,)))
+        right = right.bool()
+        ctx.mark_non_differentiable(right, collision)
+        return values, right, collision
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor, *_: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # [U]
+        if not ctx.trained:
+            (ways,) = ctx.saved_tensors
+            return (ways * grad[:, None]).to(ways.dtype), None, None
+        hidden, weight, tokens = ctx.saved_tensors
+        into_hidden, into_weight = torch.empty_like(hidden), torch.zeros_like(weight)
+        matrix = weight.to(ctx.dtype)
+        for own in _chunks(len(tokens), ctx.rows):
+            chunk = hidden[own].to(ctx.dtype)
+            slope = _exact(chunk @ matrix.T).softmax(-1).mul_(-grad[own, None])  # [R, V]
+            slope[torch.arange(len(slope), device=slope.device), tokens[own]] += grad[own]
+            slope = slope.to(ctx.dtype)
+            into_hidden[own] = (slope @ matrix).to(hidden.dtype)
+            if slope.dtype == into_weight.dtype:
+                into_weight.addmm_(slope.T, chunk)
+            else:
+                into_weight += slope.T @ chunk
+        return into_hidden, into_weight, None
+
+
+def _exact(scores: torch.Tensor) -> torch.Tensor:
+    """Sums over a vocabulary want all digits that there are."""
+    return scores if scores.dtype == torch.float64 else scores.float()
+
+
+def _chunks(count: int, rows: int) -> list[slice]:
+    return [slice(start, start + rows) for start in range(0, count, rows)]

@@ -1,0 +1,157 @@
+"""Attention over trees: a prompt that is computed once, and the answers that branch off from it, side by side in a row.
+
+Each token sees its prompt and what stands before it in its own answer: exactly what it would see in a sequence of its
+own. A mask over the whole row would be right as well, and would compute what it then hides: for a row of n trees, n
+times the work. On CUDA one call of the variable-length kernel does all, with the prompt's keys once for each answer;
+elsewhere there are two calls of SDPA for each pair of answers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.attention.varlen import varlen_attn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from mmjobs.model import mmca
+
+NAME = "trees"
+Tree = tuple[int, ...]
+"""The length of a prompt, and those of the answers that stand behind it."""
+_FAMILIES = ("gemma", "llama", "mistral", "qwen2")
+
+
+def use(network: Any) -> None:
+    """For families whose attention is plainly causal; others have windows and caps of their own."""
+    text = network.get_decoder().config
+    if _plain(text) and text._attn_implementation == "sdpa":
+        text._attn_implementation = NAME
+
+
+def kind(network: Any) -> str | None:
+    """How this network sees trees: `trees`, `mask`, or None where each answer needs a row of its own."""
+    named = network.get_decoder().config._attn_implementation
+    return {NAME: "trees", mmca.NAME: "mask"}.get(named)
+
+
+def arguments(network: Any, trees: Sequence[Tree] | None, device: torch.device) -> dict[str, Any]:
+    """What a network wants to know of a row of trees; nothing where rows are padded, or positions alone have to do."""
+    how = kind(network) if trees is not None else None
+    if trees is None or how is None:
+        return {}
+    if how == "mask":
+        return {"attention_mask": mask(trees, device)[None, None]}
+    # A mask that is there is taken as it is: transformers would make one of its own, which nobody looks at.
+    return {"attention_mask": torch.empty(1, 1, 0, 0, device=device), "trees": tuple(trees)}
+
+
+def mask(trees: Sequence[Tree], device: torch.device | None = None) -> torch.Tensor:
+    """[T, T], true where a token of the row (down) sees another (across)."""
+    length = sum(map(sum, trees))
+    seen = torch.zeros(length, length, dtype=torch.bool, device=device)
+    at = 0
+    for prompt, *answers in trees:
+        branch = at + prompt
+        seen[at:branch, at:branch] = True
+        for answer in answers:
+            seen[branch : branch + answer, at : at + prompt] = True
+            seen[branch : branch + answer, branch : branch + answer] = True
+            branch += answer
+        at = branch
+    return seen.tril()
+
+
+def attention(
+    module: nn.Module,
+    query: torch.Tensor,  # [1, H, T, E]
+    key: torch.Tensor,  # [1, G, T, E], G heads that H / G query heads share
+    value: torch.Tensor,  # [1, G, T, E]
+    attention_mask: torch.Tensor | None,
+    trees: Sequence[Tree] | None = None,  # their lengths add up to T
+    **options: Any,
+) -> tuple[torch.Tensor, None]:
+    """[1, T, H, E]"""
+    if trees is None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
+    if query.is_cuda and query.dtype != torch.float32 and not options.get("dropout"):
+        return _in_one_call(query, key, value, trees, options.get("scaling")), None
+    return _piece_by_piece(module, query, key, value, trees, options), None
+
+
+def _piece_by_piece(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    trees: Sequence[Tree],
+    options: dict[str, Any],
+) -> torch.Tensor:
+    """The prompt with its first answer as one causal sequence, and every other answer behind the prompt."""
+    found, at = [], 0
+    for prompt, *answers in trees:
+        trunk = slice(at, at + prompt)
+        first = slice(at, at + prompt + sum(answers[:1]))
+        q, k, v = (states[:, :, first] for states in (query, key, value))
+        found.append(sdpa_attention_forward(module, q, k, v, None, **options)[0])
+        at = first.stop
+        for answer in answers[1:]:
+            own = slice(at, at + answer)
+            keys, values = (torch.cat([s[:, :, trunk], s[:, :, own]], 2) for s in (key, value))
+            sees = torch.ones(answer, prompt + answer, dtype=torch.bool, device=query.device).tril(prompt)
+            found.append(sdpa_attention_forward(module, query[:, :, own], keys, values, sees[None, None], **options)[0])
+            at = own.stop
+    return torch.cat(found, 1)
+
+
+def _in_one_call(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, trees: Sequence[Tree], scaling: float | None
+) -> torch.Tensor:
+    """Queries `[prompt + first] [second] ...`, keys `[prompt + first] [prompt + second] ...`, causal at their ends."""
+    asks, sees, places = segments(trees)
+    device = query.device
+    ends = [torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=device) for lengths in (asks, sees)]
+    index = torch.tensor(places, device=device)
+    q, k, v = (states[0].transpose(0, 1) for states in (query, key, value))  # [T, heads, E]
+    found = varlen_attn(
+        q.contiguous(), k[index], v[index], ends[0], ends[1], max(asks), max(sees),
+        scale=scaling, window_size=(-1, 0), enable_gqa=query.shape[1] != key.shape[1],
+    )  # fmt: skip
+    assert isinstance(found, torch.Tensor)
+    return found[None]
+
+
+def segments(trees: Sequence[Tree]) -> tuple[list[int], list[int], list[int]]:
+    """The lengths of the queries and of the keys of each answer, and where in the row the keys stand."""
+    asks, sees = [], []
+    places: list[int] = []
+    at = 0
+    for prompt, *answers in trees:
+        trunk = range(at, at + prompt)
+        own = range(at, at + prompt + sum(answers[:1]))
+        asks.append(len(own))
+        sees.append(len(own))
+        places += own
+        for answer in answers[1:]:
+            own = range(own.stop, own.stop + answer)
+            asks.append(answer)
+            sees.append(prompt + answer)
+            places += [*trunk, *own]
+        at = own.stop
+    return asks, sees, places
+
+
+def _plain(config: Any) -> bool:
+    """Whether every layer sees all that stands before."""
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    windowed = config.model_type == "mistral" and config.sliding_window is not None
+    return config.model_type in _FAMILIES and kinds == {"full_attention"} and not windowed
+
+
+AttentionInterface.register(NAME, attention)
+AttentionMaskInterface.register(NAME, sdpa_mask)

@@ -1,0 +1,32 @@
+"""Reading: what a network makes of a batch, as far as objectives want to know it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from mmjobs.data.batch import Batch
+from mmjobs.model import trees
+from mmjobs.model.log_probs import LogProbs, log_probs
+
+
+def hidden_states(network: nn.Module, batch: Batch) -> torch.Tensor:
+    """After the last layer, for every token of the flattened rows: [B x T, D]."""
+    named: dict[str, Any] = {"attention_mask": batch.attention}
+    named |= trees.arguments(network, batch.trees, batch.ids.device)
+    found: torch.Tensor = network.get_submodule("model")(
+        input_ids=batch.ids, position_ids=batch.positions, **batch.seen, **named, use_cache=False
+    ).last_hidden_state  # [B, T, D]
+    return found.flatten(0, 1)
+
+
+def learnt(network: nn.Module, batch: Batch) -> LogProbs:
+    """The log-probability of each of the U tokens that are learnt."""
+    return log_probs(network, hidden_states(network, batch)[batch.before[batch.learnt]], batch.targets[batch.learnt])
+
+
+def by_answer(values: torch.Tensor, batch: Batch) -> torch.Tensor:
+    """The sum over the tokens of each answer: [U] -> [A]."""
+    return values.new_zeros(len(batch.answers)).index_add(0, batch.owners[batch.learnt], values)

@@ -1,0 +1,28 @@
+"""Terms over something else than a pair of answers: the same answer twice, or all answers of an example."""
+
+from __future__ import annotations
+
+import torch
+from torch.nn.functional import logsigmoid
+
+from mmjobs.objectives.compared import Compared
+from mmlaunch.recipe.terms import Term
+
+
+def image_conditional(pairs: Compared, term: Term) -> torch.Tensor:
+    """mDPO (eq. 3): the chosen answer with its image against the same with a spoiled one; 0 where there is no image."""
+    loss = -logsigmoid(pairs.beta * (pairs.chosen.score - pairs.spoiled.score))
+    return torch.where(pairs.spoiled.tokens > 0, loss, 0)
+
+
+def plackett_luce(pairs: Compared, term: Term) -> torch.Tensor:
+    """DPO over K ranked answers (DPO, eq. 20): each is the best of those that are left: [E]."""
+    return ranked(pairs.beta * pairs.ratios, pairs.there)
+
+
+def ranked(scores: torch.Tensor, there: torch.Tensor) -> torch.Tensor:
+    """-log of the chance of this order under scores: [E, K], best first -> [E]. Finite for scores of any size."""
+    scores = scores.float() if scores.dtype in (torch.float16, torch.bfloat16) else scores
+    hidden = scores.masked_fill(~there, torch.finfo(scores.dtype).min)
+    left = hidden.flip(1).logcumsumexp(1).flip(1)  # [E, K], over each and those behind it
+    return torch.where(there, left - scores, 0).sum(1)
