@@ -50,7 +50,8 @@ def attention(
 
 def _softmax(scores: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:
     """Over what is visible; a row that sees nothing is zero, and so is its gradient."""
-    hidden = scores.float().masked_fill(~visible, torch.finfo(torch.float32).min)
+    exact = scores if scores.dtype == torch.float64 else scores.float()
+    hidden = exact.masked_fill(~visible, torch.finfo(exact.dtype).min)
     return torch.where(visible, hidden.softmax(-1), 0)
 
 

@@ -21,6 +21,8 @@ class PartRates(Section):
     projector: Positive | None = None
     language: Positive | None = None
     embeddings: Positive | None = None
+    head: Positive | None = None
+    """The number that a reward model gives an answer."""
 
 
 class Optim(Section):

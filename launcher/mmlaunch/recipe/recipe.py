@@ -150,7 +150,7 @@ def _scores_need_source(objective: Any, data: Data) -> Iterator[Mistake]:
     wants = isinstance(objective, Preference) and objective.terms.margin is not None
     if isinstance(objective, Reward):
         wants = objective.margin or objective.soft_labels is not None or objective.loss == "regression"
-    unscored = ("rlaif_v", "mdpo", "prompts", "shapes")
+    unscored = ("rlaif_v", "mdpo", "prompts")
     for index, source in enumerate(data.train):
         if wants and source.format in unscored:
             what = f"the objective needs scores, and rows of the {source.format} format have none"
@@ -181,7 +181,6 @@ def _shapes_are_images(data: Data, model: Model) -> Iterator[Mistake]:
             if source.format == "shapes":
                 what = mistake("shapes are images, and the model has no vision encoder", "add model.vision")
                 yield ("data", group, index, "format"), source.format, what
-
 
 
 def _measured_on_something(evaluate: Evaluate, data: Data) -> Iterator[Mistake]:

@@ -1,0 +1,184 @@
+"""Trees: whatever is measured in a packed row is what separate sequences without padding give, gradients and all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from tests.jobs import judged
+from transformers.models.llama import modeling_llama
+
+from mmjobs.data.batch import Batch, collate
+from mmjobs.data.encode import Encoded, Processor
+from mmjobs.data.example import Answer, Example, Origin, Turn
+from mmjobs.data.formats import shapes
+from mmjobs.data.wants import of as wants_of
+from mmjobs.model import log_probs, trees
+from mmjobs.model.build import Built, build
+from mmjobs.objectives import objective_of
+from mmjobs.objectives.preference import Preference
+from mmlaunch.recipe import Recipe
+from mmlaunch.recipe.objective import PRESETS
+from mmlaunch.recipe.terms import Terms
+
+Recipes = Callable[..., Recipe]
+WORDS = ("red", "b", "a much longer answer", "top left, I think", "no", "of course not", "3.14", "yes!")
+MIXTURES: dict[str, dict[str, dict[str, Any]]] = {
+    **{name: preset["terms"] for name, preset in PRESETS.items()},
+    **{name: {name: {}} for name in Terms.model_fields if name != "sft"},
+    "smooth": {"sigmoid": {"label_smoothing": 0.2}, "robust": {"label_smoothing": 0.1}, "aot": {"pairs": "unpaired"}},
+}
+
+
+@pytest.fixture(autouse=True)
+def all_digits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """transformers' norm computes in fp32 whatever it is given; here its rounding would hide mistakes."""
+
+    def forward(self: Any, states: torch.Tensor) -> torch.Tensor:
+        variance = states.pow(2).mean(-1, keepdim=True)
+        return self.weight * states * torch.rsqrt(variance + self.variance_epsilon)
+
+    monkeypatch.setattr(modeling_llama.LlamaRMSNorm, "forward", forward)
+
+
+@pytest.fixture(scope="module")
+def models() -> Iterator[dict[tuple[str, str, str], Any]]:
+    yield {}
+
+
+def made(models: dict[Any, Any], tiny: Recipes, objective: Any, attention: str, saving: str, train: str) -> Any:
+    """A model in fp64 and its processor; models are kept, and what was learnt in them is nothing."""
+    recipe = tiny(
+        objective=objective, model__attention=attention, model__activation_checkpointing=saving,
+        model__train={"vision": "full", "projector": "full", "language": train},
+        **({"model__lora": {"rank": 2, "alpha": 4, "dropout": 0.0}} if train == "lora" else {}),
+    )  # fmt: skip
+    key = attention, saving, train
+    if key not in models:
+        torch.manual_seed(1)
+        built = build(recipe.model)
+        built.network.double().train()
+        for name, parameter in built.network.named_parameters():
+            if "lora_B" in name:  # as if something had been learnt
+                torch.nn.init.normal_(parameter, std=0.3)
+        models[key] = built
+    built = models[key]
+    return recipe, built, Processor(built.chat, built.pixels, built.positions, wants=wants_of(recipe.objective))
+
+
+def example(number: int, answers: list[str], image: bool) -> Example:
+    drawn = shapes.example(number)
+    prompt = drawn.prompt if image else (Turn("user", (f"What is {number}?",)),)
+    scored = tuple(Answer(text, float(len(answers) - place)) for place, text in enumerate(answers))
+    return Example(drawn.images if image else (), prompt, scored, Origin("here", number))
+
+
+def encoded(processor: Processor, one: Example, spoil: int) -> Encoded:
+    """With what the objective wants beside it, and a reference that says anything."""
+    wants = processor.wants
+    turned = (lambda image: image.rotate(90 * spoil)) if wants.spoiled and one.images else None
+    found = processor.encode(one, spoil=turned, stranger="something else" if wants.stranger else None)
+    generator = torch.Generator().manual_seed(spoil)
+    known = [-3 * torch.rand(count, generator=generator, dtype=torch.float64) for count in found.learnt]
+    return replace(found, reference=torch.cat(known))
+
+
+def gradients(network: Any, loss: torch.Tensor) -> dict[str, torch.Tensor]:
+    network.zero_grad()
+    torch.autograd.backward(loss)
+    return {name: p.grad.clone() for name, p in network.named_parameters() if p.grad is not None}
+
+
+def compare(built: Built, objective: Preference, found: list[Encoded], batches: list[Batch]) -> None:
+    """The loss of these batches, together one global batch, against that of each answer on its own."""
+    network, chosen = built.network, objective.settings
+    shift = objective.shift
+    units = {name: sum(objective.units(batch)[name] for batch in batches) for name in objective.over}
+    if objective.looks_ahead:
+        with torch.no_grad():
+            objective.know([[objective.ahead(network, batch) for batch in batches]], 0)
+    measured = [objective(network, batch) for batch in batches]
+    losses = [one.losses[unit] / count for one in measured for unit, count in units.items() if count]
+    ours = torch.stack(losses).sum()
+    mine = gradients(network, ours)
+    known = [torch.split(one.reference, one.learnt) for one in found if one.reference is not None]
+    alone = [judged.Judged(network, built.pixels, *pair) for pair in zip(found, known, strict=True)]
+    terms = {name: term.model_dump() for name, term in chosen.weighted.items()}
+    theirs = judged.total(terms, chosen.beta, alone, shift)
+    torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-10)
+    for name, gradient in gradients(network, theirs).items():
+        torch.testing.assert_close(mine[name], gradient, rtol=1e-8, atol=1e-9, msg=name)
+
+
+@pytest.mark.parametrize("mixture", list(MIXTURES))
+def test_every_mixture_is_what_its_formula_says(models: dict[Any, Any], tiny: Recipes, mixture: str) -> None:
+    objective = {"method": "preference", "terms": MIXTURES[mixture], "beta": 0.3}
+    recipe, built, processor = made(models, tiny, objective, "plain", "off", "full")
+    count = processor.wants.most or 3
+    rows = [example(n, list(WORDS[n : n + count]), image=n != 1) for n in range(4)]
+    found = [encoded(processor, row, spoil=1 + n) for n, row in enumerate(rows)]
+    preference = objective_of(recipe.objective)
+    assert isinstance(preference, Preference)
+    preference.restore({"rewards": 3.0, "count": 10})
+    batches = [collate(some, built.pixels, 258, packed=True) for some in (found[:3], found[3:])]
+    compare(built, preference, found, batches)
+    compare(built, preference, found, [collate(found, built.pixels, 258)])  # each answer in a padded row of its own
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_packed_trees_are_separate_sequences(models: dict[Any, Any], tiny: Recipes, data: st.DataObject) -> None:
+    """K from 1 to 4, lengths of all kinds, rows without images, MMCA, activation checkpointing, LoRA."""
+    mixtures = [{"sigmoid": {}, "sft": {}}, *MIXTURES.values()]
+    terms = data.draw(st.sampled_from(mixtures))
+    attention = data.draw(st.sampled_from(["plain", "mmca"]))
+    saving, train = data.draw(st.sampled_from(["off", "on"])), data.draw(st.sampled_from(["full", "lora"]))
+    objective = {"method": "preference", "terms": terms}
+    recipe, built, processor = made(models, tiny, objective, attention, saving, train)
+    words = st.lists(st.sampled_from(WORDS), min_size=2, max_size=processor.wants.most or 4, unique=True)
+    rows = [example(n, data.draw(words), data.draw(st.booleans())) for n in range(data.draw(st.integers(1, 4)))]
+    found = [encoded(processor, row, spoil=1 + n) for n, row in enumerate(rows)]
+    preference = objective_of(recipe.objective)
+    assert isinstance(preference, Preference)
+    compare(built, preference, found, [collate(found, built.pixels, 258, packed=True)])
+
+
+@given(st.lists(st.lists(st.integers(0, 5), min_size=1, max_size=4), min_size=1, max_size=4))
+def test_segments_and_mask_say_the_same(shape: list[list[int]]) -> None:
+    found = [(prompt + 1, *answers) for prompt, *answers in shape]
+    seen = trees.mask(found)
+    asks, sees, places = trees.segments(found)
+    row, at = 0, 0
+    for queries, keys in zip(asks, sees, strict=True):
+        for query in range(queries):  # causal at the end
+            expected = torch.zeros(len(seen), dtype=torch.bool)
+            expected[places[at : at + keys - queries + query + 1]] = True
+            assert torch.equal(seen[row], expected)
+            row += 1
+        at += keys
+    assert row == len(seen) and at == len(places)
+
+
+@pytest.mark.parametrize("trained", [True, False])
+def test_logits_in_pieces_are_logits(monkeypatch: pytest.MonkeyPatch, trained: bool) -> None:
+    """Also under the largest scores, and with a gradient for each token of its own."""
+    monkeypatch.setattr(log_probs, "_ELEMENTS", 3 * 50)
+    hidden = (100 * torch.randn(11, 8, dtype=torch.float64)).requires_grad_()
+    head = log_probs.Head(8, 50, bias=False).double()
+    head.weight.requires_grad_(trained)
+    tokens, pull = torch.randint(50, (11,)), torch.randn(11, dtype=torch.float64)
+    found = head(hidden, tokens)
+    logits = (hidden @ head.weight.T).log_softmax(-1)
+    torch.testing.assert_close(found.values, logits.gather(1, tokens[:, None])[:, 0])
+    torch.testing.assert_close(found.collision, logits.exp().square().sum(1).log())
+    assert torch.equal(found.likeliest, logits.argmax(1) == tokens)
+    wanted = [hidden, head.weight] if trained else [hidden]
+    ours = torch.autograd.grad((found.values * pull).sum(), wanted)
+    theirs = torch.autograd.grad((logits.gather(1, tokens[:, None])[:, 0] * pull).sum(), wanted)
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other)
