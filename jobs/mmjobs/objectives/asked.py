@@ -7,7 +7,7 @@ from torch import nn
 
 from mmjobs.data.batch import Batch
 from mmjobs.model import adapters
-from mmjobs.objectives.reading import learnt
+from mmjobs.objectives.reading import values_of
 
 
 def adapter_off(network: nn.Module, batch: Batch) -> torch.Tensor:
@@ -16,6 +16,6 @@ def adapter_off(network: nn.Module, batch: Batch) -> torch.Tensor:
     network.eval()
     try:
         with torch.no_grad(), adapters.off(network):
-            return learnt(network, batch).values
+            return values_of(network, batch)
     finally:
         network.train(learning)

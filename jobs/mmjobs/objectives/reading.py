@@ -27,6 +27,11 @@ def learnt(network: nn.Module, batch: Batch) -> LogProbs:
     return log_probs(network, hidden_states(network, batch)[batch.before[batch.learnt]], batch.targets[batch.learnt])
 
 
+def values_of(network: nn.Module, batch: Batch) -> torch.Tensor:
+    """The same, the numbers alone: [U]"""
+    return learnt(network, batch).values
+
+
 def by_answer(values: torch.Tensor, batch: Batch) -> torch.Tensor:
     """The sum over the tokens of each answer: [U] -> [A]."""
     return values.new_zeros(len(batch.answers)).index_add(0, batch.owners[batch.learnt], values)

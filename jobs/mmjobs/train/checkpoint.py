@@ -6,6 +6,7 @@ import io
 import math
 import shutil
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -47,7 +48,16 @@ class Saving:
 class Checkpoints:
     """The checkpoints of one run."""
 
-    def __init__(self, paths: RunPaths, settings: Checkpoint, seed: int, ranks: Ranks, journal: Journal) -> None:
+    def __init__(
+        self,
+        paths: RunPaths,
+        settings: Checkpoint,
+        seed: int,
+        ranks: Ranks,
+        journal: Journal,
+        beside: Mapping[str, Callable[[], bytes]] | None = None,  # files that rank 0 adds, by name
+    ) -> None:
+        self._beside = beside or {}
         self._paths, self._settings, self._seed = paths, settings, seed
         self._ranks, self._journal = ranks, journal
         self._rejected: set[int] = set()
@@ -181,6 +191,8 @@ class Checkpoints:
 
     def _snapshot(self, folder: Path, engine: Engine, progress: Progress) -> Files:
         files = engine.snapshot(folder)
+        if self._ranks.first:
+            files |= {folder / name: content() for name, content in self._beside.items()}
         random = io.BytesIO()
         torch.save(_random(), random)
         files[folder / self._random_name] = random.getbuffer()

@@ -76,6 +76,29 @@ def reading(settings: dict[str, Any]) -> Iterator[None]:
         yield
 
 
+def answering(network: nn.Module, precision: str, settings: dict[str, Any]) -> nn.Module:
+    """A network that never learns, called like an engine, as precise; at stage 3, each rank keeps its share of it."""
+    _cast(network, settings)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    half = precision == "bf16" and not settings["bf16"]["enabled"]
+    step = _Step(network, lambda: torch.autocast(device.type, dtype=torch.bfloat16, enabled=half))
+    if settings["zero_optimization"]["stage"] < 3:
+        return step.to(device)
+    kept = {key: value for key, value in settings.items() if key not in ("optimizer", "scheduler")}
+    zero = {key: value for key, value in settings["zero_optimization"].items() if key != "offload_optimizer"}
+    config = {**kept, "zero_optimization": zero}
+    found: nn.Module = deepspeed.initialize(model=step, config=config, dist_init_required=False)[0]
+    return found
+
+
+def _cast(network: nn.Module, settings: dict[str, Any]) -> None:
+    """Into the half precision that a configuration asks for; DeepSpeed does so with whole parameters only."""
+    for kind, dtype in (("bf16", torch.bfloat16), ("fp16", torch.float16)):
+        if settings[kind]["enabled"]:
+            for parameter in network.parameters():
+                sharded.cast(parameter, dtype)
+
+
 class Engine:
     """Adds up the gradients of loss sums over micro-batches and ranks, over the units of the whole global batch."""
 
@@ -97,10 +120,7 @@ class Engine:
         self._half = precision == "bf16" and not settings["bf16"]["enabled"]  # stage 0 has no masters of half weights
         trained = [(name, parameter) for name, parameter in network.named_parameters() if parameter.requires_grad]
         self._trained = [parameter for _, parameter in trained]
-        for kind, dtype in (("bf16", torch.bfloat16), ("fp16", torch.float16)):
-            if settings[kind]["enabled"]:
-                for parameter in network.parameters():  # DeepSpeed does so with whole ones only
-                    sharded.cast(parameter, dtype)
+        _cast(network, settings)
         groups = _groups(trained, decays(network), optim)
         self._groups = [list(group["params"]) for group in groups]
         self._engine, self._optimizer, _, _ = deepspeed.initialize(

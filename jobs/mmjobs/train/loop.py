@@ -19,6 +19,7 @@ from mmjobs.train.disk import DiskFull
 from mmjobs.train.engine import Engine, Update
 from mmjobs.train.evaluate import Evaluation, look_ahead
 from mmjobs.train.finite import Finite, NotFinite
+from mmjobs.train.frozen import Copy
 from mmjobs.train.journal import Journal
 from mmjobs.train.metrics import Totals, summary
 from mmjobs.train.pace import Pace
@@ -57,6 +58,8 @@ class Trainer:
     where: Whereabouts
     progress: Progress
     finite: Finite
+    moving: Copy | None = None
+    """A reference that follows the policy."""
     work: Work | None = None
     """What a step has to compute, where it is known what the device can."""
     skipped: int = 0
@@ -92,8 +95,11 @@ class Trainer:
         batches = [next(self.batches) for _ in self.micro_batches(self.progress.cursor)]
         self._skipped([row for batch in batches for row in batch.skipped])
         mine = [self.objective.units(batch) for batch in batches]
-        learnt = float(sum(int(batch.learnt.sum()) for batch in batches))
-        *counts, tokens = self.ranks.sums(*(sum(one[unit] for one in mine) for unit in self.objective.over), learnt)
+        learnt, held = sum(int(batch.learnt.sum()) for batch in batches), sum(batch.tokens for batch in batches)
+        room = sum(max(self.recipe.batch.tokens_per_gpu or 0, batch.ids.numel()) for batch in batches)
+        *counts, learnt_of_all, held_of_all, room_of_all = self.ranks.sums(
+            *(sum(one[unit] for one in mine) for unit in self.objective.over), learnt, held, room
+        )
         if not any(counts):
             raise BadInput(f"no example of step {number} can be used; see {self.paths.skipped}")
         units = dict(zip(self.objective.over, counts, strict=True))
@@ -112,11 +118,13 @@ class Trainer:
         self.progress.step = number
         self.progress.cursor += self.recipe.batch.examples
         self.finite.judge(self.progress, means["loss"], update, batches, doubtful)
+        if self.moving is not None:
+            self.moving.stepped(self.engine.network, number)
         if isinstance(self.objective, Stateful):
             if not self.progress.streak:  # a step that was left out has taught nothing
                 self.objective.learn(totals.sums())
             self.progress.objective = self.objective.state()
-        self.agenda.step_seconds = self.pace.step(tokens, batches)
+        self.agenda.step_seconds = self.pace.step(learnt_of_all, batches, held_of_all / room_of_all)
         self.ranks.watch.stepped(self.agenda.step_seconds)
         if number % self.recipe.log.every == 0 or number in (1, self.steps):
             self._log(summary(self.objective, means), update)

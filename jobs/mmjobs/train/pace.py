@@ -23,6 +23,8 @@ class Lap:
     tokens: float
     """Learnt tokens a second, over all ranks."""
     step_seconds: float
+    fill: float = 1.0
+    """The share of all rows that is not padding, nor empty."""
     mfu: float | None = None
     """The share of this rank's device that useful arithmetic takes, where its peak is known."""
 
@@ -31,7 +33,8 @@ class Lap:
         return f"{self.rate:.1f} examples/s  {self.tokens:.0f} tokens/s{share}  {memory() / 1e9:.1f} GB"
 
     def numbers(self) -> dict[str, float | int]:
-        numbers = {"rate": round(self.rate, 3), "tokens_per_second": round(self.tokens, 3), "memory": memory()}
+        numbers: dict[str, float | int] = {"rate": round(self.rate, 3), "tokens_per_second": round(self.tokens, 3)}
+        numbers |= {"fill": round(self.fill, 4), "memory": memory()}
         return numbers if self.mfu is None else {**numbers, "mfu": round(self.mfu, 4)}
 
     def left(self, steps: int) -> str:
@@ -52,13 +55,17 @@ class Pace:
     def __init__(self, examples: int, work: Work | None = None) -> None:
         self._examples, self._work = examples, work
         self._begun = time.monotonic()
-        self._steps, self._seconds, self._tokens, self._flop = 0, 0.0, 0.0, 0.0
+        self._begin()
 
-    def step(self, tokens: float, batches: Sequence[Batch] = ()) -> float:
+    def _begin(self) -> None:
+        self._steps, self._seconds, self._tokens, self._flop, self._fill = 0, 0.0, 0.0, 0.0, 0.0
+
+    def step(self, tokens: float, batches: Sequence[Batch] = (), fill: float = 1.0) -> float:
         """A step over these batches of this rank has ended; its duration."""
         now = time.monotonic()
         seconds, self._begun = now - self._begun, now
         self._steps, self._seconds, self._tokens = self._steps + 1, self._seconds + seconds, self._tokens + tokens
+        self._fill += fill
         if self._work is not None:
             self._flop += sum(self._work.flop(batch) for batch in batches)
         return seconds
@@ -71,8 +78,10 @@ class Pace:
         """The steps since the last call."""
         seconds = max(self._seconds, 1e-9)
         mfu = self._flop / seconds / self._work.peak if self._work is not None else None
-        lap = Lap(self._steps * self._examples / seconds, self._tokens / seconds, seconds / max(1, self._steps), mfu)
-        self._steps, self._seconds, self._tokens, self._flop = 0, 0.0, 0.0, 0.0
+        steps = max(1, self._steps)
+        rates = self._steps * self._examples / seconds, self._tokens / seconds
+        lap = Lap(*rates, step_seconds=seconds / steps, fill=self._fill / steps, mfu=mfu)
+        self._begin()
         return lap
 
 

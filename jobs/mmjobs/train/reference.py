@@ -18,14 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from mmjobs.data.batch import Batch
 from mmjobs.data.loader import Examples, batches
 from mmjobs.data.reference import Store, write
 from mmjobs.model import sharded
 from mmjobs.model.parts import ADAPTER
-from mmjobs.objectives.reading import learnt
+from mmjobs.objectives.reading import values_of
 from mmjobs.train.agenda import GivenUp
 from mmjobs.train.engine import Engine
 from mmjobs.train.journal import Journal
@@ -37,11 +36,6 @@ from mmlaunch.run.paths import RunPaths
 _FLUSH = 20.0
 """Seconds between two pieces."""
 _TELL = 5.0
-
-
-def values_of(network: nn.Module, batch: Batch) -> torch.Tensor:
-    """The log-probability of each learnt token of a batch: [U]."""
-    return learnt(network, batch).values
 
 
 @dataclass

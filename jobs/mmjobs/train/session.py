@@ -36,6 +36,8 @@ from mmjobs.train.checkpoint import Checkpoints
 from mmjobs.train.engine import Engine, reading
 from mmjobs.train.evaluate import Evaluation
 from mmjobs.train.finite import Finite
+from mmjobs.train.frozen import FILE as COPY
+from mmjobs.train.frozen import Copy
 from mmjobs.train.journal import Journal
 from mmjobs.train.loop import Saved, Trainer
 from mmjobs.train.ranks import Ranks, join
@@ -94,14 +96,19 @@ def _trainer(
     place_of = partial(position, count=len(examples), seed=recipe.seed)
     packed = packs(recipe, built)
     training, held = _examples(recipe, processor, examples, held_out, packed, place_of)
-    objective = objective_of(recipe.objective, _asked(recipe), examples.spread)
+    asked = _asked(recipe, settings)
+    objective = objective_of(recipe.objective, asked, examples.spread)
     if (store := _precomputed(recipe, paths, stop, ranks, journal, engine, training, held)) is not None:
         training, held = replace(training, reference=store), replace(held, reference=store)
     watch.enter(Phase.START)
-    checkpoints = Checkpoints(paths, recipe.checkpoint, recipe.seed, ranks, journal)
+    moving = asked if isinstance(asked, Copy) and asked.moves else None
+    beside = {COPY: moving.content} if moving else {}
+    checkpoints = Checkpoints(paths, recipe.checkpoint, recipe.seed, ranks, journal, beside)
     progress = checkpoints.resume(engine)
     if isinstance(objective, Stateful):
         objective.restore(progress.objective)
+    if moving and progress.step:
+        moving.load(paths.checkpoint(progress.step))
     if progress.data not in ("", examples.digest):
         journal.warn("the data are not those that the run began with: other rows, or another order", step=progress.step)
     progress.data = examples.digest
@@ -133,6 +140,7 @@ def _trainer(
         progress=progress,
         work=work,
         finite=Finite(paths, ranks, journal, recipe.optim.bad_steps),
+        moving=moving,
     )
 
 
@@ -160,12 +168,14 @@ def _examples(
     return both(train, place_of=place_of, seed=recipe.seed, steady=steady), both(held)
 
 
-def _asked(recipe: Recipe) -> Reference | None:
+def _asked(recipe: Recipe, settings: dict[str, Any]) -> Reference | None:
     """Who says what the reference says, where it is asked at every step."""
-    settings = recipe.objective
-    if not isinstance(settings, Preference) or not settings.refers or settings.reference == "precomputed":
+    objective = recipe.objective
+    if not isinstance(objective, Preference) or not objective.refers or objective.reference == "precomputed":
         return None
-    return adapter_off
+    if objective.reference == "adapter off":
+        return adapter_off
+    return Copy(_model(recipe, settings).network, recipe.precision, settings, objective.reference_sync)
 
 
 def _precomputed(

@@ -131,6 +131,12 @@ def _adapter_off_needs_adapter(objective: Any, model: Model) -> Iterator[Mistake
         )
 
 
+def _only_whole_copies_move(objective: Any, deepspeed: DeepSpeed) -> Iterator[Mistake]:
+    if isinstance(objective, Preference) and objective.reference_sync is not None and deepspeed.stage == 3:
+        what = "a copy that is divided over the ranks cannot follow"
+        yield ("objective", "reference_sync"), None, mistake(what, "write deepspeed: {stage: 2}, or remove it")
+
+
 def _images_need_vision(objective: Any, model: Model) -> Iterator[Mistake]:
     if (
         isinstance(objective, Preference)
@@ -208,6 +214,7 @@ RULES: dict[Rule, tuple[str, ...]] = {  # each with what it reads; its sections 
     _row_holds_example: ("batch.tokens_per_gpu", "data.max_tokens"),
     _best_needs_evaluation: ("checkpoint.best", "data.eval"),
     _adapter_off_needs_adapter: ("objective.reference", "model.lora"),
+    _only_whole_copies_move: ("objective.reference_sync", "deepspeed.stage"),
     _images_need_vision: ("objective.terms", "model.pretrained", "model.vision"),
     _scores_need_source: ("objective.terms", "objective.loss", "data.train"),
     _shapes_are_images: ("data.train", "data.eval", "model.vision", "model.pretrained"),

@@ -1,0 +1,173 @@
+"""Preferences and rewards on real ranks: the same run on one and two, after a kill, and with any kind of reference."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+
+from mmlaunch.recipe import Recipe
+from mmlaunch.recipe.metrics import evaluated
+
+Jobs = Callable[[str], Any]
+Recipes = Callable[..., Recipe]
+STEADY = {"lr": 3e-3, "eps": 1e-4}
+FIRST = {"dpo": math.log(2), "mdpo": 3 * math.log(2), "mmpo": math.log(2), "plackett_luce": math.log(6)}
+
+
+@pytest.mark.parametrize("method", list(FIRST))
+def test_the_first_loss_is_known(job: Jobs, tiny: Recipes, method: str) -> None:
+    run = job("run")
+    recipe = tiny(objective=method, steps=1, batch={"global": 8, "tokens_per_gpu": 256}, data__max_tokens=120)
+    assert run.run(recipe) == [0], run.log()
+    (step,) = run.events("step")
+    assert step["loss"] == pytest.approx(FIRST[method], abs=1e-6)
+    assert set(evaluated(recipe.objective)) == run.events("evaluated")[-1]["metrics"].keys()
+    assert 0 < step["fill"] <= 1
+
+
+def test_mpo_begins_with_its_weights_and_moves_its_shift(job: Jobs, tiny: Recipes) -> None:
+    run = job("run")
+    assert run.run(tiny(objective="mpo", steps=4)) == [0], run.log()
+    steps = run.events("step")
+    assert steps[0]["loss"] == pytest.approx(0.8 * math.log(2) + 0.4 * math.log(2) + steps[0]["loss/sft"], abs=1e-6)
+    assert steps[0]["shift"] == steps[1]["shift"] == 0  # the first rewards are all 0
+    rewards = [(event["rewards/chosen"] + event["rewards/rejected"]) / 2 for event in steps]
+    assert steps[3]["shift"] == pytest.approx(sum(rewards[:3]) / 3, abs=1e-6)
+    state = json.loads((run.paths.checkpoint(4) / "state.json").read_text())
+    assert state["objective"]["count"] == 2 * 8 * 4
+
+
+@pytest.mark.parametrize("method", ["mdpo", "mpo", "aot", "kto", {"method": "reward", "centre": 0.01}])
+def test_two_ranks_and_packed_rows_are_one_rank(job: Jobs, tiny: Recipes, method: Any) -> None:
+    one, two, packed = job("one"), job("two"), job("packed")
+    changes: dict[str, Any] = {"objective": method, "optim": STEADY, "steps": 5, "evaluate__samples": 0}
+    assert one.run(tiny(**changes)) == [0], one.log()
+    assert two.run(tiny(**changes, resources__tasks_per_node=2, batch={"global": 8, "micro": 2}), 2) == [0, 0]
+    assert packed.run(tiny(**changes, batch={"global": 8, "tokens_per_gpu": 200}, data__max_tokens=120)) == [0], packed.log()
+    for other in (two, packed):
+        for step, losses in one.losses().items():
+            assert other.losses()[step] == pytest.approx(losses, abs=2e-6)
+        for name, weight in one.weights(5).items():
+            torch.testing.assert_close(other.weights(5)[name], weight, atol=2e-6, rtol=0)
+        if method not in ("aot", "kto"):  # evaluation looks at as many examples at once as there are in a batch
+            mine, its = (run.events("evaluated")[-1]["metrics"] for run in (one, other))
+            assert its == pytest.approx(mine, abs=1e-5)
+
+
+@pytest.mark.parametrize(("method", "stage"), [("mpo", 0), ("mdpo", 3), ("reward", 2)])
+def test_a_killed_run_goes_on_bit_for_bit(job: Jobs, tiny: Recipes, method: str, stage: int) -> None:
+    """The shift of BCO, the spoiled images and the reward statistics are those of the unbroken run."""
+    changes = {
+        "objective": method, "deepspeed__stage": stage, "steps": 8, "checkpoint__every": "2 steps",
+        "batch": {"global": 8, "tokens_per_gpu": 200}, "data__max_tokens": 120, "resources__tasks_per_node": 2, "model__dropout": 0.1,
+    }  # fmt: skip
+    whole, broken = job("whole"), job("broken")
+    assert whole.run(tiny(**changes), 2) == [0, 0], whole.log()
+    broken.start(tiny(**changes, data__workers=1), 2)
+    broken.when(5, saved=4)
+    broken.kill()
+    assert broken.run(tiny(**changes), 2) == [0, 0], broken.log()
+    for step, (loss,) in whole.losses().items():
+        assert set(broken.losses()[step]) == {loss}
+    for name, weight in whole.weights(8).items():
+        assert torch.equal(broken.weights(8)[name], weight)
+    states = [json.loads((run.paths.checkpoint(8) / "state.json").read_text()) for run in (whole, broken)]
+    assert states[0]["objective"] == states[1]["objective"]
+    assert not [event for event in broken.events("reference") if event["attempt"] == 2], "it was measured before"
+
+
+def test_the_reference_is_measured_once_and_shared(job: Jobs, tiny: Recipes) -> None:
+    first, second, third = job("first"), job("second"), job("third")
+    recipe = tiny(objective="dpo", steps=3)
+    assert first.run(recipe) == [0], first.log()
+    assert second.run(tiny(objective="mpo", steps=3)) == [0], second.log()
+    assert "57 examples, measured before" in second.log() and not second.events("reference")
+    (part, *_) = first.paths.reference.glob("*/*.safetensors")
+    (same, *_) = second.paths.reference.glob(f"*/{part.name}")
+    spoilt = bytearray(part.read_bytes())
+    spoilt[-3] ^= 1
+    same.unlink()
+    same.write_bytes(bytes(spoilt))
+    assert second.run(tiny(objective="mpo", steps=4)) == [0], second.log()
+    assert "not believed, and measured again" in second.log() and second.events("reference")
+    assert third.run(tiny(objective="dpo", steps=3, seed=5)) == [0], third.log()
+    assert third.events("reference"), "another seed, other weights"
+
+
+def test_a_reference_that_is_cut_short_goes_on(job: Jobs, tiny: Recipes) -> None:
+    whole, broken = job("whole"), job("broken")
+    whole.paths.root.rename(whole.paths.root.parent.parent / f"{whole.paths.root.parent.name}-whole")
+    recipe = tiny(objective="dpo", steps=3, data__train={"format": "shapes", "limit": 3000})
+    broken.start(recipe, 1)
+    while not broken.events("reference"):
+        assert broken.ranks[0].is_alive(), broken.log()
+    import os
+    import signal
+
+    os.kill(broken.ranks[0].pid, signal.SIGUSR2)
+    assert broken.wait() == [90], broken.log()
+    kept = {key for path in broken.paths.reference.glob("*/*.safetensors") for key in _keys(path)}
+    assert 0 < len(kept) < 3007
+    assert broken.run(recipe) == [0], broken.log()
+    files = list(broken.paths.reference.glob("*/2-*.safetensors"))
+    new = {key for path in files for key in _keys(path)}
+    assert new and not new & kept, "what was measured is not measured again"
+
+
+def _keys(path: Any) -> set[bytes]:
+    return {bytes(key) for key in safetensors.torch.load_file(path)["keys"].numpy()}
+
+
+LORA = {"model__train": {"vision": "frozen", "projector": "frozen", "language": "lora"},
+        "model__lora": {"rank": 2, "alpha": 4}}  # fmt: skip
+
+
+@pytest.mark.parametrize("stage", [0, 3])
+def test_every_kind_of_reference_says_the_same(job: Jobs, tiny: Recipes, stage: int) -> None:
+    found = {}
+    for kind in ("precomputed", "adapter off", "copy"):
+        run = job(kind.replace(" ", "-"))
+        objective = {"method": "mdpo", "reference": kind}
+        recipe = tiny(objective=objective, **LORA, optim={"lr": 0.05}, steps=4, deepspeed__stage=stage)
+        assert run.run(recipe) == [0], run.log()
+        found[kind] = [loss for (loss,) in run.losses().values()]
+    assert found["precomputed"][0] != found["precomputed"][3]
+    for kind in ("adapter off", "copy"):
+        assert found[kind] == pytest.approx(found["precomputed"], abs=1e-5)
+
+
+def test_a_changed_example_is_told(job: Jobs, tiny: Recipes, tmp_path: Any) -> None:
+    from PIL import Image
+
+    rows = [{"images": [f"{n}.png"], "prompt": "What?", "chosen": "red", "rejected": "blue"} for n in range(8)]
+    for n in range(8):
+        Image.new("RGB", (20, 20), (30 * n, 0, 0)).save(tmp_path / f"{n}.png")
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    changes = {"data__train": {"path": str(tmp_path / "rows.jsonl"), "format": "trl", "images": str(tmp_path)}}
+    run = job("run")
+    assert run.run(tiny(objective="dpo", steps=2, data__eval=[], **changes)) == [0], run.log()
+    Image.new("RGB", (20, 20), (0, 255, 0)).save(tmp_path / "3.png")
+    assert run.run(tiny(objective="dpo", steps=4, data__eval=[], **changes)) == [94]
+    assert "its text or its images have changed since" in run.log()
+
+
+def test_a_reference_that_follows_is_resumed_where_it_stood(job: Jobs, tiny: Recipes) -> None:
+    objective = {"method": "dpo", "reference": "copy", "reference_sync": {"every": 2, "mix": 0.5}}
+    changes = {"objective": objective, "steps": 8, "checkpoint__every": "3 steps", "evaluate__samples": 0}
+    whole, broken, still = job("whole"), job("broken"), job("still")
+    assert whole.run(tiny(**changes)) == [0], whole.log()
+    broken.start(tiny(**changes), 1)
+    broken.when(5, saved=3)
+    broken.kill()
+    assert broken.run(tiny(**changes)) == [0], broken.log()
+    for step, (loss,) in whole.losses().items():
+        assert set(broken.losses()[step]) == {loss}
+    changes["objective"] = {"method": "dpo", "reference": "copy"}
+    assert still.run(tiny(**changes)) == [0], still.log()
+    assert [still.losses()[step] == whole.losses()[step] for step in (1, 2, 3)] == [True, True, False]
