@@ -1,6 +1,6 @@
 """SFT throughput and peak memory against TRL's SFTTrainer: the same toy LLaVA, weights, examples, order and batch.
 
-    /tmp/trl/bin/python benchmarks/sft.py [--rounds 3] > benchmarks/results/DATE-sft.md
+    /tmp/trl/bin/python -m benchmarks.sft [--rounds 3] > benchmarks/results/DATE-sft.md
 
 TRL is no dependency: it stands in an environment of its own that sees the project's packages.
 
@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import multiprocessing
 import os
 import platform
 import random
@@ -29,7 +28,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from sft_trainers import BATCH, RECIPE, begin
+from benchmarks.contender import Contender
+from benchmarks.sft_trainers import BATCH, RECIPE, ours, theirs
 
 ROWS, STEPS = 2048, 2  # examples in all, steps of a turn
 MEDIAN, SPREAD, SHORTEST, LONGEST = 60, 0.9, 2, 400  # tokens of an answer, log-normal
@@ -81,42 +81,15 @@ def write(data: Path) -> list[int]:
     return lengths
 
 
-class Contender:
-    """One of the two, from outside."""
-
-    def __init__(self, trainer: str, data: Path, own: Path, options: dict[str, Any]) -> None:
-        self._log = own / f"{trainer}.log"
-        self._line, other = multiprocessing.Pipe()
-        work = multiprocessing.get_context("spawn").Process(target=begin, args=(trainer, other, data, own, options))
-        work.start()
-        other.close()
-        self._process = work
-        self.first = self._said()
-
-    def turn(self) -> dict[str, Any]:
-        self._line.send(STEPS)
-        return self._said()
-
-    def end(self) -> None:
-        self._line.send(0)
-        self._process.join()
-
-    def _said(self) -> dict[str, Any]:
-        try:
-            return dict(self._line.recv())
-        except EOFError:
-            raise SystemExit(self._log.read_text()[-3000:]) from None
-
-
 def row(name: str, data: Path, own: Path, rounds: int) -> str:
     """One line of the table."""
-    a, b = Contender("mmlaunch", data, own, {}), Contender("TRL", data, own, PEERS[name])
+    a, b = Contender(ours, data, own, {}), Contender(theirs, data, own, PEERS[name])
     mine, other = a.first["losses"][0], b.first["losses"][0]
     assert abs(mine - other) < AGREE, f"the first step is not the same: {mine} and {other}"
     seconds: dict[str, list[float]] = {"mmlaunch": [], "TRL": []}
     ratios = []
     for number in range(rounds + 1):
-        first, second, third, fourth = said = [one.turn() for one in (a, b, b, a)]
+        first, second, third, fourth = said = [one.turn(STEPS) for one in (a, b, b, a)]
         if number:  # the first round warms caches
             seconds["mmlaunch"] += [first["seconds"], fourth["seconds"]]
             seconds["TRL"] += [second["seconds"], third["seconds"]]
@@ -144,7 +117,7 @@ def main() -> None:
         most = statistics.quantiles(lengths, n=20)[-1]
         print(f"# SFT against TRL {version('trl')}, {date.today()}\n")
         where = f"Python {platform.python_version()}, torch {version('torch')}, transformers {version('transformers')}"
-        print(f"`python benchmarks/sft.py --rounds {rounds}`, {where}, one of {os.cpu_count()} cores\n")
+        print(f"`python -m benchmarks.sft --rounds {rounds}`, {where}, one of {os.cpu_count()} cores\n")
         shape = (
             f"{min(lengths)} to {max(lengths)} tokens, median {statistics.median(lengths):.0f}, 95 % up to {most:.0f}"
         )
@@ -152,7 +125,6 @@ def main() -> None:
         print(HEAD, flush=True)
         for number, name in enumerate(PEERS):
             own = data / f"peer-{number}"
-            own.mkdir()
             print(row(name, data, own, rounds), flush=True)
     print(NOTES, end="")
 

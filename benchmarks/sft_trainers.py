@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
-import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
+
+from benchmarks.contender import Turns, memory
 
 RECIPE: dict[str, Any] = {
     "name": "bench",
@@ -31,54 +28,6 @@ RECIPE: dict[str, Any] = {
     "resources": {"nodes": 1, "gpus_per_node": 0, "tasks_per_node": 1, "cpus_per_rank": 1},
 }
 BATCH: int = RECIPE["batch"]["global"]
-
-
-@dataclass
-class Turns:
-    """The trainer's end of the line: after each turn it says what it did, and waits for the next one."""
-
-    line: Connection
-    before: int
-    losses: list[float] = field(default_factory=list)
-    left: int = 1
-    since: float = field(default_factory=time.process_time)
-
-    def step(self, loss: float) -> None:
-        """A step is done; returns when the next one may begin."""
-        self.losses.append(loss)
-        self.left -= 1
-        if self.left:
-            return
-        seconds, peak = time.process_time() - self.since, memory("VmHWM")
-        self.line.send({"seconds": seconds, "peak": peak, "added": peak - self.before, "losses": self.losses})
-        self.left = self.line.recv()
-        if not self.left:
-            os._exit(0)  # neither of them has anything to tidy up
-        if len(self.losses) == 1:
-            Path("/proc/self/clear_refs").write_text("5")  # proc(5): the peak begins anew; building has its own
-        self.losses, self.since = [], time.process_time()
-
-
-def memory(name: str) -> int:
-    """Bytes: VmRSS is what this process has, VmHWM what it had at most (proc(5))."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
-
-
-def begin(trainer: str, line: Connection, data: Path, own: Path, options: dict[str, Any]) -> None:
-    """In the new process: one thread, a rank of one, and what is printed goes to a file."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
-    os.environ |= {"MASTER_PORT": str(port), "MMLAUNCH_ATTEMPT": "1", "MMLAUNCH_HANG_SECONDS": "3600"}
-    os.dup2(os.open(own / f"{trainer}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND), 1)
-    os.dup2(1, 2)
-    import torch
-
-    torch.set_num_threads(1)
-    begun: dict[str, Callable[..., None]] = {"mmlaunch": ours, "TRL": theirs}
-    begun[trainer](line, data, own, options)
 
 
 def ours(line: Connection, data: Path, own: Path, options: dict[str, Any]) -> None:

@@ -12,19 +12,22 @@ from typing import Any
 
 from mmlaunch.errors import BadInput, MmlaunchError
 from mmlaunch.recipe import Recipe, resolved
+from mmlaunch.recipe.objective import Reward
 from mmlaunch.run import ledger, manifest
 from mmlaunch.run.paths import RunPaths
 
 
 def export(run: Path, to: Path, step: int | None = None, merge: bool = False) -> int:
     """Write the directory `to`, whole or not at all; the step that it holds."""
-    from mmjobs.model import adapters, build, llava, parts, weights
+    from mmjobs.model import adapters, build, heads, llava, parts, weights
 
     paths = RunPaths(run)
     recipe = resolved.read(paths.resolved)
     step = _valid(paths, step)
     built = build.skeleton(recipe.model, recipe.precision, empty=True)
     network: Any = built.network
+    if isinstance(recipe.objective, Reward):
+        heads.add_score(network)
     adapters.add(network, recipe.model)
     weights.load(network, paths.checkpoint(step))
     partial = to.with_name(f".{to.name}.partial")
@@ -35,7 +38,10 @@ def export(run: Path, to: Path, step: int | None = None, merge: bool = False) ->
     elif recipe.model.lora is not None:
         adapters.save(network, recipe.model.lora, partial / "adapter", base=str(to.resolve()))
         adapters.detach(network)
-    network.to(parts.TYPES[recipe.precision]).save_pretrained(partial)
+    network.to(parts.TYPES[recipe.precision])
+    if isinstance(recipe.objective, Reward):
+        network = heads.save_score(network, partial, _rewards(paths, step))
+    network.save_pretrained(partial)
     built.processor.save_pretrained(partial)
     sees, own = built.chat.image_token is not None, isinstance(network, llava.Assembled)
     card = _card(recipe, step, _metrics(paths, step), (partial / "adapter").is_dir(), sees, own)
@@ -78,6 +84,15 @@ def _metrics(paths: RunPaths, step: int) -> dict[str, float]:
         if int(event.get("step", 0)) <= step:
             found = event["metrics"]
     return {name: value for name, value in found.items() if isinstance(value, float)}
+
+
+def _rewards(paths: RunPaths, step: int) -> dict[str, float]:
+    """How the rewards of this checkpoint are spread: over the evaluation, or over the last training steps."""
+    state = json.loads((paths.checkpoint(step) / "state.json").read_text())
+    measured, seen = state["metrics"], state["objective"]
+    if "eval/reward" in measured:
+        return {"mean": measured["eval/reward"], "spread": measured["eval/reward_spread"]}
+    return {"mean": seen.get("mean", 0.0), "spread": seen.get("spread", 1.0)}
 
 
 def _card(recipe: Recipe, step: int, metrics: dict[str, float], has_adapter: bool, sees: bool, own: bool) -> str:

@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mmlaunch.cluster import SLURM_WORD, Cluster
+from mmlaunch.cluster import SLURM_WORD, Cluster, gigabytes
 from mmlaunch.errors import UserError
+from mmlaunch.estimate.advice import checkpointing
 from mmlaunch.recipe import Recipe
 from mmlaunch.recipe.batch import split
 from mmlaunch.recipe.environment import passed, settings
+from mmlaunch.recipe.model import CHECKPOINTING
 from mmlaunch.recipe.scalars import format_duration
 from mmlaunch.run.paths import RunPaths
 
@@ -44,6 +46,7 @@ class Plan:
     passed: tuple[str, ...]  # variables whose values come from the shell: names only
     scratch: str | None
     deepspeed: dict[str, Any]
+    saves: tuple[bool, str]  # whether activations are computed again instead of kept, and why
 
     @property
     def world(self) -> int:
@@ -60,6 +63,7 @@ class Plan:
             "nodes": self.nodes,
             "ranks": self.world,
             "steps": self.recipe.steps,
+            "activation_checkpointing": {"on": self.saves[0], "reason": self.saves[1]},
         }
 
     @property
@@ -88,6 +92,7 @@ def make(recipe: Recipe, cluster: Cluster, cluster_name: str, run: RunPaths, fol
     shares = split(batch.examples, wanted.world, batch.micro)
     assert shares is not None  # the recipe was validated
     micro, accumulation = shares
+    saves, auto = checkpointing(recipe, gigabytes(cluster)), recipe.model.activation_checkpointing == "auto"
     return Plan(
         run=run,
         recipe=recipe,
@@ -107,7 +112,8 @@ def make(recipe: Recipe, cluster: Cluster, cluster_name: str, run: RunPaths, fol
         qos=_word("qos", wanted.qos or cluster.qos),
         micro=micro,
         accumulation=accumulation,
-        environment=_environment(recipe, cluster),
+        environment=_environment(recipe, cluster) | ({CHECKPOINTING: "on"} if auto and saves[0] else {}),
+        saves=saves,
         passed=tuple(passed(recipe.env)),
         scratch=_here(cluster.scratch),
         deepspeed=deepspeed(recipe, micro, accumulation),

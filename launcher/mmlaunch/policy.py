@@ -166,6 +166,8 @@ def restarts_without_progress(events: Sequence[Event]) -> int:
     for event in events:
         if event["event"] == "checkpoint" and int(event.get("step", 0)) > best:
             best, count = int(event["step"]), 0
+        elif event["event"] == "reference" and event.get("new"):  # what is measured of it is kept as well
+            count = 0
         elif event["event"] == "requeued":
             count += 1
     return count

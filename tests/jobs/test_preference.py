@@ -49,7 +49,9 @@ def test_two_ranks_and_packed_rows_are_one_rank(job: Jobs, tiny: Recipes, method
     changes: dict[str, Any] = {"objective": method, "optim": STEADY, "steps": 5, "evaluate__samples": 0}
     assert one.run(tiny(**changes)) == [0], one.log()
     assert two.run(tiny(**changes, resources__tasks_per_node=2, batch={"global": 8, "micro": 2}), 2) == [0, 0]
-    assert packed.run(tiny(**changes, batch={"global": 8, "tokens_per_gpu": 200}, data__max_tokens=120)) == [0], packed.log()
+    assert packed.run(tiny(**changes, batch={"global": 8, "tokens_per_gpu": 200}, data__max_tokens=120)) == [0], (
+        packed.log()
+    )
     for other in (two, packed):
         for step, losses in one.losses().items():
             assert other.losses()[step] == pytest.approx(losses, abs=2e-6)
@@ -65,7 +67,8 @@ def test_a_killed_run_goes_on_bit_for_bit(job: Jobs, tiny: Recipes, method: str,
     """The shift of BCO, the spoiled images and the reward statistics are those of the unbroken run."""
     changes = {
         "objective": method, "deepspeed__stage": stage, "steps": 8, "checkpoint__every": "2 steps",
-        "batch": {"global": 8, "tokens_per_gpu": 200}, "data__max_tokens": 120, "resources__tasks_per_node": 2, "model__dropout": 0.1,
+        "batch": {"global": 8, "tokens_per_gpu": 200}, "data__max_tokens": 120, "resources__tasks_per_node": 2,
+        "model__dropout": 0.1,
     }  # fmt: skip
     whole, broken = job("whole"), job("broken")
     assert whole.run(tiny(**changes), 2) == [0, 0], whole.log()

@@ -263,7 +263,7 @@ def test_reference_and_critic() -> None:
 def test_the_line_of_submit() -> None:
     recipe = shipped("dpo_llama3")
     assert (line(recipe) or "").startswith(
-        "8.69 B parameters, 357 M trained (LoRA 128 + projector); about 79 GB of each"
+        "8.69 B parameters, 357 M trained (LoRA 128 + projector); about 77 GB of each"
     )
     assert (line(recipe, 40.0) or "").endswith("of 40 GB, checkpointing on")
     assert line(shipped("dpo_llama3", "model.language=nobody/nothing")) is None

@@ -6,19 +6,24 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jsonschema
 import pytest
 import yaml
 
+from mmlaunch import cluster as clusters
+from mmlaunch import plan as plans
 from mmlaunch.cli.schema import schema
 from mmlaunch.errors import RecipeError
 from mmlaunch.load import load_recipe
 from mmlaunch.recipe import resolved
 from mmlaunch.recipe.capability import unsupported
 from mmlaunch.recipe.check import recipe_of
-from mmlaunch.recipe.objective import METHODS, PRESETS, Preference
+from mmlaunch.recipe.objective import METHODS, PRESETS, Preference, Reward, Sft
 from mmlaunch.recipe.terms import Terms
+from mmlaunch.render import Renderer
+from mmlaunch.run.paths import RunPaths
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 SHIPPED = sorted(RECIPES.glob("*.yaml"))
@@ -82,9 +87,79 @@ def test_the_json_schema_refuses_unknown_keys_and_values() -> None:
     assert not validator.is_valid({**document, "precision": "fp8"})
 
 
-def test_fine_tuning_is_within_this_version() -> None:
-    able = [path.name for path in SHIPPED if not unsupported(load_recipe(path).recipe)]
-    assert able == ["pretrain_llama3.yaml", "quickstart.yaml", "sft_llama3.yaml"]
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)
+def test_what_ships_for_training_can_be_trained(path: Path) -> None:
+    recipe = load_recipe(path).recipe
+    if isinstance(recipe.objective, (Sft, Reward, Preference)):
+        assert unsupported(recipe) == []
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)
+def test_what_ships_renders(path: Path) -> None:
+    recipe = load_recipe(path).recipe
+    name, cluster = clusters.choose("slurm")
+    plan = plans.make(recipe, cluster, name, RunPaths(Path("/runs/a")), Path("/home/user/project"))
+    assert f"#SBATCH --nodes={recipe.resources.nodes}" in Renderer(path.parent).script(plan)
+    written = json.loads(Renderer(path.parent).deepspeed(plan))
+    assert written["zero_optimization"]["stage"] == recipe.deepspeed.stage
+
+
+PUBLISHED: dict[str, tuple[Any, ...]] = {  # method, its numbers, lr, global batch, epochs, ZeRO stage
+    "dpo_llama2": ("dpo", {"beta": 0.1}, 5e-6, 256, 1, 0),
+    "dpo_llama3": ("dpo", {"beta": 0.1}, 5e-6, 256, 1, 0),
+    "dpo_idefics2": ("dpo", {"beta": 0.1}, 5e-6, 64, 1, 0),
+    "reward_llama2": ("reward", {"loss": "ranked"}, 1e-6, 128, 1, 0),
+    "reward_llama3": ("reward", {"loss": "ranked"}, 1e-6, 128, 1, 0),
+    "mdpo_bunny": ("mdpo", {"beta": 0.1}, 1e-5, 32, 3, 0),
+    "mdpo_llama3": ("mdpo", {"beta": 0.1}, 1e-5, 32, 3, 0),
+    "mdpo_llava15_7b": ("mdpo", {"beta": 0.1}, 1e-5, 32, 3, 0),
+    "mpo_llama3": ("mpo", {"beta": 0.1}, 5e-6, 256, 1, 0),
+    "mpo_internvl25_1b": ("mpo", {"beta": 0.1}, 1e-6, 256, 1, 1),
+    "mpo_internvl25_2b": ("mpo", {"beta": 0.1}, 1e-6, 256, 1, 1),
+    "mpo_internvl25_8b": ("mpo", {"beta": 0.1}, 1e-6, 256, 1, 1),
+    "mpo_internvl25_78b": ("mpo", {"beta": 0.1}, 1e-6, 512, 1, 3),
+    "mmpo_gemma2b": ("mmpo", {"beta": 0.01, "gamma": 2.2}, 1e-5, 64, 3, 2),
+    "mmpo_gemma7b": ("mmpo", {"beta": 0.01, "gamma": 0.3}, 5e-7, 64, 1, 3),
+    "mmpo_gemma7b_shp": ("mmpo", {"beta": 0.01, "gamma": 1.1}, 5e-7, 64, 3, 3),
+    "mmpo_llama3": ("mmpo", {"beta": 0.01, "gamma": 2.2}, 5e-7, 64, 3, 3),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_shipped_recipes_have_their_papers_numbers(name: str) -> None:
+    recipe = load_recipe(RECIPES / f"{name}.yaml").recipe
+    method, numbers, *rest = PUBLISHED[name]
+    said = recipe.objective.model_dump()
+    if isinstance(recipe.objective, Preference) and recipe.objective.terms.margin:
+        said["gamma"] = recipe.objective.terms.margin.gamma
+    assert recipe.objective.method == method
+    assert {key: said[key] for key in numbers} == numbers
+    assert [recipe.optim.lr, recipe.batch.examples, recipe.epochs, recipe.deepspeed.stage] == rest
+
+
+@pytest.mark.parametrize("name", [name for name in PUBLISHED if name.startswith("mdpo")])
+def test_mdpo_has_its_papers_adapters_and_schedule(name: str) -> None:
+    recipe = load_recipe(RECIPES / f"{name}.yaml").recipe
+    lora, optim = recipe.model.lora, recipe.optim
+    assert lora is not None and (lora.rank, lora.alpha, lora.dropout, lora.targets) == (64, 128, 0.05, "all-linear")
+    assert (optim.weight_decay, optim.betas, optim.warmup.share) == (0.05, [0.9, 0.98], 0.1)
+
+
+@pytest.mark.parametrize("name", [name for name in PUBLISHED if "internvl25" in name])
+def test_internvl_trains_everything_on_long_examples(name: str) -> None:
+    recipe = load_recipe(RECIPES / f"{name}.yaml").recipe
+    train = recipe.model.train
+    assert (train.vision, train.projector, train.language) == ("full", "full", "full")
+    assert recipe.model.activation_checkpointing == "on"
+    assert (recipe.data.max_tokens, recipe.data.train[0].max_tiles) == (8192, 12)
+    assert (recipe.optim.warmup.share, recipe.optim.weight_decay) == (0.03, 0.05)
+
+
+@pytest.mark.parametrize("name", [name for name in PUBLISHED if name.startswith("mmpo")])
+def test_mmpo_reads_text_of_its_papers_length(name: str) -> None:
+    recipe = load_recipe(RECIPES / f"{name}.yaml").recipe
+    assert (recipe.data.max_tokens, recipe.optim.warmup.share) == (1024, 0.3)
+    assert recipe.model.vision is None
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -105,7 +180,8 @@ def test_presets_are_their_papers() -> None:
     assert weights("mpo") == {"sigmoid": 0.8, "bco": 0.2, "sft": 1.0}
     assert weights("mmpo") == {"margin": 1.0}
     assert Preference(method="mmpo").beta == 0.01 and Preference(method="dpo").beta == 0.1
-    assert set(PRESETS) == {"dpo", "mdpo", "mpo", "mmpo"}
+    assert weights("orpo") == {"sft": 1.0, "orpo": 0.1} and weights("simpo") == {"simpo": 1.0}
+    assert set(PRESETS) == {"dpo", "mdpo", "mpo", "mmpo", "orpo", "simpo"}
 
 
 def test_a_mixture_of_its_own(write: Callable[..., Path]) -> None:

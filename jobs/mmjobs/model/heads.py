@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import torch
 from torch import nn
+from transformers import AutoModelForSequenceClassification
 
 from mmjobs.model.sharded import divide
 
 SCORE = "score"
 """The name of the head in its network, as transformers' own classifiers call theirs."""
+FILE, STATISTICS = "score.safetensors", "reward.json"
+"""Where an export keeps the head that transformers has no place for, and how its rewards are spread."""
 
 
 class ScoreHead(nn.Linear):
@@ -42,3 +48,19 @@ def score_of(network: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
     """The rewards after these hidden states, with all digits: [A, D] -> [A]"""
     scores: torch.Tensor = network.get_submodule(SCORE)(hidden)
     return scores if scores.dtype == torch.float64 else scores.float()
+
+
+def save_score(network: Any, folder: Path, statistics: dict[str, float]) -> Any:
+    """Write what transformers would not; the network without it, or as a classifier where there is such a class."""
+    (folder / STATISTICS).write_text(json.dumps(statistics, indent=1) + "\n")
+    head = network.score.weight.detach().contiguous()
+    del network.score
+    if type(network.config) not in AutoModelForSequenceClassification._model_mapping:
+        safetensors.torch.save_file({f"{SCORE}.weight": head}, folder / FILE, metadata={"format": "pt"})
+        return network
+    network.config.num_labels = 1
+    with torch.device("meta"):
+        classifier: Any = AutoModelForSequenceClassification.from_config(network.config)
+    classifier.model, classifier.score = network.model, nn.Linear(head.shape[1], 1, bias=False)
+    classifier.score.weight = nn.Parameter(head)
+    return classifier

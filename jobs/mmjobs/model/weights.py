@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
+from mmjobs.model.heads import FILE as SCORE_FILE
 from mmjobs.model.heads import SCORE
 from mmjobs.model.names import opening, weights
 from mmjobs.model.parts import ADAPTER
@@ -23,8 +24,6 @@ from mmlaunch.run import manifest
 from mmlaunch.run.paths import RunPaths
 
 FILE = "model.safetensors"
-SCORE_FILE = "score.safetensors"
-"""The head of an exported reward model, where transformers has no place for one."""
 
 
 def load(network: nn.Module, checkpoint: Path) -> None:

@@ -86,7 +86,7 @@ class Precomputing:
         mine = [chunks[turn * world + rank] if turn * world + rank < len(chunks) else [] for turn in range(turns)]
         fresh: dict[bytes, torch.Tensor] = {}
         begun = flushed = told = time.monotonic()
-        finished, total = 0, sum(len(chunk) for chunk in chunks)
+        finished, total, before = 0, sum(len(chunk) for chunk in chunks), len(store)
         for turn, batch in enumerate(batches(examples, mine, self.workers)):
             try:
                 self.check()
@@ -106,7 +106,7 @@ class Precomputing:
                 told, rate = now, finished / max(1e-9, now - begun)
                 left = f"{round((total - finished) / max(rate, 1e-9))}s left"
                 self.journal.say(f"reference   {finished}/{total} examples  {rate:.1f} examples/s  {left}")
-                self.journal.event("reference", done=finished, total=total, rate=round(rate, 3))
+                self.journal.event("reference", done=finished, total=total, new=len(store) + len(fresh) - before)
         store.add(fresh)
         self._flush(folder, fresh)
 

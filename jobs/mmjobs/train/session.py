@@ -24,7 +24,7 @@ from mmjobs.data.reference import Store
 from mmjobs.data.survey import survey
 from mmjobs.data.wants import Wants
 from mmjobs.data.wants import of as wants_of
-from mmjobs.model import parts
+from mmjobs.model import parts, trees
 from mmjobs.model.build import Built, build
 from mmjobs.objectives import Reference, objective_of
 from mmjobs.objectives.asked import adapter_off
@@ -49,6 +49,7 @@ from mmlaunch.errors import BadInput
 from mmlaunch.recipe import Recipe, resolved
 from mmlaunch.recipe.batch import split
 from mmlaunch.recipe.capability import unsupported
+from mmlaunch.recipe.model import CHECKPOINTING
 from mmlaunch.recipe.objective import Preference, Reward, Sft
 from mmlaunch.run.paths import RunPaths
 
@@ -112,7 +113,8 @@ def _trainer(
     if progress.data not in ("", examples.digest):
         journal.warn("the data are not those that the run began with: other rows, or another order", step=progress.step)
     progress.data = examples.digest
-    _introduce(journal, table, examples, held_out, ranks)
+    attention = f"{trees.kind(built.network) or 'rows'}{'' if packed else ', padded'}"
+    _introduce(journal, table, examples, held_out, ranks, attention)
     micro_batches = _micro_batches(recipe, built, ranks, examples, place_of, processor.wants)
     order = in_order(micro_batches, progress.cursor, steps - progress.step, recipe.batch.examples)
     evaluating = [recipe.evaluate.every] if recipe.evaluate.every else []
@@ -147,8 +149,11 @@ def _trainer(
 def _model(recipe: Recipe, settings: dict[str, Any]) -> Built:
     """The same weights on every rank: they come from files, and from the recipe's seed alone."""
     torch.manual_seed(seed_of("model", recipe.seed))
+    model, saves = recipe.model, os.environ.get(CHECKPOINTING, "off")
+    if model.activation_checkpointing == "auto":  # decided when the attempt was planned
+        model = model.model_copy(update={"activation_checkpointing": saves})
     with reading(settings):
-        return build(recipe.model, recipe.precision, scored=isinstance(recipe.objective, Reward))
+        return build(model, recipe.precision, scored=isinstance(recipe.objective, Reward))
 
 
 def packs(recipe: Recipe, built: Built) -> bool:
@@ -261,9 +266,14 @@ def _threads(recipe: Recipe) -> int:
 
 
 def _introduce(
-    journal: Journal, table: dict[str, dict[str, int]], examples: Mixture, held_out: Mixture, ranks: Ranks
+    journal: Journal,
+    table: dict[str, dict[str, int]],
+    examples: Mixture,
+    held_out: Mixture,
+    ranks: Ranks,
+    attention: str,
 ) -> None:
-    journal.event("ready", world=ranks.world, parameters=table)
+    journal.event("ready", world=ranks.world, parameters=table, attention=attention)
     for part, numbers in table.items():
         journal.say(f"{part:<12}{numbers['trainable']:>14,} trainable{numbers['frozen']:>14,} frozen")
     journal.say(f"training    {examples}")

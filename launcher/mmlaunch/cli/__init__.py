@@ -27,6 +27,7 @@ COMMANDS = {  # name -> what it does; each stands in a module of its name
     "report": "What a run's attempts cost, and what they lost.",
     "doctor": "What this site can and cannot do for runs.",
     "export": "Write a checkpoint as a Hugging Face directory.",
+    "compare": "Which of two runs judges pairs better, and whether that is chance.",
     "data": "What the data of a recipe are to its model, with samples.",
     "runs": "List the run directories.",
     "schema": "Print the JSON Schema of recipes, for editors.",

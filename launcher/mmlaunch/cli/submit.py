@@ -61,6 +61,7 @@ def _say(prepared: Prepared, follow: bool) -> None:
         **({"model": sizes, "parts": describe_model(recipe)} if sizes else {"model": describe_model(recipe)}),
         "data": describe_data(recipe),
         "batch": f"{describe_batch(plan)}; {_length(recipe)}",
+        "memory": f"activation checkpointing {'on' if plan.saves[0] else 'off'}: {plan.saves[1]}",
         "run": str(plan.run.root),
     }
     for name, text in rows.items():

@@ -32,6 +32,8 @@ TEXT = 256
 """Tokens of text that come with an image, where a row's number of images has to be guessed."""
 LEARNT = 4
 """One token in so many is part of an answer: only they have logits."""
+PIECE = 1 << 27
+"""Logits that exist at a time on a GPU."""
 _TEXT_ONLY = ("ultrafeedback", "shp")
 
 
@@ -91,10 +93,11 @@ def activations(recipe: Recipe, network: Network, counts: Counts, row: Row, chec
 
 
 def logits(recipe: Recipe, shape: Decoder, row: Row) -> int:
-    """The vocabulary at the learnt tokens: logits, softmax and its gradient in fp32, and half-precision copies."""
+    """The vocabulary at the learnt tokens, a piece at a time: logits, softmax and its gradient, in fp32 and cast."""
     if recipe.objective.method in ("reward", "predict"):
         return 0
-    return row.tokens // LEARNT * shape.words * (12 if recipe.precision == "fp32" else 14)
+    piece = PIECE if recipe.resources.gpus_per_node else PIECE // 32
+    return min(row.tokens // LEARNT * shape.words, piece) * (12 if recipe.precision == "fp32" else 14)
 
 
 def _language(recipe: Recipe, shape: Decoder, row: Row, checkpointing: bool) -> int:

@@ -8,6 +8,9 @@ from pydantic import Field, model_validator
 from mmlaunch.recipe.scalars import Count, Line, Positive, Share
 from mmlaunch.recipe.section import Path, Section, mistake, refuse
 
+CHECKPOINTING = "MMLAUNCH_CHECKPOINTING"
+"""The variable that tells the ranks of an attempt what its plan made of `activation_checkpointing: auto`."""
+
 Projectors = Literal["linear", "mlp", "vit", "perceiver", "pixel_shuffle"]
 Training = Literal["frozen", "full", "lora"]
 

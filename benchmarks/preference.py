@@ -1,0 +1,143 @@
+"""Preference training against TRL's DPOTrainer: the same small LLaVA, weights, pairs, order, tokens and pixels.
+
+    /tmp/trl/bin/python -m benchmarks.preference [--rounds 5] [--only WORD ...] > benchmarks/results/DATE-preference.md
+
+sft.py tells how TRL gets an environment of its own. Each trainer is a process with one thread, and works only when it
+is its turn: A B B A. Before anything is timed, the losses and the norms of the gradients of the first three steps have
+to agree. A ratio is the median over neighbours, in process CPU time. Memory is the most that a process has while it
+trains, less what it had before it built the model: libraries do not count.
+
+On a CPU, TRL scores every row of the vocabulary's head, images included; "compact" switches on what it does on a GPU,
+where only the answers are scored. The reference: ours is measured once before the first step. "cached" does not count
+that (a second epoch, another run with the same reference), "all-in" charges one measurement to each step.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import statistics
+import tempfile
+from datetime import date
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from benchmarks.contender import Contender
+from benchmarks.preference_trainers import PAIRS, ours, theirs, write
+
+AGREE = 2e-4
+COMPARED: dict[str, tuple[int, dict[str, Any], dict[str, Any]]] = {
+    "full, compact head, checkpointing as each ships it": (32_000, {}, {"compact": True, "checkpointing": True}),
+    "full, compact head, no checkpointing": (32_000, {}, {"compact": True}),
+    "full, as shipped": (32_000, {}, {"checkpointing": True}),
+    "LoRA, compact head, checkpointing as each ships it": (
+        32_000, {"lora": True}, {"lora": True, "compact": True, "checkpointing": True},
+    ),
+    "LoRA, compact head, no checkpointing": (32_000, {"lora": True}, {"lora": True, "compact": True}),
+    "MPO, full, compact head, no checkpointing": (
+        32_000, {"objective": "mpo"},
+        {"compact": True, "config": {"loss_type": ["sigmoid", "bco_pair", "sft"], "loss_weights": [0.8, 0.2, 1.0]}},
+    ),
+    "vocabulary 128k, full, compact head, no checkpointing": (128_000, {}, {"compact": True}),
+    "vocabulary 128k, LoRA, compact head, no checkpointing": (
+        128_000, {"lora": True}, {"lora": True, "compact": True},
+    ),
+}  # fmt: skip
+"""name -> vocabulary, our options, TRL's."""
+_PLAIN = {"rows": True, "checkpointing": True}
+SWITCHED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "no shared prompt: each answer with its image in a row of its own": ({}, {"rows": True}),
+    "reference asked at every step (frozen copy)": ({}, {"objective": {"method": "dpo", "reference": "copy"}}),
+    "activation checkpointing": ({}, {"checkpointing": True}),
+    "all logits at once": ({}, {"whole_logits": True}),
+    "LoRA, no shared prompt": ({"lora": True}, {"lora": True, "rows": True}),
+    "LoRA, reference asked at every step (adapter off)": (
+        {"lora": True}, {"lora": True, "objective": {"method": "dpo", "reference": "adapter off"}},
+    ),
+    "LoRA, activation checkpointing": ({"lora": True}, {"lora": True, "checkpointing": True}),
+    "mDPO, in the form of its own code: no shared prompt, live reference, checkpointing": (
+        {"objective": "mdpo"}, {**_PLAIN, "objective": {"method": "mdpo", "reference": "copy"}},
+    ),
+    "reward model, in the form of the public code: no shared prompt, checkpointing": (
+        {"objective": "reward"}, {**_PLAIN, "objective": "reward"},
+    ),
+}  # fmt: skip
+"""name -> our options as they are, and with something switched off."""
+HEAD = """\
+| {peer} | s a step: mmlaunch | peer | ratio, cached (least to most) | all-in | MB: mmlaunch | peer | ratio |
+|---|---|---|---|---|---|---|---|"""
+ABOUT = """\
+LLaVA with a LLaMA of width 512 and 8 layers, 576 image tokens, about 20 tokens of question, answers of about 140; fp32,
+{pairs} pairs a step, AdamW, the vision tower frozen. Losses and gradient norms of three steps agree to {agree}.
+"""
+MB = 2**20
+
+
+def measured(a: Contender, b: Contender, rounds: int) -> str:
+    """The columns of one row; `a` is ours."""
+    seconds: tuple[list[float], list[float]] = [], []
+    ratios = []
+    for number in range(rounds + 1):
+        first, second, third, fourth = said = [one.turn(1) for one in (a, b, b, a)]
+        if number:  # the first round warms caches
+            seconds[0].extend([first["seconds"], fourth["seconds"]])
+            seconds[1].extend([second["seconds"], third["seconds"]])
+            ratios += [second["seconds"] / first["seconds"], third["seconds"] / fourth["seconds"]]
+    mine, other = (statistics.median(values) for values in seconds)
+    charged = other + PAIRS * b.first.get("reference", 0.0)
+    all_in = charged / (mine + PAIRS * a.first.get("reference", 0.0))
+    ratio, memory = statistics.median(ratios), (said[3]["added"], said[2]["added"])
+    return (
+        f"{mine:.2f} | {other:.2f} | {ratio:.2f} ({min(ratios):.2f} to {max(ratios):.2f}) | {all_in:.2f} "
+        f"| {memory[0] / MB:.0f} | {memory[1] / MB:.0f} | {memory[0] / memory[1]:.2f} |"
+    )
+
+
+def agreed(a: Contender, b: Contender) -> None:
+    """Three steps with the same losses and gradients."""
+    said = [(a.first, b.first), *((a.turn(1), b.turn(1)) for _ in range(2))]
+    for number, (mine, other) in enumerate(said, 1):
+        for what in ("losses", "norms"):
+            x, y = mine[what][0], other[what][0]
+            assert abs(x - y) <= AGREE * max(1.0, abs(y)), f"step {number}: {what} {x} and {y} are not the same"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--only", nargs="*", default=[""], help="rows whose name has one of these words")
+    given = parser.parse_args()
+    os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}  # of both
+    print(f"# Preferences against TRL {version('trl')}, {date.today()}\n")
+    where = f"Python {platform.python_version()}, torch {version('torch')}, transformers {version('transformers')}"
+    print(f"`python -m benchmarks.preference --rounds {given.rounds}`, {where}, one of {os.cpu_count()} cores\n")
+    print(ABOUT.format(pairs=PAIRS, agree=AGREE))
+    with tempfile.TemporaryDirectory() as folder:
+        data = {size: Path(folder) / str(size) for size in sorted({row[0] for row in COMPARED.values()})}
+        for size, path in data.items():
+            path.mkdir()
+            write(path, size)
+        print(HEAD.format(peer="TRL"), flush=True)
+        for number, (name, (size, mine, its)) in enumerate(COMPARED.items()):
+            if any(word in name for word in given.only):
+                a = Contender(ours, data[size], Path(folder) / f"a{number}", mine)
+                b = Contender(theirs, data[size], Path(folder) / f"b{number}", its)
+                agreed(a, b)
+                print(f"| {name} | {measured(a, b, given.rounds)}", flush=True)
+                a.end()
+                b.end()
+        print("\n" + HEAD.format(peer="mmlaunch without one of its ways"), flush=True)
+        for number, (name, (mine, other)) in enumerate(SWITCHED.items()):
+            if any(word in name for word in given.only):
+                a = Contender(ours, data[32_000], Path(folder) / f"c{number}", mine)
+                b = Contender(ours, data[32_000], Path(folder) / f"d{number}", other)
+                agreed(a, b)
+                print(f"| {name} | {measured(a, b, given.rounds)}", flush=True)
+                a.end()
+                b.end()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,187 @@
+"""The two trainers that preference.py compares, and what both of them start from."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import re
+import time
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from benchmarks.contender import Turns, memory
+
+PAIRS, ROWS = 2, 48
+"""A step has so many; there are so many in all."""
+SHORTEST, MEAN, SPREAD, LONGEST = 60, 140, 0.2, 260  # tokens of an answer, log-normal
+RECIPE: dict[str, Any] = {
+    "name": "bench",
+    "model": {
+        "vision": {"random": {"width": 128, "layers": 6, "heads": 4, "image_size": 336, "patch": 14}},
+        "language": {"random": {"width": 512, "layers": 8, "heads": 8, "max_positions": 2048}},
+        "train": {"vision": "frozen", "projector": "full", "language": "full"},
+    },
+    "data": {"train": {"format": "shapes", "limit": 1}, "workers": 0, "max_tokens": 1024},
+    "objective": "dpo",
+    "optim": {"lr": 1e-4, "schedule": "constant", "weight_decay": 0.0, "betas": [0.9, 0.999]},
+    "batch": {"global": PAIRS, "tokens_per_gpu": 4096},
+    "steps": ROWS // PAIRS,
+    "precision": "fp32",
+    "evaluate": {"samples": 0},
+    "checkpoint": {"every": "100000 steps"},
+    "log": {"every": 1, "tensorboard": False},
+    "resources": {"nodes": 1, "gpus_per_node": 0, "tasks_per_node": 1, "cpus_per_rank": 1},
+}
+LORA = {"rank": 16, "alpha": 32, "dropout": 0.0}
+
+
+def write(data: Path, vocabulary: int, model: dict[str, Any] = RECIPE["model"]) -> None:
+    """The weights that both start from, and drawings with two answers each; a byte is a token."""
+    import torch
+
+    from mmjobs.data.formats import shapes
+    from mmjobs.model.build import build
+    from mmlaunch.recipe.check import recipe_of
+
+    torch.manual_seed(0)
+    built = build(recipe_of(RECIPE | {"model": model}).model)
+    built.network.resize_token_embeddings(vocabulary, mean_resizing=False)
+    built.network.save_pretrained(data / "model")
+    built.processor.save_pretrained(data / "model")
+    dice, rows = random.Random(0), []
+    for number in range(ROWS):
+        side = model["vision"]["random"]["image_size"]
+        shapes.example(number).images[0].open().resize((side, side)).save(data / f"{number}.png")
+        lengths = [min(LONGEST, max(SHORTEST, round(MEAN * dice.lognormvariate(0, SPREAD)))) for _ in range(2)]
+        chosen, rejected = ("".join(dice.choice("abcdefghijklmnop") for _ in range(length)) for length in lengths)
+        rows.append({"images": [f"{number}.png"], "prompt": "What is it?", "chosen": chosen, "rejected": rejected})
+    (data / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def same_adapters(network: Any) -> None:
+    """Adapters begin with random numbers: with the same ones under either trainer's names."""
+    import torch
+
+    for name, value in network.named_parameters():
+        if "lora_A" in name:
+            layer = re.sub(r"^(base_model\.model\.)?|\.lora_A.*$", "", name)
+            seed = int.from_bytes(hashlib.blake2b(layer.encode(), digest_size=4).digest(), "big")
+            generator = torch.Generator().manual_seed(seed)
+            with torch.no_grad():
+                value.copy_(torch.rand(value.shape, generator=generator) * 0.1 - 0.05)
+
+
+def ours(line: Connection, data: Path, own: Path, options: dict[str, Any]) -> None:
+    """A rank of mmlaunch: its session, its loop, its engine."""
+    from mmjobs.model import log_probs
+    from mmjobs.train import session
+    from mmjobs.train.journal import Journal
+    from mmjobs.train.ranks import join
+    from mmjobs.train.reference import Precomputing
+    from mmjobs.train.signals import Stop
+    from mmjobs.train.watchdog import Watchdog
+    from mmjobs.train.whereabouts import Whereabouts
+    from mmlaunch.plan import deepspeed
+    from mmlaunch.recipe.check import recipe_of
+    from mmlaunch.run.paths import RunPaths
+
+    class Told(Journal):
+        def event(self, kind: str, **fields: Any) -> None:
+            if kind == "step":
+                turns.step(fields["loss"], fields["grad_norm"])
+
+    made, asked = session._model, Precomputing.run
+
+    def model(*arguments: Any) -> Any:
+        built = made(*arguments)
+        same_adapters(built.network)
+        return built
+
+    def phase(self: Any, *arguments: Any) -> Any:
+        began = time.process_time()
+        store = asked(self, *arguments)
+        turns.more["reference"] = (time.process_time() - began) / ROWS
+        return store
+
+    session._model, Precomputing.run = model, phase  # type: ignore[method-assign]  # this process does nothing else
+    if options.get("whole_logits"):
+        log_probs.use = lambda network: None
+    if options.get("rows"):
+        session.packs = lambda recipe, built: False
+    train = RECIPE["model"]["train"] | ({"projector": "frozen", "language": "lora"} if options.get("lora") else {})
+    changed = {"pretrained": str(data / "model"), "train": train, **({"lora": LORA} if options.get("lora") else {})}
+    changed["activation_checkpointing"] = "on" if options.get("checkpointing") else "off"
+    source = {"path": str(data / "rows.jsonl"), "format": "trl", "images": str(data)}
+    batch = {"global": PAIRS, "micro": PAIRS} if options.get("rows") else RECIPE["batch"]
+    recipe = recipe_of(
+        RECIPE
+        | {"model": changed, "data": RECIPE["data"] | {"train": source}, "batch": batch}
+        | {"objective": options.get("objective", "dpo")}
+    )
+    paths, where = RunPaths(own), Whereabouts()
+    paths.attempt(1).logs.mkdir(parents=True)
+    paths.attempt(1).deepspeed.write_text(json.dumps(deepspeed(recipe, PAIRS, 1)))
+    with Watchdog(paths, where) as watch:
+        ranks = join(watch)
+        turns = Turns(line, memory("VmRSS"))
+        session._trainer(recipe, paths, Stop(), where, ranks, Told(paths.events, 1, True)).run()
+
+
+def theirs(line: Connection, data: Path, own: Path, options: dict[str, Any]) -> None:
+    """TRL's trainer on the same weights and rows, in the same order."""
+    import torch
+    from peft import LoraConfig
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+    from trl import DPOConfig, DPOTrainer
+    from trl.trainer import utils
+
+    if options.get("compact"):  # as on a GPU: the head scores the answers' tokens only
+        utils._use_triton = lambda device: True
+
+    class Told(DPOTrainer):
+        def log(self, logs: dict[str, float], *arguments: Any, **named: Any) -> None:
+            super().log(logs, *arguments, **named)
+            turns.step(logs["loss"], logs["grad_norm"])
+
+    config = DPOConfig(
+        output_dir=str(own / "trl"), use_cpu=True, bf16=False, max_length=None, max_steps=RECIPE["steps"],
+        learning_rate=RECIPE["optim"]["lr"], lr_scheduler_type="constant", weight_decay=0.0, max_grad_norm=1.0,
+        train_sampling_strategy="sequential", logging_steps=1, save_strategy="no", report_to="none",
+        disable_tqdm=True, dataloader_pin_memory=False, per_device_train_batch_size=PAIRS,
+        gradient_checkpointing=bool(options.get("checkpointing")), **options.get("config", {}),
+    )  # fmt: skip
+    processor = AutoProcessor.from_pretrained(data / "model")
+    turns = Turns(line, memory("VmRSS"))
+    model = AutoModelForImageTextToText.from_pretrained(data / "model", dtype=torch.float32)
+    model.model.vision_tower.requires_grad_(False)
+    adapter = None
+    if options.get("lora"):
+        linear = r".*language_model.*\.(q|k|v|o|gate|up|down)_proj"
+        adapter = LoraConfig(
+            r=LORA["rank"], lora_alpha=LORA["alpha"], lora_dropout=LORA["dropout"], target_modules=linear
+        )
+    trainer = Told(
+        model, args=config, train_dataset=_rows(data, processor), processing_class=processor, peft_config=adapter
+    )
+    same_adapters(trainer.model)
+    trainer.train()
+
+
+def _rows(data: Path, processor: Any) -> Any:
+    """TRL's columns: the text before the answers as the chat template has it, the answers with their end, the image."""
+    import datasets
+
+    from mmjobs.data.order import position
+
+    rows = [json.loads(line) for line in (data / "rows.jsonl").read_text().splitlines()]
+    columns: dict[str, list[Any]] = {"prompt": [], "chosen": [], "rejected": [], "images": []}
+    for row in (rows[position(index, len(rows), 0)] for index in range(len(rows))):
+        content = [{"type": "image"}, {"type": "text", "text": "\n" + row["prompt"]}]  # as ours puts it
+        message = [{"role": "user", "content": content}]
+        columns["prompt"].append(processor.apply_chat_template(message, add_generation_prompt=True))
+        for name in ("chosen", "rejected"):
+            columns[name].append(row[name] + processor.tokenizer.eos_token)
+        columns["images"].append([str(data / row["images"][0])])
+    return datasets.Dataset.from_dict(columns).cast_column("images", datasets.List(datasets.Image()))
