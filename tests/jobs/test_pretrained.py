@@ -17,11 +17,14 @@ from mmjobs.data.encode import Processor
 from mmjobs.data.example import IMAGE, Answer, BadRow, Example, Origin, Turn
 from mmjobs.data.pictures import BytesPicture
 from mmjobs.data.wants import Wants
+from mmjobs.data.wants import of as wants_of
 from mmjobs.model import parts
 from mmjobs.model.build import Built, build
+from mmjobs.objectives import objective_of
 from mmjobs.objectives.sft import Sft
 from mmlaunch.errors import BadInput
 from mmlaunch.recipe.model import Model
+from mmlaunch.recipe.objective import Preference
 
 
 @pytest.fixture(scope="module", params=checkpoints.SEEING)
@@ -66,6 +69,24 @@ def test_rows_of_all_kinds_share_a_batch(built: Built) -> None:
         together = sft(built.network, collate(encoded, built.pixels, 0)).each
         alone = torch.cat([sft(built.network, collate([one], built.pixels, 0)).each for one in encoded])
     torch.testing.assert_close(together, alone, atol=1e-4, rtol=1e-4)
+
+
+def test_answers_branch_off_in_all_families_that_can(built: Built) -> None:
+    """Losses and gradients of packed trees are those of padded rows, where each answer has a row of its own."""
+    settings = Preference.model_validate({"method": "mpo", "terms": {"plackett_luce": {}}, "reference": "none"})
+    processor, objective = Processor(built.chat, built.pixels, 900, wants=wants_of(settings)), objective_of(settings)
+    encoded = [processor.encode(one) for one in (asks(), asks((60, 40)), asks((30, 50), (60, 60)))]
+    assert built.branches == (built.network.config.model_type != "qwen2_vl")
+    found = []
+    for packed in (False, built.branches):
+        measured = objective(built.network, collate(encoded, built.pixels, 0, packed))
+        built.network.zero_grad()
+        torch.autograd.backward(torch.stack(list(measured.losses.values())).sum())
+        grads = [p.grad.clone() for p in built.network.parameters() if p.grad is not None]
+        found.append((measured.each, grads))
+    torch.testing.assert_close(found[0][0], found[1][0], atol=1e-5, rtol=1e-5)
+    for one, other in zip(found[0][1], found[1][1], strict=True):
+        torch.testing.assert_close(one, other, atol=2e-4, rtol=1e-3)
 
 
 def test_every_parameter_has_its_part(built: Built) -> None:

@@ -20,6 +20,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from mmjobs.model import mmca
+from mmlaunch.errors import BadInput
 
 NAME = "trees"
 Tree = tuple[int, ...]
@@ -45,6 +46,7 @@ def arguments(network: Any, trees: Sequence[Tree] | None, device: torch.device) 
     how = kind(network) if trees is not None else None
     if trees is None or how is None:
         return {}
+    _check_window(network, trees)
     if how == "mask":
         return {"attention_mask": mask(trees, device)[None, None]}
     # A mask that is there is taken as it is: transformers would make one of its own, which nobody looks at.
@@ -147,10 +149,18 @@ def segments(trees: Sequence[Tree]) -> tuple[list[int], list[int], list[int]]:
 
 
 def _plain(config: Any) -> bool:
-    """Whether every layer sees all that stands before."""
+    """Whether every layer sees all that stands before; as far back as its window reaches, if it has one."""
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
-    windowed = config.model_type == "mistral" and config.sliding_window is not None
-    return config.model_type in _FAMILIES and kinds == {"full_attention"} and not windowed
+    return config.model_type in _FAMILIES and kinds == {"full_attention"}
+
+
+def _check_window(network: Any, trees: Sequence[Tree]) -> None:
+    config = network.get_decoder().config
+    window = getattr(config, "sliding_window", None) if config.model_type == "mistral" else None
+    longest = max(prompt + max(answers, default=0) for prompt, *answers in trees)
+    if window is not None and longest > window:
+        what = f"{longest} tokens are more than this model's window of attention"
+        raise BadInput(f"data.max_tokens: {what}; write at most {window}")
 
 
 AttentionInterface.register(NAME, attention)

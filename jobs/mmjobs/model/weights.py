@@ -11,7 +11,6 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
-from mmjobs.model.heads import FILE as SCORE_FILE
 from mmjobs.model.heads import SCORE
 from mmjobs.model.names import opening, weights
 from mmjobs.model.parts import ADAPTER
@@ -105,8 +104,16 @@ def _of_hub(folder: Path) -> dict[str, torch.Tensor]:
         config = AutoConfig.from_pretrained(folder)
         kind = AutoModelForImageTextToText if sees_images(config) else AutoModelForCausalLM
         network = weights(kind, str(folder), config, empty=False, dtype=config.dtype or torch.float32)
-    head = folder / SCORE_FILE
-    return {**network.state_dict(), **(safetensors.torch.load_file(head) if head.is_file() else {})}
+    return {**network.state_dict(), **_score(folder)}
+
+
+def _score(folder: Path) -> dict[str, torch.Tensor]:
+    """The head of a reward model, in a file of its own or beside the weights."""
+    for path in folder.glob("*.safetensors"):
+        with safetensors.safe_open(path, "pt") as file:
+            if f"{SCORE}.weight" in file.keys():  # noqa: SIM118  it is no mapping
+                return {f"{SCORE}.weight": file.get_tensor(f"{SCORE}.weight")}
+    return {}
 
 
 def _shared(own: dict[str, torch.Tensor], key: str, value: torch.Tensor, state: dict[str, Any]) -> bool:

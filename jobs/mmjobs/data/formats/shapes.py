@@ -1,6 +1,6 @@
 """The `shapes` format: coloured shapes that are drawn here, each with one question about its colour, shape or place.
 
-The right answer comes first, and then wrong ones, worse and worse: their scores fall by one.
+The right answer comes first, then one that is wrong, then one to another question: their scores fall by one.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ COLOURS = {
 }  # fmt: skip
 SHAPES = ("circle", "plus", "triangle")
 PLACES = ("top left", "top right", "bottom left", "bottom right")
-ANSWERS = 3
 QUESTIONS = {"colour": "What colour is it?", "shape": "What shape is it?", "place": "Where is it?"}
 
 
@@ -71,16 +70,15 @@ def example(row: int) -> Example:
         radius=dice.uniform(12, 16),
     )
     kind = dice.choice(list(QUESTIONS))
-    right, all_of_it = {
-        "colour": (colour, list(COLOURS)), "shape": (shape, SHAPES), "place": (PLACES[place], PLACES),
-    }[kind]  # fmt: skip
-    wrong = [answer for answer in all_of_it if answer != right]
-    dice.shuffle(wrong)
-    said = [right, *wrong[: ANSWERS - 1]]
+    words = {"colour": list(COLOURS), "shape": list(SHAPES), "place": list(PLACES)}
+    right = {"colour": colour, "shape": shape, "place": PLACES[place]}[kind]
+    wrong = dice.choice([answer for answer in words[kind] if answer != right])
+    beside = dice.choice(words[dice.choice([other for other in words if other != kind])])
+    said = [right, wrong, beside]
     return Example(
         images=(drawing,),
         prompt=(Turn("user", (IMAGE, f"\n{QUESTIONS[kind]}")),),
-        answers=tuple(Answer(answer, float(ANSWERS - place)) for place, answer in enumerate(said)),
+        answers=tuple(Answer(answer, float(2 - worse)) for worse, answer in enumerate(said)),
         origin=Origin("shapes", row),
         label=kind,
     )

@@ -1,0 +1,117 @@
+"""Reward models: losses in closed form, what an export holds, and runs that begin where another ended."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from mmjobs.export import export
+from mmjobs.objectives.reward import Reward
+from mmjobs.objectives.terms import TERMS
+from mmjobs.objectives.terms.others import ranked
+from mmlaunch.recipe import Recipe
+from mmlaunch.recipe.objective import Reward as Settings
+from mmlaunch.recipe.terms import Terms
+
+Jobs = Callable[[str], Any]
+Recipes = Callable[..., Recipe]
+
+
+def test_the_schema_and_the_terms_name_the_same() -> None:
+    assert TERMS.keys() | {"sft"} == Terms.model_fields.keys()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+@pytest.mark.parametrize("scale", [0.0, 1.0, 1000.0])
+def test_ranked_loss_is_finite_and_its_gradient_too(dtype: torch.dtype, scale: float) -> None:
+    """Equal scores cost ln K!, the right order nothing, the wrong one what it is apart; answers that lack, nothing."""
+    scores = scale * torch.tensor([[1, -1, 0, 0], [-1, 1, 0, 0], [1, 0, -1, 0], [0, 0, 0, 0]], dtype=dtype)
+    scores.requires_grad_()
+    there = torch.tensor([[1, 1, 0, 0], [1, 1, 0, 0], [1, 1, 1, 0], [1, 1, 1, 1]]).bool()
+    loss = ranked(scores, there)
+    assert loss.isfinite().all() and loss[3].item() == pytest.approx(math.log(24), abs=1e-3)
+    if scale == 1000:
+        assert loss.tolist()[:3] == pytest.approx([0, 2000, 0], abs=1e-3)
+    if scale == 0:
+        assert loss.tolist()[:3] == pytest.approx([math.log(2), math.log(2), math.log(6)], abs=1e-3)
+    torch.autograd.backward(loss.sum())
+    assert scores.grad is not None and scores.grad.isfinite().all() and not scores.grad[~there].any()
+
+
+def by_hand(options: dict[str, Any], rewards: list[float], scores: list[float]) -> float:
+    """The loss of one example, pair by pair."""
+    if options.get("loss") == "regression":
+        return sum((r - s) ** 2 for r, s in zip(rewards, scores, strict=True)) / len(rewards)
+    found = []
+    for better in range(len(rewards)):
+        for worse in range(better + 1, len(rewards)):
+            ahead, gap = rewards[better] - rewards[worse], scores[better] - scores[worse]
+            if options.get("margin"):
+                found.append(math.log1p(math.exp(-(ahead - gap))))
+            else:
+                p = 1 / (1 + math.exp(-options["soft_labels"] * gap))
+                found.append(p * math.log1p(math.exp(-ahead)) + (1 - p) * math.log1p(math.exp(ahead)))
+    return sum(found) / len(found)
+
+
+@pytest.mark.parametrize("options", [{"margin": True}, {"soft_labels": 0.7}, {"loss": "regression"}])
+def test_losses_with_scores_are_their_formulas(options: dict[str, Any]) -> None:
+    rewards, scores = [[0.5, -1.0, 0.2], [2.0, 1.0]], [[3.0, 2.0, 0.5], [1.0, -1.0]]
+    table = torch.tensor([rewards[0], [*rewards[1], 9.0]])
+    data = torch.tensor([scores[0], [*scores[1], float("nan")]])
+    there = torch.tensor([[True, True, True], [True, True, False]])
+    found = Reward(Settings.model_validate(options))._loss(table, data, there)
+    assert found.tolist() == pytest.approx([by_hand(options, *pair) for pair in zip(rewards, scores, strict=True)])
+
+
+def test_a_reward_model_starts_from_sft_and_is_exported_and_taken_up(job: Jobs, tiny: Recipes, tmp_path: Path) -> None:
+    sft, reward, again = job("sft"), job("reward"), job("again")
+    assert sft.run(tiny(steps=2)) == [0], sft.log()
+    recipe = tiny(objective={"method": "reward", "centre": 0.01}, model__init_from=str(sft.paths.root), steps=3)
+    assert reward.run(recipe) == [0], reward.log()
+    name = "model.language_model.layers.0.self_attn.q_proj.weight"
+    begun = sft.weights(2)[name]
+    assert 0 < (reward.weights(3)[name] - begun).abs().max() < 0.02, "three small steps away"
+    assert torch.equal(reward.weights(3)["lm_head.weight"], sft.weights(2)["lm_head.weight"]), "nothing reads it"
+    assert export(reward.paths.root, tmp_path / "out") == 3
+    statistics = json.loads((tmp_path / "out" / "reward.json").read_text())
+    measured = reward.events("evaluated")[-1]["metrics"]
+    assert statistics == {"mean": measured["eval/reward"], "spread": measured["eval/reward_spread"]}
+    head = load_file(tmp_path / "out" / "score.safetensors")["score.weight"]
+    assert torch.equal(head, reward.weights(3)["score.weight"])
+    recipe = tiny(objective="reward", model__init_from=str(tmp_path / "out"), steps=1, optim__lr=1e-9)
+    assert again.run(recipe) == [0], again.log()
+    torch.testing.assert_close(again.weights(1)["score.weight"], head, atol=1e-6, rtol=0)
+
+
+def test_a_text_reward_model_is_a_classifier_of_transformers(job: Jobs, tiny: Recipes, tmp_path: Path) -> None:
+    from tests.jobs import checkpoints
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    rows = [{"prompt": f"{n}?", "chosen": "yes", "rejected": "oh no"} for n in range(8)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    folder = checkpoints.gemma(tmp_path / "gemma")
+    run = job("run")
+    recipe = tiny(
+        model={"pretrained": str(folder)}, objective="reward", steps=2, data__eval=[],
+        data__train={"path": str(tmp_path / "rows.jsonl"), "format": "trl", "images": "none"},
+    )  # fmt: skip
+    assert run.run(recipe) == [0], run.log()
+    export(run.paths.root, tmp_path / "out")
+    model: Any = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
+    tokenizer: Any = AutoTokenizer.from_pretrained(tmp_path / "out")
+    text = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "3?"}, {"role": "assistant", "content": "yes"}], tokenize=False
+    )
+    ids = tokenizer(text.rstrip("\n"), add_special_tokens=False, return_tensors="pt").input_ids
+    with torch.no_grad():
+        score = model(input_ids=ids).logits
+    assert score.shape == (1, 1) and torch.equal(model.score.weight, run.weights(2)["score.weight"])
+    assert json.loads((tmp_path / "out" / "reward.json").read_text())["spread"] > 0
