@@ -6,6 +6,7 @@ twice; where it is trained, the scores of a few rows are computed again on the w
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -17,7 +18,7 @@ _UNUSUAL = ("final_logit_softcapping", "logits_scaling", "logit_scale")
 
 
 class LogProbs(NamedTuple):
-    """What is known of U tokens."""
+    """What is known of U tokens; what was not asked for is empty, for it costs a look at every score."""
 
     values: torch.Tensor  # [U]
     likeliest: torch.Tensor  # [U], whether no other token is likelier
@@ -27,10 +28,10 @@ class LogProbs(NamedTuple):
 class Head(nn.Linear):
     """A language model's last matrix. It is called once for all rows, as whoever has divided its weight expects."""
 
-    def forward(self, input: torch.Tensor, tokens: torch.Tensor | None = None) -> Any:
+    def forward(self, input: torch.Tensor, tokens: torch.Tensor | None = None, also: Sequence[str] = ()) -> Any:
         if tokens is None:
             return super().forward(input)
-        return LogProbs(*_Learnt.apply(input, self.weight, tokens))  # type: ignore[no-untyped-call]
+        return LogProbs(*_Learnt.apply(input, self.weight, tokens, also))  # type: ignore[no-untyped-call]
 
 
 def use(network: Any) -> None:
@@ -40,16 +41,16 @@ def use(network: Any) -> None:
         head.__class__ = Head  # in its place: hooks, names and tied weights stay
 
 
-def log_probs(network: Any, hidden: torch.Tensor, tokens: torch.Tensor) -> LogProbs:
-    """Of `tokens` [U], each after the hidden state [U, D] that predicts it."""
+def log_probs(network: Any, hidden: torch.Tensor, tokens: torch.Tensor, also: Sequence[str] = ()) -> LogProbs:
+    """Of `tokens` [U], each after the hidden state [U, D] that predicts it; `also` names what else is asked for."""
     head = network.get_output_embeddings()
     if isinstance(head, Head):
-        found: LogProbs = head(hidden, tokens)
+        found: LogProbs = head(hidden, tokens, also)
         return found
     scores = _scaled(_exact(head(hidden)), network.config.get_text_config())  # [U, V]
     total = scores.logsumexp(-1)
     values = scores.gather(-1, tokens[:, None])[:, 0] - total
-    return LogProbs(values, *_seen(scores.detach(), tokens, total.detach()))
+    return LogProbs(values, *_seen(scores.detach(), tokens, total.detach(), also))
 
 
 def _scaled(scores: torch.Tensor, config: Any) -> torch.Tensor:
@@ -58,15 +59,20 @@ def _scaled(scores: torch.Tensor, config: Any) -> torch.Tensor:
     return cap * torch.tanh(scores / cap) if cap else scores
 
 
-def _seen(scores: torch.Tensor, tokens: torch.Tensor, total: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    return scores.argmax(-1) == tokens, (2 * scores).logsumexp(-1) - 2 * total
+def _seen(
+    scores: torch.Tensor, tokens: torch.Tensor, total: torch.Tensor, also: Sequence[str]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    right = scores.argmax(-1) == tokens if "likeliest" in also else tokens.new_empty(0, dtype=torch.bool)
+    return right, (2 * scores).logsumexp(-1) - 2 * total if "collision" in also else total.new_empty(0)
 
 
 class _Learnt(torch.autograd.Function):
     """Hidden states [U, D], the matrix [V, D], tokens [U] -> the three of `LogProbs`."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, tokens: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    def forward(
+        ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, tokens: torch.Tensor, also: Sequence[str]
+    ) -> tuple[torch.Tensor, ...]:
         learns, trained = ctx.needs_input_grad[:2]
         device = hidden.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
@@ -74,20 +80,20 @@ class _Learnt(torch.autograd.Function):
         ctx.rows = max(1, (_ON_DEVICE if hidden.is_cuda else _ELEMENTS) // len(weight))
         with torch.autocast(device, enabled=False):
             matrix = weight.to(dtype)
-            values = _exact(hidden.new_empty(len(tokens), dtype=dtype))
-            right = torch.empty_like(tokens)
-            collision = torch.empty_like(values)
+            totals = _exact(hidden.new_empty(len(tokens), dtype=dtype))
+            values, seen = torch.empty_like(totals), []
             ways = hidden.new_empty(hidden.shape if learns and not trained else 0)
             for own in _chunks(len(tokens), ctx.rows):
                 scores = _exact(hidden[own].to(dtype) @ matrix.T)  # [R, V]
-                total = scores.logsumexp(-1)
+                totals[own] = total = scores.logsumexp(-1)
                 values[own] = scores.gather(-1, tokens[own, None])[:, 0] - total
-                right[own], collision[own] = _seen(scores, tokens[own], total)
+                seen.append(_seen(scores, tokens[own], total, also))
                 if learns and not trained:  # the token's own row of the matrix, less the one that was expected
-                    expected = (scores - total[:, None]).exp_().to(dtype) @ matrix
+                    expected = scores.sub_(total[:, None]).exp_().to(dtype) @ matrix
                     ways[own] = (matrix[tokens[own]] - expected).to(ways.dtype)
-        ctx.save_for_backward(*((hidden, weight, tokens) if trained else (ways,)))
-        right = right.bool()
+        ctx.save_for_backward(*((hidden, weight, tokens, totals) if trained else (ways,)))
+        empty = tokens.new_empty(0, dtype=torch.bool), totals.new_empty(0)
+        right, collision = (torch.cat(parts) for parts in zip(empty, *seen, strict=True))
         ctx.mark_non_differentiable(right, collision)
         return values, right, collision
 
@@ -95,13 +101,14 @@ class _Learnt(torch.autograd.Function):
     def backward(ctx: Any, grad: torch.Tensor, *_: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # [U]
         if not ctx.trained:
             (ways,) = ctx.saved_tensors
-            return (ways * grad[:, None]).to(ways.dtype), None, None
-        hidden, weight, tokens = ctx.saved_tensors
+            return (ways * grad[:, None]).to(ways.dtype), None, None, None
+        hidden, weight, tokens, totals = ctx.saved_tensors
         into_hidden, into_weight = torch.empty_like(hidden), torch.zeros_like(weight)
         matrix = weight.to(ctx.dtype)
         for own in _chunks(len(tokens), ctx.rows):
             chunk = hidden[own].to(ctx.dtype)
-            slope = _exact(chunk @ matrix.T).softmax(-1).mul_(-grad[own, None])  # [R, V]
+            scores = _exact(chunk @ matrix.T)  # [R, V]
+            slope = scores.sub_(totals[own, None]).exp_().mul_(-grad[own, None])
             slope[torch.arange(len(slope), device=slope.device), tokens[own]] += grad[own]
             slope = slope.to(ctx.dtype)
             into_hidden[own] = (slope @ matrix).to(hidden.dtype)
@@ -109,7 +116,7 @@ class _Learnt(torch.autograd.Function):
                 into_weight.addmm_(slope.T, chunk)
             else:
                 into_weight += slope.T @ chunk
-        return into_hidden, into_weight, None
+        return into_hidden, into_weight, None, None
 
 
 def _exact(scores: torch.Tensor) -> torch.Tensor:

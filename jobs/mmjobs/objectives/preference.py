@@ -58,7 +58,7 @@ class Preference:
         return units
 
     def __call__(self, network: nn.Module, batch: Batch) -> Measured:
-        found = learnt(network, batch)
+        found = learnt(network, batch, *(["collision"] if self.settings.wpo else []))
         policy = found.values  # [U]
         reference = self._known(network, batch, policy)
         sides = Sides(batch, policy, reference, self.settings)

@@ -22,9 +22,10 @@ def hidden_states(network: nn.Module, batch: Batch) -> torch.Tensor:
     return found.flatten(0, 1)
 
 
-def learnt(network: nn.Module, batch: Batch) -> LogProbs:
-    """The log-probability of each of the U tokens that are learnt."""
-    return log_probs(network, hidden_states(network, batch)[batch.before[batch.learnt]], batch.targets[batch.learnt])
+def learnt(network: nn.Module, batch: Batch, *also: str) -> LogProbs:
+    """The log-probability of each of the U tokens that are learnt, and what else is asked for."""
+    states = hidden_states(network, batch)[batch.before[batch.learnt]]
+    return log_probs(network, states, batch.targets[batch.learnt], also)
 
 
 def values_of(network: nn.Module, batch: Batch) -> torch.Tensor:

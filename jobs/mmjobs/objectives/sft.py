@@ -19,7 +19,7 @@ class Sft:
         return {"tokens": float(batch.learnt.sum())}
 
     def __call__(self, network: nn.Module, batch: Batch) -> Measured:
-        found = learnt(network, batch)
+        found = learnt(network, batch, "likeliest")
         losses, right = -found.values, found.likeliest.float()  # [U]
         wrong_tokens = by_answer(1 - right, batch)  # [B]: each example has one answer
         units, examples = losses.new_tensor(len(losses)), losses.new_tensor(len(batch))
