@@ -16,7 +16,8 @@ from PIL import Image
 from tests.jobs.judged import log_probs
 from tests.runs import mmlaunch
 
-from mmjobs.compare import around_mean, bootstrap, compare, differing, sign_test, wilson
+from mmjobs.chance import around_mean, bootstrap, differing, sign_test, wilson
+from mmjobs.compare import compare
 from mmjobs.data.encode import Encoded, Processor
 from mmjobs.data.formats.shapes import example
 from mmjobs.model import adapters, heads

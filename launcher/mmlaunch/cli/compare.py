@@ -26,7 +26,7 @@ Examples:
 
 
 @click.command(epilog=EXAMPLES)
-@click.argument("runs", nargs=2, metavar="RUN_A RUN_B", shell_complete=options._runs)
+@click.argument("runs", nargs=2, metavar="RUN_A RUN_B", shell_complete=options.run_names)
 @click.option("--data", multiple=True, metavar="PATH", help="Pairs to judge. Without it: the data.eval of RUN_A.")
 @click.option("--format", metavar="NAME", help="The format of --data, as in a recipe. Without it: it is recognised.")
 @click.option("--images", metavar="DIR", help="The folder that the image paths of --data are relative to; or none.")

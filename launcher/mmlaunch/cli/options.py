@@ -10,7 +10,7 @@ import click
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-def _runs(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+def run_names(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
     from mmlaunch import rundir
 
     names = ["last", *(run.name for run in rundir.all_runs(rundir.runs_folder()))]
@@ -30,7 +30,7 @@ def recipe(many: bool = False) -> Callable[[F], F]:
 
 def run(required: bool = True, many: bool = True) -> Callable[[F], F]:
     """One run or several: a name, its beginning, a directory, or `last`."""
-    return click.argument("run", nargs=-1 if many else 1, required=required, shell_complete=_runs)
+    return click.argument("run", nargs=-1 if many else 1, required=required, shell_complete=run_names)
 
 
 def overrides(function: F) -> F:
