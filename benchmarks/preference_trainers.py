@@ -76,7 +76,7 @@ def same_adapters(network: Any) -> None:
 def ours(line: Connection, data: Path, own: Path, options: dict[str, Any]) -> None:
     """A rank of mmlaunch: its session, its loop, its engine."""
     from mmjobs.model import log_probs
-    from mmjobs.train import session
+    from mmjobs.train import material, session
     from mmjobs.train.journal import Journal
     from mmjobs.train.ranks import join
     from mmjobs.train.reference import Precomputing
@@ -109,7 +109,7 @@ def ours(line: Connection, data: Path, own: Path, options: dict[str, Any]) -> No
     if options.get("whole_logits"):
         log_probs.use = lambda network: None
     if options.get("rows"):
-        session.packs = lambda recipe, built: False
+        material.packs = lambda recipe, built: False
     train = RECIPE["model"]["train"] | ({"projector": "frozen", "language": "lora"} if options.get("lora") else {})
     changed = {"pretrained": str(data / "model"), "train": train, **({"lora": LORA} if options.get("lora") else {})}
     changed["activation_checkpointing"] = "on" if options.get("checkpointing") else "off"

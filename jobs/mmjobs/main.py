@@ -24,7 +24,7 @@ def run(run_dir: str) -> dict[str, Any]:
     try:
         with Watchdog(paths, where) as watch:
             from mmjobs.preflight import Unfit  # after the handlers: torch takes seconds
-            from mmjobs.train.loop import Saved
+            from mmjobs.train.agenda import Saved
             from mmjobs.train.session import train
 
             try:

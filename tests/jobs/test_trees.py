@@ -11,6 +11,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests.jobs import judged
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers.models.llama import modeling_llama
 
 from mmjobs.data.batch import Batch, collate
@@ -183,3 +184,26 @@ def test_logits_in_pieces_are_logits(monkeypatch: pytest.MonkeyPatch, trained: b
     theirs = torch.autograd.grad((logits.gather(1, tokens[:, None])[:, 0] * pull).sum(), wanted)
     for one, other in zip(ours, theirs, strict=True):
         torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("trained", [True, False])
+def test_no_tensor_is_as_large_as_all_logits(monkeypatch: pytest.MonkeyPatch, trained: bool) -> None:
+    """Neither on the way forward nor on the way back, nor kept in between."""
+
+    class Largest(TorchDispatchMode):
+        size = 0
+
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            found = func(*args, **(kwargs or {}))
+            for one in found if isinstance(found, (tuple, list)) else [found]:
+                if isinstance(one, torch.Tensor):
+                    self.size = max(self.size, one.numel())
+            return found
+
+    tokens, width, vocabulary, piece = 200, 8, 1000, 10
+    monkeypatch.setattr(log_probs, "_ELEMENTS", piece * vocabulary)
+    head = log_probs.Head(width, vocabulary, bias=False).requires_grad_(trained)
+    hidden = torch.randn(tokens, width, requires_grad=True)
+    with Largest() as largest:
+        torch.autograd.backward(head(hidden, torch.randint(vocabulary, (tokens,))).values.sum())
+    assert largest.size == max(piece * vocabulary, width * vocabulary) < tokens * vocabulary

@@ -42,6 +42,10 @@ class Examples(Dataset[Encoded | BadRow]):
     keyed: bool = False
     """Batches tell what their examples are known by."""
 
+    def tokens(self, place: int) -> int:
+        """What the trees of a place of the mixture take of a row."""
+        return self.mixture.tokens(place, self.processor.wants)
+
     def __getitem__(self, index: int) -> Encoded | BadRow:
         try:
             return self._known(self._encoded(index))

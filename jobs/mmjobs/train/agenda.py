@@ -10,6 +10,10 @@ from mmjobs.train.signals import Stop, name_of
 from mmlaunch.recipe.scalars import Every
 
 
+class Saved(Exception):
+    """The attempt ends here: it was told to, and everything is saved."""
+
+
 class GivenUp(Exception):
     """Work that can be done again, left because the attempt has to end. Its text is the reason."""
 

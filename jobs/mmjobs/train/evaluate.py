@@ -12,6 +12,9 @@ from mmjobs.train.engine import Engine
 from mmjobs.train.metrics import Totals, summary
 from mmjobs.train.ranks import Ranks
 
+AT_A_TIME = 8
+"""Examples of a batch, where the recipe packs its rows."""
+
 
 class Evaluation:
     """The held-out examples, dealt out to the ranks."""

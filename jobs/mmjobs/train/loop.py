@@ -12,7 +12,7 @@ from mmjobs.data.example import BadRow
 from mmjobs.data.order import Batches
 from mmjobs.objectives.measured import Objective, Stateful
 from mmjobs.train import skipped
-from mmjobs.train.agenda import Agenda, GivenUp
+from mmjobs.train.agenda import Agenda, GivenUp, Saved
 from mmjobs.train.board import Board
 from mmjobs.train.checkpoint import Checkpoints
 from mmjobs.train.disk import DiskFull
@@ -32,10 +32,6 @@ from mmjobs.train.whereabouts import Whereabouts
 from mmlaunch.errors import BadInput
 from mmlaunch.recipe import Recipe
 from mmlaunch.run.paths import RunPaths
-
-
-class Saved(Exception):
-    """The attempt ends here: it was told to, and everything is saved."""
 
 
 @dataclass

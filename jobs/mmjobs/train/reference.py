@@ -25,11 +25,17 @@ from mmjobs.data.reference import Store, write
 from mmjobs.model import sharded
 from mmjobs.model.parts import ADAPTER
 from mmjobs.objectives.reading import values_of
-from mmjobs.train.agenda import GivenUp
+from mmjobs.train.agenda import Agenda, GivenUp, Interval, Saved
 from mmjobs.train.engine import Engine
+from mmjobs.train.evaluate import AT_A_TIME
 from mmjobs.train.journal import Journal
+from mmjobs.train.material import Material
 from mmjobs.train.ranks import Ranks
+from mmjobs.train.signals import Stop
 from mmjobs.train.watchdog import Phase
+from mmlaunch.recipe import Recipe
+from mmlaunch.recipe.batch import Batch as BatchSize
+from mmlaunch.recipe.objective import Preference
 from mmlaunch.run.files import publish
 from mmlaunch.run.paths import RunPaths
 
@@ -47,15 +53,22 @@ class Precomputing:
     journal: Journal
     engine: Engine
     workers: int
-    check: Callable[[], object]
-    """All ranks call it between batches; raises `GivenUp` when the attempt has to end."""
+    size: BatchSize
 
-    def run(self, sets: Sequence[Examples], rooms: Sequence[Callable[[int], int]], budget: int, scope: str) -> Store:
-        """What the reference says of all these examples, which take so many of a batch's `budget` each."""
+    def run(self, stuff: Material, stop: Stop) -> Store:
+        """What the reference says of all examples; raises `Saved` when the attempt has to end before."""
+        self._agenda = Agenda(self.ranks, stop, Interval([], None), Interval([], None))
+        try:
+            return self._of([replace(stuff.training, place_of=int), stuff.held])
+        except GivenUp as reason:
+            self.journal.event("signal", name=str(reason), step=0)
+            raise Saved(str(reason)) from None
+
+    def _of(self, sets: Sequence[Examples]) -> Store:
         self.ranks.watch.enter(Phase.EVALUATE)
         key = self._key()
         folder = self.paths.reference / key
-        done = folder / f"complete-{scope}.json"
+        done = folder / f"complete-{_scope(sets)}.json"
         if self.ranks.first:
             folder.mkdir(parents=True, exist_ok=True)
             taken = sum(_take_over(other, folder) for other in _beside(self.paths, key))
@@ -70,8 +83,8 @@ class Precomputing:
         if complete:
             self.journal.say(f"reference   {len(store)} examples, measured before")
             return store
-        for examples, room in zip(sets, rooms, strict=True):
-            self._measure(replace(examples, keyed=True), room, budget, store, folder)
+        for examples in sets:
+            self._measure(replace(examples, keyed=True), store, folder)
         self.ranks.any(False)  # all have written
         if self.ranks.first:
             publish(done, json.dumps({"examples": len(store)}) + "\n")
@@ -79,8 +92,11 @@ class Precomputing:
         merged.take(folder)
         return merged
 
-    def _measure(self, examples: Examples, room: Callable[[int], int], budget: int, store: Store, folder: Path) -> None:
-        chunks = _chunks(_places(examples), room, budget)
+    def _measure(self, examples: Examples, store: Store, folder: Path) -> None:
+        if self.size.tokens_per_gpu and examples.packed:
+            chunks = _chunks(_places(examples), examples.tokens, self.size.tokens_per_gpu)
+        else:
+            chunks = _chunks(_places(examples), lambda place: 1, self.size.micro or AT_A_TIME)
         world, rank = self.ranks.world, self.ranks.rank
         turns = -(-len(chunks) // world)
         mine = [chunks[turn * world + rank] if turn * world + rank < len(chunks) else [] for turn in range(turns)]
@@ -89,7 +105,7 @@ class Precomputing:
         finished, total, before = 0, sum(len(chunk) for chunk in chunks), len(store)
         for turn, batch in enumerate(batches(examples, mine, self.workers)):
             try:
-                self.check()
+                self._agenda.check(0)
             except GivenUp:
                 self._flush(folder, fresh)
                 raise
@@ -131,7 +147,13 @@ class Precomputing:
         return hashlib.blake2b(said.encode(), digest_size=8).hexdigest()
 
 
-def scope_of(sets: Sequence[Examples]) -> str:
+def measured_once(recipe: Recipe) -> bool:
+    """Whether a recipe asks its reference before the first step, and never again."""
+    objective = recipe.objective
+    return isinstance(objective, Preference) and objective.refers and objective.reference == "precomputed"
+
+
+def _scope(sets: Sequence[Examples]) -> str:
     """The same for the same examples, looked at in the same way."""
     said = [
         [one.mixture.digest, repr(one.processor.wants), one.processor.longest, one.seed, one.spoils] for one in sets

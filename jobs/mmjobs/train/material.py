@@ -1,0 +1,93 @@
+"""The material of a run: what it learns from and what it is measured on, in the pieces of this rank."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+
+from mmjobs.data.encode import Processor
+from mmjobs.data.formats.registry import parts as parts_of
+from mmjobs.data.loader import Examples
+from mmjobs.data.mixture import Mixture, mixture
+from mmjobs.data.order import Batches, equal_batches, packed_batches, position
+from mmjobs.data.reference import Store
+from mmjobs.data.survey import survey
+from mmjobs.data.wants import of as wants_of
+from mmjobs.model.build import Built
+from mmjobs.train import skipped
+from mmjobs.train.ranks import Ranks
+from mmjobs.train.watchdog import Phase
+from mmlaunch.errors import BadInput
+from mmlaunch.recipe import Recipe
+from mmlaunch.recipe.batch import split
+from mmlaunch.recipe.objective import Preference, Sft
+from mmlaunch.run.paths import RunPaths
+
+
+@dataclass(frozen=True)
+class Material:
+    """Both mixtures as the loader wants them, and what a rank works on at a time."""
+
+    training: Examples
+    held: Examples
+    micro_batches: Batches
+
+    def referring(self, store: Store) -> Material:
+        """Every example with what a reference has said of it."""
+        return replace(self, training=replace(self.training, reference=store), held=replace(self.held, reference=store))
+
+
+def material(recipe: Recipe, built: Built, ranks: Ranks, paths: RunPaths) -> Material:
+    """Look at all rows, all ranks together, and arrange them."""
+    longest = min(recipe.data.max_tokens, built.positions)
+    processor = Processor(built.chat, built.pixels, longest, recipe.data.overlong, wants_of(recipe.objective))
+    train, held = _looked_at(recipe, processor, ranks, paths)
+    place_of = partial(position, count=len(train), seed=recipe.seed)
+    both = partial(
+        Examples, processor=processor, tolerant=recipe.data.on_bad == "skip", spoils=recipe.seed,
+        packed=packs(recipe, built),
+    )  # fmt: skip
+    steady = isinstance(recipe.objective, Preference) and recipe.objective.refers
+    training = both(train, place_of=place_of, seed=recipe.seed, steady=steady)
+    return Material(training, both(held), _micro_batches(recipe, built, ranks, training, place_of))
+
+
+def packs(recipe: Recipe, built: Built) -> bool:
+    """Whether the examples of a micro-batch stand side by side in one row; otherwise each answer has its own."""
+    if isinstance(recipe.objective, Sft):
+        return recipe.batch.tokens_per_gpu is not None
+    return built.branches
+
+
+def _looked_at(recipe: Recipe, processor: Processor, ranks: Ranks, paths: RunPaths) -> tuple[Mixture, Mixture]:
+    """What is trained on and what is held out; each rank looks at its share of the rows."""
+    tolerant = recipe.data.on_bad == "skip"
+    look = partial(
+        survey, processor=processor, share=(ranks.rank, ranks.world), gather=ranks.gather, moved=ranks.watch.moved
+    )
+    held = look(sum((parts_of(source) for source in recipe.data.eval), ()))
+    ranks.watch.enter(Phase.START)
+    asked = held.questions if recipe.data.deduplicate else set()
+    train = look(sum((parts_of(source) for source in recipe.data.train), ()), held_out=asked)
+    if ranks.first:
+        skipped.write(paths, [*train.left, *held.left])
+    return mixture(train, recipe.seed, tolerant), mixture(held, recipe.seed, tolerant)
+
+
+def _micro_batches(
+    recipe: Recipe, built: Built, ranks: Ranks, training: Examples, place_of: Callable[[int], int]
+) -> Batches:
+    """What a rank works on at a time: rows up to a token budget, or a fixed number of examples."""
+    size, budget = recipe.batch.examples, recipe.batch.tokens_per_gpu
+    if budget is not None:
+        what = None if built.packs else "this model places its tokens in two dimensions, and packed rows have one"
+        if not built.branches and not isinstance(recipe.objective, Sft):
+            what = what or "the attention of this model cannot branch, and each answer has a row of its own"
+        if what:
+            raise BadInput(f"batch.tokens_per_gpu: {what}; write batch.micro: 1 instead")
+        return packed_batches(size, ranks.rank, ranks.world, budget, lambda index: training.tokens(place_of(index)))
+    found = split(size, ranks.world, recipe.batch.micro)
+    if found is None:
+        raise BadInput(f"batch.global: {size} examples do not divide over {ranks.world} ranks")
+    return equal_batches(size, ranks.rank, ranks.world, found[0])
