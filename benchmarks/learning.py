@@ -48,9 +48,8 @@ RUNS = {
 def main() -> None:
     print(f"# What is learnt, {date.today()}\n")
     print(f"`python -m benchmarks.learning`, torch {version('torch')}, one rank on one core for each run\n")
-    print(
-        "| objective | minutes | accuracy after 50, 100 ... steps | with a spoiled image, at the end |\n|---|---|---|---|"
-    )
+    print("| objective | minutes | accuracy after 50, 100 ... steps | against a spoiled image, at the end |")
+    print("|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
         os.environ["MMLAUNCH_RUNS"] = folder
         for name, (objective, metric) in RUNS.items():

@@ -140,7 +140,9 @@ def derive(run: RunPaths, events: Events, now: float, jobs: Mapping[str, Job] | 
 
 def _state(events: Events, job: Job | None) -> tuple[str, str]:
     """The state and, where it needs one, its reason."""
-    last = events.last("submitted", "queued", "started", "ready", "step", "requeued", "ended", "cancelling")
+    last = events.last(
+        "submitted", "queued", "started", "reference", "ready", "step", "requeued", "ended", "cancelling"
+    )
     if last is None:
         return "unknown", "its ledger is empty or cannot be read"
     if last["event"] == "ended":
@@ -151,6 +153,8 @@ def _state(events: Events, job: Job | None) -> tuple[str, str]:
         return missing
     if events.last("cancelling", "submitted", "started") == events.last("cancelling"):
         return "cancelling", ""
+    if last["event"] == "reference":
+        return "starting", f"asks its reference: {last['done']} of {last['total']} examples"
     names = {
         "submitted": "submitted",
         "queued": "submitted",

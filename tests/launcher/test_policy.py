@@ -147,6 +147,8 @@ def test_no_progress_ends_every_loop() -> None:
     assert again("saved", checkpoint(10), *stuck[:2])
     assert again("saved", checkpoint(10), *stuck, checkpoint(11))
     assert not again("saved", checkpoint(10), *stuck, checkpoint(10))  # the same step again is no progress
+    measured = {"event": "reference", "done": 9, "total": 99}
+    assert again("saved", *stuck, {**measured, "new": 9}) and not again("saved", *stuck, {**measured, "new": 0})
 
 
 def test_a_new_submission_starts_with_fresh_budgets() -> None:

@@ -41,6 +41,10 @@ def test_states() -> None:
     assert state(SUBMITTED, live) == "submitted"
     started = event("started", attempt=1, **ME)
     assert state(SUBMITTED, live, started) == "starting"
+    asked = status.derive(
+        RunPaths(Path("/r")), Events((SUBMITTED, live, started, event("reference", done=3, total=9))), NOW
+    )
+    assert (asked.state, asked.reason) == ("starting", "asks its reference: 3 of 9 examples")
     step = event("step", step=3, steps=100, loss=0.5, rate=2.0, attempt=1)
     assert state(SUBMITTED, live, started, step) == "running"
     assert state(SUBMITTED, live, started, step, event("cancelling")) == "cancelling"

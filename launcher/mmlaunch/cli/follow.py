@@ -76,6 +76,8 @@ def describe_event(event: Event) -> str:
     kind = event["event"]
     if kind == "step":
         return f"step {event['step']}/{event.get('steps', '?')}  {_metrics(event)}{_pace(event, ' examples/s')}"
+    if kind == "reference":
+        return f"reference {event['done']}/{event['total']}"
     if kind == "evaluated":
         return f"evaluated at step {event.get('step')}: {_metrics(event)}"
     if kind == "checkpoint" and "rejected" not in event:
@@ -138,6 +140,8 @@ def _bar(events: Iterator[Event | None]) -> Event | None:
                 if console.width < WIDE and isinstance(event.get("loss"), float):
                     shown = describe("loss", event["loss"])  # the step and the time that is left need the room
                 progress.update(task, metrics=shown, **fields)
+            elif event["event"] == "reference":
+                progress.update(task, description="reference", completed=event["done"], total=event["total"])
             elif text := describe_event(event):
                 progress.console.print(f"  {text}", highlight=False, markup=False)
     return None
