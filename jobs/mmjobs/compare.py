@@ -23,7 +23,7 @@ from mmjobs.data.formats.registry import parts as parts_of
 from mmjobs.data.formats.rows import Part
 from mmjobs.data.loader import Examples, batches
 from mmjobs.data.mixture import Mixture
-from mmjobs.data.order import shares
+from mmjobs.data.order import dealt, one_each
 from mmjobs.data.survey import Survey, survey
 from mmjobs.data.wants import Wants
 from mmjobs.model import adapters, heads, parts, weights
@@ -120,7 +120,7 @@ class Judge:
         precision = parts.TYPES[self.recipe.precision]
         moved = _Progress(self.paths.name, f"of {len(places):,} pairs")
         margins: dict[Origin, float] = {}
-        for batch in batches(pairs, shares(len(places), 0, 1, size), self.recipe.data.workers):
+        for batch in batches(pairs, dealt(range(len(places)), one_each, size, 0, 1), self.recipe.data.workers):
             left.update({bad.sample: ("bad", bad.what) for bad in batch.skipped})
             if len(batch):
                 with torch.no_grad(), torch.autocast(device.type, precision, precision != torch.float32):

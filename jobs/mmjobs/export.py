@@ -90,7 +90,7 @@ def _rewards(paths: RunPaths, step: int) -> dict[str, float]:
     """How the rewards of this checkpoint are spread: over the evaluation, or over the last training steps."""
     state = json.loads((paths.checkpoint(step) / "state.json").read_text())
     measured, seen = state["metrics"], state["objective"]
-    if "eval/reward" in measured:
+    if "eval/reward" in measured and state["evaluated"] == step:
         return {"mean": measured["eval/reward"], "spread": measured["eval/reward_spread"]}
     return {"mean": seen.get("mean", 0.0), "spread": seen.get("spread", 1.0)}
 

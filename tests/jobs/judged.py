@@ -18,7 +18,11 @@ def log_probs(network: Any, pixels: Any, prompt: list[int], answer: list[int], s
     ids = torch.tensor([prompt + answer])
     out = network(input_ids=ids, attention_mask=torch.ones_like(ids), **pixels.join([seen], ids), use_cache=False)
     spread = out.logits[0].double().log_softmax(-1)
-    return torch.stack([spread[len(prompt) - 1 + n, token] for n, token in enumerate(answer)])
+    values = torch.stack([spread[len(prompt) - 1 + n, token] for n, token in enumerate(answer)])
+    values.certain = torch.stack(  # type: ignore[attr-defined]  # beside it, for WPO
+        [spread[len(prompt) - 1 + n].exp().square().sum().log() for n in range(len(answer))]
+    )
+    return values
 
 
 class Judged:
@@ -124,3 +128,31 @@ def total(terms: dict[str, dict[str, Any]], beta: float, batch: Sequence[Judged]
             loss = torch.stack([each(term, options, beta, one, batch, shift) for one in batch]).mean()
         parts.append(options.get("weight", 1.0) * loss)
     return torch.stack(parts).sum()
+
+
+def with_options(term: str, beta: float, one: Judged, options: dict[str, Any]) -> Number:
+    """sigmoid, hinge or ipo of one pair under one option of the objective."""
+    lengths = [len(values) for values in one.each[:2]]
+    ratios = []
+    for own, known in zip(one.each[:2], one.reference, strict=False):
+        each_token = own - known
+        if (alpha := options.get("ld_alpha")) is not None:
+            shared = min(lengths)
+            ratios.append(each_token[:shared].sum() + alpha * each_token[shared:].sum())
+        else:
+            ratios.append(each_token.sum())
+    kind, alpha = options.get("divergence"), options.get("divergence_alpha", 0.5)
+    slopes: dict[Any, Any] = {
+        "forward_kl": lambda r: 1 - 1 / r, "js": lambda r: torch.log(2 * r / (1 + r)),
+        "alpha": lambda r: (r ** (alpha - 1) - 1) / (alpha - 1),
+    }  # fmt: skip
+    scores = [slopes[kind](torch.exp(ratio)) if kind else ratio for ratio in ratios]
+    d = scores[0] - scores[1]
+    if term == "ipo":
+        loss = (scores[0] / lengths[0] - scores[1] / lengths[1] - 1 / (2 * beta)) ** 2
+    else:
+        loss = -log_sigmoid(beta * d) if term == "sigmoid" else (1 - beta * d).clamp(min=0)
+    if options.get("wpo"):
+        weight = [(own.detach() - own.certain.detach()).mean() for own in one.each[:2]]  # type: ignore[attr-defined]
+        loss = torch.exp(weight[0] + weight[1]) * loss
+    return loss

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import signal
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import safetensors.torch
 import torch
+from PIL import Image
+from tests.jobs import checkpoints
 
 from mmlaunch.recipe import Recipe
 from mmlaunch.recipe.metrics import evaluated
@@ -57,9 +61,8 @@ def test_two_ranks_and_packed_rows_are_one_rank(job: Jobs, tiny: Recipes, method
             assert other.losses()[step] == pytest.approx(losses, abs=2e-6)
         for name, weight in one.weights(5).items():
             torch.testing.assert_close(other.weights(5)[name], weight, atol=2e-6, rtol=0)
-        if method not in ("aot", "kto"):  # evaluation looks at as many examples at once as there are in a batch
-            mine, its = (run.events("evaluated")[-1]["metrics"] for run in (one, other))
-            assert its == pytest.approx(mine, abs=1e-5)
+        mine, its = (run.events("evaluated")[-1]["metrics"] for run in (one, other))
+        assert its == pytest.approx(mine, abs=1e-5)
 
 
 @pytest.mark.parametrize(("method", "stage"), [("mpo", 0), ("mdpo", 3), ("reward", 2)])
@@ -87,40 +90,43 @@ def test_a_killed_run_goes_on_bit_for_bit(job: Jobs, tiny: Recipes, method: str,
 
 def test_the_reference_is_measured_once_and_shared(job: Jobs, tiny: Recipes) -> None:
     first, second, third = job("first"), job("second"), job("third")
-    recipe = tiny(objective="dpo", steps=3)
-    assert first.run(recipe) == [0], first.log()
-    assert second.run(tiny(objective="mpo", steps=3)) == [0], second.log()
-    assert "57 examples, measured before" in second.log() and not second.events("reference")
+    assert first.run(tiny(objective="dpo", steps=7)) == [0], first.log()
+    assert second.run(tiny(objective="mpo", steps=7)) == [0], second.log()
+    assert "knows 57 examples" in second.log() and {event["new"] for event in second.events("reference")} == {0}
     (part, *_) = first.paths.reference.glob("*/*.safetensors")
     (same, *_) = second.paths.reference.glob(f"*/{part.name}")
     spoilt = bytearray(part.read_bytes())
     spoilt[-3] ^= 1
     same.unlink()
     same.write_bytes(bytes(spoilt))
-    assert second.run(tiny(objective="mpo", steps=4)) == [0], second.log()
-    assert "not believed, and measured again" in second.log() and second.events("reference")
+    (marker,) = second.paths.reference.glob("*/complete-*.json")
+    assert second.run(tiny(objective="mpo", steps=8)) == [0], second.log()
+    assert marker.exists()
+    assert "not believed, and measured again" in second.log() and any(
+        event["new"] for event in second.events("reference")
+    )
     assert third.run(tiny(objective="dpo", steps=3, seed=5)) == [0], third.log()
-    assert third.events("reference"), "another seed, other weights"
+    assert third.events("reference")[0]["new"] == 24, "another seed, other weights; three steps of eight see no more"
 
 
 def test_a_reference_that_is_cut_short_goes_on(job: Jobs, tiny: Recipes) -> None:
     whole, broken = job("whole"), job("broken")
     whole.paths.root.rename(whole.paths.root.parent.parent / f"{whole.paths.root.parent.name}-whole")
-    recipe = tiny(objective="dpo", steps=3, data__train={"format": "shapes", "limit": 3000})
+    recipe = tiny(objective="dpo", batch={"global": 3000, "micro": 10}, steps=1, data__train=MANY, data__eval=[])
     broken.start(recipe, 1)
     while not broken.events("reference"):
         assert broken.ranks[0].is_alive(), broken.log()
-    import os
-    import signal
-
     os.kill(broken.ranks[0].pid, signal.SIGUSR2)
     assert broken.wait() == [90], broken.log()
     kept = {key for path in broken.paths.reference.glob("*/*.safetensors") for key in _keys(path)}
-    assert 0 < len(kept) < 3007
+    assert 0 < len(kept) < 3000
     assert broken.run(recipe) == [0], broken.log()
     files = list(broken.paths.reference.glob("*/2-*.safetensors"))
     new = {key for path in files for key in _keys(path)}
     assert new and not new & kept, "what was measured is not measured again"
+
+
+MANY = {"format": "shapes", "limit": 3000}
 
 
 def _keys(path: Any) -> set[bytes]:
@@ -137,8 +143,9 @@ def test_every_kind_of_reference_says_the_same(job: Jobs, tiny: Recipes, stage: 
     for kind in ("precomputed", "adapter off", "copy"):
         run = job(kind.replace(" ", "-"))
         objective = {"method": "mdpo", "reference": kind}
-        recipe = tiny(objective=objective, **LORA, optim={"lr": 0.05}, steps=4, deepspeed__stage=stage)
-        assert run.run(recipe) == [0], run.log()
+        more = {"resources__tasks_per_node": 2, "deepspeed__stage": stage}
+        recipe = tiny(objective=objective, **LORA, optim={"lr": 0.05}, steps=4, **more)
+        assert run.run(recipe, 2) == [0, 0], run.log()
         found[kind] = [loss for (loss,) in run.losses().values()]
     assert found["precomputed"][0] != found["precomputed"][3]
     for kind in ("adapter off", "copy"):
@@ -146,8 +153,6 @@ def test_every_kind_of_reference_says_the_same(job: Jobs, tiny: Recipes, stage: 
 
 
 def test_a_changed_example_is_told(job: Jobs, tiny: Recipes, tmp_path: Any) -> None:
-    from PIL import Image
-
     rows = [{"images": [f"{n}.png"], "prompt": "What?", "chosen": "red", "rejected": "blue"} for n in range(8)]
     for n in range(8):
         Image.new("RGB", (20, 20), (30 * n, 0, 0)).save(tmp_path / f"{n}.png")
@@ -174,3 +179,55 @@ def test_a_reference_that_follows_is_resumed_where_it_stood(job: Jobs, tiny: Rec
     changes["objective"] = {"method": "dpo", "reference": "copy"}
     assert still.run(tiny(**changes)) == [0], still.log()
     assert [still.losses()[step] == whole.losses()[step] for step in (1, 2, 3)] == [True, True, False]
+
+
+def test_a_copy_has_a_stage_of_its_own(job: Jobs, tiny: Recipes) -> None:
+    found = []
+    for stage, own in ((3, 0), (0, 3)):
+        run = job(f"run-{stage}")
+        objective = {"method": "dpo", "reference": "copy", "reference_stage": own}
+        recipe = tiny(objective=objective, steps=3, deepspeed__stage=stage, resources__tasks_per_node=2)
+        assert run.run(recipe, 2) == [0, 0], run.log()
+        found.append([loss for (loss,) in run.losses().values()])
+    assert found[0] == pytest.approx(found[1], abs=1e-5) and found[0][0] == pytest.approx(math.log(2), abs=1e-6)
+
+
+def test_another_number_of_ranks_goes_on_with_shift_and_reference(job: Jobs, tiny: Recipes) -> None:
+    changes: dict[str, Any] = {"objective": "mpo", "deepspeed__stage": 1, "checkpoint__every": "3 steps"}
+    changes["optim"] = {**STEADY, "schedule": "constant"}
+    whole, moved = job("whole"), job("moved")
+    assert whole.run(tiny(**changes, steps=6)) == [0], whole.log()
+    assert moved.run(tiny(**changes, steps=3, resources__tasks_per_node=2), 2) == [0, 0], moved.log()
+    assert moved.run(tiny(**changes, steps=6)) == [0], moved.log()
+    ours, theirs = ({e["step"]: (e["loss"], e["shift"]) for e in run.events("step")} for run in (moved, whole))
+    for step, numbers in theirs.items():
+        assert ours[step] == pytest.approx(numbers, rel=1e-3, abs=1e-5)
+
+
+@pytest.mark.parametrize("objective", ["dpo", "kto", "reward"])
+def test_text_models_learn_preferences(job: Jobs, tiny: Recipes, tmp_path: Any, objective: str) -> None:
+    rows = [{"prompt": f"{n}?", "chosen": "yes", "rejected": "oh no"} for n in range(16)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    run = job("run")
+    recipe = tiny(
+        model={"pretrained": str(checkpoints.gemma(tmp_path / "gemma"))}, objective=objective, steps=12, data__eval=[],
+        data__train={"path": str(tmp_path / "rows.jsonl"), "format": "trl", "images": "none"}, optim__lr=0.01,
+        batch={"global": 8, "tokens_per_gpu": 200}, data__max_tokens=60,
+    )  # fmt: skip
+    assert run.run(recipe) == [0], run.log()
+    assert run.events("ready")[0]["attention"] == "packed rows, trees"
+    assert run.events("step")[-1]["accuracy"] == 1
+
+
+def test_single_answers_with_labels_are_learnt(job: Jobs, tiny: Recipes, tmp_path: Any) -> None:
+    rows = [{"prompt": f"{n}?", "completion": "yes" if n % 2 else "oh no", "label": bool(n % 2)} for n in range(16)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    run = job("run")
+    recipe = tiny(
+        objective="kto", steps=20, data__eval=[], optim__lr=0.01,
+        data__train={"path": str(tmp_path / "rows.jsonl"), "format": "trl", "images": "none"},
+    )  # fmt: skip
+    assert run.run(recipe) == [0], run.log()
+    first, last = run.events("step")[0], run.events("step")[-1]
+    assert first["loss"] == pytest.approx(0.5, abs=1e-6) and last["loss"] < 0.4
+    assert last["rewards/chosen"] > 0 > last["rewards/rejected"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -22,10 +23,13 @@ from mmjobs.data.wants import of as wants_of
 from mmjobs.model import log_probs, trees
 from mmjobs.model.build import Built, build
 from mmjobs.objectives import objective_of
+from mmjobs.objectives.compared import Compared, Side
 from mmjobs.objectives.preference import Preference
+from mmjobs.objectives.terms import TERMS
+from mmjobs.objectives.terms.pairs import labels
 from mmlaunch.recipe import Recipe
 from mmlaunch.recipe.objective import PRESETS
-from mmlaunch.recipe.terms import Terms
+from mmlaunch.recipe.terms import Margin, Terms
 
 Recipes = Callable[..., Recipe]
 WORDS = ("red", "b", "a much longer answer", "top left, I think", "no", "of course not", "3.14", "yes!")
@@ -147,6 +151,68 @@ def test_packed_trees_are_separate_sequences(models: dict[Any, Any], tiny: Recip
     preference = objective_of(recipe.objective)
     assert isinstance(preference, Preference)
     compare(built, preference, found, [collate(found, built.pixels, 258, packed=True)])
+
+
+OPTIONS: list[dict[str, Any]] = [
+    {"ld_alpha": 0.3}, {"divergence": "forward_kl"}, {"divergence": "js"}, {"wpo": True},
+    {"divergence": "alpha", "divergence_alpha": 0.3}, {"reference": "none"},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=lambda options: "-".join(map(str, options.values())))
+@pytest.mark.parametrize("term", ["sigmoid", "ipo", "hinge"])
+def test_options_are_what_their_papers_say(
+    models: dict[Any, Any], tiny: Recipes, term: str, options: dict[str, Any]
+) -> None:
+    objective = {"method": "preference", "terms": {term: {}}, "beta": 0.3, **options}
+    recipe, built, processor = made(models, tiny, objective, "plain", "off", "full")
+    found = [encoded(processor, example(n, list(WORDS[n : n + 2]), image=n != 1), spoil=1 + n) for n in range(3)]
+    found = [replace(one, reference=0.1 * one.reference - 5.4) for one in found if one.reference is not None]  # near
+    if options.get("reference") == "none":
+        found = [replace(one, reference=None) for one in found]
+    preference = objective_of(recipe.objective)
+    measured = preference(built.network, collate(found, built.pixels, 258, packed=True))
+    mine = gradients(built.network, measured.losses["examples"] / len(found))
+    known = [torch.split(one.reference, one.learnt) if one.reference is not None else () for one in found]
+    alone = [judged.Judged(built.network, built.pixels, *pair) for pair in zip(found, known, strict=True)]
+    theirs = torch.stack([judged.with_options(term, 0.3, one, options) for one in alone]).mean()
+    torch.testing.assert_close(measured.losses["examples"] / len(found), theirs, rtol=1e-9, atol=1e-10)
+    for name, gradient in gradients(built.network, theirs).items():
+        torch.testing.assert_close(mine[name], gradient, rtol=1e-8, atol=1e-9, msg=name)
+
+
+def test_the_best_margin_of_mmpo_is_gamma_times_the_gap_of_the_scores() -> None:
+    """Also for gaps of thousands, whose label is 1; a tie pushes nothing."""
+    gaps = torch.tensor([0.0, 0.5, 2.0, -1.0, 4000.0], dtype=torch.float64)
+    delta = (1.1 * gaps / 0.3).requires_grad_()
+    side = partial(Side, *[torch.zeros(5, dtype=torch.float64)] * 4)
+    one = torch.ones(5, dtype=torch.float64)
+    pairs = Compared(
+        0.3, side(delta, one, gaps), side(0 * one, one, 0 * gaps), side(0 * one, one, gaps),
+        ratios=one[:, None], there=one[:, None] > 0, lone=one, strangers=one, paired=one > 0,
+    )  # fmt: skip
+    loss = TERMS["margin"](pairs, Margin(gamma=1.1))
+    (slope,) = torch.autograd.grad(loss.sum(), delta)
+    assert loss.isfinite().all() and slope.abs().max() < 1e-12
+    assert torch.equal(labels(pairs, Margin(gamma=1.1, scores="divided by their spread")), torch.sigmoid(1.1 * gaps))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_nearly_certain_tokens_have_a_gradient_in_half_precision(dtype: torch.dtype) -> None:
+    """Frozen or trained, the head gives hidden states the same one: what is left of a probability near 1."""
+    torch.manual_seed(0)
+    weight, tokens = torch.randn(300, 64).to(dtype), torch.arange(20)
+    hidden = (weight[:20] * 0.16).detach()
+    wanted = hidden.double().requires_grad_()
+    exact = (wanted @ weight.double().T).log_softmax(-1).gather(1, tokens[:, None]).sum()
+    (truth,) = torch.autograd.grad(exact, wanted)
+    assert (hidden.double() @ weight.double().T).softmax(-1).gather(1, tokens[:, None]).median() > 0.9
+    for trained in (True, False):
+        head = log_probs.Head(64, 300, bias=False, dtype=dtype)
+        head.weight = torch.nn.Parameter(weight.clone(), requires_grad=trained)
+        own = hidden.clone().requires_grad_()
+        (found,) = torch.autograd.grad(head(own, tokens).values.sum(), own)
+        assert (found.double() - truth).norm() < 0.03 * truth.norm()
 
 
 @given(st.lists(st.lists(st.integers(0, 5), min_size=1, max_size=4), min_size=1, max_size=4))

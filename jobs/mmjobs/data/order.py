@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 
 import torch
@@ -75,8 +75,24 @@ def in_order(batches: Batches, start: int, steps: int, examples: int) -> Iterato
         yield from batches(start + step * examples)
 
 
-def shares(count: int, rank: int, world: int, size: int) -> list[list[int]]:
-    """The numbers below `count` that a rank takes, `size` at a time; all have as many turns, the last may be empty."""
-    mine = list(range(rank, count, world))
-    longest = -(-count // world)
-    return [mine[start : start + size] for start in range(0, longest, size)]
+def dealt(places: Sequence[int], room: Callable[[int], int], budget: int, rank: int, world: int) -> list[list[int]]:
+    """What a rank takes of these places, in turns whose places need no more room than the budget, or are alone.
+
+    All ranks have as many turns; the last one may be empty.
+    """
+    chunks: list[list[int]] = []
+    left = 0
+    for place in places:
+        needed = room(place)
+        if not chunks or needed > left:
+            chunks.append([])
+            left = budget
+        chunks[-1].append(place)
+        left -= needed
+    chunks += [[]] * (-len(chunks) % world)
+    return chunks[rank::world]
+
+
+def one_each(place: int) -> int:
+    """The room of a place where they are counted."""
+    return 1

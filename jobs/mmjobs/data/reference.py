@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import accumulate, pairwise
 from pathlib import Path
 
 import safetensors
@@ -17,30 +18,44 @@ _DIGEST = "blake2b"
 
 
 class Store:
-    """What was measured so far, from any number of files."""
+    """What was measured so far, from any number of files; an example is a place in the numbers of one of them."""
 
     def __init__(self) -> None:
-        self._found: dict[bytes, torch.Tensor] = {}
+        self._values: list[torch.Tensor] = []
+        self._found: dict[bytes, tuple[int, int, int]] = {}
 
     def __len__(self) -> int:
         return len(self._found)
 
+    def __contains__(self, key: bytes) -> bool:
+        return key in self._found
+
     def get(self, key: bytes) -> torch.Tensor | None:
         """One number for each learnt token of an example."""
-        return self._found.get(key)
+        if key not in self._found:
+            return None
+        number, start, stop = self._found[key]
+        return self._values[number][start:stop]
 
     def add(self, values: Mapping[bytes, torch.Tensor]) -> None:
-        self._found.update(values)
+        if values:
+            self._take(list(values), [len(one) for one in values.values()], torch.cat(list(values.values())))
 
-    def take(self, folder: Path) -> list[str]:
-        """Read all files of a folder; why some were not believed."""
+    def take(self, paths: Iterable[Path]) -> list[str]:
+        """Read these files; why some were not believed."""
         doubts = []
-        for path in sorted(folder.glob("*.safetensors")):
+        for path in paths:
             try:
-                self.add(dict(_read(path)))
+                self._take(*_read(path))
             except (OSError, ValueError, safetensors.SafetensorError) as error:
                 doubts.append(f"{path}: {error}")
         return doubts
+
+    def _take(self, keys: Sequence[bytes], lengths: Sequence[int], values: torch.Tensor) -> None:
+        ends = [0, *accumulate(lengths)]
+        places = ((len(self._values), start, stop) for start, stop in pairwise(ends))
+        self._found.update(zip(keys, places, strict=True))
+        self._values.append(values)
 
 
 def write(path: Path, values: Mapping[bytes, torch.Tensor]) -> None:
@@ -56,14 +71,12 @@ def write(path: Path, values: Mapping[bytes, torch.Tensor]) -> None:
     partial.replace(path)
 
 
-def _read(path: Path) -> Iterator[tuple[bytes, torch.Tensor]]:
+def _read(path: Path) -> tuple[list[bytes], list[int], torch.Tensor]:
     with safetensors.safe_open(path, "pt") as file:
         state = {name: file.get_tensor(name) for name in ("keys", "lengths", "values")}
         if (file.metadata() or {}).get(_DIGEST) != _digest(state):
             raise ValueError("its content is not what was written")
-    keys = state["keys"].numpy()
-    for key, values in zip(keys, state["values"].split(state["lengths"].tolist()), strict=True):
-        yield key.tobytes(), values
+    return [key.tobytes() for key in state["keys"].numpy()], state["lengths"].tolist(), state["values"]
 
 
 def _digest(state: Mapping[str, torch.Tensor]) -> str:

@@ -27,7 +27,10 @@ class ScoreHead(nn.Linear):
         nn.init.normal_(self.weight, std=spread)
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:  # [..., D] -> [...]
-        return super().forward(hidden.to(self.weight.dtype)).squeeze(-1)
+        """With all digits: half precision would make ties of answers that are nearly as good."""
+        exact = hidden if hidden.dtype == torch.float64 else hidden.float()
+        with torch.autocast(hidden.device.type, enabled=False):
+            return nn.functional.linear(exact, self.weight.to(exact.dtype)).squeeze(-1)
 
 
 def add_score(network: Any) -> None:
@@ -45,9 +48,9 @@ def retire_words(network: Any) -> None:
 
 
 def score_of(network: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
-    """The rewards after these hidden states, with all digits: [A, D] -> [A]"""
+    """The rewards after these hidden states: [A, D] -> [A]"""
     scores: torch.Tensor = network.get_submodule(SCORE)(hidden)
-    return scores if scores.dtype == torch.float64 else scores.float()
+    return scores
 
 
 def save_score(network: Any, folder: Path, statistics: dict[str, float]) -> Any:

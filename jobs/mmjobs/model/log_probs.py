@@ -88,9 +88,9 @@ class _Learnt(torch.autograd.Function):
                 totals[own] = total = scores.logsumexp(-1)
                 values[own] = scores.gather(-1, tokens[own, None])[:, 0] - total
                 seen.append(_seen(scores, tokens[own], total, also))
-                if learns and not trained:  # the token's own row of the matrix, less the one that was expected
-                    expected = scores.sub_(total[:, None]).exp_().to(dtype) @ matrix
-                    ways[own] = (matrix[tokens[own]] - expected).to(ways.dtype)
+                if learns and not trained:
+                    slope = _expected(scores, total, tokens[own]).to(dtype)
+                    ways[own] = (slope @ matrix).neg_().to(ways.dtype)
         ctx.save_for_backward(*((hidden, weight, tokens, totals) if trained else (ways,)))
         empty = tokens.new_empty(0, dtype=torch.bool), totals.new_empty(0)
         right, collision = (torch.cat(parts) for parts in zip(empty, *seen, strict=True))
@@ -108,15 +108,23 @@ class _Learnt(torch.autograd.Function):
         for own in _chunks(len(tokens), ctx.rows):
             chunk = hidden[own].to(ctx.dtype)
             scores = _exact(chunk @ matrix.T)  # [R, V]
-            slope = scores.sub_(totals[own, None]).exp_().mul_(-grad[own, None])
-            slope[torch.arange(len(slope), device=slope.device), tokens[own]] += grad[own]
-            slope = slope.to(ctx.dtype)
+            slope = _expected(scores, totals[own], tokens[own]).mul_(-grad[own, None]).to(ctx.dtype)
             into_hidden[own] = (slope @ matrix).to(hidden.dtype)
             if slope.dtype == into_weight.dtype:
                 into_weight.addmm_(slope.T, chunk)
             else:
                 into_weight += slope.T @ chunk
         return into_hidden, into_weight, None, None
+
+
+def _expected(scores: torch.Tensor, total: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """[R, V], how likely each token is, less the one that came; in place, and before half precision rounds it.
+
+    The difference is what is left of a token that was nearly certain: rounded first, it would be noise.
+    """
+    likely = scores.sub_(total[:, None]).exp_()
+    likely[torch.arange(len(tokens), device=tokens.device), tokens] -= 1
+    return likely
 
 
 def _exact(scores: torch.Tensor) -> torch.Tensor:

@@ -9,6 +9,7 @@ elsewhere there are two calls of SDPA for each pair of answers.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from itertools import accumulate
 from typing import Any
 
@@ -81,7 +82,7 @@ def attention(
     """[1, T, H, E]"""
     if trees is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
-    if query.is_cuda and query.dtype != torch.float32 and not options.get("dropout"):
+    if _flashes(query) and not options.get("dropout"):
         return _in_one_call(query, key, value, trees, options.get("scaling")), None
     return _piece_by_piece(module, query, key, value, trees, options), None
 
@@ -115,17 +116,28 @@ def _in_one_call(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, trees: Sequence[Tree], scaling: float | None
 ) -> torch.Tensor:
     """Queries `[prompt + first] [second] ...`, keys `[prompt + first] [prompt + second] ...`, causal at their ends."""
-    asks, sees, places = segments(trees)
-    device = query.device
-    ends = [torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=device) for lengths in (asks, sees)]
-    index = torch.tensor(places, device=device)
+    index, *tables = _tables(tuple(trees), query.device)
     q, k, v = (states[0].transpose(0, 1) for states in (query, key, value))  # [T, heads, E]
     found = varlen_attn(
-        q.contiguous(), k[index], v[index], ends[0], ends[1], max(asks), max(sees),
+        q.contiguous(), k.index_select(0, index), v.index_select(0, index), *tables,
         scale=scaling, window_size=(-1, 0), enable_gqa=query.shape[1] != key.shape[1],
     )  # fmt: skip
     assert isinstance(found, torch.Tensor)
     return found[None]
+
+
+def _flashes(query: torch.Tensor) -> bool:
+    """Whether the variable-length kernel takes it: half precision, on Ampere and later."""
+    half = query.dtype in (torch.float16, torch.bfloat16)
+    return query.is_cuda and half and torch.cuda.get_device_capability(query.device) >= (8, 0)
+
+
+@lru_cache(maxsize=2)
+def _tables(trees: tuple[Tree, ...], device: torch.device) -> tuple[Any, ...]:
+    """What the kernel wants to know of a row, once for all layers: where keys stand, ends of queries and keys, most."""
+    asks, sees, places = segments(trees)
+    ends = [torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=device) for lengths in (asks, sees)]
+    return torch.tensor(places, device=device), *ends, max(asks), max(sees)
 
 
 def segments(trees: Sequence[Tree]) -> tuple[list[int], list[int], list[int]]:

@@ -9,7 +9,12 @@ import safetensors
 import safetensors.torch
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoModelForSequenceClassification,
+)
 
 from mmjobs.model.heads import SCORE
 from mmjobs.model.names import opening, weights
@@ -38,7 +43,8 @@ def start_from(network: nn.Module, name: str) -> None:
     score = f"{SCORE}.weight"  # a head that is not there begins anew, and one that is not wanted is left
     state = state if score in own else {key: value for key, value in state.items() if key != score}
     tied = {key for key, value in own.items() if key not in state and _shared(own, key, value, state)}
-    missing = sorted(own.keys() - state.keys() - tied - {score})
+    unread = {score, *(["lm_head.weight"] if score in own else [])}  # a classifier of transformers has no words
+    missing = sorted(own.keys() - state.keys() - tied - unread)
     unknown = sorted(state.keys() - own.keys())
     wrong = [f"{key} is {_shape(state[key])} there and {_shape(own[key])} here" for key in own.keys() & state.keys()
              if state[key].shape != shape(own[key])]  # fmt: skip
@@ -102,7 +108,9 @@ def _of_hub(folder: Path) -> dict[str, torch.Tensor]:
     """Through transformers, which knows the names that files of all ages give to weights."""
     with opening("model.init_from", str(folder)), undivided():
         config = AutoConfig.from_pretrained(folder)
-        kind = AutoModelForImageTextToText if sees_images(config) else AutoModelForCausalLM
+        kind: Any = AutoModelForImageTextToText if sees_images(config) else AutoModelForCausalLM
+        if any(name.endswith("ForSequenceClassification") for name in config.architectures or ()):
+            kind = AutoModelForSequenceClassification
         network = weights(kind, str(folder), config, empty=False, dtype=config.dtype or torch.float32)
     return {**network.state_dict(), **_score(folder)}
 

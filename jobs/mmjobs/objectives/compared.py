@@ -102,7 +102,8 @@ def weights(batch: Batch, ld_alpha: float | None) -> torch.Tensor | None:
     order = owner.argsort(stable=True)
     place = torch.empty_like(owner)
     place[order] = torch.arange(len(owner), device=owner.device) - starts[owner[order]]
-    return torch.where(place < shorter[answers.example[owner]], 1.0, ld_alpha)
+    whole = torch.ones(len(owner), dtype=torch.float64, device=owner.device)
+    return whole.masked_fill(place >= shorter[answers.example[owner]], ld_alpha)
 
 
 def divergence(ratio: torch.Tensor, kind: str, alpha: float) -> torch.Tensor:

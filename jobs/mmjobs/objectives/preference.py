@@ -127,10 +127,11 @@ class Preference:
     ) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
         """What is the same for all mixtures, and what some terms add."""
         chosen, rejected, ratio = pairs.beta * pairs.chosen.ratio, pairs.beta * pairs.rejected.ratio, ratio.detach()
+        good, bad = (pairs.beta * pairs.ratios[pairs.lone == sign, 0] for sign in (1, -1))  # answers without a pair
         found = {
             "accuracy": _sum_of((chosen > rejected).to(ratio)),
-            "rewards/chosen": _sum_of(chosen),
-            "rewards/rejected": _sum_of(rejected),
+            "rewards/chosen": _sum_of(torch.cat([chosen, good])),
+            "rewards/rejected": _sum_of(torch.cat([rejected, bad])),
             "rewards/margin": _sum_of(chosen - rejected),
             "logps/chosen": _sum_of(pairs.chosen.logp),
             "logps/rejected": _sum_of(pairs.rejected.logp),

@@ -114,10 +114,11 @@ class Trainer:
         self.progress.step = number
         self.progress.cursor += self.recipe.batch.examples
         self.finite.judge(self.progress, means["loss"], update, batches, doubtful)
-        if self.moving is not None:
+        done = math.isfinite(update.norm) and not self.progress.streak  # a step that was left out has taught nothing
+        if self.moving is not None and done:
             self.moving.stepped(self.engine.network, number)
         if isinstance(self.objective, Stateful):
-            if not self.progress.streak:  # a step that was left out has taught nothing
+            if done:
                 self.objective.learn(totals.sums())
             self.progress.objective = self.objective.state()
         self.agenda.step_seconds = self.pace.step(learnt_of_all, batches, held_of_all / room_of_all)

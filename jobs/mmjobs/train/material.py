@@ -48,6 +48,8 @@ def material(recipe: Recipe, built: Built, ranks: Ranks, paths: RunPaths) -> Mat
         Examples, processor=processor, tolerant=recipe.data.on_bad == "skip", spoils=recipe.seed,
         packed=packs(recipe, built),
     )  # fmt: skip
+    if processor.wants.spoiled and not train.has_images:
+        raise BadInput("objective.terms: image_conditional compares images, and no training row has one; remove it")
     steady = isinstance(recipe.objective, Preference) and recipe.objective.refers
     training = both(train, place_of=place_of, seed=recipe.seed, steady=steady)
     return Material(training, both(held), _micro_batches(recipe, built, ranks, training, place_of))

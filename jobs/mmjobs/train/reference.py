@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,14 +27,13 @@ from mmjobs.model.parts import ADAPTER
 from mmjobs.objectives.reading import values_of
 from mmjobs.train.agenda import Agenda, GivenUp, Interval, Saved
 from mmjobs.train.engine import Engine
-from mmjobs.train.evaluate import AT_A_TIME
+from mmjobs.train.evaluate import turns
 from mmjobs.train.journal import Journal
 from mmjobs.train.material import Material
 from mmjobs.train.ranks import Ranks
 from mmjobs.train.signals import Stop
 from mmjobs.train.watchdog import Phase
 from mmlaunch.recipe import Recipe
-from mmlaunch.recipe.batch import Batch as BatchSize
 from mmlaunch.recipe.objective import Preference
 from mmlaunch.run.files import publish
 from mmlaunch.run.paths import RunPaths
@@ -42,6 +41,8 @@ from mmlaunch.run.paths import RunPaths
 _FLUSH = 20.0
 """Seconds between two pieces."""
 _TELL = 5.0
+_PATIENCE = 90.0
+"""Seconds that a file system may take to show a file to all nodes."""
 
 
 @dataclass
@@ -52,85 +53,84 @@ class Precomputing:
     ranks: Ranks
     journal: Journal
     engine: Engine
-    workers: int
-    size: BatchSize
+    recipe: Recipe
 
-    def run(self, stuff: Material, stop: Stop) -> Store:
-        """What the reference says of all examples; raises `Saved` when the attempt has to end before."""
+    def run(self, stuff: Material, stop: Stop, visits: int) -> Store:
+        """What the reference says of all that so many visits will see, and of what is held out.
+
+        Raises `Saved` when the attempt has to end before.
+        """
         self._agenda = Agenda(self.ranks, stop, Interval([], None), Interval([], None))
+        self._written: list[str] = []
+        self.ranks.watch.enter(Phase.EVALUATE)
         try:
-            return self._of([replace(stuff.training, place_of=int), stuff.held])
+            return self._of([stuff.training, stuff.held], [_visited(stuff.training, visits), _places(stuff.held)])
         except GivenUp as reason:
             self.journal.event("signal", name=str(reason), step=0)
             raise Saved(str(reason)) from None
 
-    def _of(self, sets: Sequence[Examples]) -> Store:
-        self.ranks.watch.enter(Phase.EVALUATE)
-        key = self._key()
-        folder = self.paths.reference / key
-        done = folder / f"complete-{_scope(sets)}.json"
+    def _of(self, sets: Sequence[Examples], places: Sequence[list[int]]) -> Store:
+        folder = self.paths.reference / self._key(sets[0])
+        done = folder / f"complete-{_scope(sets, places)}.json"
         if self.ranks.first:
             folder.mkdir(parents=True, exist_ok=True)
-            taken = sum(_take_over(other, folder) for other in _beside(self.paths, key))
-            if taken:
-                self.journal.say(f"reference   {taken} files of an earlier run with the same weights")
-        complete = self.ranks.from_first(done.is_file() if self.ranks.first else None)
+            for other in _beside(self.paths, folder.name):
+                _take_over(other, folder)
+        told = (
+            (done.is_file(), sorted(path.name for path in folder.glob("*.safetensors"))) if self.ranks.first else None
+        )
+        complete, names = self.ranks.from_first(told)
         store = Store()
-        for doubt in store.take(folder):
+        for doubt in store.take(_there(folder / name) for name in names):
             self.journal.warn(f"reference: not believed, and measured again: {doubt}")
             complete = False
-        complete = not self.ranks.any(not complete)
-        if complete:
-            self.journal.say(f"reference   {len(store)} examples, measured before")
-            return store
-        for examples in sets:
-            self._measure(replace(examples, keyed=True), store, folder)
-        self.ranks.any(False)  # all have written
-        if self.ranks.first:
-            publish(done, json.dumps({"examples": len(store)}) + "\n")
-        merged = Store()
-        merged.take(folder)
-        return merged
+        if self.ranks.any(not complete):
+            for examples, some in zip(sets, places, strict=True):
+                self._measure(replace(examples, keyed=True, place_of=int), some, store, folder)
+            written = [name for one in self.ranks.gather(self._written) for name in one]
+            store.take(_there(folder / name) for name in written if name not in self._written)
+            if self.ranks.first:
+                publish(done, json.dumps({"examples": len(store)}) + "\n")
+        self.journal.say(f"reference   knows {len(store)} examples")
+        return store
 
-    def _measure(self, examples: Examples, store: Store, folder: Path) -> None:
-        if self.size.tokens_per_gpu and examples.packed:
-            chunks = _chunks(_places(examples), examples.tokens, self.size.tokens_per_gpu)
-        else:
-            chunks = _chunks(_places(examples), lambda place: 1, self.size.micro or AT_A_TIME)
-        world, rank = self.ranks.world, self.ranks.rank
-        turns = -(-len(chunks) // world)
-        mine = [chunks[turn * world + rank] if turn * world + rank < len(chunks) else [] for turn in range(turns)]
+    def _measure(self, examples: Examples, places: Sequence[int], store: Store, folder: Path) -> None:
+        mine = turns(examples, places, self.recipe.batch, self.ranks)
         fresh: dict[bytes, torch.Tensor] = {}
         begun = flushed = told = time.monotonic()
-        finished, total, before = 0, sum(len(chunk) for chunk in chunks), len(store)
-        for turn, batch in enumerate(batches(examples, mine, self.workers)):
+        finished = new = 0
+        for batch in batches(examples, mine, self.recipe.data.workers):
             try:
                 self._agenda.check(0)
             except GivenUp:
                 self._flush(folder, fresh)
                 raise
-            if self.ranks.any(any(store.get(key) is None for key in batch.keys)):  # all of them, or some would wait
+            counts = self.ranks.sums(len(batch) + len(batch.skipped), sum(key not in store for key in batch.keys))
+            if counts[1]:  # all of them, or some would wait
                 said = self.engine.look_at(batch, values_of).cpu()
-                fresh |= zip(batch.keys, _by_example(said, batch), strict=True)
-            finished = min(total, sum(len(chunk) for chunk in chunks[: (turn + 1) * world]))
+                found = dict(zip(batch.keys, _by_example(said, batch), strict=True))
+                fresh |= {key: values for key, values in found.items() if key not in store}
+            finished, new = finished + int(counts[0]), new + int(counts[1])
             now = time.monotonic()
             if fresh and now - flushed > _FLUSH:
                 store.add(fresh)
                 self._flush(folder, fresh)
                 fresh, flushed = {}, now
-            if now - told > _TELL or finished == total:
+            if now - told > _TELL or finished == len(places):
                 told, rate = now, finished / max(1e-9, now - begun)
-                left = f"{round((total - finished) / max(rate, 1e-9))}s left"
-                self.journal.say(f"reference   {finished}/{total} examples  {rate:.1f} examples/s  {left}")
-                self.journal.event("reference", done=finished, total=total, new=len(store) + len(fresh) - before)
+                left = f"{round((len(places) - finished) / max(rate, 1e-9))}s left"
+                self.journal.say(f"reference   {finished}/{len(places)} examples  {rate:.1f} examples/s  {left}")
+                self.journal.event("reference", done=finished, total=len(places), new=new)
         store.add(fresh)
         self._flush(folder, fresh)
 
     def _flush(self, folder: Path, fresh: dict[bytes, torch.Tensor]) -> None:
         if fresh:
-            write(folder / f"{self.journal.attempt}-{self.ranks.rank}-{time.time_ns()}.safetensors", fresh)
+            name = f"{self.journal.attempt}-{self.ranks.rank}-{time.time_ns()}.safetensors"
+            write(folder / name, fresh)
+            self._written.append(name)
 
-    def _key(self) -> str:
+    def _key(self, examples: Examples) -> str:
         """The same for the same weights, computed with in the same way; adapters add nothing yet."""
         network: Any = self.engine.network
         mine = {}
@@ -139,11 +139,13 @@ class Precomputing:
             self.ranks.watch.moved()
             with sharded.whole([parameter]):
                 if number % self.ranks.world == self.ranks.rank:
-                    content = parameter.detach().cpu().contiguous().view(torch.uint8).numpy()
+                    content = parameter.detach().cpu().reshape(-1).view(torch.uint8).numpy()
                     mine[name.replace(".base_layer.", ".")] = hashlib.blake2b(content, digest_size=16).hexdigest()
         weights = {name: digest for one in self.ranks.gather(mine) for name, digest in one.items()}
         shape = {name: value for name, value in network.config.to_dict().items() if not name.startswith("_")}
-        said = json.dumps([weights, shape, self.engine.layout["precision"]], sort_keys=True, default=str)
+        pixels = examples.processor.pixels  # some hand on bytes, and normalise them in the network
+        colours = [getattr(pixels, name, None) for name in ("mean", "spread")]
+        said = json.dumps([weights, shape, self.engine.layout["precision"], colours], sort_keys=True, default=str)
         return hashlib.blake2b(said.encode(), digest_size=8).hexdigest()
 
 
@@ -153,11 +155,13 @@ def measured_once(recipe: Recipe) -> bool:
     return isinstance(objective, Preference) and objective.refers and objective.reference == "precomputed"
 
 
-def _scope(sets: Sequence[Examples]) -> str:
+def _scope(sets: Sequence[Examples], places: Sequence[list[int]]) -> str:
     """The same for the same examples, looked at in the same way."""
     said = [
-        [one.mixture.digest, repr(one.processor.wants), one.processor.longest, one.seed, one.spoils] for one in sets
-    ]
+        [one.mixture.digest, repr(one.processor.wants), one.processor.longest, one.processor.overlong, one.seed,
+         one.spoils, [[part.augment, part.max_tiles] for part in one.mixture.survey.parts], len(some)]
+        for one, some in zip(sets, places, strict=True)
+    ]  # fmt: skip
     return hashlib.blake2b(json.dumps(said).encode(), digest_size=8).hexdigest()
 
 
@@ -166,6 +170,13 @@ def _by_example(values: torch.Tensor, batch: Batch) -> list[torch.Tensor]:
     owner = batch.answers.example[batch.owners[batch.learnt]]  # [U]
     counts = owner.bincount(minlength=len(batch)).tolist()
     return [part.clone() for part in torch.split(values, counts)] if len(batch) else []
+
+
+def _visited(examples: Examples, visits: int) -> list[int]:
+    """The places of the first so many visits, where these do not see everything."""
+    if visits >= len(examples.mixture):
+        return _places(examples)
+    return sorted({examples.place_of(index) for index in range(visits)})
 
 
 def _places(examples: Examples) -> list[int]:
@@ -178,17 +189,13 @@ def _places(examples: Examples) -> list[int]:
     return list(first.values())
 
 
-def _chunks(places: Sequence[int], room: Callable[[int], int], budget: int) -> list[list[int]]:
-    chunks: list[list[int]] = []
-    left = 0
-    for place in places:
-        needed = room(place)
-        if not chunks or needed > left:
-            chunks.append([])
-            left = budget
-        chunks[-1].append(place)
-        left -= needed
-    return chunks
+def _there(path: Path) -> Path:
+    """A file that another rank has just written, as soon as this machine sees it too: NFS takes its time."""
+    until = time.monotonic() + _PATIENCE
+    while not path.exists() and time.monotonic() < until:
+        os.scandir(path.parent).close()
+        time.sleep(0.2)
+    return path
 
 
 def _beside(paths: RunPaths, key: str) -> list[Path]:
@@ -197,10 +204,9 @@ def _beside(paths: RunPaths, key: str) -> list[Path]:
     return sorted(folder for folder in found if folder.parent != paths.reference)
 
 
-def _take_over(other: Path, folder: Path) -> int:
-    """Link or copy what is not here yet; what is half written there has another name."""
-    taken = 0
-    for path in [*other.glob("[!.]*.safetensors"), *other.glob("complete-*.json")]:
+def _take_over(other: Path, folder: Path) -> None:
+    """Link or copy what is not here yet: pieces only, for what is complete there need not be all of ours."""
+    for path in other.glob("[!.]*.safetensors"):
         mine = folder / path.name
         if mine.exists():
             continue
@@ -210,5 +216,3 @@ def _take_over(other: Path, folder: Path) -> int:
             with suppress(OSError):
                 shutil.copyfile(path, folder / f".{path.name}.writing")
                 (folder / f".{path.name}.writing").replace(mine)
-        taken += mine.exists()
-    return taken

@@ -24,7 +24,7 @@ from mmjobs.train.agenda import Agenda, Interval, Saved
 from mmjobs.train.board import Board
 from mmjobs.train.checkpoint import Checkpoints
 from mmjobs.train.engine import Engine, reading
-from mmjobs.train.evaluate import AT_A_TIME, Evaluation
+from mmjobs.train.evaluate import Evaluation
 from mmjobs.train.finite import Finite
 from mmjobs.train.frozen import FILE as COPY
 from mmjobs.train.frozen import Copy
@@ -82,8 +82,8 @@ def _trainer(
     engine = Engine(built.network, recipe.optim, steps, recipe.precision, config, ranks, where)
     asked = _asked(recipe, settings)
     if measured_once(recipe):
-        phase = Precomputing(paths, ranks, journal, engine, recipe.data.workers, recipe.batch)
-        stuff = stuff.referring(phase.run(stuff, stop))
+        phase = Precomputing(paths, ranks, journal, engine, recipe)
+        stuff = stuff.referring(phase.run(stuff, stop, steps * recipe.batch.examples))
     watch.enter(Phase.START)
     moving = asked if isinstance(asked, Copy) and asked.moves else None
     beside = {COPY: moving.content} if moving else {}
@@ -110,7 +110,7 @@ def _trainer(
         engine=engine,
         objective=objective,
         batches=batches(stuff.training, order, recipe.data.workers),
-        evaluation=Evaluation(stuff.held, ranks, recipe.batch.micro or AT_A_TIME, recipe.data.workers),
+        evaluation=Evaluation(stuff.held, ranks, recipe.batch, recipe.data.workers),
         checkpoints=checkpoints,
         agenda=Agenda(
             ranks,
@@ -145,6 +145,9 @@ def _asked(recipe: Recipe, settings: dict[str, Any]) -> Reference | None:
         return None
     if objective.reference == "adapter off":
         return adapter_off
+    if objective.reference_stage is not None:
+        half = {"enabled": recipe.precision == "bf16" and objective.reference_stage > 0}
+        settings = {**settings, "bf16": half, "zero_optimization": {"stage": objective.reference_stage}}
     return Copy(_model(recipe, settings).network, recipe.precision, settings, objective.reference_sync)
 
 

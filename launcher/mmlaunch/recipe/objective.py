@@ -85,13 +85,15 @@ class Preference(Section):
     beta: Positive = 0.1
     reference: Literal["precomputed", "adapter off", "copy", "none"] = "precomputed"
     """Where the reference's log-probabilities come from; none: the objective is reference-free."""
+    reference_stage: Annotated[int, Field(ge=0, le=3)] | None = None
+    """The ZeRO stage of a copy: divided at 3, whole below. Left out: 3 where the policy's is 3; it would not fit."""
     reference_sync: ReferenceSync | None = None
     ld_alpha: Share | None = None
     """Weight of the tokens beyond the shorter answer's length (LD-DPO)."""
     divergence: Literal["reverse_kl", "forward_kl", "js", "alpha"] = "reverse_kl"
     divergence_alpha: Real = 0.5
     wpo: bool = False
-    """Weight each pair by the policy's own probability of it (WPO)."""
+    """Weight each pair by the policy's own probability of it (WPO, eq. 2, without an upper bound)."""
 
     @property
     def weighted(self) -> dict[str, Any]:
@@ -110,6 +112,8 @@ class Preference(Section):
         if not isinstance(value, dict):
             return value
         method = value.get("method", "preference")
+        if not isinstance(method, str):
+            return value
         preset = PRESETS.get(method) or ({"terms": {method: {}}} if method in Terms.model_fields else {})
         written = value.get("terms")
         if written is not None and not isinstance(written, dict):
@@ -126,12 +130,22 @@ class Preference(Section):
         if self.reference_sync is not None and self.reference != "copy":
             what = f"a reference that is {self.reference!r} cannot be moved"
             mistakes.append((("reference_sync",), None, mistake(what, "write reference: copy")))
-        if self.divergence != "reverse_kl" and (plain := sorted(BY_RATIO & self.weighted.keys())):
-            what = f"{', '.join(plain)} is made of plain log-ratios, which know no other divergence"
+        plain = sorted((BY_RATIO | {"simpo", "orpo"}) & self.weighted.keys())
+        if self.divergence != "reverse_kl" and plain:
+            what = f"{', '.join(plain)} is made of plain log-probabilities, which know no other divergence"
             mistakes.append((("divergence",), self.divergence, mistake(what, "remove divergence, or these terms")))
-        if self.wpo and "aot" in self.weighted:
-            what = "aot compares ranks of the whole batch, and no pair keeps a weight of its own there"
-            mistakes.append((("wpo",), True, mistake(what, "remove wpo, or the term aot")))
+        if self.wpo and (others := sorted({"aot", "kto", "plackett_luce"} & self.weighted.keys())):
+            what = f"{', '.join(others)} looks at more than a pair, and no pair keeps a weight of its own there"
+            mistakes.append((("wpo",), True, mistake(what, f"remove wpo, or {', '.join(others)}")))
+        if self.divergence_alpha != 0.5 and self.divergence != "alpha":
+            what = f"nothing reads it where the divergence is {self.divergence}"
+            mistakes.append((("divergence_alpha",), self.divergence_alpha, mistake(what, "write divergence: alpha")))
+        if self.reference == "copy" and self.weighted and self.weighted.keys() <= WITHOUT_REFERENCE:
+            what = f"{', '.join(self.weighted)} has no reference"
+            mistakes.append((("reference",), "copy", mistake(what, "remove reference")))
+        if self.reference_stage is not None and self.reference != "copy":
+            what = f"a reference that is {self.reference!r} is no model of its own"
+            mistakes.append((("reference_stage",), self.reference_stage, mistake(what, "write reference: copy")))
         if self.terms.kto is not None and self.terms.kto.weight and self.reference == "none":
             what = "kto measures its reference point against a reference"
             mistakes.append((("reference",), "none", mistake(what, "remove reference: none")))

@@ -129,12 +129,23 @@ def _adapter_off_needs_adapter(objective: Any, model: Model) -> Iterator[Mistake
             None,
             mistake("there is no adapter to switch off", "write reference: precomputed, or train with LoRA"),
         )
+    elif isinstance(objective, Preference) and objective.reference == "adapter off":
+        train = model.train
+        parts = [part for part in ("vision", "projector", "language") if getattr(train, part) == "full"]
+        if parts + (["embeddings"] if train.embeddings else []):
+            what = f"without its adapter the model still has what it learns in full: {', '.join(parts) or 'embeddings'}"
+            yield ("objective", "reference"), None, mistake(what, "write reference: precomputed")
 
 
-def _only_whole_copies_move(objective: Any, deepspeed: DeepSpeed) -> Iterator[Mistake]:
-    if isinstance(objective, Preference) and objective.reference_sync is not None and deepspeed.stage == 3:
+def _only_whole_copies_move(objective: Any, deepspeed: DeepSpeed, model: Model) -> Iterator[Mistake]:
+    if not isinstance(objective, Preference) or objective.reference_sync is None:
+        return
+    if deepspeed.stage == 3 or objective.reference_stage == 3:
         what = "a copy that is divided over the ranks cannot follow"
-        yield ("objective", "reference_sync"), None, mistake(what, "write deepspeed: {stage: 2}, or remove it")
+        yield ("objective", "reference_sync"), None, mistake(what, "write stage 2, or remove it")
+    if model.lora is not None:
+        what = "the mean of two adapters is not the adapter of the mean"
+        yield ("objective", "reference_sync"), None, mistake(what, "remove it, or train in full")
 
 
 def _images_need_vision(objective: Any, model: Model) -> Iterator[Mistake]:
@@ -213,8 +224,8 @@ RULES: dict[Rule, tuple[str, ...]] = {  # each with what it reads; its sections 
     ),
     _row_holds_example: ("batch.tokens_per_gpu", "data.max_tokens"),
     _best_needs_evaluation: ("checkpoint.best", "data.eval"),
-    _adapter_off_needs_adapter: ("objective.reference", "model.lora"),
-    _only_whole_copies_move: ("objective.reference_sync", "deepspeed.stage"),
+    _adapter_off_needs_adapter: ("objective.reference", "model.lora", "model.train"),
+    _only_whole_copies_move: ("objective.reference_sync", "deepspeed.stage", "model.lora"),
     _images_need_vision: ("objective.terms", "model.pretrained", "model.vision"),
     _scores_need_source: ("objective.terms", "objective.loss", "data.train"),
     _shapes_are_images: ("data.train", "data.eval", "model.vision", "model.pretrained"),
