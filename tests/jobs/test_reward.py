@@ -11,8 +11,12 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from tests.jobs import checkpoints
+from transformers import AutoModelForSequenceClassification, LlamaConfig, LlamaForCausalLM
 
+from mmjobs.data.chat import own_template
 from mmjobs.export import export
+from mmjobs.model import tokens
 from mmjobs.objectives.reward import Reward
 from mmjobs.objectives.terms import TERMS
 from mmjobs.objectives.terms.others import ranked
@@ -91,27 +95,38 @@ def test_a_reward_model_starts_from_sft_and_is_exported_and_taken_up(job: Jobs, 
     torch.testing.assert_close(again.weights(1)["score.weight"], head, atol=1e-6, rtol=0)
 
 
-def test_a_text_reward_model_is_a_classifier_of_transformers(job: Jobs, tiny: Recipes, tmp_path: Path) -> None:
-    from tests.jobs import checkpoints
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+def llama(folder: Path) -> Path:
+    """A text-only model whose words are not those that it reads."""
+    tokenizer = tokens.byte_tokenizer()
+    tokenizer.chat_template = own_template("plain")
+    tokens.complete(tokenizer)
+    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    network = LlamaForCausalLM(LlamaConfig(**shape, vocab_size=len(tokenizer), tie_word_embeddings=False))
+    network.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
 
+
+@pytest.mark.parametrize("make", [checkpoints.gemma, llama], ids=["tied", "untied"])
+def test_a_text_reward_model_is_a_classifier_of_transformers(
+    job: Jobs, tiny: Recipes, tmp_path: Path, make: Callable[[Path], Path]
+) -> None:
     rows = [{"prompt": f"{n}?", "chosen": "yes", "rejected": "oh no"} for n in range(8)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    folder = checkpoints.gemma(tmp_path / "gemma")
-    run = job("run")
-    recipe = tiny(
-        model={"pretrained": str(folder)}, objective="reward", steps=2, data__eval=[],
-        data__train={"path": str(tmp_path / "rows.jsonl"), "format": "trl", "images": "none"},
-    )  # fmt: skip
-    assert run.run(recipe) == [0], run.log()
+    run, again = job("run"), job("again")
+    changes = {
+        "objective": "reward", "data__eval": [],
+        "data__train": {"path": str(tmp_path / "rows.jsonl"), "format": "trl", "images": "none"},
+    }  # fmt: skip
+    folder = str(make(tmp_path / "text"))
+    assert run.run(tiny(model={"pretrained": folder}, steps=2, **changes)) == [0], run.log()
     export(run.paths.root, tmp_path / "out")
     model: Any = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
-    tokenizer: Any = AutoTokenizer.from_pretrained(tmp_path / "out")
-    text = tokenizer.apply_chat_template(
-        [{"role": "user", "content": "3?"}, {"role": "assistant", "content": "yes"}], tokenize=False
-    )
-    ids = tokenizer(text.rstrip("\n"), add_special_tokens=False, return_tensors="pt").input_ids
-    with torch.no_grad():
-        score = model(input_ids=ids).logits
-    assert score.shape == (1, 1) and torch.equal(model.score.weight, run.weights(2)["score.weight"])
+    score = run.weights(2)["score.weight"]
+    assert torch.equal(model.score.weight, score) and model.config.num_labels == 1
     assert json.loads((tmp_path / "out" / "reward.json").read_text())["spread"] > 0
+    start = {"pretrained": folder, "init_from": str(tmp_path / "out")}
+    assert again.run(tiny(model=start, steps=1, optim__lr=1e-9, **changes)) == [0], again.log()
+    torch.testing.assert_close(again.weights(1)["score.weight"], score, atol=1e-6, rtol=0)
+    name = "model.layers.0.self_attn.q_proj.weight"
+    torch.testing.assert_close(again.weights(1)[name], run.weights(2)[name], atol=1e-6, rtol=0)
