@@ -1,6 +1,6 @@
 """Do they learn what they promise? Preferences and rewards from nothing, on drawings, measured on drawings never seen.
 
-    .venv/bin/python -m benchmarks.learning > benchmarks/results/DATE-learning.md
+    .venv/bin/python -m benchmarks.learning [NAME ...] > benchmarks/results/DATE-learning.md
 
 Each run is a recipe on the local executor. The right answer stands against a wrong one of the same kind ("red" against
 "blue"), so that only the image tells; a reward model also ranks an answer to another question last. The last column is
@@ -11,6 +11,7 @@ plain DPO measures it with a weight of a millionth.
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
 import time
 from datetime import date
@@ -52,7 +53,8 @@ def main() -> None:
     print("|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
         os.environ["MMLAUNCH_RUNS"] = folder
-        for name, (objective, metric) in RUNS.items():
+        for name in sys.argv[1:] or RUNS:
+            objective, metric = RUNS[name]
             path = Path(folder) / f"{name}.yaml"
             path.write_text(RECIPE.replace("OBJECTIVE", objective))
             began = time.monotonic()

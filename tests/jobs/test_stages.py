@@ -192,3 +192,15 @@ def test_no_rank_keeps_the_whole_of_what_it_reads(tmp_path: Path) -> None:
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["empty"] == ["embeddings", "language", "vision"] and found["kept"] == ["projector"]
     assert found["counts"] == parts.counts(build(Model.model_validate(model)).network)
+
+
+@pytest.mark.parametrize(
+    ("written", "planned", "saves"), [("auto", "on", True), ("auto", "off", False), ("off", "on", False)]
+)
+def test_activations_are_saved_as_the_plan_says(
+    job: Jobs, tiny: Recipes, written: str, planned: str, saves: bool
+) -> None:
+    run = job("run")
+    recipe = tiny(model__activation_checkpointing=written, steps=1, evaluate__samples=0)
+    assert run.run(recipe, MMLAUNCH_CHECKPOINTING=planned) == [0], run.log()
+    assert run.events("ready")[0]["activation_checkpointing"] is saves

@@ -239,3 +239,21 @@ def test_one_machine_has_one_node() -> None:
     recipe = load_recipe(ROOT / "recipes" / "dpo_llama3.yaml").recipe
     with pytest.raises(MmlaunchError, match=r"resources\.nodes=1"):
         plans.make(recipe, clusters.choose("local")[1], "local", RunPaths(Path("/r")), Path("/"))
+
+
+def test_the_plan_decides_about_activation_checkpointing() -> None:
+    """`auto` becomes a word in the environment of the ranks, and a reason in the ledger."""
+    recipe = load_recipe(ROOT / "recipes" / "dpo_llama3.yaml").recipe
+    plans_of = {}
+    for size in ("24G", "141G"):
+        profile = clusters.choose("slurm")[1].model_copy(update={"gpu_memory": size})
+        plans_of[size] = plans.make(recipe, profile, "slurm", RunPaths(Path("/r")), Path("/"))
+    small, large = plans_of["24G"], plans_of["141G"]
+    assert small.environment["MMLAUNCH_CHECKPOINTING"] == "on" and "MMLAUNCH_CHECKPOINTING" not in large.environment
+    assert small.facts["activation_checkpointing"]["on"] and not large.facts["activation_checkpointing"]["on"]
+    assert "a step would need" in small.facts["activation_checkpointing"]["reason"]
+    assert "a step fits without" in large.facts["activation_checkpointing"]["reason"]
+    decided = load_recipe(ROOT / "recipes" / "dpo_llama3.yaml", ["model.activation_checkpointing=off"]).recipe
+    profile = clusters.choose("slurm")[1].model_copy(update={"gpu_memory": "24G"})
+    asked = plans.make(decided, profile, "slurm", RunPaths(Path("/r")), Path("/"))
+    assert "MMLAUNCH_CHECKPOINTING" not in asked.environment and not asked.facts["activation_checkpointing"]["on"]

@@ -97,7 +97,7 @@ def _trainer(
     if progress.data not in ("", examples.digest):
         journal.warn("the data are not those that the run began with: other rows, or another order", step=progress.step)
     progress.data = examples.digest
-    _introduce(journal, table, stuff, ranks, trees.kind(built.network))
+    _introduce(journal, table, stuff, ranks, built)
     order = in_order(stuff.micro_batches, progress.cursor, steps - progress.step, recipe.batch.examples)
     evaluating = [recipe.evaluate.every] if recipe.evaluate.every else []
     finished = progress.step >= steps  # then this attempt only measures the result again
@@ -159,12 +159,12 @@ def _threads(recipe: Recipe) -> int:
     return int(given) if given else max(1, len(os.sched_getaffinity(0)) // recipe.resources.ranks_per_node)
 
 
-def _introduce(
-    journal: Journal, table: dict[str, dict[str, int]], stuff: Material, ranks: Ranks, branching: str | None
-) -> None:
-    how = f"packed rows, {branching or 'by positions'}" if stuff.training.packed else "padded rows"
-    journal.event("ready", world=ranks.world, parameters=table, attention=how)
+def _introduce(journal: Journal, table: dict[str, dict[str, int]], stuff: Material, ranks: Ranks, built: Built) -> None:
+    how = f"packed rows, {trees.kind(built.network) or 'by positions'}" if stuff.training.packed else "padded rows"
+    saves = bool(built.network.is_gradient_checkpointing)
+    journal.event("ready", world=ranks.world, parameters=table, attention=how, activation_checkpointing=saves)
     for part, numbers in table.items():
         journal.say(f"{part:<12}{numbers['trainable']:>14,} trainable{numbers['frozen']:>14,} frozen")
     journal.say(f"training    {stuff.training.mixture}")
     journal.say(f"evaluation  {stuff.held.mixture}")
+    journal.say(f"attention   {how}; activation checkpointing {'on' if saves else 'off'}")
