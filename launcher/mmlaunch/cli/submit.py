@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import click
@@ -57,7 +58,10 @@ def _say(prepared: Prepared, follow: bool) -> None:
     )
     click.echo(f"{click.style(plan.run.name, bold=True)}   {plan.size}, {where}")
     sizes = line(recipe, gigabytes(plan.cluster))
+    path = prepared.loaded.path.resolve()
+    elsewhere = {} if path.is_relative_to(Path.cwd()) else {"recipe": str(path)}  # perhaps one that is shipped
     rows = {
+        **elsewhere,
         **({"model": sizes, "parts": describe_model(recipe)} if sizes else {"model": describe_model(recipe)}),
         "data": describe_data(recipe),
         "batch": f"{describe_batch(plan)}; {_length(recipe)}",
