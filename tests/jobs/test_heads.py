@@ -1,27 +1,48 @@
-"""Heads: read at the last real token, whatever stands behind it."""
+"""Heads: a number for each answer, read at its last real token, whatever stands behind it or beside it."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import pytest
 import torch
 
-from mmjobs.model.heads import ScoreHead, last
+from mmjobs.data.batch import collate
+from mmjobs.data.encode import Processor
+from mmjobs.data.formats.shapes import example
+from mmjobs.data.wants import of as wants_of
+from mmjobs.model.build import build
+from mmjobs.model.heads import ScoreHead, score_of
+from mmjobs.objectives.reading import hidden_states
+from mmlaunch.recipe import Recipe
 
 
-def test_padding_and_neighbours_do_not_matter() -> None:
+@pytest.mark.parametrize("attention", ["plain", "mmca"])
+def test_padding_packing_and_neighbours_do_not_matter(tiny: Callable[..., Recipe], attention: str) -> None:
     torch.manual_seed(0)
-    hidden, lengths = torch.randn(3, 7, 8), torch.tensor([2, 7, 4])
-    head = ScoreHead(8)
-    scores = head(last(hidden, lengths))
-    for row, length in enumerate(lengths.tolist()):
-        alone = head(last(hidden[row : row + 1, :length], lengths[row : row + 1]))
-        torch.testing.assert_close(scores[row : row + 1], alone)
-    spoilt = hidden.clone()
-    spoilt[0, 2:] = float("nan")
-    assert torch.equal(head(last(spoilt, lengths)), scores)
-    order = torch.tensor([2, 0, 1])
-    torch.testing.assert_close(head(last(hidden[order], lengths[order])), scores[order])
+    recipe = tiny(objective="reward", model__attention=attention)
+    built = build(recipe.model, scored=True)
+    built.network.eval()
+    processor = Processor(built.chat, built.pixels, built.positions, wants=wants_of(recipe.objective))
+    encoded = [processor.encode(example(row)) for row in range(4)]
+
+    def scores(rows: list[int], padding: int, packed: bool) -> torch.Tensor:
+        batch = collate([encoded[row] for row in rows], built.pixels, padding, packed)
+        with torch.no_grad():
+            return score_of(built.network, hidden_states(built.network, batch)[batch.answers.last]).view(-1, 3)
+
+    alone = torch.cat([scores([row], 258, packed=False) for row in range(4)])
+    assert alone.std() > 0
+    for padding, packed in ((258, False), (0, False), (0, True)):  # 0 is a real token
+        torch.testing.assert_close(scores([0, 1, 2, 3], padding, packed), alone, atol=1e-6, rtol=1e-5)
+        torch.testing.assert_close(scores([2, 0, 3], padding, packed), alone[[2, 0, 3]], atol=1e-6, rtol=1e-5)
 
 
-def test_there_is_no_bias_and_a_critic_begins_at_zero() -> None:
-    assert [name for name, _ in ScoreHead(8).named_parameters()] == ["linear.weight"]
-    assert not ScoreHead(8, zero=True)(torch.randn(5, 8)).any()
+def test_rewards_keep_their_digits_in_half_precision() -> None:
+    head = ScoreHead(64, 1.0).to(torch.bfloat16)
+    assert [name for name, _ in head.named_parameters()] == ["weight"], "a bias would cancel, and drift"
+    hidden = torch.randn(5, 64).to(torch.bfloat16)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = head(hidden)
+    torch.testing.assert_close(found, hidden.float() @ head.weight.float()[0])
+    assert found.dtype == torch.float32
