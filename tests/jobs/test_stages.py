@@ -162,7 +162,7 @@ def test_weights_that_are_divided_as_they_are_read(
         assert run.run(tiny(**changes, deepspeed__stage=stage), 2) == [0, 0], run.log()
         found[stage] = [values[0] for values in run.losses().values()]
         assert run.events("ready")[0]["parameters"]["language"]["frozen" if kind == "export" else "trainable"] > 10_000
-    assert found[3] == pytest.approx(found[1], rel=2e-5 if precision == "fp32" else 2e-3)
+    assert found[3] == pytest.approx(found[1], rel=2e-5 if precision == "fp32" else 4e-3)  # bf16 has 8 bits
 
 
 ONE_RANK = """

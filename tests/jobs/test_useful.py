@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from mmjobs.data.batch import collate
 from mmjobs.data.encode import Processor
 from mmjobs.data.formats import shapes
+from mmjobs.data.wants import Wants
 from mmjobs.model.build import build
 from mmjobs.objectives.sft import Sft
 from mmjobs.train import useful
@@ -47,7 +48,7 @@ def test_it_is_what_a_step_computes(tiny: Callable[..., Recipe], train: dict[str
     lora = {"model__lora": {"rank": 4, "alpha": 4}} if train["language"] == "lora" else {}
     recipe = tiny(model__vision=VISION, model__language=LANGUAGE, model__train=train, **lora)
     built = build(recipe.model)
-    processor = Processor(built.chat, built.pixels, built.positions)
+    processor = Processor(built.chat, built.pixels, built.positions, wants=Wants(most=1))
     batch = collate([processor.encode(shapes.example(row)) for row in (0, 0)], built.pixels, 0, packed)
     work = Work.of(built.network, peak=1e12)
     done = counted(lambda: Sft()(built.network, batch).loss.backward())
@@ -57,7 +58,7 @@ def test_it_is_what_a_step_computes(tiny: Callable[..., Recipe], train: dict[str
 
 def test_attention_and_padding(tiny: Callable[..., Recipe]) -> None:
     built = build(tiny(model__language=LANGUAGE).model)
-    processor = Processor(built.chat, built.pixels, built.positions)
+    processor = Processor(built.chat, built.pixels, built.positions, wants=Wants(most=1))
     found = [processor.encode(shapes.example(row)) for row in range(5)]
     lengths = [len(one.prompt.ids) + len(one.answers[0].ids) for one in found]
     assert len(set(lengths)) > 1
@@ -102,7 +103,11 @@ def test_no_guess_on_cpu(tiny: Callable[..., Recipe], monkeypatch: pytest.Monkey
 
 def test_the_share_of_a_lap(tiny: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch) -> None:
     built = build(tiny().model)
-    batch = collate([Processor(built.chat, built.pixels, built.positions).encode(shapes.example(0))], built.pixels, 0)
+    batch = collate(
+        [Processor(built.chat, built.pixels, built.positions, wants=Wants(most=1)).encode(shapes.example(0))],
+        built.pixels,
+        0,
+    )
     clock = iter([10.0, 12.0, 14.0, 15.0])
     monkeypatch.setattr(time, "monotonic", lambda: next(clock))
     work = Work.of(built.network, peak=1e6)

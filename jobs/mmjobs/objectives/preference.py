@@ -66,17 +66,17 @@ class Preference:
         if self._ahead:
             known = {name: values.to(policy) for name, values in self._ahead.pop(0).items()}
             pairs = replace(pairs, ahead=known)
-        each = policy.new_zeros(len(batch))  # [E]
+        each, paired = policy.new_zeros(len(batch)), pairs.paired.nonzero()[:, 0]  # [E], [N]
         measured: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
         factor = _wpo(policy, found.collision, sides) if self.settings.wpo else None
         for name, term in self._terms.items():
             if name == "sft":
                 continue
-            values = TERMS[name](pairs, term)
-            values = values if factor is None or name in BY_EXAMPLE else factor * values
-            each = each + term.weight * values if name in BY_EXAMPLE else each.index_add(
-                0, pairs.paired.nonzero()[:, 0], term.weight * values
-            )  # fmt: skip
+            values = TERMS[name](pairs, term)  # [E], or [N] of the pairs among them
+            if name not in BY_EXAMPLE:
+                values = values if factor is None else factor * values
+                values = values.new_zeros(len(batch)).index_add(0, paired, values)
+            each = each + term.weight * values
             measured[f"loss/{name}"] = _sum_of(values)
         losses = {"examples": each.sum()}
         if (sft := self._terms.get("sft")) is not None:

@@ -18,7 +18,7 @@ FILE = "reference.safetensors"
 
 
 class Copy:
-    """A reference that is asked at every step. Its ZeRO stage is its own: divided only where the learning one is."""
+    """A reference that is asked at every step, under a ZeRO stage of its own."""
 
     def __init__(
         self, network: nn.Module, precision: str, settings: dict[str, Any], sync: ReferenceSync | None

@@ -76,10 +76,8 @@ class Precomputing:
             folder.mkdir(parents=True, exist_ok=True)
             for other in _beside(self.paths, folder.name):
                 _take_over(other, folder)
-        told = (
-            (done.is_file(), sorted(path.name for path in folder.glob("*.safetensors"))) if self.ranks.first else None
-        )
-        complete, names = self.ranks.from_first(told)
+        pieces = sorted(path.name for path in folder.glob("*.safetensors"))
+        complete, names = self.ranks.from_first((done.is_file(), pieces))
         store = Store()
         for doubt in store.take(_there(folder / name) for name in names):
             self.journal.warn(f"reference: not believed, and measured again: {doubt}")
