@@ -250,7 +250,7 @@ def test_broken_recipes_write_nothing(small: Path, own_home: Path) -> None:
     assert not (own_home / "runs").exists()
 
 
-@pytest.mark.parametrize("recipe", ["dpo_llama3.yaml", "ppo_llama3.yaml"])
+@pytest.mark.parametrize("recipe", ["ppo_llama3.yaml", "predict_llama3.yaml"])
 def test_what_cannot_be_trained_yet_is_refused_at_submission(recipe: str, own_home: Path) -> None:
     options = ["-s", "resources={nodes: 1, gpus_per_node: 0}", "-s", "env=[]"]
     done = mmlaunch("submit", "--cluster", "local", ROOT / "recipes" / recipe, *options)
