@@ -153,6 +153,6 @@ def with_options(term: str, beta: float, one: Judged, options: dict[str, Any]) -
     else:
         loss = -log_sigmoid(beta * d) if term == "sigmoid" else (1 - beta * d).clamp(min=0)
     if options.get("wpo"):
-        weight = [(own.detach() - own.certain.detach()).mean() for own in one.each[:2]]  # type: ignore[attr-defined]
+        weight = [(own.detach() - own.certain.detach()).mean() for own in one.each[:2]]  # type: ignore[attr-defined]  # beside it
         loss = torch.exp(weight[0] + weight[1]) * loss
     return loss

@@ -141,7 +141,9 @@ def parts_of(folder: Path) -> dict[str, Any]:
     return {"vision": vision, "language": str(checkpoints.llama(folder / "llama", checkpoints.llama2_tokenizer()))}
 
 
-@pytest.mark.parametrize(("kind", "precision"), [("parts", "fp32"), ("whole", "fp32"), ("export", "bf16")])
+@pytest.mark.parametrize(
+    ("kind", "precision"), [("parts", "fp32"), ("whole", "fp32"), ("export", "fp32"), ("export", "bf16")]
+)
 def test_weights_that_are_divided_as_they_are_read(
     job: Jobs, tiny: Recipes, tmp_path: Path, kind: str, precision: str
 ) -> None:
@@ -162,7 +164,7 @@ def test_weights_that_are_divided_as_they_are_read(
         assert run.run(tiny(**changes, deepspeed__stage=stage), 2) == [0, 0], run.log()
         found[stage] = [values[0] for values in run.losses().values()]
         assert run.events("ready")[0]["parameters"]["language"]["frozen" if kind == "export" else "trainable"] > 10_000
-    assert found[3] == pytest.approx(found[1], rel=2e-5 if precision == "fp32" else 4e-3)  # bf16 has 8 bits
+    assert found[3] == pytest.approx(found[1], rel=2e-5 if precision == "fp32" else 2e-3)
 
 
 ONE_RANK = """

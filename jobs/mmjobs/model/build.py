@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from transformers import PreTrainedModel
 
 from mmjobs.data.chat import OWN, Chat, own_template
@@ -45,6 +46,7 @@ def build(model: Model, precision: str = "fp32", scored: bool = False) -> Built:
     A `scored` one gives answers a number, and no token a probability.
     """
     built = skeleton(model, precision, empty=model.init_from is not None)
+    torch.manual_seed(torch.initial_seed())  # weights that are read draw more or fewer numbers, divided or whole
     if scored:
         heads.add_score(built.network)
     if model.init_from is not None:

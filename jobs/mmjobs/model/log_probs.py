@@ -31,7 +31,8 @@ class Head(nn.Linear):
     def forward(self, input: torch.Tensor, tokens: torch.Tensor | None = None, also: Sequence[str] = ()) -> Any:
         if tokens is None:
             return super().forward(input)
-        return LogProbs(*_Learnt.apply(input, self.weight, tokens, also))  # type: ignore[no-untyped-call]
+        found = _Learnt.apply(input, self.weight, tokens, also)  # type: ignore[no-untyped-call]  # torch gives it none
+        return LogProbs(*found)
 
 
 def use(network: Any) -> None:
