@@ -153,7 +153,7 @@ class Judge:
 def margins_of(network: nn.Module, batch: Batch, scores: bool) -> torch.Tensor:
     """How far the first answer of each pair is ahead of the second: [N]"""
     if scores:
-        values = heads.score_of(network, hidden_states(network, batch)[batch.answers.last])  # [A]
+        values = heads.score_of(network, hidden_states(network, batch, batch.answers.last))  # [A]
     else:
         values = by_answer(learnt(network, batch).values.double(), batch)  # [A]
     arranged = Arranged(batch)

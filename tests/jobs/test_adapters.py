@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import peft
 import pytest
 import torch
+from peft.tuners.lora import Linear
 
 from mmjobs.model import adapters, parts, weights
 from mmjobs.model.build import Built, build, skeleton
@@ -99,3 +101,30 @@ def test_only_what_the_recipe_trains_has_a_gradient(tiny: Callable[..., Recipe])
     for name, parameter in built.network.named_parameters():
         part = parts.part_of(name)
         assert parameter.requires_grad == (part == "projector" or (part == "language" and parts.ADAPTER in name)), name
+
+
+def test_an_adapted_layer_says_what_that_of_peft_says(tiny: Callable[..., Recipe]) -> None:
+    """Forward and back; under autocast it is no further from the truth, for it rounds once less."""
+    built = adapted(tiny(model__lora={**LORA, "rslora": True}, model__train=TRAIN))
+    layers = [module for module in built.network.modules() if isinstance(module, Linear)]
+    assert layers and all(type(layer) is not Linear for layer in layers)
+    for layer in layers[:6]:
+        theirs = partial(Linear.forward, layer)
+        given = torch.randn(40, 3, layer.in_features)
+        exact, same = said(layer, layer.forward, given, False), said(layer, theirs, given, False)
+        ours, other = said(layer, layer.forward, given, True), said(layer, theirs, given, True)
+        for truth, peer in zip(exact, same, strict=True):
+            torch.testing.assert_close(truth, peer, atol=1e-4, rtol=1e-5)
+        for truth, one, peer in zip(exact, ours, other, strict=True):
+            assert 0 < (one - truth).norm() <= 1.2 * (peer - truth).norm()
+
+
+def said(layer: Any, forward: Callable[..., Any], given: torch.Tensor, half: bool) -> list[torch.Tensor]:
+    """What comes out, and the gradients of what goes in and of both matrices."""
+    layer.zero_grad()
+    own = given.clone().requires_grad_()
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=half):
+        found = forward(own).float()
+    torch.autograd.backward(found.square().sum())
+    matrices = [layer.lora_A["default"].weight, layer.lora_B["default"].weight]
+    return [found.detach(), *(value.grad.clone() for value in (own, *matrices) if value.grad is not None)]

@@ -29,7 +29,7 @@ def test_padding_packing_and_neighbours_do_not_matter(tiny: Callable[..., Recipe
     def scores(rows: list[int], padding: int, packed: bool) -> torch.Tensor:
         batch = collate([encoded[row] for row in rows], built.pixels, padding, packed)
         with torch.no_grad():
-            return score_of(built.network, hidden_states(built.network, batch)[batch.answers.last]).view(-1, 3)
+            return score_of(built.network, hidden_states(built.network, batch, batch.answers.last)).view(-1, 3)
 
     alone = torch.cat([scores([row], 258, packed=False) for row in range(4)])
     assert alone.std() > 0

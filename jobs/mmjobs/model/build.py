@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from mmjobs.data.chat import OWN, Chat, own_template
 from mmjobs.data.pixels import Pixels
-from mmjobs.model import adapters, assemble, heads, log_probs, parts, pretrained, trees, weights
+from mmjobs.model import adapters, assemble, heads, last_layer, log_probs, parts, pretrained, trees, weights
 from mmlaunch.errors import BadInput
 from mmlaunch.recipe.model import Model
 
@@ -67,6 +67,7 @@ def skeleton(model: Model, precision: str, empty: bool) -> Built:
     built = Built(*make(model, precision, empty))
     trees.use(built.network)
     log_probs.use(built.network)
+    last_layer.use(built.network)
     _check_words(built.chat, model.chat_template)
     return built
 

@@ -96,19 +96,18 @@ def _piece_by_piece(
     options: dict[str, Any],
 ) -> torch.Tensor:
     """The prompt with its first answer as one causal sequence, and every other answer behind the prompt."""
-    found, at = [], 0
+    asks, _, _ = segments(trees)
+    pieces = zip(*(torch.split(states, asks, 2) for states in (query, key, value)), strict=True)  # one gradient for all
+    found = []
     for prompt, *answers in trees:
-        trunk = slice(at, at + prompt)
-        first = slice(at, at + prompt + sum(answers[:1]))
-        q, k, v = (states[:, :, first] for states in (query, key, value))
+        q, k, v = next(pieces)
         found.append(sdpa_attention_forward(module, q, k, v, None, **options)[0])
-        at = first.stop
+        trunk = k[:, :, :prompt], v[:, :, :prompt]
         for answer in answers[1:]:
-            own = slice(at, at + answer)
-            keys, values = (torch.cat([s[:, :, trunk], s[:, :, own]], 2) for s in (key, value))
+            q, *own = next(pieces)
+            keys, values = (torch.cat(both, 2) for both in zip(trunk, own, strict=True))
             sees = torch.ones(answer, prompt + answer, dtype=torch.bool, device=query.device).tril(prompt)
-            found.append(sdpa_attention_forward(module, query[:, :, own], keys, values, sees[None, None], **options)[0])
-            at = own.stop
+            found.append(sdpa_attention_forward(module, q, keys, values, sees[None, None], **options)[0])
     return torch.cat(found, 1)
 
 

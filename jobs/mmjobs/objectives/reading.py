@@ -8,23 +8,24 @@ import torch
 from torch import nn
 
 from mmjobs.data.batch import Batch
-from mmjobs.model import trees
+from mmjobs.model import last_layer, trees
 from mmjobs.model.log_probs import LogProbs, log_probs
 
 
-def hidden_states(network: nn.Module, batch: Batch) -> torch.Tensor:
-    """After the last layer, for every token of the flattened rows: [B x T, D]."""
+def hidden_states(network: nn.Module, batch: Batch, read: torch.Tensor) -> torch.Tensor:
+    """After the last layer, at these places of the flattened rows: [U] -> [U, D]."""
     named: dict[str, Any] = {"attention_mask": batch.attention}
     named |= trees.arguments(network, batch.trees, batch.ids.device)
+    named |= (few := last_layer.arguments(network, read))
     found: torch.Tensor = network.get_submodule("model")(
         input_ids=batch.ids, position_ids=batch.positions, **batch.seen, **named, use_cache=False
-    ).last_hidden_state  # [B, T, D]
-    return found.flatten(0, 1)
+    ).last_hidden_state  # [U, D] or [B, T, D]
+    return found if few else found.flatten(0, 1)[read]
 
 
 def learnt(network: nn.Module, batch: Batch, *also: str) -> LogProbs:
     """The log-probability of each of the U tokens that are learnt, and what else is asked for."""
-    states = hidden_states(network, batch)[batch.before[batch.learnt]]
+    states = hidden_states(network, batch, batch.before[batch.learnt])
     return log_probs(network, states, batch.targets[batch.learnt], also)
 
 

@@ -36,7 +36,7 @@ class Reward:
         return {"examples": float(len(batch))}
 
     def __call__(self, network: nn.Module, batch: Batch) -> Measured:
-        rewards = score_of(network, hidden_states(network, batch)[batch.answers.last])  # [A]
+        rewards = score_of(network, hidden_states(network, batch, batch.answers.last))  # [A]
         arranged = Arranged(batch)
         table, there = picked(rewards, arranged.table), arranged.there  # [E, K]
         scores = picked(batch.answers.score, arranged.table).to(table.dtype)

@@ -129,6 +129,8 @@ class Engine:
             config=settings,
             dist_init_required=False,
         )
+        if ranks.world == 1 and not self.stage:  # it would copy all gradients together and apart, for nobody
+            self._engine.enable_backward_allreduce = False
         self._engine.checkpoint_engine = self._files = _Files()
         self._engine._copy_recovery_script = lambda path: None  # programs, written past `_Files`
         self._settings = [{k: v for k, v in group.items() if k in _SETTINGS} for group in self._optimizer.param_groups]
@@ -237,8 +239,8 @@ class Engine:
 
     def _norm(self) -> float:
         """Of a gradient that DeepSpeed has reduced: at stage 0 it keeps its own norm to itself."""
-        squares = [parameter.grad.float().square().sum() for parameter in self._trained if parameter.grad is not None]
-        return float(torch.stack(squares).sum().sqrt())
+        gradients = [parameter.grad for parameter in self._trained if parameter.grad is not None]
+        return float(nn.utils.get_total_norm(gradients))
 
     def _weights(self) -> dict[str, torch.Tensor]:
         """All weights under the names of the network, on rank 0."""
