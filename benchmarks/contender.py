@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import socket
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -21,13 +22,16 @@ class Turns:
     """The trainer's end of the line: after each turn it says what it did, and waits for the next one."""
 
     line: Connection
-    before: int
+    meter: Meter = field(default_factory=lambda: meter())
     more: dict[str, Any] = field(default_factory=dict)
     """What else it wants to say."""
     losses: list[float] = field(default_factory=list)
     norms: list[float] = field(default_factory=list)
     left: int = 1
-    since: float = field(default_factory=time.process_time)
+
+    def __post_init__(self) -> None:
+        self.before = self.meter.held()
+        self.since = self.meter.seconds()
 
     def step(self, loss: float, norm: float = 0.0) -> None:
         """A step is done; returns when the next one may begin."""
@@ -36,21 +40,72 @@ class Turns:
         self.left -= 1
         if self.left:
             return
-        seconds, peak = time.process_time() - self.since, memory("VmHWM")
+        seconds, peak = self.meter.seconds() - self.since, self.meter.peak()
         told = {"seconds": seconds, "peak": peak, "added": peak - self.before, "losses": self.losses}
         self.line.send({**told, "norms": self.norms, **self.more})
         self.left = self.line.recv()
         if not self.left:
             os._exit(0)  # neither of them has anything to tidy up
         if len(self.losses) == 1:
-            Path("/proc/self/clear_refs").write_text("5")  # proc(5): the peak begins anew; building has its own
-        self.losses, self.norms, self.since = [], [], time.process_time()
+            self.meter.anew()  # building has a peak of its own
+        self.losses, self.norms, self.since = [], [], self.meter.seconds()
 
 
-def memory(name: str) -> int:
-    """Bytes: VmRSS is what this process has, VmHWM what it had at most (proc(5))."""
+class Meter:
+    """What a process takes of one core: its CPU time, its memory (proc(5))."""
+
+    def seconds(self) -> float:
+        return time.process_time()
+
+    def held(self) -> int:
+        """Bytes that it has now."""
+        return _status("VmRSS")
+
+    def peak(self) -> int:
+        """Bytes that it had at most."""
+        return _status("VmHWM")
+
+    def anew(self) -> None:
+        """The peak begins here."""
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+class DeviceMeter(Meter):
+    """What a process takes of a GPU: the time until all that it was asked for is done, and its tensors."""
+
+    def seconds(self) -> float:
+        import torch
+
+        torch.cuda.synchronize()
+        return time.perf_counter()
+
+    def held(self) -> int:
+        return 0  # the weights count: on a GPU they are most of it
+
+    def peak(self) -> int:
+        import torch
+
+        return torch.cuda.max_memory_allocated()
+
+    def anew(self) -> None:
+        import torch
+
+        torch.cuda.reset_peak_memory_stats()
+
+
+def meter() -> Meter:
+    """Of the device that this process works on."""
+    torch = sys.modules.get("torch")
+    return DeviceMeter() if torch is not None and torch.cuda.is_available() else Meter()
+
+
+def _status(name: str) -> int:
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
+
+
+class Died(RuntimeError):
+    """A contender that could not go on; its last words."""
 
 
 def _begin(trainer: Trainer, line: Connection, data: Path, own: Path, options: dict[str, Any]) -> None:
@@ -96,4 +151,4 @@ class Contender:
         try:
             return dict(self._line.recv())
         except EOFError:
-            raise SystemExit(self._log.read_text()[-3000:]) from None
+            raise Died(self._log.read_text()[-3000:]) from None

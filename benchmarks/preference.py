@@ -10,6 +10,8 @@ trains, less what it had before it built the model: libraries do not count.
 On a CPU, TRL scores every row of the vocabulary's head, images included; "compact" switches on what it does on a GPU,
 where only the answers are scored. The reference: ours is measured once before the first step. "cached" does not count
 that (a second epoch, another run with the same reference), "all-in" charges one measurement to each step.
+
+Where there is a GPU, preference_gpu.py has the rows instead: 8 B weights in bf16.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from __future__ import annotations
 import argparse
 import os
 import platform
+import shutil
 import statistics
 import tempfile
 from datetime import date
@@ -24,6 +27,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from benchmarks import preference_gpu
 from benchmarks.contender import Contender
 from benchmarks.preference_trainers import PAIRS, ours, theirs, write
 
@@ -108,10 +112,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--only", nargs="*", default=[""], help="rows whose name has one of these words")
+    parser.add_argument("--toy", action="store_true", help="the rows of a GPU with few weights, wherever this is")
     given = parser.parse_args()
-    os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}  # of both
     print(f"# Preferences against TRL {version('trl')}, {date.today()}\n")
     where = f"Python {platform.python_version()}, torch {version('torch')}, transformers {version('transformers')}"
+    gpu = shutil.which("nvidia-smi") is not None
+    if gpu or given.toy:
+        print(f"`python -m benchmarks.preference --rounds {given.rounds}`, {where}\n")
+        with tempfile.TemporaryDirectory() as folder:
+            preference_gpu.compare(Path(folder), given.rounds, given.toy, given.only)
+        return
+    os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}  # of both
     print(f"`python -m benchmarks.preference --rounds {given.rounds}`, {where}, one of {os.cpu_count()} cores\n")
     print(ABOUT.format(pairs=PAIRS, agree=AGREE))
     with tempfile.TemporaryDirectory() as folder:

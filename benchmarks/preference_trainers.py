@@ -1,4 +1,4 @@
-"""The two trainers that preference.py compares, and what both of them start from."""
+"""The two trainers that preference.py and agreement.py compare, and what both of them start from."""
 
 from __future__ import annotations
 
@@ -6,12 +6,11 @@ import hashlib
 import json
 import random
 import re
-import time
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from benchmarks.contender import Turns, memory
+from benchmarks.contender import Turns
 
 PAIRS, ROWS = 2, 48
 """A step has so many; there are so many in all."""
@@ -35,9 +34,13 @@ RECIPE: dict[str, Any] = {
     "resources": {"nodes": 1, "gpus_per_node": 0, "tasks_per_node": 1, "cpus_per_rank": 1},
 }
 LORA = {"rank": 16, "alpha": 32, "dropout": 0.0}
+BF16_STATES = {"bf16_master_weights_and_grads": True, "bf16_optimizer_states": True}
+"""DeepSpeed's way to train 8 B weights as a whole on one GPU: 8 bytes for each instead of 18."""
 
 
-def write(data: Path, vocabulary: int, model: dict[str, Any] = RECIPE["model"]) -> None:
+def write(
+    data: Path, vocabulary: int, model: dict[str, Any] = RECIPE["model"], count: int = ROWS, half: bool = False
+) -> None:
     """The weights that both start from, and drawings with two answers each; a byte is a token."""
     import torch
 
@@ -48,10 +51,12 @@ def write(data: Path, vocabulary: int, model: dict[str, Any] = RECIPE["model"]) 
     torch.manual_seed(0)
     built = build(recipe_of(RECIPE | {"model": model}).model)
     built.network.resize_token_embeddings(vocabulary, mean_resizing=False)
+    if half:
+        built.network.to(torch.bfloat16)
     built.network.save_pretrained(data / "model")
     built.processor.save_pretrained(data / "model")
     dice, rows = random.Random(0), []
-    for number in range(ROWS):
+    for number in range(count):
         side = model["vision"]["random"]["image_size"]
         shapes.example(number).images[0].open().resize((side, side)).save(data / f"{number}.png")
         lengths = [min(LONGEST, max(SHORTEST, round(MEAN * dice.lognormvariate(0, SPREAD)))) for _ in range(2)]
@@ -90,6 +95,7 @@ def ours(line: Connection, data: Path, own: Path, options: dict[str, Any]) -> No
     class Told(Journal):
         def event(self, kind: str, **fields: Any) -> None:
             if kind == "step":
+                turns.more["mfu"] = fields.get("mfu")
                 turns.step(fields["loss"], fields["grad_norm"])
 
     made, asked = session._model, Precomputing.run
@@ -100,9 +106,9 @@ def ours(line: Connection, data: Path, own: Path, options: dict[str, Any]) -> No
         return built
 
     def phase(self: Any, *arguments: Any) -> Any:
-        began = time.process_time()
+        began = turns.meter.seconds()
         store = asked(self, *arguments)
-        turns.more["reference"] = (time.process_time() - began) / ROWS
+        turns.more["reference"] = (turns.meter.seconds() - began) / len(store)
         return store
 
     session._model, Precomputing.run = model, phase  # type: ignore[method-assign]  # this process does nothing else
@@ -111,22 +117,31 @@ def ours(line: Connection, data: Path, own: Path, options: dict[str, Any]) -> No
     if options.get("rows"):
         material.packs = lambda recipe, built: False
     train = RECIPE["model"]["train"] | ({"projector": "frozen", "language": "lora"} if options.get("lora") else {})
-    changed = {"pretrained": str(data / "model"), "train": train, **({"lora": LORA} if options.get("lora") else {})}
+    lora = LORA | {"rank": options.get("rank", LORA["rank"])}
+    changed = {"pretrained": str(data / "model"), "train": train, **({"lora": lora} if options.get("lora") else {})}
     changed["activation_checkpointing"] = "on" if options.get("checkpointing") else "off"
     source = {"path": str(data / "rows.jsonl"), "format": "trl", "images": str(data)}
-    batch = {"global": PAIRS, "micro": PAIRS} if options.get("rows") else RECIPE["batch"]
+    pairs, tokens = options.get("pairs", PAIRS), options.get("tokens", RECIPE["batch"]["tokens_per_gpu"])
+    batch = {"global": pairs, "micro": pairs} if options.get("rows") else {"global": pairs, "tokens_per_gpu": tokens}
     recipe = recipe_of(
         RECIPE
         | {"model": changed, "data": RECIPE["data"] | {"train": source}, "batch": batch}
-        | {"objective": options.get("objective", "dpo")}
+        | {"objective": options.get("objective", "dpo"), "steps": options.get("steps", RECIPE["steps"])}
+        | (_on_gpu(options) if options.get("gpu") else {})
     )
     paths, where = RunPaths(own), Whereabouts()
     paths.attempt(1).logs.mkdir(parents=True)
-    paths.attempt(1).deepspeed.write_text(json.dumps(deepspeed(recipe, PAIRS, 1)))
+    paths.attempt(1).deepspeed.write_text(json.dumps(deepspeed(recipe, pairs, 1)))
     with Watchdog(paths, where) as watch:
         ranks = join(watch)
-        turns = Turns(line, memory("VmRSS"))
+        turns = Turns(line)
         session._trainer(recipe, paths, Stop(), where, ranks, Told(paths.events, 1, True)).run()
+
+
+def _on_gpu(options: dict[str, Any]) -> dict[str, Any]:
+    """Half precision; as a whole with half states, or the weights would not fit."""
+    whole = {} if options.get("lora") else {"deepspeed": {"stage": 1, "overrides": {"bf16": BF16_STATES}}}
+    return {"precision": "bf16", "resources": RECIPE["resources"] | {"gpus_per_node": 1}} | whole
 
 
 def theirs(line: Connection, data: Path, own: Path, options: dict[str, Any]) -> None:
@@ -137,7 +152,8 @@ def theirs(line: Connection, data: Path, own: Path, options: dict[str, Any]) -> 
     from trl import DPOConfig, DPOTrainer
     from trl.trainer import utils
 
-    if options.get("compact"):  # as on a GPU: the head scores the answers' tokens only
+    gpu = bool(options.get("gpu"))
+    if options.get("compact") and not gpu:  # as on a GPU: the head scores the answers' tokens only
         utils._use_triton = lambda device: True
 
     class Told(DPOTrainer):
@@ -146,21 +162,25 @@ def theirs(line: Connection, data: Path, own: Path, options: dict[str, Any]) -> 
             turns.step(logs["loss"], logs["grad_norm"])
 
     config = DPOConfig(
-        output_dir=str(own / "trl"), use_cpu=True, bf16=False, max_length=None, max_steps=RECIPE["steps"],
+        output_dir=str(own / "trl"), use_cpu=not gpu, bf16=gpu, max_length=None,
+        max_steps=options.get("steps", RECIPE["steps"]),
         learning_rate=RECIPE["optim"]["lr"], lr_scheduler_type="constant", weight_decay=0.0, max_grad_norm=1.0,
         train_sampling_strategy="sequential", logging_steps=1, save_strategy="no", report_to="none",
-        disable_tqdm=True, dataloader_pin_memory=False, per_device_train_batch_size=PAIRS,
+        disable_tqdm=True, dataloader_pin_memory=gpu, per_device_train_batch_size=options.get("pairs", PAIRS),
         gradient_checkpointing=bool(options.get("checkpointing")), **options.get("config", {}),
     )  # fmt: skip
     processor = AutoProcessor.from_pretrained(data / "model")
-    turns = Turns(line, memory("VmRSS"))
-    model = AutoModelForImageTextToText.from_pretrained(data / "model", dtype=torch.float32)
+    turns = Turns(line)
+    model = AutoModelForImageTextToText.from_pretrained(data / "model", dtype=torch.bfloat16 if gpu else torch.float32)
     model.model.vision_tower.requires_grad_(False)
     adapter = None
     if options.get("lora"):
         linear = r".*language_model.*\.(q|k|v|o|gate|up|down)_proj"
         adapter = LoraConfig(
-            r=LORA["rank"], lora_alpha=LORA["alpha"], lora_dropout=LORA["dropout"], target_modules=linear
+            r=options.get("rank", LORA["rank"]),
+            lora_alpha=LORA["alpha"],
+            lora_dropout=LORA["dropout"],
+            target_modules=linear,
         )
     trainer = Told(
         model, args=config, train_dataset=_rows(data, processor), processing_class=processor, peft_config=adapter

@@ -7,7 +7,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from benchmarks.contender import Turns, memory
+from benchmarks.contender import Turns
 
 RECIPE: dict[str, Any] = {
     "name": "bench",
@@ -55,7 +55,7 @@ def ours(line: Connection, data: Path, own: Path, options: dict[str, Any]) -> No
     paths.attempt(1).deepspeed.write_text(json.dumps(deepspeed(recipe, BATCH, 1)))
     with Watchdog(paths, where) as watch:
         ranks = join(watch)
-        turns = Turns(line, memory("VmRSS"))
+        turns = Turns(line)
         session._trainer(recipe, paths, Stop(), where, ranks, Told(paths.events, 1, True)).run()
 
 
@@ -86,7 +86,7 @@ def theirs(line: Connection, data: Path, own: Path, options: dict[str, Any]) -> 
     )  # fmt: skip
     processor = AutoProcessor.from_pretrained(data / "model")
     rows = _rows(data, processor)
-    turns = Turns(line, memory("VmRSS"))
+    turns = Turns(line)
     model = AutoModelForImageTextToText.from_pretrained(data / "model", dtype=torch.float32)
     model.model.vision_tower.requires_grad_(False)
     Told(model, config, train_dataset=rows, processing_class=processor).train()

@@ -43,8 +43,9 @@ def examine() -> list[Finding]:
     try:
         config = commands.configuration()
     except SlurmError as error:
-        first = str(error).splitlines()[0]
-        return [*findings, Finding(False, "Slurm does not answer", f"{first}; nothing can be submitted to it now")]
+        local = clusters.choose(None)[1].executor == "local"
+        means = "runs are local" if local else "nothing can be submitted to it now"
+        return [*findings, Finding(local, "Slurm does not answer", f"{str(error).splitlines()[0]}; {means}")]
     return [*findings, *_slurm(config), *_preemption(config), *_requeues(config), *_accounting(config), *_gpus()]
 
 

@@ -278,6 +278,18 @@ def test_all_mistakes_at_once(write: Callable[..., Path]) -> None:
     assert lines == sorted(lines) and len(lines) == 6, caught.value
 
 
+def test_the_caret_in_a_source_without_its_list(write: Callable[..., Path]) -> None:
+    """`train: {...}` is short for a list of one: its mistakes stand where they were written."""
+    text = BASE.replace("  eval:\n    - {path: data/test,", "  eval: {path: data/test,")
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(
+            write(text.replace("limit: 500", "limit: -3").replace("rlaif_v, limit", "rlaif_v, repet: 1, limit"))
+        )
+    places = {problem.excerpt.splitlines()[1].find("^") - len("     | ") for problem in caught.value.problems}
+    line = next(line for line in text.splitlines() if line.startswith("  eval: {path"))
+    assert places == {line.index("limit"), line.index("limit") + len("repet: 1, limit: ")}
+
+
 def test_a_misspelt_key_hides_nothing(write: Callable[..., Path]) -> None:
     text = BASE.replace("gpus_per_node: 8", "gpus_per_node: 8\n  task_per_node: 4")
     with pytest.raises(RecipeError, match="one rank drives one GPU"):

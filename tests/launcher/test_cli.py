@@ -100,3 +100,13 @@ def test_doctor_says_what_it_found() -> None:
     findings = json.loads(done.stdout)
     assert all(set(finding) == {"good", "what", "means"} for finding in findings) and len(findings) >= 3
     assert (done.returncode == 0) == all(finding["good"] for finding in findings)
+
+
+def test_a_slurm_that_is_not_there_is_no_fault_of_a_local_machine(tmp_path: Path) -> None:
+    for program in ("sbatch", "scontrol"):
+        (tmp_path / program).write_text("#!/bin/sh\necho 'error: no controller' >&2\nexit 1\n")
+        (tmp_path / program).chmod(0o755)
+    away = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_CONF": ""}
+    for more, good in (({}, True), ({"MMLAUNCH_CLUSTER": "slurm"}, False)):
+        findings = json.loads(mmlaunch("doctor", "--json", **away, **more).stdout)
+        assert next(one["good"] for one in findings if one["what"] == "Slurm does not answer") == good

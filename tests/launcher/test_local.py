@@ -228,6 +228,21 @@ def test_edited_code_does_not_change_a_run(small: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("stop_all")
+def test_who_stops_following_leaves_the_run_alone(small: Path, own_home: Path) -> None:
+    command = [sys.executable, "-m", "mmlaunch", "submit", "--cluster", "local", "--follow", str(small), *LONG]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as following:
+        while not (found := list((own_home / "runs").glob("*/events.jsonl"))):
+            time.sleep(0.1)
+        run = RunPaths(found[0].parent)
+        wait_for(run, at_step(2))
+        following.send_signal(signal.SIGINT)
+        output, _ = following.communicate(timeout=60)
+    assert following.returncode == 130, "it has not seen the end"
+    assert f"the run goes on. next: mmlaunch status {run.name}" in output
+    assert json.loads(mmlaunch("status", "--json", run.name).stdout)[0]["state"] == "running"
+
+
+@pytest.mark.usefixtures("stop_all")
 def test_follow_has_the_exit_code_of_the_run(small: Path, own_home: Path) -> None:
     options = [small, *LONG, "-s", "restarts.crash=0"]
     command = [sys.executable, "-m", "mmlaunch", "submit", "--cluster", "local", "--follow", *map(str, options)]

@@ -24,6 +24,7 @@ _PEAKS = {
 }
 """Dense peaks of half precision, from NVIDIA's data sheets. A device that is not here has no MFU: never a guess."""
 _WITHOUT_BF16 = r"\bV100\b"
+_LAST = "last"
 
 
 def peak(device: str, precision: str) -> float | None:
@@ -42,8 +43,8 @@ class Work:
     """
 
     rows: dict[str, float]
-    """FLOP for each row of vision (a patch), projector (an image token), language (a token) and embeddings (the head,
-    an answer's token)."""
+    """FLOP for each row of vision (a patch), projector (an image token), language (a token), what follows the last
+    attention (a token that is read) and embeddings (the head, an answer's token)."""
     squares: float
     """FLOP of causal attention for the square of a sequence's length."""
     kernel: int
@@ -55,14 +56,16 @@ class Work:
     @classmethod
     def of(cls, network: Any, peak: float) -> Work:
         """Of a network whose modules stand in the order in which they run."""
-        rows, kernel, trained = dict.fromkeys(PARTS, 0.0), 0, False
+        rows, kernel, trained = dict.fromkeys((*PARTS, _LAST), 0.0), 0, False
+        last = set(getattr(network.get_decoder().layers[-1], "mlp", nn.Identity()).modules())
         for path, module in network.named_modules():
             own = list(module.parameters(recurse=False))
             trained = trained or any(parameter.requires_grad for parameter in own)
             if not isinstance(module, (nn.Linear, nn.Conv2d, nn.Conv3d)):
                 continue
             size = shape(module.weight)
-            rows[part_of(f"{path}.weight")] += 2.0 * size.numel() * (1 + trained + module.weight.requires_grad)
+            part = _LAST if module in last else part_of(f"{path}.weight")
+            rows[part] += 2.0 * size.numel() * (1 + trained + module.weight.requires_grad)
             if isinstance(module, (nn.Conv2d, nn.Conv3d)):
                 kernel = kernel or size[1:].numel()
         text = network.config.get_text_config()
@@ -74,12 +77,14 @@ class Work:
     def flop(self, batch: Batch) -> float:
         """Of one batch of this rank."""
         pixels = batch.seen.get("pixel_values")
+        read = len(batch.answers) if self.rows["head"] else int(batch.learnt.sum())
         counts = {
             "vision": pixels.numel() // self.kernel if pixels is not None and self.kernel else 0,
             "projector": int((batch.ids == self.image_token).sum()),
             "language": batch.tokens,
-            "embeddings": 0 if self.rows["head"] else int(batch.learnt.sum()),
-            "head": len(batch.answers),
+            _LAST: read,
+            "embeddings": 0 if self.rows["head"] else read,
+            "head": read,
         }
         attention = self.squares * batch.squares
         return sum(self.rows[part] * count for part, count in counts.items()) + attention

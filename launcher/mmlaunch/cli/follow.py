@@ -16,17 +16,21 @@ from mmlaunch.watch import WAITING
 
 _CODES = {"done": 0, "cancelled": 130}
 LOST = 1
+INTERRUPTED = 130
 WIDE = 120
 
 
 def follow(run: RunPaths, offset: int = 0) -> int:
-    """Show progress until the run ends; its exit code. Ctrl-C leaves the run running. `offset`: where to begin."""
+    """Show progress until the run ends; its exit code. `offset`: where to begin.
+
+    Ctrl-C leaves the run running, and is no success: who waits for the end has not seen it.
+    """
     try:
         show = _bar if sys.stdout.isatty() else _lines
         ended = show(watch.events(run, offset))
     except KeyboardInterrupt:
         click.echo(f"\nleft; the run goes on. next: mmlaunch status {run.name}    mmlaunch cancel {run.name}")
-        return 0
+        return INTERRUPTED
     if ended is None:
         click.echo(f"{run.name}: its process is gone and left no word. next: mmlaunch logs {run.name}", err=True)
         return LOST

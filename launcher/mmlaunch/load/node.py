@@ -68,32 +68,43 @@ class Node:
 
     def locate(self, path: Sequence[str | int], on_key: bool) -> Place:
         """Where the value at `path` stands; where it is missing, the innermost section that would hold it."""
-        node, place = self, self.place
+        node, place, path = self, self.place, self._as_written(path)
         for index, part in enumerate(path):
-            if isinstance(node.value, dict) and part in node.value:
-                key = str(part)
-                last = index == len(path) - 1
-                place = node.key_places[key] if last and on_key else node.value[key].place
-                if not last and isinstance(node.value[key].value, dict):
-                    place = node.key_places[key]
-                node = node.value[key]
-            elif isinstance(node.value, list) and isinstance(part, int) and part < len(node.value):
-                node = node.value[part]
-                place = node.place
-            else:
+            below = node.child(part)
+            if below is None:
                 return place
+            place, last = below.place, index == len(path) - 1
+            if isinstance(node.value, dict) and (on_key if last else isinstance(below.value, dict)):
+                place = node.key_places[str(part)]
+            node = below
         if isinstance(node.value, (dict, list)) and path and not on_key:
             return self._key_place(path) or place
         return place
+
+    def _as_written(self, path: Sequence[str | int]) -> list[str | int]:
+        """The path without the index of a list of one that was written without its list."""
+        node: Node | None = self
+        found: list[str | int] = []
+        for part in path:
+            if part == 0 and node is not None and not isinstance(node.value, list):
+                continue
+            found.append(part)
+            node = node.child(part) if node is not None else None
+        return found
+
+    def child(self, part: str | int) -> Node | None:
+        """What stands under a key or an index, if it is there."""
+        if isinstance(self.value, dict):
+            return self.value.get(str(part))
+        if isinstance(self.value, list) and isinstance(part, int) and part < len(self.value):
+            return self.value[part]
+        return None
 
     def _key_place(self, path: Sequence[str | int]) -> Place | None:
         """The key that a section hangs from: a caret there reads better than one under its first line."""
         node = self
         for part in path[:-1]:
-            if isinstance(node.value, dict):
-                node = node.value[str(part)]
-            elif isinstance(node.value, list):
-                node = node.value[int(part)]
+            node = node.child(part) or node
         return node.key_places.get(str(path[-1])) if isinstance(node.value, dict) else None
 
     def merged(self, over: Node, path: tuple[str, ...] = ()) -> Node:
