@@ -3,7 +3,7 @@
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -12,8 +12,9 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from mmlaunch.errors import Problem, RecipeError, UserError
 from mmlaunch.load.recipe import load_section
-from mmlaunch.recipe.environment import check_setting
-from mmlaunch.recipe.scalars import Count, Duration, Line, MemorySize, OneOrMore
+from mmlaunch.recipe.environment import check_settings
+from mmlaunch.recipe.resources import Resources
+from mmlaunch.recipe.scalars import Count, Duration, Line, MemorySize, OneOrMore, Word
 from mmlaunch.recipe.section import Section, mistake, refuse
 from mmlaunch.recipe.suggest import closest
 
@@ -23,7 +24,7 @@ OWNED_OPTIONS = (
     "job-name", "output", "error", "nodes", "ntasks", "ntasks-per-node", "time", "requeue", "no-requeue", "signal",
     "open-mode",    "array", "wrap", "export", "chdir", "parsable", "wait", "kill-on-bad-exit", "cpus-per-task",
 )  # fmt: skip
-"""Options of sbatch and srun that the plan decides."""
+"""Options of sbatch and srun that the plan decides; both programs take the beginning of one for the whole."""
 
 _OPTION = re.compile(r"--([a-z][a-z0-9-]*)(=.*)?", re.DOTALL)
 
@@ -34,30 +35,18 @@ def _option(value: Any) -> Any:
     match = _OPTION.fullmatch(value)
     if not match:
         raise mistake(f"{value!r} is not an option", "write --exclusive or --licenses=matlab:1")
-    if match.group(1) in OWNED_OPTIONS:
-        raise mistake(f"--{match.group(1)} is decided by mmlaunch", "remove it; the recipe's resources say how much")
+    given = match.group(1)
+    if any(owned.startswith(given) for owned in OWNED_OPTIONS):
+        raise mistake(f"--{given} is decided by mmlaunch", "remove it; the recipe's resources say how much")
     return value
 
 
 def _settings(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        for name, setting in value.items():
-            if not isinstance(setting, str):
-                raise mistake(f"{name} has no value", f"write {name}: value")
-            check_setting(str(name), setting)
+    if isinstance(value, dict):
+        check_settings("environment", value)
     return value
 
 
-def _word(value: Any) -> Any:
-    if isinstance(value, str) and not SLURM_WORD.fullmatch(value):
-        raise mistake(f"{value!r} cannot stand on an #SBATCH line", "use letters, digits and . _ - , : /")
-    return value
-
-
-SLURM_WORD = re.compile(r"[A-Za-z0-9_.,:;/%@+=~\[\]()|&*!{}^-]+")
-"""What may stand unquoted on an #SBATCH line."""
-
-Word = Annotated[Line, BeforeValidator(_word)]
 Option = Annotated[Line, BeforeValidator(_option)]
 Options = Annotated[list[Option], OneOrMore()]
 Lines = Annotated[list[Line], OneOrMore()]
@@ -88,9 +77,9 @@ class Cluster(Section):
 
     description: Line = ""
     executor: Literal["local", "slurm"] = "slurm"
-    partition: Line | None = None
-    account: Line | None = None
-    qos: Line | None = None
+    partition: Word | None = None
+    account: Word | None = None
+    qos: Word | None = None
     constraint: Word | None = None
     exclude: Word | None = None
     exclusive: bool = False
@@ -163,9 +152,12 @@ def choose(name: str | None) -> tuple[str, Cluster]:
     return name, load_section(Cluster, known[name])
 
 
-def problem(cluster: Cluster, time: int, gpus: int) -> RecipeError | None:
+def problem(cluster: Cluster, wanted: Resources) -> RecipeError | None:
     """What of a recipe's resources this site cannot give."""
-    problems = []
+    problems, time, gpus = [], wanted.time, wanted.gpus_per_node
+    if cluster.executor == "local" and wanted.nodes > 1:
+        what = f"{wanted.nodes} nodes, and the local executor has one"
+        problems.append(Problem(("resources", "nodes"), what, "add -s resources.nodes=1, or choose another --cluster"))
     if cluster.max_time is not None and time > cluster.max_time:
         what = f"{time / 3600:g} hours are more than this cluster's longest limit ({cluster.max_time / 3600:g})"
         problems.append(Problem(("resources", "time"), what, "ask for less: the run is continued after each limit"))

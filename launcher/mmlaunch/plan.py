@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mmlaunch.cluster import SLURM_WORD, Cluster, gigabytes
-from mmlaunch.errors import UserError
+from mmlaunch.cluster import Cluster, gigabytes
 from mmlaunch.estimate.advice import checkpointing
 from mmlaunch.recipe import Recipe
 from mmlaunch.recipe.batch import split
@@ -83,12 +82,8 @@ class Plan:
 
 
 def make(recipe: Recipe, cluster: Cluster, cluster_name: str, run: RunPaths, folder: Path) -> Plan:
-    """The plan; raises `UserError` where the recipe and the cluster do not fit."""
+    """The plan of a recipe that fits the cluster."""
     wanted, batch = recipe.resources, recipe.batch
-    if cluster.executor == "local" and wanted.nodes > 1:
-        raise UserError(
-            f"resources.nodes: {wanted.nodes} nodes, and the local executor has one; add -s resources.nodes=1"
-        )
     shares = split(batch.examples, wanted.world, batch.micro)
     assert shares is not None  # the recipe was validated
     micro, accumulation = shares
@@ -107,9 +102,9 @@ def make(recipe: Recipe, cluster: Cluster, cluster_name: str, run: RunPaths, fol
         cpus_per_rank=wanted.cpus_per_rank or cluster.cpus_per_rank,
         memory=wanted.memory or cluster.memory,
         time=wanted.time,
-        partition=_word("partition", wanted.partition or cluster.partition),
-        account=_word("account", wanted.account or cluster.account),
-        qos=_word("qos", wanted.qos or cluster.qos),
+        partition=wanted.partition or cluster.partition,
+        account=wanted.account or cluster.account,
+        qos=wanted.qos or cluster.qos,
         micro=micro,
         accumulation=accumulation,
         environment=_environment(recipe, cluster) | ({CHECKPOINTING: "on"} if auto and saves[0] else {}),
@@ -154,12 +149,6 @@ def deepspeed(recipe: Recipe, micro: int, accumulation: int) -> dict[str, Any]:
 def _environment(recipe: Recipe, cluster: Cluster) -> dict[str, str]:
     nccl = {f"NCCL_{name.removeprefix('NCCL_')}": value for name, value in cluster.nccl.items()}
     return {**nccl, **cluster.environment, **settings(recipe.env)}
-
-
-def _word(key: str, value: str | None) -> str | None:
-    if value is not None and not SLURM_WORD.fullmatch(value):
-        raise UserError(f"{key}: {value!r} cannot stand on an #SBATCH line; use letters, digits and . _ - , : /")
-    return value
 
 
 def _here(path: str | None) -> str | None:

@@ -35,7 +35,7 @@ def prepare(loaded: Loaded, cluster_name: str | None) -> Prepared:
     """Plan and render."""
     name, cluster = clusters.choose(cluster_name)
     recipe = loaded.recipe
-    if misfit := clusters.problem(cluster, recipe.resources.time, recipe.resources.gpus_per_node):
+    if misfit := clusters.problem(cluster, recipe.resources):
         raise loaded.placed(misfit.problems)
     folder = rundir.runs_folder()
     run = RunPaths(folder / rundir.next_name(loaded, name, folder))

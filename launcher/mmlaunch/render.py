@@ -12,9 +12,10 @@ from typing import Any
 
 import jinja2
 
-from mmlaunch.cluster import SLURM_WORD, config_folder
+from mmlaunch.cluster import config_folder
 from mmlaunch.errors import TemplateError
 from mmlaunch.plan import Plan
+from mmlaunch.recipe.scalars import SLURM_WORD
 
 SCRIPTS = {"slurm": "sbatch.sh.j2", "local": "local.sh.j2"}
 DEEPSPEED = "deepspeed.json.j2"

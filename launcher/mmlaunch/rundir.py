@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -55,7 +54,7 @@ def all_runs(folder: Path) -> Iterator[RunPaths]:
 
 
 def resolve(name: str) -> RunPaths:
-    """The run that a user means: a directory, a name, the beginning of a name, or `last`."""
+    """The run that a user means: a directory, a name, its beginning or its last part, or `last`."""
     folder = runs_folder()
     if os.sep in name or name in (".", ".."):
         path = Path(name).expanduser().absolute()
@@ -66,11 +65,8 @@ def resolve(name: str) -> RunPaths:
     if name == "last" and runs:
         return runs[0]
     exact = [run for run in runs if run.name == name]
-    fitting = (
-        exact
-        or [run for run in runs if run.name.startswith(name)]
-        or [run for run in runs if re.search(re.escape(name), run.name)]
-    )
+    begun = [run for run in runs if name and run.name.startswith(name)]
+    fitting = exact or begun or [run for run in runs if name and run.name.endswith(f"-{name}")]
     if len(fitting) == 1:
         return fitting[0]
     if fitting:

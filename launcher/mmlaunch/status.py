@@ -92,7 +92,7 @@ def _derive(run: RunPaths, events: Events, jobs: Mapping[str, Job]) -> Status:
     try:
         return derive(run, events, time.time(), jobs)
     except (KeyError, TypeError, ValueError):  # an event of another version, or of another program
-        return derive(run, Events((), tuple(range(len(events.events)))), time.time())
+        return derive(run, Events((), len(events.events)), time.time())
 
 
 def slurm_job(events: Events) -> str | None:
@@ -134,7 +134,7 @@ def derive(run: RunPaths, events: Events, now: float, jobs: Mapping[str, Job] | 
         reason=reason,
         directory=str(run.root),
         submitted=submitted.get("time"),
-        torn_lines=len(events.torn),
+        torn_lines=events.torn,
     )
 
 
@@ -227,7 +227,7 @@ def _next(name: str, state: str, step: Event, events: Events, now: float) -> str
     return {
         "failed": f"mmlaunch why {name}", "lost": f"mmlaunch why {name}", "held": f"mmlaunch status {name}",
         "submitted": "starts at once", "pending": "starts when Slurm has room", "starting": "loads the model",
-        "cancelling": "saves and ends",
+        "cancelling": "saves and ends", "done": f"mmlaunch export {name}",
     }.get(state, "")  # fmt: skip
 
 

@@ -303,6 +303,92 @@ def test_one_mistake_does_not_make_up_another(write: Callable[..., Path]) -> Non
         assert len(caught.value.problems) == 1, caught.value
 
 
+def test_what_reading_finds_hides_nothing_else(write: Callable[..., Path]) -> None:
+    """A key that stands twice, a tag, and mistakes that only the schema knows: all at once, and in their order."""
+    text = BASE.replace("beta: 0.1", "beta: 0.1\n  beta: 0.2").replace("seed: 1", "seed: !!python/name:os.system 1")
+    text = text.replace("schedule: cosine", "schedule: cosin").replace("keep: 3", "kept: 3")
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(write(text))
+    said = [problem.what.partition(" ")[0] for problem in caught.value.problems]
+    assert said == ["this", "unknown", "unknown", "the"], caught.value
+
+
+def test_a_base_that_is_missing_hides_no_other(write: Callable[..., Path]) -> None:
+    with pytest.raises(RecipeError, match=r"(?s)no such file: a\.yaml.*no such file: b\.yaml"):
+        load_recipe(write(f"extends: [a.yaml, base/llama3_clip.yaml, b.yaml]\n{BASE}"))
+
+
+def test_a_mistake_under_a_misspelt_key_keeps_its_place(write: Callable[..., Path]) -> None:
+    text = BASE.replace("lr: 5e-6", "learning_rate: fast")
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(write(text))
+    (line,) = [number for number, words in enumerate(text.splitlines(), 1) if "learning_rate" in words]
+    places = [tuple(map(int, problem.place.split(":")[-2:])) for problem in caught.value.problems]
+    assert places == [(line, 3), (line, 18)] and "a number is wanted" in str(caught.value.problems[1])
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(write(BASE.replace("objective:\n  method: dpo\n  beta: 0.1", "objective: {mpo}")))
+    assert all(problem.path[-1] != "wpo" for problem in caught.value.problems), "nobody wrote that"
+
+
+def test_settings_are_blamed_one_by_one(write: Callable[..., Path]) -> None:
+    text = BASE.replace("env: [WANDB_API_KEY]", "env:\n  A: b\n  B:\n  1C: z\n  run: x\n  PYTHONUNBUFFERED: 0")
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(write(text))
+    first = BASE[: BASE.index("env:")].count("\n") + 1
+    lines = [int(problem.place.split(":")[-2]) - first for problem in caught.value.problems]
+    assert lines == [2, 3, 4, 5], caught.value
+
+
+def test_an_option_of_another_method_is_told_from_a_misspelt_one(write: Callable[..., Path]) -> None:
+    with pytest.raises(RecipeError, match=r"objective\.beta: unknown key; sft has none, preference.* has"):
+        load_recipe(write(BASE.replace("method: dpo", "method: sft")))
+
+
+def test_as_many_mistakes_as_anybody_reads(write: Callable[..., Path]) -> None:
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(write(BASE + "".join(f"k{number}: 1\n" for number in range(2000))))
+    assert len(caught.value.problems) < 300 and "1,800 more mistakes" in str(caught.value)
+
+
+ODD = {
+    "a second, empty document": (BASE + "---\n", "second document"),
+    "a character beyond the last": (BASE.replace("seed: 1", 'name: "\\UFFFFFFFF"'), "a character that there is not"),
+    "half a character": (BASE.replace("name: dpo-test", 'name: "\\ud800"'), "half a character"),
+    "a bell": (BASE.replace("seed: 1", "seed: \x07"), "holds a"),
+    "a tag on a key": (BASE.replace("seed: 1", "!!python/name:os.system seed: 1"), "is refused"),
+    "an escape": (BASE.replace("seed: 1", 'seed: "\\q"'), "an escape that YAML does not know"),
+    "a NUL in extends": (f'extends: "a\\0b.yaml"\n{BASE}', "names no file"),
+    "a name too long": (f"extends: {'x' * 300}.yaml\n{BASE}", "names no file"),
+    "a stranger's home": (f"extends: ~nosuchuser/x.yaml\n{BASE}", "names no file"),
+    "a device": (f"extends: /dev/zero\n{BASE}", "no regular file"),
+    "one beta": (BASE.replace("betas: [0.9, 0.95]", "betas: [0.9]"), "has 1 items"),
+    "no time": (BASE.replace("time: 24:00:00", "time:"), "has no value"),
+    "a mapping for a time": (BASE.replace("time: 24:00:00", "time: {h: 24}"), "is a mapping"),
+    "too many digits": (BASE.replace("every: 100 steps", f"every: {'9' * 5000}"), "would never happen"),
+    "no pattern": (BASE.replace("dropout: 5%", "targets: '*['"), "is no regular expression"),
+    "two words": (BASE.replace("nodes: 4", "nodes: 4\n  partition: a b"), "cannot stand on an #SBATCH line"),
+    "not a number": (BASE.replace("offload: optimizer", "overrides: {a: .nan}"), "is not a finite number"),
+}
+
+
+@pytest.mark.parametrize("name", list(ODD))
+def test_odd_texts_are_named_with_their_place(write: Callable[..., Path], name: str) -> None:
+    text, says = ODD[name]
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(write(text.encode("utf-8", "surrogatepass")))
+    (fitting,) = [problem for problem in caught.value.problems if says in str(problem)]
+    assert re.search(r":\d+:\d+$", fitting.place), fitting.place
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["data.train.\u00b2=1", f"data.train[{'9' * 5000}].limit=1", f"{'.'.join('x' * 3000)}=1", 'name="\\ud800"'],
+)
+def test_odd_overrides_are_mistakes(write: Callable[..., Path], override: str) -> None:
+    with pytest.raises(RecipeError):
+        load_recipe(write(BASE), [override])
+
+
 BOMB = b"a: &a [x, x, x, x, x, x, x, x, x]\n" + b"".join(
     b"%c: &%c [%s]\n" % (c + 1, c + 1, b",".join([b"*%c" % c] * 9)) for c in range(97, 105)
 )

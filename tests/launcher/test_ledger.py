@@ -35,7 +35,7 @@ def test_what_is_written_is_read(tmp_path_factory: pytest.TempPathFactory, recor
         ledger.append(path, "step", **record)
     read = ledger.read(path)
     assert [{k: v for k, v in event.items() if k not in ("event", "time")} for event in read] == records
-    assert read.torn == ()
+    assert read.torn == 0
 
 
 def test_a_cut_at_every_byte_loses_only_what_was_not_whole(tmp_path: Path) -> None:
@@ -49,7 +49,7 @@ def test_a_cut_at_every_byte_loses_only_what_was_not_whole(tmp_path: Path) -> No
         read = ledger.read(path)
         steps = [event["step"] for event in read]
         assert steps[:whole] == list(range(whole))
-        assert len(steps) + len(read.torn) == whole + (not data[:size].endswith(b"\n") and size > 0)
+        assert len(steps) + read.torn == whole + (not data[:size].endswith(b"\n") and size > 0)
         after = ledger.append(path, "ended", state="done")
         assert ledger.read(path).events[-1] == after  # the next event is never glued to a torn one
         assert [e["step"] for e in ledger.read(path).all("step")][:whole] == list(range(whole))
@@ -63,7 +63,7 @@ def test_two_writers_at_once(tmp_path: Path) -> None:
     writers = [subprocess.Popen([sys.executable, "-c", code, str(path), name]) for name in "ab"]
     assert [writer.wait() for writer in writers] == [0, 0]
     read = ledger.read(path)
-    assert read.torn == ()
+    assert read.torn == 0
     for name in "ab":
         assert [event["i"] for event in read if event["writer"] == name] == list(range(300))
 
@@ -107,7 +107,7 @@ def test_foreign_lines_are_reported(tmp_path: Path) -> None:
     ledger.append(path, "step", step=2)
     read = ledger.read(path)
     assert [event["step"] for event in read] == [1, 2]
-    assert read.torn == (2, 3, 4)
+    assert read.torn == 3
 
 
 def test_ends_of_a_long_ledger(tmp_path: Path) -> None:
@@ -116,7 +116,7 @@ def test_ends_of_a_long_ledger(tmp_path: Path) -> None:
         ledger.append(path, "step", step=step)
     ends = ledger.read_ends(path)
     assert ends.events[0]["step"] == 0 and ends.events[-1]["step"] == 1999
-    assert ends.torn == () and len(ends.events) < 2000
+    assert ends.torn == 0 and len(ends.events) < 2000
 
 
 def test_a_tail_sees_each_event_once(tmp_path: Path) -> None:
@@ -125,7 +125,7 @@ def test_a_tail_sees_each_event_once(tmp_path: Path) -> None:
     assert tail.new() == ()
     ledger.append(path, "step", step=1)
     with path.open("ab") as file:
-        file.write(b'{"event": "step", "st')
+        file.write(b'{"time": 1, "event": "step", "st')
     assert [event["step"] for event in tail.new()] == [1]
     with path.open("ab") as file:
         file.write(b'ep": 2}\n')

@@ -160,7 +160,7 @@ def test_cancel_saves_and_leaves_a_clean_ledger(small: Path) -> None:
     assert done.returncode == 0 and "cancelled; its newest checkpoint is step" in done.stdout
     events = list(ledger.read(run.events))
     assert [e["event"] for e in events][-1] == "ended" and events[-1]["state"] == "cancelled"
-    assert sum(e["event"] == "ended" for e in events) == 1 and ledger.read(run.events).torn == ()
+    assert sum(e["event"] == "ended" for e in events) == 1 and ledger.read(run.events).torn == 0
     assert len(pids) == 2 and not any(Path(f"/proc/{pid}").exists() for pid in pids)
     assert manifest.newest(run.checkpoints)[0] is not None
     assert "was cancelled already" in mmlaunch("cancel", run.name).stdout

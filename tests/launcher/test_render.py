@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -19,7 +20,9 @@ from mmlaunch.cluster import Cluster, config_folder, profiles
 from mmlaunch.errors import MmlaunchError, RecipeError, TemplateError, UserError
 from mmlaunch.load import load_recipe
 from mmlaunch.plan import Plan
+from mmlaunch.prepare import prepare
 from mmlaunch.recipe.check import section_of
+from mmlaunch.recipe.environment import SCRIPT
 from mmlaunch.render import Renderer, on_sbatch_line, quoted
 from mmlaunch.run.paths import RunPaths
 
@@ -201,7 +204,7 @@ def test_the_nearest_template_wins(tmp_path: Path) -> None:
     (mine / "sbatch.sh.j2").write_text("#!/bin/bash\n# the user's\n")
     assert script(plan, beside=tmp_path) == "#!/bin/bash\n# the user's\n"
     (tmp_path / "sbatch.sh.j2").write_text("#!/bin/bash\n# the recipe's\n{% include 'preamble.sh.j2' %}\n")
-    assert script(plan, beside=tmp_path).startswith("#!/bin/bash\n# the recipe's\nrun=")
+    assert script(plan, beside=tmp_path).startswith("#!/bin/bash\n# the recipe's\ncd -- ")
 
 
 def test_the_users_profiles_come_first() -> None:
@@ -236,9 +239,9 @@ def test_deepspeed_holds_what_the_recipe_says() -> None:
 
 
 def test_one_machine_has_one_node() -> None:
-    recipe = load_recipe(ROOT / "recipes" / "dpo_llama3.yaml").recipe
+    loaded = load_recipe(ROOT / "recipes" / "dpo_llama3.yaml")
     with pytest.raises(MmlaunchError, match=r"resources\.nodes=1"):
-        plans.make(recipe, clusters.choose("local")[1], "local", RunPaths(Path("/r")), Path("/"))
+        prepare(loaded, "local")
 
 
 def test_the_plan_decides_about_activation_checkpointing() -> None:
@@ -257,3 +260,13 @@ def test_the_plan_decides_about_activation_checkpointing() -> None:
     profile = clusters.choose("slurm")[1].model_copy(update={"gpu_memory": "24G"})
     asked = plans.make(decided, profile, "slurm", RunPaths(Path("/r")), Path("/"))
     assert "MMLAUNCH_CHECKPOINTING" not in asked.environment and not asked.facts["activation_checkpointing"]["on"]
+
+
+def test_no_setting_reaches_the_variables_of_the_scripts() -> None:
+    """What the templates assign to is what recipes and profiles may not name; and it is assigned after theirs."""
+    texts = [path.read_text() for path in (ROOT / "templates").glob("*.sh.j2")]
+    assigned = {name for text in texts for name in re.findall(r"^\s*([a-z_]+)=", text, re.MULTILINE)}
+    assert assigned == SCRIPT
+    cluster = clusters.choose("slurm")[1].model_copy(update={"setup": ["python=evil", "run=elsewhere"]})
+    lines = script(plan_of(cluster, "slurm")).splitlines()
+    assert lines.index("python=evil") < next(n for n, line in enumerate(lines) if line.startswith("python=/"))

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import socket
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -140,10 +142,24 @@ def test_runs_are_found_by_what_people_type(tmp_path: Path, monkeypatch: pytest.
         assert rundir.resolve(typed).name == name
     with pytest.raises(RunNotFound, match="fits 3 runs"):
         rundir.resolve("dpo")
-    with pytest.raises(RunNotFound, match="the newest are dpo-1121-aaaa"):
-        rundir.resolve("ppo")
+    for nothing in ("ppo", "", "112", "ccc"):  # a variable that is not set must not name the only run there is
+        with pytest.raises(RunNotFound, match="the newest are dpo-1121-aaaa"):
+            rundir.resolve(nothing)
     with pytest.raises(RunNotFound, match="not a run directory"):
         rundir.resolve(f"{tmp_path}/not-a-run")
+
+
+def test_a_narrow_terminal_shows_what_comes_next(tmp_path: Path) -> None:
+    make_run(tmp_path, "a-run-with-a-long-name-1121-aaaa", 0)
+    ledger.append(tmp_path / "a-run-with-a-long-name-1121-aaaa" / "events.jsonl", "ended", state="done", reason="")
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "mmlaunch", "status"]
+    environment = {**os.environ, "MMLAUNCH_RUNS": str(tmp_path), "COLUMNS": "60"}
+    subprocess.run(command, stdout=theirs, stdin=theirs, env=environment, check=True)
+    lines = os.read(ours, 65536).decode().splitlines()
+    os.close(ours)
+    os.close(theirs)
+    assert len(lines) == 3 and lines[2].startswith("  next: mmlaunch export "), lines
 
 
 def test_a_thousand_runs_are_read_by_their_ends(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from mmlaunch.errors import UserError
 from mmlaunch.run.paths import RunPaths
 
 POLL = 0.3
+INTERRUPTED = 130
 _COLOURS = ("cyan", "magenta", "yellow", "green", "blue", "red")
 
 
@@ -38,6 +39,8 @@ def command(run: str, follow: bool, rank: int | None, attempt: int | None, lines
     if follow:
         view.follow()
     elif not view.print_new() and not view.print_batch():
+        if rank is not None and (known := sorted(view.ranks())) and rank not in known:
+            raise UserError(f"{paths.name} has no rank {rank}; it has {known[0]} to {known[-1]}")
         click.echo(f"{paths.name} has printed nothing yet; next: mmlaunch status {paths.name}", err=True)
 
 
@@ -64,6 +67,11 @@ class View:
         if self.rank is not None:
             found = [path for path in found if _rank(path) == self.rank]
         return sorted(found, key=lambda path: (int(path.parent.parent.name), _rank(path) is None, _rank(path) or 0))
+
+    def ranks(self) -> set[int]:
+        """Those that have a log in any attempt."""
+        logs = (path for number in attempts_of(self.run) for path in self.run.attempt(number).logs.glob("*.out"))
+        return {rank for path in logs if (rank := _rank(path)) is not None}
 
     def print_new(self) -> bool:
         """Print every whole line that came since the last time; whether there was any."""
@@ -100,6 +108,7 @@ class View:
                 time.sleep(POLL)
         except KeyboardInterrupt:
             click.echo(f"left; next: mmlaunch status {self.run.name}", err=True)
+            raise SystemExit(INTERRUPTED) from None
 
 
 def _rank(path: Path) -> int | None:

@@ -25,7 +25,7 @@ def _clusters(ctx: click.Context, param: click.Parameter, incomplete: str) -> li
 
 def recipe(many: bool = False) -> Callable[[F], F]:
     """The recipe to work on."""
-    return click.argument("recipe", nargs=-1 if many else 1, required=True, type=click.Path())
+    return click.argument("recipe", nargs=-1 if many else 1, required=True, type=click.Path(readable=False))
 
 
 def run(required: bool = True, many: bool = True) -> Callable[[F], F]:

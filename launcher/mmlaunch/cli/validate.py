@@ -40,11 +40,8 @@ def command(recipe: tuple[str, ...], overrides: tuple[str, ...], cluster: str | 
 
 def _checked(path: str, overrides: tuple[str, ...], cluster: str | None) -> Loaded:
     loaded = load_recipe(path, overrides)
-    if cluster is not None:
-        resources = loaded.recipe.resources
-        misfit = clusters.problem(clusters.choose(cluster)[1], resources.time, resources.gpus_per_node)
-        if misfit:
-            raise loaded.placed(misfit.problems)
+    if cluster is not None and (misfit := clusters.problem(clusters.choose(cluster)[1], loaded.recipe.resources)):
+        raise loaded.placed(misfit.problems)
     return loaded
 
 

@@ -9,7 +9,9 @@ from mmlaunch.errors import Problem, RecipeError
 from mmlaunch.load.node import Node, Place, Source
 from mmlaunch.load.text import parse_value
 
-_PART = re.compile(r"([^.\[\]=]+)|\[(\d+)\]")
+_PART = re.compile(r"([^.\[\]=]+)|\[([0-9]{1,9})\]")
+_NUMBER = re.compile(r"[0-9]{1,9}")
+_DEEPEST = 100
 _ONE_IS_A_LIST = (("data", "train"), ("data", "eval"))
 """Where a recipe may write one section instead of a list of one."""
 
@@ -44,7 +46,9 @@ def _parts(path: str, place: Place) -> list[str | int]:
         found = _PART.findall(piece)
         if not found or "".join(word or f"[{index}]" for word, index in found) != piece:
             raise RecipeError([place.problem(f"{path!r} is not a path", "write data.train[0].limit=100")])
-        parts += [int(index) if index else int(word) if word.isdigit() else word for word, index in found]
+        parts += [int(index or word) if index or _NUMBER.fullmatch(word) else word for word, index in found]
+    if len(parts) > _DEEPEST:
+        raise RecipeError([place.problem(f"a path of {len(parts)} parts", "write data.train[0].limit=100")])
     return parts
 
 
@@ -57,6 +61,8 @@ def _set(node: Node | None, path: Sequence[str | int], value: Node, place: Place
         return _set(node, rest, value, place, above)
     if isinstance(part, int):
         items = list(node.value) if node is not None and isinstance(node.value, list) else None
+        if above in _ONE_IS_A_LIST and node is not None and isinstance(node.value, dict):
+            items = [node]
         if items is None or part >= len(items):
             has = f"it has {len(items)} items" if items is not None else "it is no list"
             raise RecipeError([place.problem(f"there is no item [{part}]", has, above)])

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar
 
 from mmlaunch.errors import Problem, RecipeError
-from mmlaunch.load.node import Node, Place
+from mmlaunch.load.node import Node, Place, Source
 from mmlaunch.load.overrides import apply
 from mmlaunch.load.text import read_file
 from mmlaunch.recipe.check import recipe_of, section_of
@@ -36,7 +37,7 @@ class Loaded:
     def text(self) -> str:
         """The file as it was written, with its overrides noted on top."""
         written = self.path.read_text(encoding="utf-8-sig")
-        return "".join(f"# -s {override}\n" for override in self.overrides) + written
+        return "".join(f"# -s {' '.join(override.splitlines())}\n" for override in self.overrides) + written
 
     def placed(self, problems: Sequence[Problem]) -> RecipeError:
         """The same problems, each with its place in the text."""
@@ -46,8 +47,10 @@ class Loaded:
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Loaded:
     """Read, merge and validate; raises `RecipeError` with every problem and its place."""
     file = find(str(path))
-    node = apply(_extended(read_file(file, str(path) if file == Path(path) else None), file, ()), overrides)
-    return Loaded(validated(node, recipe_of), file, node, tuple(overrides))
+    found: list[Problem] = []
+    node = _extended(read_file(file, str(path) if file == Path(path) else None, found), file, (), found)
+    node = apply(node, overrides)
+    return Loaded(validated(node, recipe_of, found), file, node, tuple(overrides))
 
 
 def load_section(kind: type[S], path: Path) -> S:
@@ -55,8 +58,22 @@ def load_section(kind: type[S], path: Path) -> S:
     return validated(read_file(path), lambda data: section_of(kind, data))
 
 
-def find(name: str, beside: Path | None = None) -> Path:
+def find(name: str, beside: Path | None = None, place: Place | None = None) -> Path:
     """A recipe's file: as named, beside the recipe that extends it, or one that comes with mmlaunch."""
+    try:
+        found = _find(name, beside)
+        found.resolve()
+    except (OSError, RuntimeError, ValueError) as error:  # too long, a circle of links, no such user, a NUL
+        reason = getattr(error, "strerror", None) or str(error)
+        place = place or Place(Source(name))
+        path = ("extends",) if beside else ()
+        raise RecipeError(
+            [place.problem(f"names no file ({reason})", "name the YAML file of a recipe", path)]
+        ) from None
+    return found
+
+
+def _find(name: str, beside: Path | None) -> Path:
     written = Path(name).expanduser()
     path = beside / written if beside is not None else written
     if os.path.exists(path) or written.is_absolute():  # noqa: PTH110  Path.exists raises where a folder is closed
@@ -67,50 +84,60 @@ def find(name: str, beside: Path | None = None) -> Path:
     return path
 
 
-def _extended(node: Node, file: Path, below: tuple[Path, ...]) -> Node:
-    """The mapping of a file laid over those that it extends."""
+def _extended(node: Node, file: Path, below: tuple[Path, ...], found: list[Problem]) -> Node:
+    """The mapping of a file laid over those that it extends; what is wrong with single keys goes to `found`."""
     assert isinstance(node.value, dict)
     extends = node.value.pop("extends", None)
     if extends is None:
         return node
     names = extends.value if isinstance(extends.value, list) else [extends]
     base: Node | None = None
+    lost: list[Problem] = []
     for name in names:
         if not isinstance(name.value, str):
             raise RecipeError(
                 [name.place.problem("extends names files", "write extends: base/llama3_clip.yaml", ("extends",))]
             )
-        parent = find(name.value, file.parent)
+        parent = find(name.value, file.parent, name.place)
         chain = (*below, file.resolve())
         if parent.resolve() in chain:
             circle = " -> ".join(p.name for p in (*chain, parent.resolve()))
             raise RecipeError([name.place.problem(f"extends itself: {circle}", "break the circle", ("extends",))])
-        if not os.path.exists(parent):  # noqa: PTH110  as above
+        if not os.path.isfile(parent):  # noqa: PTH113  as above
             right = f"looked for {parent} and among the recipes that come with mmlaunch"
-            raise RecipeError([name.place.problem(f"no such file: {name.value}", right, ("extends",))])
-        extended = _extended(read_file(parent), parent, chain)
+            what = "is no regular file" if os.path.exists(parent) else "no such file"  # noqa: PTH110  as above
+            lost.append(name.place.problem(f"{what}: {name.value}", right, ("extends",)))
+            continue
+        extended = _extended(read_file(parent, found=found), parent, chain, found)
         base = extended if base is None else base.merged(extended)
+    if lost:  # what else is missing may stand in there
+        raise RecipeError([*found, *lost])
     node.key_places.pop("extends", None)
     return node if base is None else base.merged(node)
 
 
-def validated(node: Node, check: Callable[[Any], T]) -> T:
-    """`check(plain data)`, its problems placed in the text and in the order of the text."""
+def validated(node: Node, check: Callable[[Any], T], found: Sequence[Problem] = ()) -> T:
+    """`check(plain data)`; its problems and those that reading `found`, placed in the text and in its order."""
+    problems = list(found)
+    known = {problem.path for problem in found}
     try:
-        return check(node.plain())
+        value = check(node.plain())
+        if not found:
+            return value
     except RecipeError as error:
-        problems = [(_place(problem, node), _placed(problem, node)) for problem in error.problems]
-    problems.sort(
-        key=lambda pair: (pair[0].source is not node.place.source, pair[0].source.name, pair[0].line, pair[0].column)
-    )
-    raise RecipeError([problem for _, problem in problems])
+        problems += [_placed(problem, node) for problem in error.problems if problem.path not in known]
+    raise RecipeError(sorted(problems, key=partial(_order, node.place.source.name)))
 
 
-def _place(problem: Problem, node: Node) -> Place:
-    return node.locate(problem.path, problem.on_key)
+def _order(first: str, problem: Problem) -> tuple[bool, str, int, int]:
+    """The recipe's own file first, then by file, line and column."""
+    name, *numbers = problem.place.rsplit(":", 2)
+    if len(numbers) < 2 or not all(number.isdigit() for number in numbers):
+        return problem.place != first, problem.place, 0, 0
+    return name != first, name, int(numbers[0]), int(numbers[1])
 
 
 def _placed(problem: Problem, node: Node) -> Problem:
-    place = _place(problem, node)
+    place = node.locate(problem.path, problem.on_key)
     excerpt = place.source.excerpt(place.line, place.column, place.width)
     return replace(problem, place=str(place), excerpt=excerpt)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import stat
 from pathlib import Path
 
@@ -22,10 +24,16 @@ _CORE = {
 }
 _NULL = ("", "~", "null", "Null", "NULL")
 _MERGE = "<<"
+_PLAIN = "write plain UTF-8 text"
+_BEYOND = re.compile(r"\\U(?!000|0010)[0-9A-Fa-f]{8}")
+_HALVES = re.compile("[\ud800-\udfff]")
 
 
-def read_file(path: Path, shown: str | None = None) -> Node:
-    """The mapping in a YAML file."""
+def read_file(path: Path, shown: str | None = None, found: list[Problem] | None = None) -> Node:
+    """The mapping in a YAML file.
+
+    With `found`, what is wrong with single keys and values is added to it, and the rest can still be judged.
+    """
     source = Source(shown or str(path))
     try:
         kind = path.stat().st_mode
@@ -45,13 +53,13 @@ def read_file(path: Path, shown: str | None = None) -> Node:
         size = path.stat().st_size
         what = f"has {size / 1e6:.1f} MB: this is no recipe (the limit is {MAX_BYTES // 1024} KiB)"
         raise RecipeError([Place(source).problem(what, "name the YAML file of a recipe")])
-    return parse(_decode(data, source), source.name)
+    return parse(_decode(data, source), source.name, found)
 
 
-def parse(text: str, name: str) -> Node:
+def parse(text: str, name: str, found: list[Problem] | None = None) -> Node:
     """The mapping in a YAML text."""
     source = Source(name, tuple(text.splitlines()))
-    node = parse_value(text, source)
+    node = parse_value(text, source, found)
     if node is None or node.value is None:
         raise RecipeError([Place(source).problem("is empty", "start with name:, model:, data:, objective:")])
     if not isinstance(node.value, dict):
@@ -59,7 +67,7 @@ def parse(text: str, name: str) -> Node:
     return node
 
 
-def parse_value(text: str, source: Source) -> Node | None:
+def parse_value(text: str, source: Source, found: list[Problem] | None = None) -> Node | None:
     """Any YAML value; None for an empty text."""
     try:
         events = yaml.compose_all(text, Loader=yaml.SafeLoader)
@@ -67,19 +75,32 @@ def parse_value(text: str, source: Source) -> Node | None:
         extra = next(events, None)
     except yaml.MarkedYAMLError as error:
         raise RecipeError([_syntax(error, source)]) from None
-    except yaml.YAMLError as error:
-        raise RecipeError(
-            [Place(source).problem(str(error).splitlines()[0], "save the file as plain UTF-8 text")]
-        ) from None
+    except yaml.reader.ReaderError as error:
+        place = _at(text, error.position, source)
+        raise RecipeError([place.problem(f"holds a {json.dumps(text[error.position])} character", _PLAIN)]) from None
+    except (ValueError, OverflowError):  # yaml asks Python for a character that there is not
+        escape = _BEYOND.search(text)
+        place = _at(text, escape.start() if escape else 0, source)
+        raise RecipeError([place.problem("an escape for a character that there is not", _PLAIN)]) from None
     except RecursionError:
         raise RecipeError([Place(source).problem("is nested too deeply", f"stay below {MAX_DEPTH} levels")]) from None
     if extra is not None:
         begin = range(extra.start_mark.line + 1, 0, -1)
-        place = Place(source, next((n for n in begin if source.lines[n - 1].startswith("---")), 1), 1, 3)
+        place = Place(
+            source, next((n for n in begin if source.lines[n - 1 : n] and source.lines[n - 1][:3] == "---"), 1), 1, 3
+        )
         raise RecipeError(
             [place.problem("a second document begins here", "keep one recipe in a file (remove the ---)")]
         )
-    return None if root is None else _Builder(source).build(root)
+    if root is None:
+        return None
+    builder = _Builder(source)
+    node = builder.build(root)
+    if found is not None:
+        found += builder.problems
+    elif builder.problems:
+        raise RecipeError(builder.problems)
+    return node
 
 
 class _Builder:
@@ -91,10 +112,7 @@ class _Builder:
         self.count = 0
 
     def build(self, root: yaml.Node) -> Node:
-        node = self._node(root, (), ())
-        if self.problems:
-            raise RecipeError(self.problems)
-        return node
+        return self._node(root, (), ())
 
     def _node(self, node: yaml.Node, path: tuple[str | int, ...], above: tuple[int, ...]) -> Node:
         place = _place(node, self.source)
@@ -106,18 +124,27 @@ class _Builder:
             raise RecipeError([place.problem("an anchor that contains itself", "write the value out", path)])
         if len(above) > MAX_DEPTH:
             raise RecipeError([place.problem("is nested too deeply", f"stay below {MAX_DEPTH} levels", path)])
-        if node.tag not in _CORE:
-            tag = node.tag.replace("tag:yaml.org,2002:", "!!")
-            self.problems.append(
-                place.problem(f"the tag {tag} is refused: a recipe holds plain values only", "remove the tag", path)
-            )
+        self._check_tag(node, place, path)
         above = (*above, id(node))
         if isinstance(node, yaml.MappingNode):
             return self._mapping(node, place, path, above)
         if isinstance(node, yaml.SequenceNode):
             return Node([self._node(item, (*path, i), above) for i, item in enumerate(node.value)], place)
         assert isinstance(node, yaml.ScalarNode)
+        self._check_text(node, place, path)
         return Node(_scalar(node), place)
+
+    def _check_text(self, node: yaml.ScalarNode, place: Place, path: tuple[str | int, ...]) -> None:
+        """Half of a character that UTF-16 writes in two can be written as an escape, and never be saved."""
+        if _HALVES.search(node.value):
+            self.problems.append(place.problem("holds half a character", _PLAIN, path))
+
+    def _check_tag(self, node: yaml.Node, place: Place, path: tuple[str | int, ...]) -> None:
+        if node.tag not in _CORE:
+            tag = node.tag.replace("tag:yaml.org,2002:", "!!")
+            self.problems.append(
+                place.problem(f"the tag {tag} is refused: a recipe holds plain values only", "remove the tag", path)
+            )
 
     def _mapping(
         self, node: yaml.MappingNode, place: Place, path: tuple[str | int, ...], above: tuple[int, ...]
@@ -131,6 +158,8 @@ class _Builder:
                 self.problems.append(key_place.problem("a key must be a word", "write key: value", path))
                 continue
             key = key_node.value
+            self._check_tag(key_node, key_place, (*path, key))
+            self._check_text(key_node, key_place, path)
             if key == _MERGE and key_node.style is None:
                 merged += self._merge(item, (*path, key), above)
                 continue
@@ -207,10 +236,17 @@ def _syntax(error: yaml.MarkedYAMLError, source: Source) -> Problem:
             "this does not belong into the brackets", "separate items by commas and close every bracket"
         )
     if "quoted scalar" in (error.context or ""):
+        if "escape" in what:
+            return place.problem("an escape that YAML does not know", r"write \\ for a backslash, or 'single quotes'")
         opened = error.context_mark
         place = Place(source, opened.line + 1, opened.column + 1) if opened else place
         return place.problem("a quotation mark that is never closed", "close it")
     return place.problem(f"is not YAML: {what}", "check indentation, colons and quotes around this place")
+
+
+def _at(text: str, position: int, source: Source) -> Place:
+    before = text[:position]
+    return Place(source, before.count("\n") + 1, position - before.rfind("\n"))
 
 
 def _indent(line: str) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Annotated, Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
@@ -13,11 +14,13 @@ from mmlaunch.errors import Problem, RecipeError
 from mmlaunch.recipe import suggest
 from mmlaunch.recipe.objective import METHODS, TAGS
 from mmlaunch.recipe.recipe import Recipe, broken_rules
-from mmlaunch.recipe.section import Section
+from mmlaunch.recipe.section import Path, Section
 
 S = TypeVar("S", bound=Section)
 
 UNKNOWN = "unknown key"
+_MOST = 200
+"""Nobody reads more at once."""
 
 _RANGES = {
     "greater_than": "more than {gt}", "greater_than_equal": "at least {ge}",
@@ -36,32 +39,49 @@ def recipe_of(data: Mapping[str, Any]) -> Recipe:
         return Recipe.model_validate(data)
     except ValidationError as error:
         problems = problems_of(error, Recipe)
-    mended = _mended(data, problems)
+    misspelt: dict[Path, Path] = {}
+    mended = _mended(data, problems, misspelt)
+    hidden: list[Problem] = []
     if mended != data:
         try:  # a misspelt key hides what its section would have complained about
             Recipe.model_validate(mended)
             raise RecipeError(problems)
         except ValidationError as error:
-            problems += [problem for problem in problems_of(error, Recipe) if problem not in problems]
-    raise RecipeError(problems + _hidden_rules(mended, problems))
+            hidden = [problem for problem in problems_of(error, Recipe) if problem not in problems]
+    hidden += _hidden_rules(mended, [*problems, *hidden])
+    raise RecipeError(problems + [_as_written(problem, misspelt, data) for problem in hidden])
 
 
-def _mended(data: Any, problems: Sequence[Problem], path: tuple[str | int, ...] = ()) -> Any:
-    """The same data with misspelt keys spelt right, where the right spelling is of the same section."""
+def _as_written(problem: Problem, misspelt: Mapping[Path, Path], data: Any) -> Problem:
+    """A problem of a mended recipe, under the keys that the user has written."""
+    for length in range(len(problem.path), 0, -1):
+        if (written := misspelt.get(problem.path[:length])) is not None:
+            return replace(problem, path=(*written, *problem.path[length:]))
+    return problem
+
+
+def _mended(
+    data: Any, problems: Sequence[Problem], misspelt: dict[Path, Path], path: Path = (), right: Path = ()
+) -> Any:
+    """The same data with misspelt keys spelt right, where the right spelling is of the same section.
+
+    `misspelt` learns which these are: the right path to the written one. A key without a value is left out: that it
+    was this one is a guess.
+    """
     if isinstance(data, list):
-        return [_mended(item, problems, (*path, index)) for index, item in enumerate(data)]
+        return [_mended(item, problems, misspelt, (*path, n), (*right, n)) for n, item in enumerate(data)]
     if not isinstance(data, Mapping):
         return data
     unknown = {problem.path: problem.right for problem in problems if problem.on_key and problem.what == UNKNOWN}
     mended: dict[Any, Any] = {}
     for key, value in data.items():
-        right = unknown.get((*path, key), "")
-        near = re.fullmatch(r"did you mean (?:.*\.)?(\w+)\?", right)
-        meant = (
-            near.group(1) if near and right == f"did you mean {Problem((*path, near.group(1)), '').dotted}?" else key
-        )
-        name = key if meant in data else meant  # a key that stands here too is never replaced
-        mended[name] = _mended(value, problems, (*path, key))
+        said = unknown.get((*path, key), "")
+        near = re.fullmatch(r"did you mean (?:.*\.)?(\w+)\?", said)
+        meant = near.group(1) if near and said == f"did you mean {Problem((*path, near.group(1)), '').dotted}?" else key
+        name = key if meant in data or value is None else meant  # a key that stands here too is never replaced
+        if name != key:
+            misspelt[(*right, name)] = (*path, key)
+        mended[name] = _mended(value, problems, misspelt, (*path, key), (*right, name))
     return mended
 
 
@@ -110,7 +130,10 @@ def _annotated(field: FieldInfo) -> Any:
 
 def problems_of(error: ValidationError, root: type[Section]) -> list[Problem]:
     """pydantic's findings in our words, in the order of the file."""
-    problems = [_problem(dict(detail), root) for detail in error.errors(include_url=False)]
+    details = error.errors(include_url=False)
+    problems = [_problem(dict(detail), root) for detail in details[:_MOST]]
+    if more := len(details) - _MOST:
+        problems += [Problem((), f"{more:,} more mistakes", "mend these first")] if more > 0 else []
     meant = {problem.right for problem in problems if problem.on_key}
     return [p for p in problems if p.what != "missing" or f"did you mean {p.dotted}?" not in meant]
 
@@ -138,7 +161,8 @@ def _problem(detail: dict[str, Any], root: type[Section]) -> Problem:
     if kind == "string_pattern_mismatch":
         return Problem(path, f"{_shown(value)} is not a plain file name", "use letters, digits, '.', '_' and '-'")
     if kind == "too_short":
-        return Problem(path, "is empty", f"write at least {context['min_length']} of them")
+        has = f"has {context['actual_length']} items" if context["actual_length"] else "is empty"
+        return Problem(path, has, f"write at least {context['min_length']} of them")
     if kind == "too_long":
         return Problem(path, f"has {context['actual_length']} items", f"write {context['max_length']}")
     return _wrong_type(path, kind, value, root, detail)

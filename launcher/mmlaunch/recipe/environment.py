@@ -6,17 +6,19 @@ import re
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator, WithJsonSchema
+from pydantic_core import PydanticCustomError
 
-from mmlaunch.recipe.scalars import listed
-from mmlaunch.recipe.section import mistake
+from mmlaunch.recipe.scalars import CONTROL, listed
+from mmlaunch.recipe.section import mistake, refuse
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _SECRET = re.compile(r"(^|_)(API_?KEY|KEY|TOKEN|SECRET|PASS|PASSWORD|PASSWD|PAT|AUTH|CREDENTIALS?)($|_)", re.IGNORECASE)
-_OWNED = re.compile(
-    r"(SLURM|SLURMD|SRUN|SBATCH|SUBMITIT|MMLAUNCH|TORCHELASTIC)_.*|RANK|LOCAL_RANK|WORLD_SIZE|MASTER_ADDR|MASTER_PORT|PYTHONPATH"
-)
-
-
+LAUNCHERS = ("SLURM_", "SLURMD_", "SRUN_", "SBATCH_", "SUBMITIT_", "TORCHELASTIC_")
+"""How the names begin that launchers tell their ranks things by."""
+RANKS = frozenset({"RANK", "LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"})
+_OWNED = RANKS | {"PYTHONPATH", "PYTHONHOME", "PYTHONSAFEPATH", "PYTHONUNBUFFERED", "PYTHONFAULTHANDLER"}
+SCRIPT = frozenset({"run", "python", "rank", "opened", "step", "status", "verdict", "deadline", "head_node"})
+"""The variables of the job scripts themselves."""
 _SECRET_VALUE = re.compile(r"hf_[A-Za-z0-9]{6}|sk-[A-Za-z0-9_-]{8}|gh[pousr]_[A-Za-z0-9]{8}|AKIA[A-Z0-9]{8}|xox[abp]-")
 _SHELL = frozenset({"PATH", "HOME", "IFS", "ENV", "BASH_ENV", "SHELLOPTS", "BASHOPTS", "LD_PRELOAD", "PS4", "CDPATH"})
 
@@ -30,8 +32,10 @@ def check_name(name: str) -> str:
     """An environment variable that a recipe or a profile may set."""
     if not _NAME.fullmatch(name):
         raise mistake(f"{name!r} is not the name of a variable", "use letters, digits and _, e.g. WANDB_API_KEY")
-    if _OWNED.fullmatch(name):
+    if name in _OWNED or name.startswith((*LAUNCHERS, "MMLAUNCH_")):
         raise mistake(f"{name} is set by mmlaunch itself", "remove it")
+    if name in SCRIPT:
+        raise mistake(f"{name} is a variable of the job script", "give yours another name")
     if name in _SHELL:
         raise mistake(f"{name} would change how the job script itself runs", "set it in the profile's setup lines")
     return name
@@ -45,14 +49,26 @@ def check_setting(name: str, value: str) -> None:
             f"{name} looks like a secret, and its value would be written down",
             f"write {name} alone; its value comes from your shell",
         )
-    if any(ord(character) < 32 or ord(character) == 127 for character in value):
+    if CONTROL.search(value):
         raise mistake(f"the value of {name} holds a newline or another control character", "write it on one line")
+
+
+def check_settings(section: str, value: dict[str, Any], right: str = "write {0}: value") -> None:
+    """Every setting of a mapping, each at its own place."""
+    wrong = []
+    for name, setting in value.items():
+        try:
+            if not isinstance(setting, str):
+                raise mistake(f"{name} has no value", right.format(name))
+            check_setting(str(name), setting)
+        except PydanticCustomError as error:
+            wrong.append(((name,), setting, error))
+    refuse(section, wrong)
 
 
 def _entries(value: Any) -> Any:
     if isinstance(value, dict):
-        if plain := [name for name, setting in value.items() if not isinstance(setting, str)]:
-            raise mistake(f"{plain[0]} has no value", f"write {plain[0]}: value, or - {plain[0]} to pass it through")
+        check_settings("env", value, "write {0}: value, or - {0} to pass it through")
         value = [f"{name}={setting}" for name, setting in value.items()]
     return listed(value)
 

@@ -1,9 +1,10 @@
 """`model`: which parts, how they are joined, what of them is trained."""
 
+import re
 from math import isqrt
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from mmlaunch.recipe.scalars import Count, Line, Positive, Share
 from mmlaunch.recipe.section import Path, Section, mistake, refuse
@@ -142,6 +143,14 @@ class Tiling(Section):
         return self
 
 
+def _pattern(value: str) -> str:
+    try:
+        re.compile(value)
+    except re.error as error:
+        raise mistake(f"{value!r} is no regular expression ({error})", "write all-linear or (q|v)_proj$") from None
+    return value
+
+
 class Lora(Section):
     """Low-rank adapters, through peft."""
 
@@ -153,7 +162,7 @@ class Lora(Section):
     rank: Count = 16
     alpha: Positive = 32
     dropout: Share = 0.0
-    targets: Line = "all-linear"
+    targets: Annotated[Line, AfterValidator(_pattern)] = "all-linear"
     """all-linear, or a regular expression over module names."""
     rslora: bool = False
     dora: bool = False

@@ -4,7 +4,7 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import Field, model_validator
 
-from mmlaunch.recipe.scalars import Count, Duration, Line, MemorySize
+from mmlaunch.recipe.scalars import Count, Duration, MemorySize, Word
 from mmlaunch.recipe.section import Section, mistake, refuse
 
 
@@ -27,10 +27,10 @@ class Resources(Section):
     memory: MemorySize | None = None
     """Memory of a node; left out: all of it."""
     time: Duration = 86400
-    partition: Line | None = None
+    partition: Word | None = None
     """Partition, account and qos of this run, instead of the profile's."""
-    account: Line | None = None
-    qos: Line | None = None
+    account: Word | None = None
+    qos: Word | None = None
 
     @model_validator(mode="after")
     def _one_rank_a_gpu(self) -> "Resources":
@@ -60,7 +60,7 @@ class Resources(Section):
 
 
 def _budget(value: int, text: str) -> Any:
-    return Field(default=value, ge=0, description=text)
+    return Field(default=value, ge=0, le=10**6, description=text)
 
 
 class Restarts(Section):

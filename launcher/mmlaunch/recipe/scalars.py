@@ -34,12 +34,14 @@ class Plain(str):
 
 _INTEGER = re.compile(r"[-+]?[0-9]+")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
+_NO_NUMBER = re.compile(r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
 _UNITS = {"s": 1, "sec": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
 _CLOCK = re.compile(r"(?:(\d+)-)?(\d+):(\d{1,2})(?::(\d{1,2}))?")
 _PARTS = re.compile(r"(\d+(?:\.\d+)?)(sec|min|[smhd])")
 _LONGEST = 366 * 86400
-_SIZE = re.compile(r"(\d+)\s*([KMGT])(?:i?B)?", re.IGNORECASE)
-_CONTROL = re.compile(r"[\x00-\x1f\x7f\u0085\u2028\u2029]")
+_SIZE = re.compile(r"0*([0-9]+)\s*([KMGT])(?:i?B)?", re.IGNORECASE)
+CONTROL = re.compile(r"[\x00-\x1f\x7f\u0085\u2028\u2029]")
+"""Characters that stand for no text on one line."""
 
 
 def resolve_plain(value: Any) -> Any:
@@ -50,6 +52,8 @@ def resolve_plain(value: Any) -> Any:
         return [resolve_plain(item) for item in value]
     if not isinstance(value, Plain):
         return value
+    if _NO_NUMBER.fullmatch(value):
+        raise mistake(f"{str(value)!r} is not a finite number", "write a number such as 5e8")
     if _INTEGER.fullmatch(value) and len(value) < 19:
         return int(value)
     if _FLOAT.fullmatch(value):
@@ -63,8 +67,8 @@ def parse_duration(value: Any) -> int:
     """Seconds of `24:00:00`, `1-12:00:00`, `30m`, `2h30m`, `90s`."""
     if isinstance(value, int) and not isinstance(value, bool):
         return value  # already seconds: a default, or a recipe built in Python
-    text = str(value).strip()
     right = "write 30m, 2h, 90s, 24:00:00 or 2-00:00:00"
+    text = _text(value, right)
     if clock := _CLOCK.fullmatch(text):
         days, first, second, third = clock.groups()
         if third is None and days is None:
@@ -78,6 +82,14 @@ def parse_duration(value: Any) -> int:
     if _FLOAT.fullmatch(text):
         raise mistake(f"{text!r} has no unit", f"write {text}m or {text}h")
     raise mistake(f"{text!r} is not a duration", right)
+
+
+def _text(value: Any, right: str) -> str:
+    """What a scalar says; a mapping, a list or nothing says nothing."""
+    if value is None or isinstance(value, (dict, list)):
+        found = "has no value" if value is None else f"is a {'mapping' if isinstance(value, dict) else 'list'}"
+        raise mistake(found, right)
+    return str(value).strip()
 
 
 def format_duration(seconds: int) -> str:
@@ -115,7 +127,7 @@ Duration = Annotated[
 
 
 def _size(value: Any) -> str:
-    match = _SIZE.fullmatch(str(value).strip())
+    match = _SIZE.fullmatch(_text(value, "write 64G, 900M or 1T"))
     if not match or not int(match.group(1)[:9]):
         raise mistake(f"{str(value)!r} is not a memory size", "write 64G, 900M or 1T")
     return f"{int(match.group(1))}{match.group(2).upper()}"
@@ -126,7 +138,7 @@ MemorySize = Annotated[str, BeforeValidator(_size), WithJsonSchema({"type": "str
 
 
 def _share(value: Any) -> float:
-    text = str(value).strip()
+    text = _text(value, "write 3% or 0.03")
     number = text.removesuffix("%").strip()
     if not _FLOAT.fullmatch(number):
         raise mistake(f"{text!r} is not a share", "write 3% or 0.03")
@@ -141,7 +153,7 @@ Share = Annotated[float, BeforeValidator(_share), WithJsonSchema({"type": ["numb
 
 
 def _reject_control(value: str) -> str:
-    if found := _CONTROL.search(value):
+    if found := CONTROL.search(value):
         raise mistake(f"holds a {json.dumps(found.group())} character", "write it on one line, in plain text")
     if not value.strip():
         raise mistake("is empty", "write a text or remove the key")
@@ -150,6 +162,19 @@ def _reject_control(value: str) -> str:
 
 Line = Annotated[str, BeforeValidator(lambda value: _reject_control(value) if isinstance(value, str) else value)]
 """A text on one line: it may stand in a script, a log and a terminal."""
+
+SLURM_WORD = re.compile(r"[A-Za-z0-9_.,:;/%@+=~\[\]()|&*!{}^-]+")
+"""What may stand unquoted on an #SBATCH line."""
+
+
+def _word(value: Any) -> Any:
+    if isinstance(value, str) and not SLURM_WORD.fullmatch(value):
+        raise mistake(f"{value!r} cannot stand on an #SBATCH line", "use letters, digits and . _ - , : /")
+    return value
+
+
+Word = Annotated[Line, BeforeValidator(_word)]
+"""A text that Slurm takes as one word."""
 
 Real = Annotated[float, Field(allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -174,11 +199,11 @@ class Every:
 def _every(value: Any) -> Every:
     if isinstance(value, Every):
         return value
-    text = str(value).strip()
+    text = _text(value, "write 500 steps or 30m")
     number = text.removesuffix("steps").removesuffix("step").strip()
     if _INTEGER.fullmatch(number):
-        if int(number) < 1:
-            raise mistake(f"{text!r} would never happen", "write 500 steps or 30m")
+        if len(number) > 9 or int(number) < 1:
+            raise mistake(f"{text[:40]!r} would never happen", "write 500 steps or 30m")
         return Every(steps=int(number))
     return Every(seconds=_positive_duration(text))
 
@@ -212,9 +237,9 @@ class Warmup:
 def _warmup(value: Any) -> Warmup:
     if isinstance(value, Warmup):
         return value
-    text = str(value).strip()
+    text = _text(value, "write 3% (of all steps) or 100 steps")
     number = text.removesuffix("steps").removesuffix("step").strip()
-    if _INTEGER.fullmatch(number) and int(number) >= 0:
+    if _INTEGER.fullmatch(number) and len(number) <= 9 and int(number) >= 0:
         return Warmup(steps=int(number))
     if text.endswith("%") or _FLOAT.fullmatch(text):
         return Warmup(share=_share(text))

@@ -26,7 +26,11 @@ def key(word: str, section: type[Section], root: type[Section], path: str) -> st
     prefix = f"{path}." if path else ""
     if fold in section.OTHER_NAMES:
         return f"did you mean {prefix}{section.OTHER_NAMES[fold]}?"
-    elsewhere = [place for name, place in _all_keys(root) if name == fold]
+    known = [(place, owner) for name, place, owner in _all_keys(root) if name == fold]
+    kinds = [owner.__name__.lower() for place, owner in known if place == f"{prefix}{fold}" and owner is not section]
+    if kinds:  # one of several sections that may stand here, and the others have it
+        return f"{section.__name__.lower()} has none, {' and '.join(dict.fromkeys(kinds))} has; remove it"
+    elsewhere = [place for place, _ in known]
     near = closest(word, [*section.keys(), *section.OTHER_NAMES], cutoff=0.6 if not elsewhere else 0.75)
     if near:
         return f"did you mean {prefix}{section.OTHER_NAMES.get(near, near)}?"
@@ -35,15 +39,15 @@ def key(word: str, section: type[Section], root: type[Section], path: str) -> st
     return f"known here: {', '.join(section.keys())}"
 
 
-def _all_keys(root: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """(key or other name, dotted path) of the whole schema."""
+def _all_keys(root: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str, type[BaseModel]]]:
+    """(key or other name, dotted path, section) of the whole schema."""
     below = []
     for name, field in root.model_fields.items():
         place = f"{prefix}{field.alias or name}"
-        yield field.alias or name, place
+        yield field.alias or name, place, root
         below += [(model, place) for model in sections_of(field.annotation)]
     if issubclass(root, Section):
-        yield from ((other, f"{prefix}{name}") for other, name in root.OTHER_NAMES.items())
+        yield from ((other, f"{prefix}{name}", root) for other, name in root.OTHER_NAMES.items())
     for model, place in below:
         yield from _all_keys(model, f"{place}.")
 

@@ -37,10 +37,10 @@ SYNCED = frozenset({"submitted", "queued", "started", "checkpoint", "failed", "r
 
 @dataclass(frozen=True)
 class Events:
-    """What could be read: the whole lines, and the numbers of those that could not."""
+    """What could be read: the whole lines, and how many could not."""
 
     events: tuple[Event, ...]
-    torn: tuple[int, ...] = ()
+    torn: int = 0
 
     def __iter__(self) -> Iterator[Event]:
         return iter(self.events)
@@ -92,7 +92,7 @@ def read(path: Path) -> Events:
         data = path.read_bytes()
     except FileNotFoundError:
         return Events(())
-    return _parse(data.split(b"\n"), first_line=1)
+    return _parse(data.split(b"\n"))
 
 
 def read_ends(path: Path, head: int = 4096, tail: int = 32768) -> Events:
@@ -101,13 +101,13 @@ def read_ends(path: Path, head: int = 4096, tail: int = 32768) -> Events:
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
             if size <= head + tail:
-                return _parse(file.read().split(b"\n"), first_line=1)
+                return _parse(file.read().split(b"\n"))
             first = file.read(head).split(b"\n")[:-1]
             file.seek(size - tail)
             last = file.read().split(b"\n")[1:]
     except FileNotFoundError:
         return Events(())
-    return _parse(first + last, first_line=1)
+    return _parse(first + last)
 
 
 class Tail:
@@ -126,24 +126,32 @@ class Tail:
             return ()
         whole = data[: data.rfind(b"\n") + 1]
         self._offset += len(whole)
-        return _parse(whole.split(b"\n"), first_line=1).events
+        return _parse(whole.split(b"\n")).events
 
 
-def _parse(lines: list[bytes], first_line: int) -> Events:
+def _parse(lines: list[bytes]) -> Events:
     events: list[Event] = []
-    torn: list[int] = []
-    for number, line in enumerate(lines, first_line):
+    torn = 0
+    for line in lines:
         if not line.strip():
             continue
         try:
             event = json.loads(line)
-            if not isinstance(event, dict) or not isinstance(event.get("event"), str):
+            if (
+                not isinstance(event, dict)
+                or not isinstance(event.get("event"), str)
+                or not _is_time(event.get("time"))
+            ):
                 raise ValueError("not an event")
-        except ValueError:
-            torn.append(number)
+        except (ValueError, RecursionError):
+            torn += 1
             continue
         events.append(event)
-    return Events(tuple(events), tuple(torn))
+    return Events(tuple(events), torn)
+
+
+def _is_time(value: object) -> bool:
+    return isinstance(value, (int, float)) and value == value
 
 
 def _write_all(descriptor: int, data: bytes) -> None:

@@ -4,20 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from mmlaunch.recipe.environment import LAUNCHERS, RANKS
+
 KEPT = ("SLURM_CONF", "SLURM_TIME_FORMAT")
 """Not of a job: how Slurm's programs find their cluster, and how they write times."""
 
-FOREIGN = (
-    "SLURM_",
-    "SLURMD_",
-    "SRUN_",
-    "SBATCH_",
-    "SUBMITIT_",
-    "TORCHELASTIC_",
-    "MMLAUNCH_ATTEMPT",
-    "MMLAUNCH_DEADLINE",
-)
-RANKS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+FOREIGN = (*LAUNCHERS, "MMLAUNCH_ATTEMPT", "MMLAUNCH_DEADLINE")
 
 
 def clean(environment: Mapping[str, str]) -> dict[str, str]:

@@ -15,14 +15,16 @@
 set -uo pipefail
 trap : TERM USR1 USR2 # until the ranks run, a signal finds nobody to save anything
 
-run=/runs/dpo-llama3-8b-1121-7f3a
-python=/opt/venv/bin/python
 cd -- /home/user/project || exit 93
 
 export NCCL_DEBUG=WARN
+# After all that a site and a recipe may set: nothing of it stands for these two.
+run=/runs/dpo-llama3-8b-1121-7f3a
+python=/opt/venv/bin/python
 # The snapshot that was taken at submission comes first: a later attempt never sees edited code.
 export PYTHONPATH="$run/code${PYTHONPATH:+:$PYTHONPATH}"
-export PYTHONSAFEPATH=1 PYTHONUNBUFFERED=1 PYTHONFAULTHANDLER=1 TOKENIZERS_PARALLELISM=false
+export PYTHONSAFEPATH=1 PYTHONUNBUFFERED=1 PYTHONFAULTHANDLER=1
+export TOKENIZERS_PARALLELISM="${TOKENIZERS_PARALLELISM:-false}"
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-8}"
 export MMLAUNCH_RUN="$run" MMLAUNCH_LEAD=120
 
