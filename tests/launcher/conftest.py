@@ -17,7 +17,7 @@ from mmlaunch.run import ledger
 def stop_all(own_home: Path) -> Iterator[None]:
     """No process of a test outlives it."""
     yield
-    for events in (own_home / "runs").glob("*/events.jsonl"):
+    for events in (own_home / "runs").glob("[!.]*/events.jsonl"):
         for event in ledger.read(events).all("queued"):
             if local_process.alive(event):
                 os.killpg(event["pid"], signal.SIGKILL)

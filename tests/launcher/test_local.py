@@ -231,7 +231,7 @@ def test_edited_code_does_not_change_a_run(small: Path, tmp_path: Path) -> None:
 def test_who_stops_following_leaves_the_run_alone(small: Path, own_home: Path) -> None:
     command = [sys.executable, "-m", "mmlaunch", "submit", "--cluster", "local", "--follow", str(small), *LONG]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as following:
-        while not (found := list((own_home / "runs").glob("*/events.jsonl"))):
+        while not (found := list((own_home / "runs").glob("[!.]*/events.jsonl"))):
             time.sleep(0.1)
         run = RunPaths(found[0].parent)
         wait_for(run, at_step(2))
@@ -247,7 +247,7 @@ def test_follow_has_the_exit_code_of_the_run(small: Path, own_home: Path) -> Non
     options = [small, *LONG, "-s", "restarts.crash=0"]
     command = [sys.executable, "-m", "mmlaunch", "submit", "--cluster", "local", "--follow", *map(str, options)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as following:
-        while not (found := list((own_home / "runs").glob("*/events.jsonl"))):
+        while not (found := list((own_home / "runs").glob("[!.]*/events.jsonl"))):
             time.sleep(0.1)
         run = RunPaths(found[0].parent)
         wait_for(run, at_step(2))

@@ -163,11 +163,17 @@ class SlurmCluster:
     def kill_node(self, name: str) -> None:
         """As if its power went: slurmd and all that runs on it; and as if the controller had waited SlurmdTimeout."""
         self.kill(name)
-        there = {*_processes_naming(f"SLURMD_NODENAME={name}\0")} & {*_processes_naming(str(self.folder))}
-        for pid in {*map(_parent, there), *there}:  # slurmstepd is their parent
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        all_of_them: set[int] = set()
+        while new := self._on(name) - all_of_them:  # none sees another one die: first all stand still
+            all_of_them |= new
+            _send(signal.SIGSTOP, new)
+        _send(signal.SIGKILL, all_of_them)
         self.run("scontrol", "update", f"NodeName={name}", "State=DOWN", "Reason=killed")
+
+    def _on(self, name: str) -> set[int]:
+        """The processes of jobs on a node, and the slurmstepd of each."""
+        there = {*_processes_naming(f"SLURMD_NODENAME={name}\0")} & {*_processes_naming(str(self.folder))}
+        return ({*map(_parent, there)} | there) - {0, 1}
 
     def revive_node(self, name: str) -> None:
         self.start_node(int(name.removeprefix("node")))
@@ -271,7 +277,17 @@ def _processes_naming(text: str) -> Iterator[int]:
 
 
 def _parent(pid: int) -> int:
-    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    """0 where it has ended meanwhile."""
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    except OSError:
+        return 0
+
+
+def _send(number: signal.Signals, pids: set[int]) -> None:
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
 
 
 @contextlib.contextmanager

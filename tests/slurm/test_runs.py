@@ -177,7 +177,8 @@ def test_a_node_that_dies(small: Path, slurm: SlurmCluster, unbroken: dict[int, 
         events = finished(run)
     finally:
         slurm.revive_node(node)
-    assert events[-1]["state"] == "done" and losses(events) == unbroken
+    assert events[-1]["state"] == "done", events[-1]
+    assert losses(events) == unbroken
     assert requeues(events) == ["node"]
     assert next(e for e in events if e["event"] == "failed")["evidence"] == "Slurm says NODE_FAIL: a node went down"
 
