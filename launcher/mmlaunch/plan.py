@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mmlaunch.cluster import Cluster, gigabytes
-from mmlaunch.estimate.advice import checkpointing
+from mmlaunch.estimate.checkpointing import checkpointing
 from mmlaunch.recipe import Recipe
 from mmlaunch.recipe.batch import split
 from mmlaunch.recipe.environment import passed, settings

@@ -16,7 +16,8 @@ from tests.runs import mmlaunch
 from mmlaunch.cluster import Cluster, gigabytes
 from mmlaunch.errors import UserError
 from mmlaunch.estimate import activations
-from mmlaunch.estimate.advice import SIZES, checkpointing, fit
+from mmlaunch.estimate.advice import SIZES, fit
+from mmlaunch.estimate.checkpointing import checkpointing
 from mmlaunch.estimate.configs import UnknownShapes
 from mmlaunch.estimate.counts import counts, lora_sizes
 from mmlaunch.estimate.known import KNOWN

@@ -88,6 +88,7 @@ def group() -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """The process boundary: expected errors become a message and an exit code, bugs a traceback."""
     gc.set_threshold(100_000)  # starting up makes many objects and no garbage
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")  # it would look for them in every package there is
     color = False if os.environ.get("NO_COLOR") else None
     try:
         code = group.main(

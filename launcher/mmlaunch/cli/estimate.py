@@ -11,7 +11,8 @@ from mmlaunch import cluster as clusters
 from mmlaunch.cli import options
 from mmlaunch.cli.table import show
 from mmlaunch.cluster import gigabytes
-from mmlaunch.estimate.advice import SIZES, Fit, checkpointing, fit
+from mmlaunch.estimate.advice import SIZES, Fit, fit
+from mmlaunch.estimate.checkpointing import checkpointing
 from mmlaunch.estimate.counts import Part
 from mmlaunch.estimate.memory import GIGA, Estimate, Memory, estimate
 from mmlaunch.load import load_recipe

@@ -1,4 +1,4 @@
-"""Whether a recipe fits a GPU, whether it needs activation checkpointing, and the first change that makes it fit."""
+"""Whether a recipe fits a GPU, and the first change that makes it fit."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from mmlaunch.estimate.configs import UnknownShapes
+from mmlaunch.estimate.checkpointing import checkpointing
 from mmlaunch.estimate.memory import GIGA, Estimate, estimate
 from mmlaunch.recipe import Recipe
 from mmlaunch.recipe.model import Lora
@@ -31,25 +31,6 @@ class Fit:
     """Bytes."""
     change: tuple[str, ...] = ()
     """Overrides that make it fit; none where it fits, or where none of those known here is enough."""
-
-
-def checkpointing(recipe: Recipe, gpu_memory: float | None = None, made: Estimate | None = None) -> tuple[bool, str]:
-    """Whether a run recomputes activations, which costs a third of a step (with LoRA half), and why; GB of a GPU."""
-    word = recipe.model.activation_checkpointing
-    if word != "auto":
-        return word == "on", f"model.activation_checkpointing is {word}"
-    if not recipe.resources.gpus_per_node:
-        return False, "the run uses no GPU"
-    if gpu_memory is None:
-        return False, "nothing says how much memory a GPU has: write gpu_memory into the cluster profile"
-    try:
-        made = made or estimate(recipe)
-    except UnknownShapes as error:
-        return False, str(error)
-    without, size = made.memory(False).total, f"{gpu_memory:g} GB"
-    if without <= gpu_memory * GIGA:
-        return False, f"a step fits without: {without / GIGA:.0f} of {size}"
-    return True, f"a step would need {without / GIGA:.0f} of {size} without, {made.memory(True).total / GIGA:.0f} with"
 
 
 def fit(made: Estimate, size: int, decided: bool = False) -> Fit:

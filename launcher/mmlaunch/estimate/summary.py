@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mmlaunch.errors import UserError
-from mmlaunch.estimate.advice import checkpointing
+from mmlaunch.estimate.checkpointing import checkpointing
 from mmlaunch.estimate.memory import GIGA, Estimate, estimate
 from mmlaunch.recipe import Recipe
 
