@@ -18,6 +18,7 @@ from benchmarks.contender import Contender, Died, Trainer
 from benchmarks.preference_trainers import ours, theirs, write
 
 WARM, TIMED, ROWS = 3, 20, 512
+FEW = 2  # timed steps of a toy
 AGREE = 2e-2
 LARGE: dict[str, Any] = {
     "vision": {"random": {"width": 1024, "layers": 24, "heads": 16, "image_size": 336, "patch": 14}},
@@ -48,7 +49,7 @@ def compare(folder: Path, rounds: int, toy: bool, only: list[str]) -> None:
     for regime, options in REGIMES.items():
         if not any(word in regime for word in only):
             continue
-        common = {**options, "gpu": not toy, "steps": WARM + TIMED}
+        common = {**options, "gpu": not toy, "steps": WARM + (FEW if toy else TIMED)}
         a, b = (
             _best(folder, trainer, [common | one for one in tried], data)
             for trainer, tried in ((ours, OURS), (theirs, THEIRS))
@@ -95,6 +96,7 @@ def _turn(folder: Path, trainer: Trainer, options: dict[str, Any], data: Path) -
     own = folder / f"{trainer.__name__}-{len(list(folder.iterdir()))}"
     work = Contender(trainer, data, own, options)
     work.turn(WARM - 1)
-    said = work.turn(TIMED)
+    timed = options["steps"] - WARM
+    said = work.turn(timed)
     work.end()
-    return {**said, "begun": work.first, "rate": TIMED * options["pairs"] / said["seconds"]}
+    return {**said, "begun": work.first, "rate": timed * options["pairs"] / said["seconds"]}
