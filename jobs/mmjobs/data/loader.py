@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from multiprocessing.process import BaseProcess
 
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -17,6 +19,8 @@ from mmjobs.data.example import BadRow
 from mmjobs.data.mixture import Mixture
 from mmjobs.data.reference import Store
 from mmlaunch.errors import BadInput
+
+_MOMENT = 1.0
 
 
 @dataclass(frozen=True)
@@ -95,7 +99,39 @@ def batches(examples: Examples, order: Iterable[list[int]], workers: int) -> Ite
         worker_init_fn=_begin_worker,
         generator=torch.Generator(),  # its own: the loader draws a seed, and the run's RNG must not move for it
     )
-    return iter(loader)
+    return _named(iter(loader))
+
+
+class WorkerDied(RuntimeError):
+    """A process that prepares batches is gone."""
+
+
+def _named(found: Iterator[Batch]) -> Iterator[Batch]:
+    """The same batches. Where a worker dies, torch sees a broken pipe, a lost file or a signal, whichever comes first."""
+    while True:
+        try:
+            batch = next(found)
+        except StopIteration:
+            return
+        except (OSError, EOFError, RuntimeError) as error:
+            if dead := _dead(getattr(found, "_workers", [])):
+                told = "fewer data.workers need less memory, if that was the reason"
+                raise WorkerDied(
+                    f"worker (pid {dead.pid}) is killed by signal {-(dead.exitcode or 0)}; {told}"
+                ) from error
+            raise
+        yield batch
+
+
+def _dead(workers: Sequence[BaseProcess]) -> BaseProcess | None:
+    """The first that was killed; one whose end has just been felt takes a moment to be known as such."""
+    until = time.monotonic() + _MOMENT
+    while workers and time.monotonic() < until:
+        for worker in workers:
+            if (worker.exitcode or 0) < 0:
+                return worker
+        time.sleep(0.01)
+    return None
 
 
 def _begin_worker(number: int) -> None:
