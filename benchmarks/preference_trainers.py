@@ -129,7 +129,7 @@ def ours(line: Connection, data: Path, own: Path, options: dict[str, Any]) -> No
         | {"objective": options.get("objective", "dpo"), "steps": options.get("steps", RECIPE["steps"])}
         | (_on_gpu(options) if options.get("gpu") else {})
     )
-    paths, where = RunPaths(own), Whereabouts()
+    paths, where = RunPaths(own / "run"), Whereabouts()  # alone there: runs side by side share their references
     paths.attempt(1).logs.mkdir(parents=True)
     paths.attempt(1).deepspeed.write_text(json.dumps(deepspeed(recipe, pairs, 1)))
     with Watchdog(paths, where) as watch:

@@ -107,7 +107,7 @@ class WorkerDied(RuntimeError):
 
 
 def _named(found: Iterator[Batch]) -> Iterator[Batch]:
-    """The same batches. Where a worker dies, torch sees a broken pipe, a lost file or a signal, whichever comes first."""
+    """The same batches; where a worker dies, torch feels a broken pipe, a lost file or a signal, whatever is first."""
     while True:
         try:
             batch = next(found)
@@ -115,10 +115,8 @@ def _named(found: Iterator[Batch]) -> Iterator[Batch]:
             return
         except (OSError, EOFError, RuntimeError) as error:
             if dead := _dead(getattr(found, "_workers", [])):
-                told = "fewer data.workers need less memory, if that was the reason"
-                raise WorkerDied(
-                    f"worker (pid {dead.pid}) is killed by signal {-(dead.exitcode or 0)}; {told}"
-                ) from error
+                what = f"worker (pid {dead.pid}) is killed by signal {-(dead.exitcode or 0)}"
+                raise WorkerDied(f"{what}; if memory was the reason, fewer data.workers need less") from error
             raise
         yield batch
 
