@@ -18,7 +18,7 @@ from mmjobs.model import parts, trees
 from mmjobs.model.build import Built, build
 from mmjobs.objectives import Reference, objective_of
 from mmjobs.objectives.asked import adapter_off
-from mmjobs.objectives.measured import Stateful
+from mmjobs.objectives.measured import Objective, Stateful
 from mmjobs.train import useful
 from mmjobs.train.agenda import Agenda, Interval, Saved
 from mmjobs.train.board import Board
@@ -31,6 +31,7 @@ from mmjobs.train.frozen import Copy
 from mmjobs.train.journal import Journal
 from mmjobs.train.loop import Trainer
 from mmjobs.train.material import Material, material
+from mmjobs.train.progress import Progress
 from mmjobs.train.ranks import Ranks, join
 from mmjobs.train.reference import Precomputing, measured_once
 from mmjobs.train.signals import Stop
@@ -88,12 +89,9 @@ def _trainer(
     moving = asked if isinstance(asked, Copy) and asked.moves else None
     beside = {COPY: moving.content} if moving else {}
     checkpoints = Checkpoints(paths, recipe.checkpoint, recipe.seed, ranks, journal, beside)
-    progress = checkpoints.resume(engine)
     objective = objective_of(recipe.objective, asked, examples.spread)
-    if isinstance(objective, Stateful):
-        objective.restore(progress.objective)
-    if moving and progress.step:
-        moving.load(paths.checkpoint(progress.step))
+    progress = checkpoints.resume(engine)
+    _remember(progress, objective, moving, paths)
     if progress.data not in ("", examples.digest):
         journal.warn("the data are not those that the run began with: other rows, or another order", step=progress.step)
     progress.data = examples.digest
@@ -126,6 +124,14 @@ def _trainer(
         finite=Finite(paths, ranks, journal, recipe.optim.bad_steps),
         moving=moving,
     )
+
+
+def _remember(progress: Progress, objective: Objective, moving: Copy | None, paths: RunPaths) -> None:
+    """What an objective and a reference that moves have seen before this attempt."""
+    if isinstance(objective, Stateful):
+        objective.restore(progress.objective)
+    if moving and progress.step:
+        moving.load(paths.checkpoint(progress.step))
 
 
 def _model(recipe: Recipe, settings: dict[str, Any]) -> Built:
