@@ -17,8 +17,8 @@ from mmlaunch.run import ledger, manifest
 from mmlaunch.run.paths import RunPaths
 
 
-def export(run: Path, to: Path, step: int | None = None, merge: bool = False) -> int:
-    """Write the directory `to`, whole or not at all; the step that it holds."""
+def export(run: Path, to: Path, step: int | None = None, merge: bool = False) -> tuple[int, str]:
+    """Write the directory `to`, whole or not at all; the step that it holds, and the class that reads it."""
     from mmjobs.model import adapters, build, heads, llava, parts, weights
 
     paths = RunPaths(run)
@@ -36,20 +36,28 @@ def export(run: Path, to: Path, step: int | None = None, merge: bool = False) ->
     if recipe.model.lora is not None and merge:
         adapters.merge(network)
     elif recipe.model.lora is not None:
-        adapters.save(network, recipe.model.lora, partial / "adapter", base=str(to.resolve()))
+        adapters.save(network, recipe.model.lora, partial / adapters.FOLDER, base=str(to.resolve()))
         adapters.detach(network)
     network.to(parts.TYPES[recipe.precision])
     if isinstance(recipe.objective, Reward):
         network = heads.save_score(network, partial, _rewards(paths, step))
     network.save_pretrained(partial)
     built.processor.save_pretrained(partial)
-    sees, own = built.chat.image_token is not None, isinstance(network, llava.Assembled)
-    card = _card(recipe, step, _metrics(paths, step), (partial / "adapter").is_dir(), sees, own)
+    kind = _kind(network, sees=built.chat.image_token is not None)
+    own = isinstance(network, llava.Assembled)
+    card = _card(recipe, step, _metrics(paths, step), (partial / adapters.FOLDER).is_dir(), kind, own)
     (partial / "README.md").write_text(card)
     shutil.copy(paths.resolved, partial / "recipe.yaml")
     _share(partial)
     partial.rename(to)
-    return step
+    return step, kind
+
+
+def _kind(network: Any, sees: bool) -> str:
+    """The class of transformers that reads these weights."""
+    if type(network).__name__.endswith("ForSequenceClassification"):
+        return "AutoModelForSequenceClassification"
+    return "AutoModelForImageTextToText" if sees else "AutoModelForCausalLM"
 
 
 def _share(folder: Path) -> None:
@@ -95,7 +103,7 @@ def _rewards(paths: RunPaths, step: int) -> dict[str, float]:
     return {"mean": seen.get("mean", 0.0), "spread": seen.get("spread", 1.0)}
 
 
-def _card(recipe: Recipe, step: int, metrics: dict[str, float], has_adapter: bool, sees: bool, own: bool) -> str:
+def _card(recipe: Recipe, step: int, metrics: dict[str, float], has_adapter: bool, kind: str, own: bool) -> str:
     """The README.md of the directory."""
     model = recipe.model
     named = [model.pretrained, model.language and model.language.path, model.vision and model.vision.path]
@@ -107,12 +115,11 @@ def _card(recipe: Recipe, step: int, metrics: dict[str, float], has_adapter: boo
     if metrics:
         rows = [f"| {name} | {value:.4f} |" for name, value in metrics.items()]
         lines += ["| metric | value |", "|---|---|", *rows, ""]
-    kind, reader = ("ImageTextToText", "Processor") if sees else ("CausalLM", "Tokenizer")
+    reader = "AutoProcessor" if kind == "AutoModelForImageTextToText" else "AutoTokenizer"
     unusual = "import mmjobs.model.llava  # a projector or an attention that LLaVA lacks"
     lines += ["```python", *([unusual] if own else [])]
-    lines += [f"from transformers import AutoModelFor{kind}, Auto{reader}", ""]
-    lines += [f"model = AutoModelFor{kind}.from_pretrained(PATH)"]
-    lines += [f"processor = Auto{reader}.from_pretrained(PATH)", "```", ""]
+    lines += [f"from transformers import {kind}, {reader}", ""]
+    lines += [f"model = {kind}.from_pretrained(PATH)", f"processor = {reader}.from_pretrained(PATH)", "```", ""]
     if has_adapter:
         call = "PeftModel.from_pretrained(model, PATH + '/adapter')"
         lines += [f"The LoRA adapter stands beside these weights: `{call}` adds it.", ""]
@@ -128,11 +135,11 @@ def main() -> int:
     parser.add_argument("--merge-lora", action="store_true")
     given = parser.parse_args()
     try:
-        step = export(given.run, given.to, given.checkpoint, given.merge_lora)
+        step, kind = export(given.run, given.to, given.checkpoint, given.merge_lora)
     except (MmlaunchError, OSError) as error:
         print(json.dumps({"error": str(error)}))
         return 1
-    print(json.dumps({"step": step}))
+    print(json.dumps({"step": step, "kind": kind}))
     return 0
 
 

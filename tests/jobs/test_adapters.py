@@ -16,6 +16,7 @@ from mmjobs.model import adapters, parts, weights
 from mmjobs.model.build import Built, build, skeleton
 from mmlaunch.errors import BadInput
 from mmlaunch.recipe import Recipe
+from mmlaunch.recipe.model import Model
 
 LORA = {"rank": 4, "alpha": 8}
 KINDS = [{}, {"rslora": True}, {"dora": True}]
@@ -83,17 +84,44 @@ def test_the_adapter_alone_is_pefts(tiny: Callable[..., Recipe], tmp_path: Path,
     torch.testing.assert_close(logits(again), expected, atol=1e-6, rtol=1e-6)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_weights_are_never_read_without_the_adapter_beside_them(
+    tiny: Callable[..., Recipe], tmp_path: Path, kind: dict[str, Any]
+) -> None:
+    """An export without --merge-lora is a start like any other: what its adapter has learnt is not lost."""
+    recipe = tiny(model__lora={**LORA, **kind}, model__train=TRAIN)
+    built = adapted(recipe)
+    expected = logits(built.network)
+    assert recipe.model.lora is not None
+    adapters.save(built.network, recipe.model.lora, tmp_path / adapters.FOLDER, "base")
+    adapters.detach(built.network)
+    built.network.save_pretrained(tmp_path)
+    built.processor.save_pretrained(tmp_path)
+    start = tiny(model__init_from=str(tmp_path)).model
+    torch.testing.assert_close(logits(build(start).network.eval()), expected, atol=1e-5, rtol=1e-5)
+    whole = Model.model_validate({"pretrained": str(tmp_path)})
+    torch.testing.assert_close(logits(build(whole).network.eval()), expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("layers", [None, 1])
+def test_adapters_stand_only_where_something_runs(tiny: Callable[..., Recipe], layers: int | None) -> None:
+    """`feature_layer` leaves the layers behind it unused, and `vision_layers` asks for the last of those before."""
+    vision = {"random": {"width": 16, "layers": 4, "heads": 2, "image_size": 16, "patch": 8}, "feature_layer": -2}
+    recipe = tiny(model__vision=vision, model__lora=LORA, model__train={**TRAIN, "vision_layers": layers})
+    network = build(recipe.model).network
+    found = {
+        name.split("layers.")[1][0] for name, _ in network.named_parameters() if "vision" in name and "lora" in name
+    }
+    assert found == ({"0", "1", "2"} if layers is None else {"2"})
+
+
 def test_targets_are_chosen_by_their_names(tiny: Callable[..., Recipe]) -> None:
     model = tiny(model__lora={**LORA, "targets": r"language.*\.(q|v)_proj$"}, model__train=TRAIN).model
     names = [name for name, parameter in build(model).network.named_parameters() if parts.ADAPTER in name]
     assert {name.split(".")[-4] for name in names} == {"q_proj", "v_proj"}
     assert {parts.part_of(name) for name in names} == {"language"}
-    for targets, said in (
-        ("nothing", "fits none of the linear layers; .*down_proj"),
-        ("(", "no regular expression"),
-    ):
-        with pytest.raises(BadInput, match=said):
-            build(tiny(model__lora={**LORA, "targets": targets}, model__train=TRAIN).model)
+    with pytest.raises(BadInput, match=r"fits none of the linear layers; .*down_proj"):
+        build(tiny(model__lora={**LORA, "targets": "nothing"}, model__train=TRAIN).model)
 
 
 def test_only_what_the_recipe_trains_has_a_gradient(tiny: Callable[..., Recipe]) -> None:

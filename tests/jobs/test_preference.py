@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from tests.jobs import checkpoints
 
+from mmjobs.objectives import preference
 from mmjobs.train import reference
 from mmlaunch.recipe import Recipe
 from mmlaunch.recipe.metrics import evaluated
@@ -102,12 +103,45 @@ def test_the_reference_is_measured_once_and_shared(job: Jobs, tiny: Recipes) -> 
     same.write_bytes(bytes(spoilt))
     (marker,) = second.paths.reference.glob("*/complete-*.json")
     assert second.run(tiny(objective="mpo", steps=8)) == [0], second.log()
-    assert marker.exists()
+    assert marker.exists() and not same.exists(), "what is damaged is not looked at again and again"
     assert "not believed, and measured again" in second.log() and any(
         event["new"] for event in second.events("reference")
     )
     assert third.run(tiny(objective="dpo", steps=3, seed=5)) == [0], third.log()
     assert third.events("reference")[0]["new"] == 24, "another seed, other weights; three steps of eight see no more"
+
+
+@pytest.mark.parametrize("dora", [False, True])
+def test_what_has_learnt_nothing_is_rewarded_for_nothing(job: Jobs, tiny: Recipes, dora: bool) -> None:
+    """In half precision too, where DoRA rounds although its adapters add nothing."""
+    run = job("run")
+    lora = {**LORA, "model__lora": {"rank": 2, "alpha": 4, "dora": dora}}
+    assert run.run(tiny(objective="dpo", **lora, precision="bf16", steps=1, data__eval=[])) == [0], run.log()
+    (step,) = run.events("step")
+    assert step["loss"] == pytest.approx(math.log(2), abs=1e-6)
+    assert step["rewards/chosen"] == step["rewards/rejected"] == step["kl"] == 0
+
+
+def tell_what_is_read() -> None:
+    """A rank prints the log-probabilities of each look at its batches."""
+    read = preference.learnt
+
+    def told(*arguments: Any) -> Any:
+        found = read(*arguments)
+        print("read", arguments[0].training, found.values.double().sum().item(), flush=True)
+        return found
+
+    preference.learnt = told  # in a rank's own process, which ends
+
+
+def test_who_looks_ahead_sees_what_it_learns_from(job: Jobs, tiny: Recipes) -> None:
+    """The same dropout: otherwise ranks and partners would be those of another policy."""
+    run = job("run")
+    run.prepare = tell_what_is_read
+    recipe = tiny(objective="aot", model__dropout=0.3, steps=2, batch={"global": 8, "micro": 4}, data__eval=[])
+    assert run.run(recipe) == [0], run.log()
+    seen = [line.split()[2] for line in run.log().splitlines() if line.startswith("read True")]
+    assert len(seen) == 8 and seen[0:2] == seen[2:4] and seen[4:6] == seen[6:8]
 
 
 def test_a_reference_that_is_cut_short_goes_on(job: Jobs, tiny: Recipes) -> None:

@@ -95,6 +95,17 @@ def test_every_parameter_has_its_part(built: Built) -> None:
     assert {part for part, count in table.items() if count["trainable"]} == {"projector", "language", "embeddings"}
 
 
+def test_dropout_is_of_the_language_model_alone(built: Built) -> None:
+    dropped: Any = build(Model.model_validate({"pretrained": built.network.name_or_path, "dropout": 0.25})).network
+    named = [
+        (name, module.attention_dropout)
+        for name, module in dropped.named_modules()
+        if hasattr(module, "attention_dropout")
+    ]
+    found = {parts.part_of(f"{name}.weight") for name, share in named if share == 0.25}
+    assert found == {"language"}
+
+
 def test_lora_reaches_the_language_model_alone(built: Built) -> None:
     lora = {"train": {"language": "lora", "projector": "frozen"}, "lora": {"rank": 2, "alpha": 4}}
     adapted = build(Model.model_validate({"pretrained": built.network.name_or_path, **lora}))

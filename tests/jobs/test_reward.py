@@ -84,7 +84,7 @@ def test_a_reward_model_starts_from_sft_and_is_exported_and_taken_up(job: Jobs, 
     begun = sft.weights(2)[name]
     assert 0 < (reward.weights(3)[name] - begun).abs().max() < 0.02, "three small steps away"
     assert torch.equal(reward.weights(3)["lm_head.weight"], sft.weights(2)["lm_head.weight"]), "nothing reads it"
-    assert export(reward.paths.root, tmp_path / "out") == 3
+    assert export(reward.paths.root, tmp_path / "out") == (3, "AutoModelForImageTextToText")
     statistics = json.loads((tmp_path / "out" / "reward.json").read_text())
     measured = reward.events("evaluated")[-1]["metrics"]
     assert statistics == {"mean": measured["eval/reward"], "spread": measured["eval/reward_spread"]}

@@ -367,6 +367,11 @@ ODD = {
     "too many digits": (BASE.replace("every: 100 steps", f"every: {'9' * 5000}"), "would never happen"),
     "no pattern": (BASE.replace("dropout: 5%", "targets: '*['"), "is no regular expression"),
     "two words": (BASE.replace("nodes: 4", "nodes: 4\n  partition: a b"), "cannot stand on an #SBATCH line"),
+    "weights that arithmetic cannot take": (
+        BASE.replace("projector: mlp", "weights: fp16"),
+        "do not go with precision",
+    ),
+    "weights that no stage keeps": (BASE.replace("projector: mlp", "weights: fp32"), "at ZeRO stage 2"),
     "not a number": (BASE.replace("offload: optimizer", "overrides: {a: .nan}"), "is not a finite number"),
 }
 

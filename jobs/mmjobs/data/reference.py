@@ -41,14 +41,14 @@ class Store:
         if values:
             self._take(list(values), [len(one) for one in values.values()], torch.cat(list(values.values())))
 
-    def take(self, paths: Iterable[Path]) -> list[str]:
-        """Read these files; why some were not believed."""
-        doubts = []
+    def take(self, paths: Iterable[Path]) -> dict[Path, str]:
+        """Read these files; those that are not believed, and why."""
+        doubts = {}
         for path in paths:
             try:
                 self._take(*_read(path))
             except (OSError, ValueError, safetensors.SafetensorError) as error:
-                doubts.append(f"{path}: {error}")
+                doubts[path] = str(error)
         return doubts
 
     def _take(self, keys: Sequence[bytes], lengths: Sequence[int], values: torch.Tensor) -> None:

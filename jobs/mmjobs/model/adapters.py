@@ -14,11 +14,15 @@ from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import Linear, LoraLayer
 from torch import nn
 
-from mmjobs.model.parts import ADAPTER, part_of, training_of
+from mmjobs.model.parts import ADAPTER, idle_vision, part_of, training_of
+from mmjobs.model.sharded import whole
 from mmlaunch.errors import BadInput
 from mmlaunch.recipe.model import Lora, Model
 
 _NAME = "default"
+FOLDER = "adapter"
+"""Where an export has them."""
+_FILE, _PREFIX, _DOWN = "adapter_model.safetensors", "base_model.model.", ".lora_A.weight"  # peft's names
 
 
 def add(network: nn.Module, model: Model) -> None:
@@ -39,7 +43,8 @@ class _Onto(nn.Linear):
     def forward(self, input: torch.Tensor, found: torch.Tensor | None = None) -> torch.Tensor:
         if found is None:
             return super().forward(input)
-        return torch.addmm(found.flatten(0, -2), input.flatten(0, -2), self.weight.T).view(found.shape)
+        rows, low = (states.reshape(-1, states.shape[-1]) for states in (found, input))
+        return torch.addmm(rows, low, self.weight.T).view(found.shape)
 
 
 class _Adapted(Linear):
@@ -56,7 +61,7 @@ class _Adapted(Linear):
 
 
 def merge(network: nn.Module) -> None:
-    """Add what the adapters learnt to the weights, and take the adapters away."""
+    """Add what the adapters of a network learnt to its weights, and take them away."""
     for layer in _layers(network).values():
         layer.merge(safe_merge=True)
     detach(network)
@@ -93,8 +98,35 @@ def save(network: nn.Module, lora: Lora, folder: Path, base: str) -> None:
     state: dict[str, torch.Tensor] = {}
     for name, value in network.state_dict().items():
         if ADAPTER in name:
-            state[f"base_model.model.{name.replace(f'.{_NAME}', '')}"] = value.detach().contiguous()
-    safetensors.torch.save_file(state, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+            state[f"{_PREFIX}{name.replace(f'.{_NAME}', '')}"] = value.detach().contiguous()
+    safetensors.torch.save_file(state, folder / _FILE, metadata={"format": "pt"})
+
+
+def add_saved(network: nn.Module, export: Path) -> None:
+    """Add to the weights what the adapter learnt that stands beside them in an export, if there is one."""
+    folder = export / FOLDER
+    if not (folder / _FILE).is_file():
+        return
+    config = LoraConfig.from_pretrained(str(folder))
+    scale = config.lora_alpha / (config.r**0.5 if config.use_rslora else config.r)
+    state = safetensors.torch.load_file(folder / _FILE)
+    for key, down in state.items():
+        if key.endswith(_DOWN):
+            layer = key.removesuffix(_DOWN)
+            weight = network.get_parameter(f"{layer.removeprefix(_PREFIX)}.weight")
+            up, length = state[f"{layer}.lora_B.weight"], state.get(f"{layer}.lora_magnitude_vector.weight")
+            with whole([weight]), torch.no_grad():
+                weight.copy_(together(weight, down, up, scale, length))
+
+
+def together(
+    weight: torch.Tensor, down: torch.Tensor, up: torch.Tensor, scale: float, length: torch.Tensor | None
+) -> torch.Tensor:
+    """A matrix and the adapter beside it as one; DoRA learns the length of each row apart from its direction."""
+    new = weight.float() + scale * (up.float() @ down.float())
+    if length is not None:
+        new = new * (length.float() / new.norm(dim=1))[:, None]
+    return new.to(weight.dtype)
 
 
 def _layers(network: nn.Module) -> dict[str, LoraLayer]:
@@ -115,17 +147,15 @@ def _config(lora: Lora, layers: list[str]) -> LoraConfig:
 def _targets(network: nn.Module, model: Model, lora: Lora) -> list[str]:
     """The linear layers of the parts that are trained with LoRA, those that `lora.targets` means."""
     wanted = {part for part in ("vision", "projector", "language") if training_of(part, model) == "lora"}
+    idle = idle_vision(network, model.train.vision_layers)
     linear = [
         path
         for path, module in network.named_modules()
-        if isinstance(module, nn.Linear) and part_of(f"{path}.weight") in wanted
+        if isinstance(module, nn.Linear) and part_of(f"{path}.weight") in wanted and not path.startswith(idle)
     ]
     if lora.targets == "all-linear":
         return linear
-    try:
-        chosen = [path for path in linear if re.search(lora.targets, path)]
-    except re.error as error:
-        raise BadInput(f"model.lora.targets: {lora.targets!r} is no regular expression: {error}") from None
+    chosen = [path for path in linear if re.search(lora.targets, path)]
     if not chosen:
         some = ", ".join(sorted({path.rpartition(".")[2] for path in linear}))
         raise BadInput(

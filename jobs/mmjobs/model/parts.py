@@ -50,7 +50,7 @@ def dtype_of(part: str, model: Model, precision: str) -> torch.dtype:
 def freeze(network: nn.Module, model: Model, precision: str) -> None:
     """Leave a gradient only to what the recipe trains and something reads, and keep the rest in its own type."""
     training = {part: training_of(part, model) for part in PARTS}
-    idle = _idle_vision(network, model.train.vision_layers)
+    idle = idle_vision(network, model.train.vision_layers)
     for name, parameter in network.named_parameters():
         part = part_of(name)
         wanted = ADAPTER in name if training[part] == "lora" else training[part] == "full" and not name.startswith(idle)
@@ -80,7 +80,7 @@ def _kept(model: Model, precision: str) -> torch.dtype:
     return TYPES[precision if model.weights == "auto" else model.weights]
 
 
-def _idle_vision(network: Any, last: int | None) -> tuple[str, ...]:
+def idle_vision(network: Any, last: int | None) -> tuple[str, ...]:
     """Vision parameters that are not trained: behind the projected layer, or before the `last` layers up to it."""
     config = network.config
     tower = getattr(getattr(network, "model", None), "vision_tower", None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from inspect import signature
+from pathlib import Path
 from typing import Any
 
 from transformers import (
@@ -21,6 +22,7 @@ from transformers.utils.import_utils import is_torchvision_available
 from mmjobs.data.chat import Chat, own_template
 from mmjobs.data.pixels import Blind, Pixels, Processed
 from mmjobs.model import llava, tokens
+from mmjobs.model.adapters import add_saved
 from mmjobs.model.names import opening, weights
 from mmjobs.model.parts import dtype_of
 from mmlaunch.errors import BadInput
@@ -39,6 +41,8 @@ def load(model: Model, precision: str, empty: bool) -> Made:
         sees = sees_images(config)
         kind = AutoModelForImageTextToText if sees else AutoModelForCausalLM
         network: Any = weights(kind, name, config, empty, dtype, **trusted)
+        if not empty:
+            add_saved(network, Path(name))
         processor: Any = (_processor_class(config) if sees else AutoTokenizer).from_pretrained(name, **trusted)
     tokenizer = processor.tokenizer if sees else processor
     if tokenizer.pad_token_id is None:
@@ -84,7 +88,9 @@ def still(kind: Any) -> Any:
 
 
 def _drop_attention(network: PreTrainedModel, dropout: float) -> None:
-    modules: Iterable[Any] = network.modules() if dropout else ()
+    """In the language model alone: other parts have attentions too."""
+    decoder: Any = network.get_decoder()
+    modules: Iterable[Any] = decoder.modules() if dropout else ()
     for module in modules:
         if hasattr(module, "attention_dropout"):
             module.attention_dropout = dropout

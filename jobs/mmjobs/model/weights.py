@@ -16,6 +16,7 @@ from transformers import (
     AutoModelForSequenceClassification,
 )
 
+from mmjobs.model.adapters import add_saved, together
 from mmjobs.model.heads import SCORE
 from mmjobs.model.names import opening, weights
 from mmjobs.model.parts import ADAPTER
@@ -57,6 +58,7 @@ def start_from(network: nn.Module, name: str) -> None:
             if key in state:
                 with whole([value]):
                     value.copy_(state[key])
+    add_saved(network, folder)
 
 
 def _found(path: Path) -> tuple[Path, Lora | None]:
@@ -85,12 +87,8 @@ def merged(state: dict[str, torch.Tensor], lora: Lora | None) -> dict[str, torch
         if key.endswith(".lora_A.default.weight"):
             layer = key.removesuffix(".lora_A.default.weight")
             up = state[f"{layer}.lora_B.default.weight"]
-            weight = plain[f"{layer}.weight"]
-            new = weight.float() + scale * (up.float() @ down.float())
             length = state.get(f"{layer}.lora_magnitude_vector.default.weight")
-            if length is not None:  # DoRA: the direction is learnt apart from the length
-                new = new * (length.float() / new.norm(dim=1))[:, None]
-            plain[f"{layer}.weight"] = new.to(weight.dtype)
+            plain[f"{layer}.weight"] = together(plain[f"{layer}.weight"], down, up, scale, length)
     return plain
 
 

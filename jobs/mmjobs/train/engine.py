@@ -181,9 +181,10 @@ class Engine:
         return Update(self._optim.lr * factor, norm, rescaled=self._scaled and not math.isfinite(norm))
 
     @peers()
-    def look_at(self, batch: Batch, read: Callable[[nn.Module, Batch], T]) -> T:
-        """Measure or read a batch without learning from it."""
-        self._engine.eval()
+    def look_at(self, batch: Batch, read: Callable[[nn.Module, Batch], T], learning: bool = False) -> T:
+        """Measure or read a batch without learning from it; as a model that answers, or with the dropout of one that is
+        `learning`."""
+        self._engine.train(learning)
         self._where.samples = batch.origins
         with torch.no_grad():
             found: T = self._engine(read, batch.to(self._engine.device))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
+import torch
+
 from mmjobs.data.batch import Batch
 from mmjobs.data.loader import Examples, batches
 from mmjobs.data.order import dealt, one_each
@@ -47,8 +49,15 @@ def turns(examples: Examples, places: Iterable[int], size: Size, ranks: Ranks) -
     return dealt(list(places), one_each, size.micro or AT_A_TIME, ranks.rank, ranks.world)
 
 
-def look_ahead(objective: Objective, engine: Engine, ranks: Ranks, batches: Iterable[Batch]) -> None:
-    """Let an objective that depends on all examples at once see them: those of all ranks."""
+def look_ahead(
+    objective: Objective, engine: Engine, ranks: Ranks, batches: Iterable[Batch], learning: bool = False
+) -> None:
+    """Let an objective that depends on all examples at once see them: those of all ranks.
+
+    Who is `learning` sees them once more, with the same dropout.
+    """
     if isinstance(objective, LooksAhead) and objective.looks_ahead:
-        told = [engine.look_at(batch, objective.ahead) for batch in batches]
+        devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+        with torch.random.fork_rng(devices, enabled=learning):
+            told = [engine.look_at(batch, objective.ahead, learning) for batch in batches]
         objective.know(ranks.gather(told), ranks.rank)

@@ -101,7 +101,7 @@ class Trainer:
         units = dict(zip(self.objective.over, counts, strict=True))
         totals = Totals(self.objective)
         doubtful = []
-        look_ahead(self.objective, self.engine, self.ranks, batches)
+        look_ahead(self.objective, self.engine, self.ranks, batches, learning=True)
         for batch, own, measured in zip(
             batches, mine, self.engine.train_on(batches, self.objective, units), strict=True
         ):

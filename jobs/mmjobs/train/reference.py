@@ -25,6 +25,7 @@ from mmjobs.data.reference import Store, write
 from mmjobs.model import sharded
 from mmjobs.model.parts import ADAPTER
 from mmjobs.objectives.asked import adapter_off
+from mmjobs.objectives.reading import values_of
 from mmjobs.train.agenda import Agenda, GivenUp, Interval, Saved
 from mmjobs.train.engine import Engine
 from mmjobs.train.evaluate import turns
@@ -79,10 +80,12 @@ class Precomputing:
         pieces = sorted(path.name for path in folder.glob("*.safetensors"))
         complete, names = self.ranks.from_first((done.is_file(), pieces))
         store = Store()
-        for doubt in store.take(_there(folder / name) for name in names):
-            self.journal.warn(f"reference: not believed, and measured again: {doubt}")
-            complete = False
-        if self.ranks.any(not complete):
+        doubts = store.take(_there(folder / name) for name in names)
+        for path, reason in doubts.items():
+            self.journal.warn(f"reference: not believed, and measured again: {path}: {reason}")
+        if self.ranks.any(not complete or bool(doubts)):
+            for path in doubts if self.ranks.first else ():  # all have looked at it
+                path.unlink(missing_ok=True)
             for examples, some in zip(sets, places, strict=True):
                 self._measure(replace(examples, keyed=True, place_of=int), some, store, folder)
             written = [name for one in self.ranks.gather(self._written) for name in one]
@@ -105,7 +108,7 @@ class Precomputing:
                 raise
             counts = self.ranks.sums(len(batch) + len(batch.skipped), sum(key not in store for key in batch.keys))
             if counts[1]:  # all of them, or some would wait
-                said = self.engine.look_at(batch, adapter_off).cpu()  # they add nothing yet, and cost a tenth
+                said = self.engine.look_at(batch, values_of if self._rounds else adapter_off).cpu()
                 found = dict(zip(batch.keys, _by_example(said, batch), strict=True))
                 fresh |= {key: values for key, values in found.items() if key not in store}
             finished, new = finished + int(counts[0]), new + int(counts[1])
@@ -121,6 +124,12 @@ class Precomputing:
                 self.journal.event("reference", done=finished, total=len(places), new=new)
         store.add(fresh)
         self._flush(folder, fresh)
+
+    @property
+    def _rounds(self) -> bool:
+        """Whether adapters that add nothing yet are felt: DoRA divides by a length, and multiplies by it again."""
+        lora = self.recipe.model.lora
+        return lora is not None and lora.dora
 
     def _flush(self, folder: Path, fresh: dict[bytes, torch.Tensor]) -> None:
         if fresh:
@@ -143,7 +152,8 @@ class Precomputing:
         shape = {name: value for name, value in network.config.to_dict().items() if not name.startswith("_")}
         pixels = examples.processor.pixels  # some hand on bytes, and normalise them in the network
         colours = [getattr(pixels, name, None) for name in ("mean", "spread")]
-        said = json.dumps([weights, shape, self.engine.layout["precision"], colours], sort_keys=True, default=str)
+        arithmetic = [self.engine.layout["precision"], *(["dora"] if self._rounds else [])]
+        said = json.dumps([weights, shape, arithmetic, colours], sort_keys=True, default=str)
         return hashlib.blake2b(said.encode(), digest_size=8).hexdigest()
 
 

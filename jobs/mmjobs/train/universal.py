@@ -103,8 +103,8 @@ def _restore_all(optimizer: Any, folder: Path, adam: dict[str, Any]) -> None:
     optimizer.checkpoint_event_prologue()
     optimizer.load_state_dict(None, checkpoint_folder=str(folder))
     optimizer.checkpoint_event_epilogue()
-    for state in optimizer.optimizer.state.values():  # DeepSpeed gives one counter to all of them, and each counts
-        state["step"] = adam["state"][0]["step"].clone()
+    for flat, state in optimizer.optimizer.state.items():  # DeepSpeed gives one counter to all of them, and each counts
+        state["step"] = _counter(adam["state"][0]["step"], flat)
     for group, saved in zip(optimizer.param_groups, adam[PARAM_GROUPS], strict=True):  # and to all the first's settings
         group.update({key: value for key, value in saved.items() if key != "params"})
 
@@ -120,11 +120,16 @@ def _restore_optimiser(optimizer: Any, folder: Path, common: dict[str, Any]) -> 
         (flat,) = group["params"]
         for weight in mine:
             step = weight.load_hp_checkpoint_state(str(folder / optimizer.param_names[weight]), 0, 1)
-            optimizer.optimizer.state[flat]["step"] = step
+            optimizer.optimizer.state[flat]["step"] = _counter(step, flat)
         keys = {key for weight in mine for key in weight._hp_mapping.get_optim_state_keys()}
         map_to_flat_opt_states(flat, weights, optimizer.optimizer.state, keys)
         group.update({key: value for key, value in saved.items() if key != "params"})
     optimizer.update_lp_params()
+
+
+def _counter(step: Any, flat: torch.Tensor) -> torch.Tensor:
+    """Steps are counted where the parameter stands: one kernel does all, and looks at both."""
+    return torch.as_tensor(step, dtype=torch.float32).to(flat.device, copy=True)
 
 
 def _in_order(folder: Path, pattern: str) -> list[Path]:

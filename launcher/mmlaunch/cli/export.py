@@ -31,8 +31,6 @@ def command(run: str, to: Path, checkpoint: int | None, merge_lora: bool) -> Non
     arguments = [str(paths.root), str(to)]
     arguments += ["--checkpoint", str(checkpoint)] if checkpoint is not None else []
     arguments += ["--merge-lora"] if merge_lora else []
-    step = training_side.run("mmjobs.export", arguments)["step"]
-    click.echo(f"{to}: {paths.name}, step {step}")
-    click.echo(
-        f"next: a recipe with model.init_from: {to}, or AutoModelForImageTextToText.from_pretrained({str(to)!r})"
-    )
+    said = training_side.run("mmjobs.export", arguments)
+    click.echo(f"{to}: {paths.name}, step {said['step']}")
+    click.echo(f"next: a recipe with model.init_from: {to}, or {said['kind']}.from_pretrained({str(to)!r})")

@@ -190,6 +190,15 @@ def _half_precision_keeps_masters(precision: str, deepspeed: DeepSpeed) -> Itera
         yield ("precision",), precision, mistake(what, "write deepspeed: {stage: 1}, or precision: bf16")
 
 
+def _weights_fit_the_arithmetic(precision: str, model: Model, deepspeed: DeepSpeed) -> Iterator[Mistake]:
+    """Autocast at stage 0 takes whole weights along; elsewhere one type is all that there is."""
+    whole = precision == "bf16" and not deepspeed.stage and model.weights == "fp32"
+    if model.weights not in ("auto", precision) and not whole:
+        at = f" at ZeRO stage {deepspeed.stage}" if model.weights == "fp32" else ""
+        what = f"weights in {model.weights} do not go with precision {precision}{at}"
+        yield ("model", "weights"), model.weights, mistake(what, "write auto, or remove it")
+
+
 def _shapes_are_images(data: Data, model: Model) -> Iterator[Mistake]:
     if model.vision is not None or model.pretrained is not None:
         return
@@ -234,4 +243,5 @@ RULES: dict[Rule, tuple[str, ...]] = {  # each with what it reads; its sections 
     _one_way_to_fill_rows: ("batch.micro", "batch.tokens_per_gpu"),
     _half_precision_on_cpu: ("precision", "resources.gpus_per_node"),
     _half_precision_keeps_masters: ("precision", "deepspeed.stage"),
+    _weights_fit_the_arithmetic: ("precision", "model.weights", "deepspeed.stage"),
 }  # fmt: skip
