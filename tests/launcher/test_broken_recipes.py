@@ -372,6 +372,7 @@ ODD = {
         "do not go with precision",
     ),
     "weights that no stage keeps": (BASE.replace("projector: mlp", "weights: fp32"), "at ZeRO stage 2"),
+    "two merges": (BASE.replace("seed: 1", "seed: 1\n<<: {epochs: 1}\n<<: {epochs: 2}"), "stands here twice"),
     "not a number": (BASE.replace("offload: optimizer", "overrides: {a: .nan}"), "is not a finite number"),
 }
 

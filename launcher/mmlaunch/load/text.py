@@ -160,10 +160,7 @@ class _Builder:
             key = key_node.value
             self._check_tag(key_node, key_place, (*path, key))
             self._check_text(key_node, key_place, path)
-            if key == _MERGE and key_node.style is None:
-                merged += self._merge(item, (*path, key), above)
-                continue
-            if key in value:
+            if key in places:
                 first = places[key].line
                 self.problems.append(
                     key_place.problem(
@@ -171,8 +168,12 @@ class _Builder:
                     )
                 )
                 continue
-            value[key] = self._node(item, (*path, key), above)
             places[key] = key_place
+            if key == _MERGE and key_node.style is None:
+                merged += self._merge(item, (*path, key), above)
+            else:
+                value[key] = self._node(item, (*path, key), above)
+        places = {key: place for key, place in places.items() if key in value}
         for other in merged:  # keys that are written here win over merged ones
             if isinstance(other.value, dict):
                 value = {**other.value, **value}
