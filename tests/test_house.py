@@ -21,7 +21,7 @@ HEAVY = {"torch", "deepspeed", "transformers", "peft", "numpy", "mmjobs", "safet
 ONLY_IN = {
     "submitit": "mmlaunch.submit",
     "jinja2": ("mmlaunch.render", "mmjobs.data.chat"),  # the chat template's refusal is an error of jinja2
-    "yaml": ("mmlaunch.load.text", "mmlaunch.recipe.resolved"),
+    "yaml": ("mmlaunch.load.text", "mmlaunch.load.syntax", "mmlaunch.recipe.resolved"),
     "transformers": ("mmjobs.model", "mmjobs.data"),
     "deepspeed": ("mmjobs.train.engine", "mmjobs.train.universal"),  # its other format of checkpoints fills a file
     "peft": "mmjobs.model.adapters",

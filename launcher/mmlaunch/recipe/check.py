@@ -49,10 +49,10 @@ def recipe_of(data: Mapping[str, Any]) -> Recipe:
         except ValidationError as error:
             hidden = [problem for problem in problems_of(error, Recipe) if problem not in problems]
     hidden += _hidden_rules(mended, [*problems, *hidden])
-    raise RecipeError(problems + [_as_written(problem, misspelt, data) for problem in hidden])
+    raise RecipeError(problems + [_as_written(problem, misspelt) for problem in hidden])
 
 
-def _as_written(problem: Problem, misspelt: Mapping[Path, Path], data: Any) -> Problem:
+def _as_written(problem: Problem, misspelt: Mapping[Path, Path]) -> Problem:
     """A problem of a mended recipe, under the keys that the user has written."""
     for length in range(len(problem.path), 0, -1):
         if (written := misspelt.get(problem.path[:length])) is not None:
@@ -132,8 +132,8 @@ def problems_of(error: ValidationError, root: type[Section]) -> list[Problem]:
     """pydantic's findings in our words, in the order of the file."""
     details = error.errors(include_url=False)
     problems = [_problem(dict(detail), root) for detail in details[:_MOST]]
-    if more := len(details) - _MOST:
-        problems += [Problem((), f"{more:,} more mistakes", "mend these first")] if more > 0 else []
+    if (more := len(details) - _MOST) > 0:
+        problems.append(Problem((), f"{more:,} more mistakes", "mend these first"))
     meant = {problem.right for problem in problems if problem.on_key}
     return [p for p in problems if p.what != "missing" or f"did you mean {p.dotted}?" not in meant]
 
