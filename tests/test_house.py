@@ -23,7 +23,7 @@ ONLY_IN = {
     "jinja2": ("mmlaunch.render", "mmjobs.data.chat"),  # the chat template's refusal is an error of jinja2
     "yaml": ("mmlaunch.load.text", "mmlaunch.load.syntax", "mmlaunch.recipe.resolved"),
     "transformers": ("mmjobs.model", "mmjobs.data"),
-    "deepspeed": ("mmjobs.train.engine", "mmjobs.train.universal"),  # its other format of checkpoints fills a file
+    "deepspeed": ("mmjobs.train.engine", "mmjobs.train.files", "mmjobs.train.universal"),  # and its checkpoints
     "peft": "mmjobs.model.adapters",
     "datasets": "mmjobs.data.formats.saved",
     "torch.utils.tensorboard": "mmjobs.train.board",

@@ -134,11 +134,13 @@ def tell_what_is_read() -> None:
     preference.learnt = told  # in a rank's own process, which ends
 
 
-def test_who_looks_ahead_sees_what_it_learns_from(job: Jobs, tiny: Recipes) -> None:
+@pytest.mark.parametrize("stage", [0, 3])
+def test_who_looks_ahead_sees_what_it_learns_from(job: Jobs, tiny: Recipes, stage: int) -> None:
     """The same dropout: otherwise ranks and partners would be those of another policy."""
     run = job("run")
     run.prepare = tell_what_is_read
-    recipe = tiny(objective="aot", model__dropout=0.3, steps=2, batch={"global": 8, "micro": 4}, data__eval=[])
+    recipe = tiny(objective="aot", model__dropout=0.3, steps=2, batch={"global": 8, "micro": 4}, data__eval=[],
+                  deepspeed__stage=stage)  # fmt: skip
     assert run.run(recipe) == [0], run.log()
     seen = [line.split()[2] for line in run.log().splitlines() if line.startswith("read True")]
     assert len(seen) == 8 and seen[0:2] == seen[2:4] and seen[4:6] == seen[6:8]

@@ -76,6 +76,12 @@ def decays(network: nn.Module) -> set[str]:
     return {f"{path}.weight" for path, module in network.named_modules() if isinstance(module, kinds)}
 
 
+def drops(network: nn.Module) -> bool:
+    """Whether a network that learns says something else each time."""
+    shares = ((getattr(module, "attention_dropout", 0), module) for module in network.modules())
+    return any(share or (isinstance(module, nn.Dropout) and module.p) for share, module in shares)
+
+
 def _kept(model: Model, precision: str) -> torch.dtype:
     return TYPES[precision if model.weights == "auto" else model.weights]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import logging
 import math
@@ -20,7 +19,7 @@ from torch import nn
 
 from mmjobs.data.batch import Batch
 from mmjobs.model import sharded
-from mmjobs.model.parts import decays, part_of
+from mmjobs.model.parts import decays, drops, part_of
 from mmjobs.model.weights import FILE as WEIGHTS
 from mmjobs.objectives.measured import Measured, Objective, Units
 from mmjobs.train.background import Files
@@ -32,16 +31,14 @@ from mmlaunch.recipe.optim import Optim
 os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
 logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
 import deepspeed  # noqa: E402  it chooses its accelerator when it is imported
-from deepspeed.runtime.checkpoint_engine.torch_checkpoint_engine import TorchCheckpointEngine  # noqa: E402  as above
 
 from mmjobs.train import universal  # noqa: E402  it imports deepspeed
+from mmjobs.train.files import PREFIX, EngineFiles  # noqa: E402  as above
 
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # gloo does the work, without a compiler and its minute
-torch.serialization.set_crc32_options(False)  # half the time of a save: the manifest has better sums
 TAG = "deepspeed"
 T = TypeVar("T")
 _SETTINGS = ("lr", "betas", "eps", "weight_decay")
-_PREFIX = "network."
 
 
 @dataclass(frozen=True)
@@ -120,6 +117,7 @@ class Engine:
         self._half = precision == "bf16" and not settings["bf16"]["enabled"]  # stage 0 has no masters of half weights
         trained = [(name, parameter) for name, parameter in network.named_parameters() if parameter.requires_grad]
         self._trained = [parameter for _, parameter in trained]
+        self._drops = drops(network)
         _cast(network, settings)
         groups = _groups(trained, decays(network), optim)
         self._groups = [list(group["params"]) for group in groups]
@@ -131,8 +129,8 @@ class Engine:
         )
         if ranks.world == 1 and not self.stage:  # it would copy all gradients together and apart, for nobody
             self._engine.enable_backward_allreduce = False
-        self._engine.checkpoint_engine = self._files = _Files()
-        self._engine._copy_recovery_script = lambda path: None  # programs, written past `_Files`
+        self._engine.checkpoint_engine = self._files = EngineFiles()
+        self._engine._copy_recovery_script = lambda path: None  # programs, written past `EngineFiles`
         self._settings = [{k: v for k, v in group.items() if k in _SETTINGS} for group in self._optimizer.param_groups]
 
     @property
@@ -184,7 +182,7 @@ class Engine:
     def look_at(self, batch: Batch, read: Callable[[nn.Module, Batch], T], learning: bool = False) -> T:
         """Measure or read a batch without learning from it; as a model that answers, or with the dropout of one that is
         `learning`."""
-        self._engine.train(learning)
+        self._engine.train(learning and self._drops)
         self._where.samples = batch.origins
         with torch.no_grad():
             found: T = self._engine(read, batch.to(self._engine.device))
@@ -247,7 +245,7 @@ class Engine:
         """All weights under the names of the network, on rank 0."""
         if self.sharded:
             state = self._engine._zero3_consolidated_16bit_state_dict() or {}
-            state = {name.removeprefix(_PREFIX): value for name, value in state.items()}
+            state = {name.removeprefix(PREFIX): value for name, value in state.items()}
         else:
             state = self.network.state_dict()
         found: dict[str, torch.Tensor] = {}
@@ -258,37 +256,6 @@ class Engine:
                 found[name] = found[name].clone()
             seen.add(found[name].data_ptr())
         return found
-
-
-class _Files(TorchCheckpointEngine):  # type: ignore[misc]  # deepspeed has no types
-    """How DeepSpeed's files are written and read: into memory, to be written beside the training; without code."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.collected: Files = {}
-
-    def makedirs(self, path: str, exist_ok: bool = False) -> None:
-        """Not yet: whoever writes the files makes their folder."""
-
-    def save(self, state_dict: Any, path: str) -> None:
-        """All but the weights, where one rank has all of them: they have a file of their own."""
-        buffer = io.BytesIO()
-        torch.save({**state_dict, "module": {}} if self._whole(path) else state_dict, buffer)
-        self.collected[Path(path)] = buffer.getbuffer()
-
-    def load(self, path: str, map_location: Any = None) -> Any:
-        """Without running code from the file: only tensors, containers and these classes of DeepSpeed."""
-        with universal.harmless():
-            state = torch.load(path, map_location=map_location, weights_only=True)
-        if self._whole(path):
-            weights = safetensors.torch.load_file(Path(path).parent.parent / WEIGHTS)
-            state["module"] = {f"{_PREFIX}{name}": value for name, value in weights.items()}
-        return state
-
-    @staticmethod
-    def _whole(path: str) -> bool:
-        """Whether a file holds the weights of the whole model; at stage 3 each rank has its own fragments."""
-        return Path(path).name.startswith("mp_rank_")
 
 
 def _groups(trained: list[tuple[str, nn.Parameter]], decayed: set[str], optim: Optim) -> list[dict[str, Any]]:
