@@ -160,9 +160,7 @@ def size(tensors: Any) -> int:
     {"train": {"language": "lora"}, "lora": {"rank": 8, "alpha": 16}},
     {"train": {"language": "lora", "vision": "lora"}, "lora": {"rank": 8, "alpha": 16}},
 ])  # fmt: skip
-@pytest.mark.parametrize(
-    ("precision", "weights"), [("fp32", "auto"), ("fp32", "bf16"), ("bf16", "auto"), ("bf16", "fp32")]
-)
+@pytest.mark.parametrize(("precision", "weights"), [("fp32", "auto"), ("bf16", "auto"), ("bf16", "fp32")])
 def test_measured_allocations(tiny: Tiny, train: dict[str, Any], precision: str, weights: str) -> None:
     changes = {f"model__{key}": value for key, value in train.items()}
     recipe = tiny(**BROAD, **changes, precision=precision, model__weights=weights)

@@ -129,16 +129,19 @@ def test_the_table_of_32_6_gb() -> None:
 
 
 def test_the_recipe_of_the_table_of_32_6_gb() -> None:
-    """The same by a recipe. Its projector has no adapters, so 4.7 M of the 55 M are missing, and it is frozen here."""
+    """The same by a recipe. Its projector has no adapters, so 4.7 M of the 55 M are missing, and it is frozen here.
+
+    DeepSpeed trains in half precision with other shares of the same 16 bytes: 2, 2 and 12 instead of 4, 4 and 8.
+    """
     train = {"language": "lora", "vision": "lora", "projector": "frozen"}
     lora = {"rank": 16, "alpha": 32}
-    recipe = dpo(model={"pretrained": IDEFICS, "train": train, "lora": lora, "weights": "bf16"})
+    recipe = dpo(model={"pretrained": IDEFICS, "train": train, "lora": lora}, precision="bf16")
     made, memory = estimate(recipe), estimate(recipe).memory(False)
     assert made.counts.trained == 55_348_736 - 2 * (395_264 + 3 * 653_312)  # rank 16 in the MLP and the resampler
     rounded = 8 * GIGA / 8_402_768_112
     assert memory.reference * rounded == pytest.approx(16 * GIGA)
-    assert (memory.parameters - 4 * made.counts.trained) * rounded == pytest.approx(16 * GIGA)
-    assert [round(size / GIGA, 1) for size in (memory.gradients, memory.optimiser)] == [0.2, 0.4]
+    assert (memory.parameters - 2 * made.counts.trained) * rounded == pytest.approx(16 * GIGA)
+    assert [round(size / GIGA, 1) for size in (memory.gradients, memory.optimiser)] == [0.1, 0.6]
 
 
 @pytest.mark.parametrize(

@@ -96,11 +96,9 @@ def _adapters(network: Network, model: Model) -> list[tuple[str, int]]:
     if model.lora is None:
         return []
     parts = frozenset(part for part in ("vision", "projector", "language") if training_of(part, model) == "lora")
-    try:
-        found = [*lora_sizes(network.weights, model.lora, parts)]
-    except re.error as error:
-        what = f"{model.lora.targets!r} is no regular expression: {error}"
-        raise UserError(f"model.lora.targets: {what}; write all-linear, or one such as q_proj|v_proj") from None
+    idle = _idle(network, model.train.vision_layers)
+    weights = tuple(weight for weight in network.weights if not weight.name.startswith(idle))
+    found = [*lora_sizes(weights, model.lora, parts)]
     if not found:
         ends = {w.name.split(".")[-2] for w in network.weights if w.linear and part_of(w.name) in parts}
         what = f"{model.lora.targets!r} fits none of the linear layers"
