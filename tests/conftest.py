@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,6 +23,8 @@ steps: 4
 precision: fp32
 resources: {nodes: 1, gpus_per_node: 0, tasks_per_node: 2, time: 10m}
 """
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever starts tests in the background has them ignore it
 
 
 @pytest.fixture(autouse=True)
