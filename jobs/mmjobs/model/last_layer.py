@@ -21,7 +21,8 @@ class _Read:
     def forward(self: Any, hidden_states: torch.Tensor, read: torch.Tensor | None = None, **named: Any) -> torch.Tensor:
         """[B, T, D] -> [U, D], or [B, T, D] where all are read."""
         if read is None:
-            return super().forward(hidden_states, **named)  # type: ignore[misc, no-any-return]  # that of the family
+            # The family stands behind this class only where both are put together below: mypy cannot see it here.
+            return super().forward(hidden_states, **named)  # type: ignore[misc, no-any-return]
         attended, _ = self.self_attn(hidden_states=self.input_layernorm(hidden_states), **named)
         found: torch.Tensor = (hidden_states + attended).flatten(0, 1)[read]
         behind: torch.Tensor = self.mlp(self.post_attention_layernorm(found))

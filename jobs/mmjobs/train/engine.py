@@ -33,7 +33,7 @@ logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
 import deepspeed  # noqa: E402  it chooses its accelerator when it is imported
 
 from mmjobs.train import universal  # noqa: E402  it imports deepspeed
-from mmjobs.train.files import PREFIX, EngineFiles  # noqa: E402  as above
+from mmjobs.train.files import PREFIX, EngineFiles  # noqa: E402  it imports deepspeed
 
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # gloo does the work, without a compiler and its minute
 TAG = "deepspeed"

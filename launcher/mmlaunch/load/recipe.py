@@ -103,9 +103,10 @@ def _extended(node: Node, file: Path, below: tuple[Path, ...], found: list[Probl
         if parent.resolve() in chain:
             circle = " -> ".join(p.name for p in (*chain, parent.resolve()))
             raise RecipeError([name.place.problem(f"extends itself: {circle}", "break the circle", ("extends",))])
-        if not os.path.isfile(parent):  # noqa: PTH113  as above
+        if not os.path.isfile(parent):  # noqa: PTH113  Path.is_file raises where a folder is closed
             right = f"looked for {parent} and among the recipes that come with mmlaunch"
-            what = "is no regular file" if os.path.exists(parent) else "no such file"  # noqa: PTH110  as above
+            there = os.path.exists(parent)  # noqa: PTH110  Path.exists raises where a folder is closed
+            what = "is no regular file" if there else "no such file"
             lost.append(name.place.problem(f"{what}: {name.value}", right, ("extends",)))
             continue
         extended = _extended(read_file(parent, found=found), parent, chain, found)
