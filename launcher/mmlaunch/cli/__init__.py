@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import gc
 import importlib
 import os
@@ -87,7 +88,8 @@ def group() -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The process boundary: expected errors become a message and an exit code, bugs a traceback."""
-    gc.set_threshold(100_000)  # starting up makes many objects and no garbage
+    gc.set_threshold(100_000)  # starting up makes many objects and no garbage,
+    atexit.register(gc.freeze)  # and what a process leaves behind need not be searched for any
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")  # it would look for them in every package there is
     color = False if os.environ.get("NO_COLOR") else None
     try:
