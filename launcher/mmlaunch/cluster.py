@@ -8,14 +8,14 @@ from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field
 
 from mmlaunch.errors import Problem, RecipeError, UserError
 from mmlaunch.load.recipe import load_section
 from mmlaunch.recipe.environment import check_settings
 from mmlaunch.recipe.resources import Resources
 from mmlaunch.recipe.scalars import Count, Duration, Line, MemorySize, OneOrMore, Word
-from mmlaunch.recipe.section import Section, mistake, refuse
+from mmlaunch.recipe.section import Mistake, Section, mistake, rule
 from mmlaunch.recipe.suggest import closest
 
 VARIABLE = "MMLAUNCH_CLUSTER"
@@ -108,14 +108,10 @@ class Cluster(Section):
     srun: Options = []
     signal: PreSignal = Field(default_factory=PreSignal)
 
-    @model_validator(mode="after")
-    def _consistent(self) -> "Cluster":
+    @rule
+    def _plugins_need_slurm(self) -> Iterator[Mistake]:
         if self.executor == "local" and self.container is not None and self.container.kind == "pyxis":
-            refuse(
-                "cluster",
-                [(("container", "kind"), "pyxis", mistake("pyxis is a plugin of srun", "write kind: apptainer"))],
-            )
-        return self
+            yield ("container", "kind"), "pyxis", mistake("pyxis is a plugin of srun", "write kind: apptainer")
 
 
 def config_folder() -> Path:

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
 from mmlaunch.errors import RecipeError
 from mmlaunch.load import load_recipe
+from mmlaunch.recipe import resolved
+from mmlaunch.recipe.check import recipe_of
+
+SHIPPED = sorted((Path(__file__).resolve().parents[2] / "recipes").glob("*.yaml"))
 
 BASE = """\
 name: dpo-test
@@ -301,6 +307,67 @@ def test_one_mistake_does_not_make_up_another(write: Callable[..., Path]) -> Non
         with pytest.raises(RecipeError) as caught:
             load_recipe(write(BASE.replace(old, new)))
         assert len(caught.value.problems) == 1, caught.value
+
+
+HIDING = """\
+name: x
+model:
+  language: {random: {width: 97, heads: four}}
+  vision: {random: {width: 96}, feature_layer: 9}
+  train: {language: lora}
+data: {train: {path: a.json, format: llava, repeat: -1}}
+objective: {method: ppo, kl: -1}
+optim: {lr: 1e-5, warmup: 30 steps, clip: no}
+batch: {global: 3, micro: two, tokens_per_gpu: 100}
+steps: 10
+precision: fp16
+deepspeed: {stage: 0, offload: all, foo: 1}
+checkpoint: {best: eval/accuracy, keep: -1}
+evaluate: {every: 5 steps, samples: -3}
+resources: {gpus_per_node: 0, tasks_per_node: 2, nodes: 2, time: 5x}
+"""
+
+
+def test_a_mistake_hides_no_rule_over_its_neighbours(write: Callable[..., Path]) -> None:
+    """What does not read a mistaken value is told, at every depth; what reads one (97 over `four` heads) is not."""
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(write(HIDING))
+    assert [problem.dotted for problem in caught.value.problems] == [
+        "model.language.random.heads", "model.vision.feature_layer", "model.train", "data.train[0].format",
+        "data.train[0].repeat", "objective", "objective.kl", "optim.warmup", "optim.clip", "batch.global",
+        "batch.micro", "batch.tokens_per_gpu", "precision", "precision", "deepspeed.offload", "deepspeed.foo",
+        "checkpoint.best", "checkpoint.keep", "evaluate.every", "evaluate.samples", "resources.time",
+    ]  # fmt: skip
+
+
+def leaves(value: object, path: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield from leaves(item, (*path, key))
+    elif isinstance(value, list) and value and isinstance(value[0], dict):
+        for number, item in enumerate(value):
+            yield from leaves(item, (*path, number))
+    else:
+        yield path
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)
+def test_no_mistake_makes_up_another(path: Path) -> None:
+    """Each value of a recipe that is right becomes one that no key takes: that is the only thing that is told."""
+    sound = yaml.safe_load(resolved.text_of(load_recipe(path).recipe))
+    for leaf in leaves(sound):
+        document = copy.deepcopy(sound)
+        section = document
+        for part in leaf[:-1]:
+            section = section[part]
+        section[leaf[-1]] = [[None]]
+        try:
+            recipe_of(document)
+        except RecipeError as error:
+            for problem in error.problems:
+                assert problem.path[: len(leaf)] == leaf, f"{leaf} made up {problem}"
+        else:
+            assert leaf[:2] == ("deepspeed", "overrides"), leaf
 
 
 def test_what_reading_finds_hides_nothing_else(write: Callable[..., Path]) -> None:

@@ -5,16 +5,16 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Annotated, Any, TypeVar
+from typing import Any, TypeVar
 
-from pydantic import TypeAdapter, ValidationError
-from pydantic.fields import FieldInfo
+from pydantic import ValidationError
 
 from mmlaunch.errors import Problem, RecipeError
 from mmlaunch.recipe import suggest
-from mmlaunch.recipe.objective import METHODS, TAGS
-from mmlaunch.recipe.recipe import Recipe, broken_rules
+from mmlaunch.recipe.objective import CHOOSES, METHODS, TAGS
+from mmlaunch.recipe.recipe import Recipe, completed
 from mmlaunch.recipe.section import Path, Section
+from mmlaunch.recipe.sound import broken_rules
 
 S = TypeVar("S", bound=Section)
 
@@ -48,7 +48,8 @@ def recipe_of(data: Mapping[str, Any]) -> Recipe:
             raise RecipeError(problems)
         except ValidationError as error:
             hidden = [problem for problem in problems_of(error, Recipe) if problem not in problems]
-    hidden += _hidden_rules(mended, [*problems, *hidden])
+    known = [*problems, *hidden]
+    hidden += [problem for problem in broken_rules(Recipe, completed(mended), known) if problem not in known]
     raise RecipeError(problems + [_as_written(problem, misspelt) for problem in hidden])
 
 
@@ -91,41 +92,7 @@ def section_of(kind: type[S], data: Mapping[str, Any]) -> S:
         return kind.model_validate(data)
     except ValidationError as error:
         problems = problems_of(error, kind)
-    raise RecipeError(problems)
-
-
-def _hidden_rules(data: Mapping[str, Any], known: Sequence[Problem]) -> list[Problem]:
-    """Rules over several sections do not run when any section fails: run those whose values are sound."""
-    parts: dict[str, Any] = {}
-    for name, field in Recipe.model_fields.items():
-        if name in data:
-            adapter: TypeAdapter[Any] = TypeAdapter(_annotated(field))
-            try:
-                parts[name] = adapter.validate_python(_without(data[name], name, known))
-            except ValidationError:
-                continue
-        elif not field.is_required():
-            parts[name] = field.get_default(call_default_factory=True)
-    broken = {problem.dotted for problem in known} | {
-        problem.path[0] for problem in known if problem.on_key and problem.path
-    }
-    found = [
-        Problem(path, error.message(), (error.context or {}).get("right", ""))
-        for path, _, error in broken_rules(parts, broken)
-    ]
-    return [problem for problem in found if problem not in known]
-
-
-def _without(value: Any, name: str, known: Sequence[Problem]) -> Any:
-    """A section less its broken keys, so that the sound ones can still be judged."""
-    if not isinstance(value, Mapping):
-        return value
-    keys = {problem.path[1] for problem in known if len(problem.path) == 2 and problem.path[0] == name}
-    return {key: item for key, item in value.items() if key not in keys}
-
-
-def _annotated(field: FieldInfo) -> Any:
-    return Annotated[(field.annotation, *field.metadata)] if field.metadata else field.annotation
+    raise RecipeError(problems + [hidden for hidden in broken_rules(kind, data, problems) if hidden not in problems])
 
 
 def problems_of(error: ValidationError, root: type[Section]) -> list[Problem]:
@@ -135,7 +102,12 @@ def problems_of(error: ValidationError, root: type[Section]) -> list[Problem]:
     if (more := len(details) - _MOST) > 0:
         problems.append(Problem((), f"{more:,} more mistakes", "mend these first"))
     meant = {problem.right for problem in problems if problem.on_key}
-    return [p for p in problems if p.what != "missing" or f"did you mean {p.dotted}?" not in meant]
+    made_up = [p for p in problems if p.what == "missing" and f"did you mean {p.dotted}?" in meant]
+    if any(problem.path == CHOOSES for problem in problems):
+        kinds = suggest.sections_of(Recipe.model_fields[CHOOSES[0]].annotation)
+        known = {(CHOOSES[0], name) for kind in kinds for name in kind.model_fields}
+        made_up += [p for p in problems if p.what == UNKNOWN and p.path in known]
+    return [problem for problem in problems if problem not in made_up]
 
 
 def _problem(detail: dict[str, Any], root: type[Section]) -> Problem:

@@ -1,11 +1,12 @@
 """`data`: where examples come from and what happens to those that do not fit."""
 
-from typing import Annotated, Any, ClassVar, Literal
+from collections.abc import Iterator
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from mmlaunch.recipe.scalars import Count, Line, OneOrMore
-from mmlaunch.recipe.section import Path, Section, mistake, refuse
+from mmlaunch.recipe.section import Mistake, Section, mistake, rule
 
 Format = Literal[
     "auto", "llava", "mdpo", "internvl", "rlaif_v", "trl", "ultrafeedback", "shp", "prompts", "shapes"
@@ -44,22 +45,23 @@ class Source(Section):
     max_tiles: Count | None = None
     """A smaller tile budget than model.tiling's for this source."""
 
-    @model_validator(mode="after")
-    def _readable(self) -> "Source":
-        mistakes: list[tuple[Path, Any, Any]] = []
+    @rule
+    def _read_or_drawn(self) -> Iterator[Mistake]:
         if self.format == "shapes" and self.path is not None:
-            mistakes.append((("path",), self.path, mistake("shapes are drawn, not read", "remove path")))
-        if self.format == "shapes" and self.limit is None:
-            mistakes.append((("format",), self.format, mistake("shapes never end", "add limit: 2000")))
+            yield ("path",), self.path, mistake("shapes are drawn, not read", "remove path")
         if self.format != "shapes" and self.path is None:
-            mistakes.append(((), None, mistake("names no file", "write path: data/train.json")))
+            yield (), None, mistake("names no file", "write path: data/train.json")
+
+    @rule
+    def _ends(self) -> Iterator[Mistake]:
+        if self.format == "shapes" and self.limit is None:
+            yield ("format",), self.format, mistake("shapes never end", "add limit: 2000")
+
+    @rule
+    def _images_are_somewhere(self) -> Iterator[Mistake]:
         if self.format in NEEDS_IMAGES and self.images is None:
             what = f"rows of the {self.format} format name image files, and nothing says where they are"
-            mistakes.append(
-                (("format",), self.format, mistake(what, "add images: data/images (or images: none for text)"))
-            )
-        refuse("source", mistakes)
-        return self
+            yield ("format",), self.format, mistake(what, "add images: data/images (or images: none for text)")
 
 
 Sources = Annotated[list[Source], OneOrMore(), Field(min_length=1)]

@@ -1,11 +1,12 @@
 """`deepspeed`: the ZeRO stage, what is kept in CPU memory, and anything else that DeepSpeed knows."""
 
-from typing import Annotated, Any, ClassVar, Literal
+from collections.abc import Iterator
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from mmlaunch.recipe.scalars import FreeForm
-from mmlaunch.recipe.section import Path, Section, mistake, refuse
+from mmlaunch.recipe.section import Mistake, Section, mistake, rule
 
 OWNED = {
     "train_batch_size": "batch.global",
@@ -32,21 +33,21 @@ class DeepSpeed(Section):
     overrides: FreeForm = {}
     """Merged into the DeepSpeed configuration as it is."""
 
-    @model_validator(mode="after")
-    def _consistent(self) -> "DeepSpeed":
-        mistakes: list[tuple[Path, Any, Any]] = []
+    @rule
+    def _stage_moves_it(self) -> Iterator[Mistake]:
         needed = {"none": 0, "optimizer": 1, "all": 3}[self.offload]
         if self.stage < needed:
             what = f"{self.offload!r} cannot be moved to CPU memory by ZeRO stage {self.stage}"
-            mistakes.append((("offload",), self.offload, mistake(what, f"write stage: {needed}, or offload: none")))
+            yield ("offload",), self.offload, mistake(what, f"write stage: {needed}, or offload: none")
+
+    @rule
+    def _decided_in_one_place(self) -> Iterator[Mistake]:
         for key in self.overrides:
             if key in OWNED:
                 what = f"{key} is decided by {OWNED[key]}"
-                mistakes.append((("overrides", key), None, mistake(what, f"set {OWNED[key]} instead")))
+                yield ("overrides", key), None, mistake(what, f"set {OWNED[key]} instead")
         zero = self.overrides.get("zero_optimization")
         for key, place in (("stage", "stage"), ("offload_optimizer", "offload"), ("offload_param", "offload")):
             if isinstance(zero, dict) and key in zero:
                 wrong = mistake(f"{key} is decided by deepspeed.{place}", f"set deepspeed.{place} instead")
-                mistakes.append((("overrides", "zero_optimization", key), None, wrong))
-        refuse("deepspeed", mistakes)
-        return self
+                yield ("overrides", "zero_optimization", key), None, wrong

@@ -1,13 +1,14 @@
 """`model`: which parts, how they are joined, what of them is trained."""
 
 import re
+from collections.abc import Iterator
 from math import isqrt
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field
 
 from mmlaunch.recipe.scalars import Count, Line, Positive, Share
-from mmlaunch.recipe.section import Path, Section, mistake, refuse
+from mmlaunch.recipe.section import Mistake, Section, mistake, rule
 
 CHECKPOINTING = "MMLAUNCH_CHECKPOINTING"
 """The variable that tells the ranks of an attempt what its plan made of `activation_checkpointing: auto`."""
@@ -25,15 +26,13 @@ class RandomVision(Section):
     image_size: Count = 32
     patch: Count = 8
 
-    @model_validator(mode="after")
-    def _divides(self) -> "RandomVision":
-        refuse(
-            "vision",
-            _divisions(
-                ("width", "heads", self.width, self.heads), ("image_size", "patch", self.image_size, self.patch)
-            ),
-        )
-        return self
+    @rule
+    def _heads_divide(self) -> Iterator[Mistake]:
+        yield from _division("width", "heads", self.width, self.heads)
+
+    @rule
+    def _patches_divide(self) -> Iterator[Mistake]:
+        yield from _division("image_size", "patch", self.image_size, self.patch)
 
 
 class RandomLanguage(Section):
@@ -44,10 +43,9 @@ class RandomLanguage(Section):
     heads: Count = 4
     max_positions: Count = 512
 
-    @model_validator(mode="after")
-    def _divides(self) -> "RandomLanguage":
-        refuse("language", _divisions(("width", "heads", self.width, self.heads)))
-        return self
+    @rule
+    def _heads_divide(self) -> Iterator[Mistake]:
+        yield from _division("width", "heads", self.width, self.heads)
 
 
 class Vision(Section):
@@ -63,16 +61,17 @@ class Vision(Section):
     """The hidden layer that is projected; -2 is LLaVA's choice, -1 the last."""
     keep_class_token: bool = False
 
-    @model_validator(mode="after")
-    def _one_source(self) -> "Vision":
-        mistakes = _one_source(self.path, self.random, "openai/clip-vit-large-patch14-336")
+    @rule
+    def _one_source(self) -> Iterator[Mistake]:
+        yield from _one_source(self.path, self.random, "openai/clip-vit-large-patch14-336")
+
+    @rule
+    def _feature_layer_exists(self) -> Iterator[Mistake]:
         layers = self.random.layers if self.random else 0
         if self.random and not -layers - 1 <= self.feature_layer <= layers:
             what = f"there is no hidden layer {self.feature_layer} of {layers}"
             right = f"write a number from {-layers - 1} to {layers}"
-            mistakes.append((("feature_layer",), self.feature_layer, mistake(what, right)))
-        refuse("vision", mistakes)
-        return self
+            yield ("feature_layer",), self.feature_layer, mistake(what, right)
 
 
 class Language(Section):
@@ -85,10 +84,9 @@ class Language(Section):
     random: RandomLanguage | None = None
     """Random weights of this shape instead."""
 
-    @model_validator(mode="after")
-    def _one_source(self) -> "Language":
-        refuse("language", _one_source(self.path, self.random, "meta-llama/Meta-Llama-3-8B-Instruct"))
-        return self
+    @rule
+    def _one_source(self) -> Iterator[Mistake]:
+        yield from _one_source(self.path, self.random, "meta-llama/Meta-Llama-3-8B-Instruct")
 
 
 class Projector(Section):
@@ -102,19 +100,15 @@ class Projector(Section):
     queries: Count | None = None
     """How many queries a perceiver learns (default 256)."""
 
-    @model_validator(mode="after")
-    def _queries_need_perceiver(self) -> "Projector":
-        if self.queries is None:
-            return self
-        if self.kind != "perceiver":
+    @rule
+    def _perceiver_learns_a_square(self) -> Iterator[Mistake]:
+        side = isqrt(self.queries or 0)
+        if self.queries is not None and self.kind != "perceiver":
             what = f"only the perceiver learns queries, this is {self.kind}"
-            refuse("projector", [(("queries",), self.queries, mistake(what, "remove it, or kind: perceiver"))])
-        side = isqrt(self.queries)
-        if side**2 != self.queries:
+            yield ("queries",), self.queries, mistake(what, "remove it, or kind: perceiver")
+        elif self.queries is not None and side**2 != self.queries:
             what = f"the queries stand on a square grid, and {self.queries} is no square"
-            right = f"write {side**2} or {(side + 1) ** 2}"
-            refuse("projector", [(("queries",), self.queries, mistake(what, right))])
-        return self
+            yield ("queries",), self.queries, mistake(what, f"write {side**2} or {(side + 1) ** 2}")
 
 
 class Tiling(Section):
@@ -135,12 +129,11 @@ class Tiling(Section):
     max_side: Count = 4096
     """Larger images are reduced to this side first."""
 
-    @model_validator(mode="after")
-    def _order(self) -> "Tiling":
+    @rule
+    def _least_before_most(self) -> Iterator[Mistake]:
         if self.min_tiles > self.max_tiles:
             what = f"{self.min_tiles} is more than max_tiles ({self.max_tiles})"
-            refuse("tiling", [(("min_tiles",), self.min_tiles, mistake(what, f"write at most {self.max_tiles}"))])
-        return self
+            yield ("min_tiles",), self.min_tiles, mistake(what, f"write at most {self.max_tiles}")
 
 
 def _pattern(value: str) -> str:
@@ -184,17 +177,17 @@ class Train(Section):
     vision_layers: Count | None = None
     """Only the last n layers of the vision encoder."""
 
-    @model_validator(mode="after")
-    def _something(self) -> "Train":
-        mistakes: list[tuple[Path, Any, Any]] = []
+    @rule
+    def _layers_of_what_is_trained(self) -> Iterator[Mistake]:
         if self.vision_layers is not None and self.vision == "frozen":
             right = "write vision: full, or remove vision_layers"
-            mistakes.append((("vision_layers",), self.vision_layers, mistake("the vision encoder is frozen", right)))
+            yield ("vision_layers",), self.vision_layers, mistake("the vision encoder is frozen", right)
+
+    @rule
+    def _something(self) -> Iterator[Mistake]:
         if {self.vision, self.projector, self.language} == {"frozen"} and not self.embeddings:
             right = "write projector: full, or language: lora"
-            mistakes.append(((), None, mistake("nothing is trained: every part is frozen", right)))
-        refuse("train", mistakes)
-        return self
+            yield (), None, mistake("nothing is trained: every part is frozen", right)
 
 
 class Model(Section):
@@ -229,57 +222,48 @@ class Model(Section):
     dropout: Share = 0.0
     """Dropout of the language model's attention weights."""
 
-    @model_validator(mode="after")
-    def _consistent(self) -> "Model":
-        refuse("model", [*self._parts(), *self._adapters(), *self._layers()])
-        return self
+    @rule
+    def _whole_or_in_parts(self) -> Iterator[Mistake]:
+        if self.pretrained is None:
+            return
+        for key, left_out in (
+            ("vision", self.vision is None), ("language", self.language is None), ("projector", self.projector.plain),
+            ("tiling", self.tiling.plain), ("attention", self.attention == "plain"),
+        ):  # fmt: skip
+            if not left_out:
+                what = "model.pretrained is a whole model already"
+                yield (key,), key, mistake(what, f"remove {key}, or remove pretrained")
 
-    def _parts(self) -> list[tuple[Path, Any, Any]]:
-        if self.pretrained is not None:
-            named = [key for key in ("vision", "language") if getattr(self, key) is not None]
-            named += ["projector"] if self.projector != Projector() else []
-            named += ["tiling"] if self.tiling != Tiling() else []
-            named += ["attention"] if self.attention != "plain" else []
-            why = "model.pretrained is a whole model already"
-            return [((key,), key, mistake(why, f"remove {key}, or remove pretrained")) for key in named]
-        if self.language is None:
+    @rule
+    def _speaks(self) -> Iterator[Mistake]:
+        if self.pretrained is None and self.language is None:
             right = "write language: meta-llama/Meta-Llama-3-8B-Instruct, or pretrained: llava-hf/llava-1.5-7b-hf"
-            return [((), None, mistake("names no language model", right))]
-        return []
+            yield (), None, mistake("names no language model", right)
 
-    def _layers(self) -> list[tuple[Path, Any, Any]]:
+    @rule
+    def _layers_exist(self) -> Iterator[Mistake]:
         random, wanted = self.vision.random if self.vision else None, self.train.vision_layers
-        if random is None or wanted is None or wanted <= random.layers:
-            return []
-        what = f"the vision encoder has {random.layers} layers"
-        return [(("train", "vision_layers"), wanted, mistake(what, f"write at most {random.layers}"))]
+        if random is not None and wanted is not None and wanted > random.layers:
+            what = f"the vision encoder has {random.layers} layers"
+            yield ("train", "vision_layers"), wanted, mistake(what, f"write at most {random.layers}")
 
-    def _adapters(self) -> list[tuple[Path, Any, Any]]:
+    @rule
+    def _adapters_are_described(self) -> Iterator[Mistake]:
         wanted = "lora" in (self.train.vision, self.train.language)
         if self.lora is not None and not wanted:
             right = "write train: {language: lora}, or remove lora"
-            return [(("lora",), None, mistake("no part is trained with LoRA, these options would do nothing", right))]
+            yield ("lora",), None, mistake("no part is trained with LoRA, these options would do nothing", right)
         if wanted and self.lora is None:
-            return [
-                (
-                    ("train",),
-                    None,
-                    mistake("trains with LoRA, but its options are missing", "add model.lora: {rank: 64, alpha: 128}"),
-                )
-            ]
-        return []
+            what = "trains with LoRA, but its options are missing"
+            yield ("train",), None, mistake(what, "add model.lora: {rank: 64, alpha: 128}")
 
 
-def _divisions(*pairs: tuple[str, str, int, int]) -> list[tuple[Path, Any, Any]]:
-    return [
-        ((key,), value, mistake(f"{value} does not divide by {by_key} ({by})", f"write a multiple of {by}"))
-        for key, by_key, value, by in pairs
-        if value % by
-    ]
+def _division(key: str, by_key: str, value: int, by: int) -> Iterator[Mistake]:
+    if value % by:
+        yield (key,), value, mistake(f"{value} does not divide by {by_key} ({by})", f"write a multiple of {by}")
 
 
-def _one_source(path: str | None, random: Section | None, example: str) -> list[tuple[Path, Any, Any]]:
+def _one_source(path: str | None, random: Section | None, example: str) -> Iterator[Mistake]:
     if (path is None) == (random is None):
         what = "names both a path and random weights" if path else "names no model"
-        return [((), None, mistake(what, f"write path: {example} or random: {{width: 96}}"))]
-    return []
+        yield (), None, mistake(what, f"write path: {example} or random: {{width: 96}}")

@@ -1,11 +1,12 @@
 """`objective`: what a run learns. A word (`dpo`) or a mapping (`{method: dpo, beta: 0.2}`)."""
 
+from collections.abc import Iterator
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from mmlaunch.recipe.scalars import Count, Line, NotNegative, Positive, Real, Share
-from mmlaunch.recipe.section import Path, Section, mistake, refuse
+from mmlaunch.recipe.section import Mistake, Section, mistake, rule
 from mmlaunch.recipe.terms import BY_RATIO, WITHOUT_REFERENCE, Terms
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -47,20 +48,13 @@ class Reward(Section):
     centre: NotNegative = 0.0
     """Weight of the squared sum of an example's rewards; 0.01 keeps them near 0."""
 
-    @model_validator(mode="after")
-    def _one_use_of_scores(self) -> "Reward":
-        mistakes: list[tuple[Path, Any, Any]] = []
+    @rule
+    def _one_use_of_scores(self) -> Iterator[Mistake]:
         if self.loss == "regression" and (self.margin or self.soft_labels is not None):
             key = "margin" if self.margin else "soft_labels"
-            mistakes.append(
-                ((key,), None, mistake("regression fits the scores themselves", f"remove {key}, or loss: ranked"))
-            )
+            yield (key,), None, mistake("regression fits the scores themselves", f"remove {key}, or loss: ranked")
         elif self.margin and self.soft_labels is not None:
-            mistakes.append(
-                (("soft_labels",), None, mistake("margin uses the score gap already", "keep one of the two"))
-            )
-        refuse("objective", mistakes)
-        return self
+            yield ("soft_labels",), None, mistake("margin uses the score gap already", "keep one of the two")
 
 
 class ReferenceSync(Section):
@@ -121,36 +115,53 @@ class Preference(Section):
         terms = {**preset.get("terms", {}), **(written or {})}
         return {**{key: item for key, item in preset.items() if key != "terms"}, **value, "terms": terms}
 
-    @model_validator(mode="after")
-    def _consistent(self) -> "Preference":
-        mistakes: list[tuple[Path, Any, Any]] = []
+    @rule
+    def _has_weight(self) -> Iterator[Mistake]:
         if not any(term.weight for term in self.terms.active.values()):
             right = "write terms: {sigmoid: 1}, or a preset: dpo, mdpo, mpo, mmpo"
-            mistakes.append((("terms",), None, mistake("no term has any weight", right)))
+            yield ("terms",), None, mistake("no term has any weight", right)
+
+    @rule
+    def _only_a_copy_moves(self) -> Iterator[Mistake]:
         if self.reference_sync is not None and self.reference != "copy":
             what = f"a reference that is {self.reference!r} cannot be moved"
-            mistakes.append((("reference_sync",), None, mistake(what, "write reference: copy")))
+            yield ("reference_sync",), None, mistake(what, "write reference: copy")
+
+    @rule
+    def _terms_know_the_divergence(self) -> Iterator[Mistake]:
         plain = sorted((BY_RATIO | {"simpo", "orpo"}) & self.weighted.keys())
         if self.divergence != "reverse_kl" and plain:
             what = f"{', '.join(plain)} is made of plain log-probabilities, which know no other divergence"
-            mistakes.append((("divergence",), self.divergence, mistake(what, "remove divergence, or these terms")))
+            yield ("divergence",), self.divergence, mistake(what, "remove divergence, or these terms")
+
+    @rule
+    def _weights_are_of_pairs(self) -> Iterator[Mistake]:
         if self.wpo and (others := sorted({"aot", "kto", "plackett_luce"} & self.weighted.keys())):
             what = f"{', '.join(others)} looks at more than a pair, and no pair keeps a weight of its own there"
-            mistakes.append((("wpo",), True, mistake(what, f"remove wpo, or {', '.join(others)}")))
+            yield ("wpo",), True, mistake(what, f"remove wpo, or {', '.join(others)}")
+
+    @rule
+    def _alpha_is_read(self) -> Iterator[Mistake]:
         if self.divergence_alpha != 0.5 and self.divergence != "alpha":
             what = f"nothing reads it where the divergence is {self.divergence}"
-            mistakes.append((("divergence_alpha",), self.divergence_alpha, mistake(what, "write divergence: alpha")))
+            yield ("divergence_alpha",), self.divergence_alpha, mistake(what, "write divergence: alpha")
+
+    @rule
+    def _copy_is_asked(self) -> Iterator[Mistake]:
         if self.reference == "copy" and self.weighted and self.weighted.keys() <= WITHOUT_REFERENCE:
-            what = f"{', '.join(self.weighted)} has no reference"
-            mistakes.append((("reference",), "copy", mistake(what, "remove reference")))
+            yield ("reference",), "copy", mistake(f"{', '.join(self.weighted)} has no reference", "remove reference")
+
+    @rule
+    def _stage_is_of_a_copy(self) -> Iterator[Mistake]:
         if self.reference_stage is not None and self.reference != "copy":
             what = f"a reference that is {self.reference!r} is no model of its own"
-            mistakes.append((("reference_stage",), self.reference_stage, mistake(what, "write reference: copy")))
-        if self.terms.kto is not None and self.terms.kto.weight and self.reference == "none":
+            yield ("reference_stage",), self.reference_stage, mistake(what, "write reference: copy")
+
+    @rule
+    def _kto_refers(self) -> Iterator[Mistake]:
+        if self.reference == "none" and "kto" in self.weighted:
             what = "kto measures its reference point against a reference"
-            mistakes.append((("reference",), "none", mistake(what, "remove reference: none")))
-        refuse("objective", mistakes)
-        return self
+            yield ("reference",), "none", mistake(what, "remove reference: none")
 
 
 class Sampling(Section):
@@ -217,14 +228,10 @@ class Ppo(Section):
     sft_weight: NotNegative = 0.0
     """Weight of supervised loss on the training answers, where they have any."""
 
-    @model_validator(mode="after")
-    def _has_reward(self) -> "Ppo":
+    @rule
+    def _has_reward(self) -> Iterator[Mistake]:
         if self.reward is None:
-            refuse(
-                "objective",
-                [((), None, mistake("ppo has no reward source", "add reward: runs/rm-llama3-8b (a reward run)"))],
-            )
-        return self
+            yield (), None, mistake("ppo has no reward source", "add reward: runs/rm-llama3-8b (a reward run)")
 
 
 class Predict(Section):
@@ -244,6 +251,9 @@ def objective_method(value: Any) -> Any:
         return str(value)
     return value.get("method", "preference") if isinstance(value, dict) else getattr(value, "method", "preference")
 
+
+CHOOSES = ("objective", "method")
+"""The value that decides which section reads the others; while it is mistaken, nobody knows what they mean."""
 
 TAGS = frozenset({"<sft>", "<reward>", "<preference>", "<ppo>", "<predict>"})
 """What pydantic puts into the place of an error to say which of the five read it."""

@@ -1,11 +1,10 @@
 """The whole recipe, and the rules that need more than one of its sections."""
 
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Iterator
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
-from pydantic_core import PydanticCustomError
 
 from mmlaunch.recipe.batch import Batch, neighbours, split
 from mmlaunch.recipe.checkpoint import Checkpoint, Evaluate, Log
@@ -17,7 +16,7 @@ from mmlaunch.recipe.objective import Objective, Preference, Reward, objective_m
 from mmlaunch.recipe.optim import Optim
 from mmlaunch.recipe.resources import Resources, Restarts
 from mmlaunch.recipe.scalars import Count, Positive, use_default_for_none
-from mmlaunch.recipe.section import Path, Section, mistake, refuse
+from mmlaunch.recipe.section import Mistake, Section, mistake, rule
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
 
@@ -28,6 +27,14 @@ def _name(value: Any) -> Any:
         right = f"use letters, digits, '.', '_' and '-'{f', e.g. {slug}' if slug else ''}"
         raise mistake(f"{value[:60]!r} cannot be the name of a run", right)
     return value
+
+
+def completed(data: Any) -> Any:
+    """One pass and no optimiser: what training needs to be told, prediction need not be."""
+    if isinstance(data, dict) and objective_method(data.get("objective")) == "predict":
+        length = {} if data.get("steps") is not None else {"epochs": 1}
+        return {"optim": {"lr": 1e-6}, **length, **data}
+    return data
 
 
 class Recipe(Section):
@@ -61,187 +68,133 @@ class Recipe(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _prediction_trains_nothing(cls, data: Any) -> Any:
-        """One pass and no optimiser: what training needs to be told, prediction need not be."""
-        if isinstance(data, dict) and objective_method(data.get("objective")) == "predict":
-            length = {} if data.get("steps") is not None else {"epochs": 1}
-            return {"optim": {"lr": 1e-6}, **length, **data}
-        return data
+    def _completed(cls, data: Any) -> Any:
+        return completed(data)
 
-    @model_validator(mode="after")
-    def _rules(self) -> "Recipe":
-        refuse("recipe", broken_rules({name: getattr(self, name) for name in type(self).model_fields}))
-        return self
+    @rule
+    def _length(self) -> Iterator[Mistake]:
+        if self.epochs is not None and self.steps is not None:
+            yield ("steps",), self.steps, mistake("both epochs and steps say how long to train", "keep one of the two")
+        if self.epochs is None and self.steps is None:
+            yield (), None, mistake("nothing says how long to train", "add epochs: 1 or steps: 1000")
 
+    @rule
+    def _batch_over_ranks(self) -> Iterator[Mistake]:
+        world, examples = self.resources.world, self.batch.examples
+        if examples % world:
+            what = f"{examples} examples do not divide over {self.resources.describe_world()}"
+            yield ("batch", "global"), examples, mistake(what, f"{neighbours(examples, world)} would")
+        elif split(examples, world, self.batch.micro) is None:
+            share, micro = examples // world, self.batch.micro
+            fitting = [n for n in range(1, share + 1) if share % n == 0]
+            what = f"{micro} does not divide the {share} examples that each of {world} ranks has of {examples}"
+            yield ("batch", "micro"), micro, mistake(what, f"{', '.join(map(str, fitting[-4:]))} would")
 
-Mistake = tuple[Path, Any, PydanticCustomError]
-Rule = Callable[..., Iterator[Mistake]]
+    @rule
+    def _row_holds_example(self) -> Iterator[Mistake]:
+        row, longest = self.batch.tokens_per_gpu, self.data.max_tokens
+        if row is not None and row < longest:
+            what = f"a row of {row} tokens cannot hold an example of data.max_tokens ({longest})"
+            right = f"write at least {longest}, or lower data.max_tokens"
+            yield ("batch", "tokens_per_gpu"), None, mistake(what, right)
 
+    @rule
+    def _best_needs_evaluation(self) -> Iterator[Mistake]:
+        if self.checkpoint.best is not None and self.checkpoint.best.startswith("eval") and not self.data.eval:
+            what = f"{self.checkpoint.best!r} is never measured: there are no evaluation data"
+            yield ("checkpoint", "best"), None, mistake(what, "add data.eval, or remove best")
 
-def broken_rules(parts: Mapping[str, Any], broken: Collection[object] = ()) -> Iterator[Mistake]:
-    """Apply each rule that reads nothing `broken`, so that one mistake neither hides another nor makes one up."""
-    for rule, reads in RULES.items():
-        sections = list(dict.fromkeys(read.partition(".")[0] for read in reads))
-        if all(name in parts for name in sections) and not any(read in broken for read in (*reads, *sections)):
-            yield from rule(*(parts[name] for name in sections))
-
-
-def _length(epochs: float | None, steps: int | None) -> Iterator[Mistake]:
-    if epochs is not None and steps is not None:
-        yield ("steps",), steps, mistake("both epochs and steps say how long to train", "keep one of the two")
-    if epochs is None and steps is None:
-        yield (), None, mistake("nothing says how long to train", "add epochs: 1 or steps: 1000")
-
-
-def _batch_over_ranks(batch: Batch, resources: Resources) -> Iterator[Mistake]:
-    world = resources.world
-    if batch.examples % world:
-        what = f"{batch.examples} examples do not divide over {resources.describe_world()}"
-        yield ("batch", "global"), batch.examples, mistake(what, f"{neighbours(batch.examples, world)} would")
-    elif split(batch.examples, world, batch.micro) is None:
-        share = batch.examples // world
-        fitting = [n for n in range(1, share + 1) if share % n == 0]
-        what = f"{batch.micro} does not divide the {share} examples that each of {world} ranks has of {batch.examples}"
-        right = f"{', '.join(map(str, fitting[-4:]))} would"
-        yield ("batch", "micro"), batch.micro, mistake(what, right)
-
-
-def _row_holds_example(batch: Batch, data: Data) -> Iterator[Mistake]:
-    if batch.tokens_per_gpu is not None and batch.tokens_per_gpu < data.max_tokens:
-        what = f"a row of {batch.tokens_per_gpu} tokens cannot hold an example of data.max_tokens ({data.max_tokens})"
-        yield (
-            ("batch", "tokens_per_gpu"),
-            None,
-            mistake(what, f"write at least {data.max_tokens}, or lower data.max_tokens"),
-        )
-
-
-def _best_needs_evaluation(checkpoint: Checkpoint, data: Data) -> Iterator[Mistake]:
-    if checkpoint.best is not None and checkpoint.best.startswith("eval") and not data.eval:
-        what = f"{checkpoint.best!r} is never measured: there are no evaluation data"
-        yield ("checkpoint", "best"), None, mistake(what, "add data.eval, or remove best")
-
-
-def _adapter_off_needs_adapter(objective: Any, model: Model) -> Iterator[Mistake]:
-    if isinstance(objective, Preference) and objective.reference == "adapter off" and model.lora is None:
-        yield (
-            ("objective", "reference"),
-            None,
-            mistake("there is no adapter to switch off", "write reference: precomputed, or train with LoRA"),
-        )
-    elif isinstance(objective, Preference) and objective.reference == "adapter off":
-        train = model.train
-        parts = [part for part in ("vision", "projector", "language") if getattr(train, part) == "full"]
-        if parts + (["embeddings"] if train.embeddings else []):
-            what = f"without its adapter the model still has what it learns in full: {', '.join(parts) or 'embeddings'}"
+    @rule
+    def _adapter_off_needs_adapter(self) -> Iterator[Mistake]:
+        if not isinstance(self.objective, Preference) or self.objective.reference != "adapter off":
+            return
+        train = self.model.train
+        learnt = [part for part in ("vision", "projector", "language") if getattr(train, part) == "full"]
+        learnt += ["embeddings"] if train.embeddings and not learnt else []
+        if self.model.lora is None:
+            right = "write reference: precomputed, or train with LoRA"
+            yield ("objective", "reference"), None, mistake("there is no adapter to switch off", right)
+        elif learnt:
+            what = f"without its adapter the model still has what it learns in full: {', '.join(learnt)}"
             yield ("objective", "reference"), None, mistake(what, "write reference: precomputed")
 
+    @rule
+    def _only_whole_copies_move(self) -> Iterator[Mistake]:
+        if not isinstance(self.objective, Preference) or self.objective.reference_sync is None:
+            return
+        if self.deepspeed.stage == 3 or self.objective.reference_stage == 3:
+            what = "a copy that is divided over the ranks cannot follow"
+            yield ("objective", "reference_sync"), None, mistake(what, "write stage 2, or remove it")
+        if self.model.lora is not None:
+            what = "the mean of two adapters is not the adapter of the mean"
+            yield ("objective", "reference_sync"), None, mistake(what, "remove it, or train in full")
 
-def _only_whole_copies_move(objective: Any, deepspeed: DeepSpeed, model: Model) -> Iterator[Mistake]:
-    if not isinstance(objective, Preference) or objective.reference_sync is None:
-        return
-    if deepspeed.stage == 3 or objective.reference_stage == 3:
-        what = "a copy that is divided over the ranks cannot follow"
-        yield ("objective", "reference_sync"), None, mistake(what, "write stage 2, or remove it")
-    if model.lora is not None:
-        what = "the mean of two adapters is not the adapter of the mean"
-        yield ("objective", "reference_sync"), None, mistake(what, "remove it, or train in full")
+    @rule
+    def _images_need_vision(self) -> Iterator[Mistake]:
+        compares = isinstance(self.objective, Preference) and self.objective.terms.image_conditional is not None
+        if compares and not self.model.pretrained and not self.model.vision:
+            what = "image_conditional compares images, and the model has no vision encoder"
+            yield ("objective", "terms"), None, mistake(what, "add model.vision, or leave the term out")
 
+    @rule
+    def _scores_need_source(self) -> Iterator[Mistake]:
+        wants, objective = False, self.objective
+        if isinstance(objective, Preference):
+            wants = objective.terms.margin is not None
+        elif isinstance(objective, Reward):
+            wants = objective.margin or objective.soft_labels is not None or objective.loss == "regression"
+        for index, source in enumerate(self.data.train if wants else ()):
+            if source.format in ("rlaif_v", "mdpo", "prompts"):
+                what = f"the objective needs scores, and rows of the {source.format} format have none"
+                right = "use ultrafeedback, shp, llava or trl data"
+                yield ("data", "train", index, "format"), source.format, mistake(what, right)
 
-def _images_need_vision(objective: Any, model: Model) -> Iterator[Mistake]:
-    if (
-        isinstance(objective, Preference)
-        and objective.terms.image_conditional
-        and not model.pretrained
-        and not model.vision
-    ):
-        right = "add model.vision, or leave the term out"
-        yield (
-            ("objective", "terms"),
-            None,
-            mistake("image_conditional compares images, and the model has no vision encoder", right),
-        )
+    @rule
+    def _half_precision_on_cpu(self) -> Iterator[Mistake]:
+        if self.precision == "fp16" and not self.resources.gpus_per_node:
+            right = "write fp32 or bf16, or ask for gpus_per_node"
+            yield ("precision",), self.precision, mistake("fp16 needs a GPU", right)
 
+    @rule
+    def _half_precision_keeps_masters(self) -> Iterator[Mistake]:
+        """DeepSpeed's own optimiser for fp16 without ZeRO clips wrongly: its first update is not that of fp32."""
+        if self.precision == "fp16" and not self.deepspeed.stage:
+            what = "fp16 needs the full-precision weights that ZeRO keeps"
+            yield ("precision",), self.precision, mistake(what, "write deepspeed: {stage: 1}, or precision: bf16")
 
-def _scores_need_source(objective: Any, data: Data) -> Iterator[Mistake]:
-    wants = isinstance(objective, Preference) and objective.terms.margin is not None
-    if isinstance(objective, Reward):
-        wants = objective.margin or objective.soft_labels is not None or objective.loss == "regression"
-    unscored = ("rlaif_v", "mdpo", "prompts")
-    for index, source in enumerate(data.train):
-        if wants and source.format in unscored:
-            what = f"the objective needs scores, and rows of the {source.format} format have none"
-            yield (
-                ("data", "train", index, "format"),
-                source.format,
-                mistake(what, "use ultrafeedback, shp, llava or trl data"),
-            )
+    @rule
+    def _weights_fit_the_arithmetic(self) -> Iterator[Mistake]:
+        """Autocast at stage 0 takes whole weights along; elsewhere one type is all that there is."""
+        whole = self.precision == "bf16" and not self.deepspeed.stage and self.model.weights == "fp32"
+        if self.model.weights not in ("auto", self.precision) and not whole:
+            at = f" at ZeRO stage {self.deepspeed.stage}" if self.model.weights == "fp32" else ""
+            what = f"weights in {self.model.weights} do not go with precision {self.precision}{at}"
+            yield ("model", "weights"), self.model.weights, mistake(what, "write auto, or remove it")
 
+    @rule
+    def _shapes_are_images(self) -> Iterator[Mistake]:
+        if self.model.vision is not None or self.model.pretrained is not None:
+            return
+        for group in ("train", "eval"):
+            for index, source in enumerate(getattr(self.data, group)):
+                if source.format == "shapes":
+                    what = mistake("shapes are images, and the model has no vision encoder", "add model.vision")
+                    yield ("data", group, index, "format"), source.format, what
 
-def _half_precision_on_cpu(precision: str, resources: Resources) -> Iterator[Mistake]:
-    if precision == "fp16" and not resources.gpus_per_node:
-        yield ("precision",), precision, mistake("fp16 needs a GPU", "write fp32 or bf16, or ask for gpus_per_node")
+    @rule
+    def _measured_on_something(self) -> Iterator[Mistake]:
+        if self.evaluate.every is not None and not self.data.eval:
+            yield ("evaluate", "every"), None, mistake("there are no evaluation data", "add data.eval, or remove every")
 
+    @rule
+    def _warmup_ends(self) -> Iterator[Mistake]:
+        steps, warmup = self.steps, self.optim.warmup.steps
+        if steps is not None and warmup is not None and warmup > steps:
+            what = f"a warm-up of {warmup} steps is longer than the run ({steps})"
+            yield ("optim", "warmup"), None, mistake(what, "write 3%, or fewer steps")
 
-def _half_precision_keeps_masters(precision: str, deepspeed: DeepSpeed) -> Iterator[Mistake]:
-    """DeepSpeed's own optimiser for fp16 without ZeRO clips wrongly: its first update is not that of fp32."""
-    if precision == "fp16" and not deepspeed.stage:
-        what = "fp16 needs the full-precision weights that ZeRO keeps"
-        yield ("precision",), precision, mistake(what, "write deepspeed: {stage: 1}, or precision: bf16")
-
-
-def _weights_fit_the_arithmetic(precision: str, model: Model, deepspeed: DeepSpeed) -> Iterator[Mistake]:
-    """Autocast at stage 0 takes whole weights along; elsewhere one type is all that there is."""
-    whole = precision == "bf16" and not deepspeed.stage and model.weights == "fp32"
-    if model.weights not in ("auto", precision) and not whole:
-        at = f" at ZeRO stage {deepspeed.stage}" if model.weights == "fp32" else ""
-        what = f"weights in {model.weights} do not go with precision {precision}{at}"
-        yield ("model", "weights"), model.weights, mistake(what, "write auto, or remove it")
-
-
-def _shapes_are_images(data: Data, model: Model) -> Iterator[Mistake]:
-    if model.vision is not None or model.pretrained is not None:
-        return
-    for group in ("train", "eval"):
-        for index, source in enumerate(getattr(data, group)):
-            if source.format == "shapes":
-                what = mistake("shapes are images, and the model has no vision encoder", "add model.vision")
-                yield ("data", group, index, "format"), source.format, what
-
-
-def _measured_on_something(evaluate: Evaluate, data: Data) -> Iterator[Mistake]:
-    if evaluate.every is not None and not data.eval:
-        yield ("evaluate", "every"), None, mistake("there are no evaluation data", "add data.eval, or remove every")
-
-
-def _warmup_ends(optim: Optim, steps: int | None) -> Iterator[Mistake]:
-    if steps is not None and optim.warmup.steps is not None and optim.warmup.steps > steps:
-        what = f"a warm-up of {optim.warmup.steps} steps is longer than the run ({steps})"
-        yield ("optim", "warmup"), None, mistake(what, "write 3%, or fewer steps")
-
-
-def _one_way_to_fill_rows(batch: Batch) -> Iterator[Mistake]:
-    if batch.micro is not None and batch.tokens_per_gpu is not None:
-        what = "both micro and tokens_per_gpu say what a rank works on at a time"
-        yield ("batch", "micro"), batch.micro, mistake(what, "keep one of the two")
-
-
-RULES: dict[Rule, tuple[str, ...]] = {  # each with what it reads; its sections are its arguments
-    _length: ("epochs", "steps"),
-    _batch_over_ranks: (
-        "batch.global", "batch.micro", "resources.nodes", "resources.gpus_per_node", "resources.tasks_per_node",
-    ),
-    _row_holds_example: ("batch.tokens_per_gpu", "data.max_tokens"),
-    _best_needs_evaluation: ("checkpoint.best", "data.eval"),
-    _adapter_off_needs_adapter: ("objective.reference", "model.lora", "model.train"),
-    _only_whole_copies_move: ("objective.reference_sync", "deepspeed.stage", "model.lora"),
-    _images_need_vision: ("objective.terms", "model.pretrained", "model.vision"),
-    _scores_need_source: ("objective.terms", "objective.loss", "data.train"),
-    _shapes_are_images: ("data.train", "data.eval", "model.vision", "model.pretrained"),
-    _measured_on_something: ("evaluate.every", "data.eval"),
-    _warmup_ends: ("optim.warmup", "steps"),
-    _one_way_to_fill_rows: ("batch.micro", "batch.tokens_per_gpu"),
-    _half_precision_on_cpu: ("precision", "resources.gpus_per_node"),
-    _half_precision_keeps_masters: ("precision", "deepspeed.stage"),
-    _weights_fit_the_arithmetic: ("precision", "model.weights", "deepspeed.stage"),
-}  # fmt: skip
+    @rule
+    def _one_way_to_fill_rows(self) -> Iterator[Mistake]:
+        if self.batch.micro is not None and self.batch.tokens_per_gpu is not None:
+            what = "both micro and tokens_per_gpu say what a rank works on at a time"
+            yield ("batch", "micro"), self.batch.micro, mistake(what, "keep one of the two")

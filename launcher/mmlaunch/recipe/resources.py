@@ -1,11 +1,12 @@
 """`resources` and `restarts`: what a run asks for, and what it may use up when things break."""
 
+from collections.abc import Iterator
 from typing import Annotated, Any, ClassVar
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from mmlaunch.recipe.scalars import Count, Duration, MemorySize, Word
-from mmlaunch.recipe.section import Section, mistake, refuse
+from mmlaunch.recipe.section import Mistake, Section, mistake, rule
 
 
 class Resources(Section):
@@ -32,13 +33,12 @@ class Resources(Section):
     account: Word | None = None
     qos: Word | None = None
 
-    @model_validator(mode="after")
-    def _one_rank_a_gpu(self) -> "Resources":
+    @rule
+    def _one_rank_a_gpu(self) -> Iterator[Mistake]:
         if self.gpus_per_node and self.tasks_per_node not in (None, self.gpus_per_node):
             what = f"{self.tasks_per_node} ranks cannot share {self.gpus_per_node} GPUs: one rank drives one GPU"
             right = f"write {self.gpus_per_node}, or remove the line"
-            refuse("resources", [(("tasks_per_node",), self.tasks_per_node, mistake(what, right))])
-        return self
+            yield ("tasks_per_node",), self.tasks_per_node, mistake(what, right)
 
     @property
     def ranks_per_node(self) -> int:

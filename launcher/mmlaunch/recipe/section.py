@@ -6,14 +6,40 @@ text again, which is most of the time that the schema takes to import.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any, ClassVar
+from collections.abc import Callable, Iterable, Iterator
+from types import FunctionType
+from typing import Any, ClassVar, TypeVar
 
-from pydantic import BaseModel, ConfigDict, GetJsonSchemaHandler, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    GetJsonSchemaHandler,
+    ModelWrapValidatorHandler,
+    ValidationError,
+    ValidationInfo,
+    model_validator,
+)  # fmt: skip
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, InitErrorDetails, PydanticCustomError
 
 Path = tuple[str | int, ...]
+Mistake = tuple[Path, Any, PydanticCustomError]
+"""The path below the section, the value that stands there, and what is wrong with it."""
+Rule = Callable[[Any], Iterator[Mistake]]
+R = TypeVar("R", bound=Rule)
+S = TypeVar("S")
+
+UNRULED = {"rules": False}
+"""The context of a validation that leaves the rules for later."""
+
+
+def rule(method: R) -> R:
+    """Marks a method of a section that yields what its values get wrong together.
+
+    Each is asked on its own: where a value that it reads is itself mistaken, only this rule is silent.
+    """
+    vars(method)["is_rule"] = True
+    return method
 
 
 class Section(BaseModel):
@@ -28,11 +54,22 @@ class Section(BaseModel):
     OTHER_NAMES: ClassVar[dict[str, str]] = {}
     """What people write for a field when they come from another tool: other name -> field."""
 
-    @model_validator(mode="before")
+    RULES: ClassVar[tuple[Rule, ...]] = ()
+    """Its methods that are marked as rules."""
+
     @classmethod
-    def _from_word(cls, value: Any) -> Any:
+    def __pydantic_init_subclass__(cls, **_: Any) -> None:
+        methods = [method for method in vars(cls).values() if isinstance(method, FunctionType)]
+        cls.RULES = (*cls.RULES, *(method for method in methods if hasattr(method, "is_rule")))
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _read(cls, value: Any, handler: ModelWrapValidatorHandler[S], info: ValidationInfo) -> S:
         is_word = isinstance(value, (str, int, float)) and not isinstance(value, bool)
-        return {cls.SHORT: value} if cls.SHORT and is_word else value
+        section = handler({cls.SHORT: value} if cls.SHORT and is_word else value)
+        if info.context != UNRULED:
+            refuse(cls.__name__, (mistake for rule in cls.RULES for mistake in rule(section)))
+        return section
 
     @classmethod
     def __get_pydantic_json_schema__(cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
@@ -40,6 +77,12 @@ class Section(BaseModel):
         if not cls.SHORT:
             return schema
         return {"anyOf": [dict(schema), dict(schema["properties"][cls.SHORT])], "title": cls.__name__}
+
+    @property
+    def plain(self) -> bool:
+        """Whether every value is its default."""
+        fields = type(self).model_fields.items()
+        return all(getattr(self, name) == field.get_default(call_default_factory=True) for name, field in fields)
 
     @classmethod
     def keys(cls) -> list[str]:
@@ -53,8 +96,8 @@ def mistake(what: str, right: str = "") -> PydanticCustomError:
     return PydanticCustomError("mistake", "{what}", {"what": what, "right": right})
 
 
-def refuse(section: str, mistakes: Iterable[tuple[Path, Any, PydanticCustomError]]) -> None:
-    """Raise all mistakes of a model validator at once: (path below the section, the value, the mistake)."""
+def refuse(section: str, mistakes: Iterable[Mistake]) -> None:
+    """Raise all mistakes of a validator at once."""
     details = [InitErrorDetails(type=error, loc=path, input=value) for path, value, error in mistakes]
     if details:
         raise ValidationError.from_exception_data(section, details)

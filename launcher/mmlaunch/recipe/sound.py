@@ -1,0 +1,120 @@
+"""What is sound in a section that has mistakes, and which rules that part breaks.
+
+A mistaken value is absent from the sound part, and a rule that reads it has nothing to say. So one mistake neither
+hides another nor makes one up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Annotated, Any
+
+from pydantic import TypeAdapter, ValidationError
+from pydantic.fields import FieldInfo
+
+from mmlaunch.errors import Problem
+from mmlaunch.recipe.objective import CHOOSES, TAGS
+from mmlaunch.recipe.section import UNRULED, Path, Section
+
+_GONE = object()
+
+
+def broken_rules(kind: type[Section], data: Mapping[str, Any], known: Iterable[Problem]) -> list[Problem]:
+    """The rules that the sound part of `data` breaks; `known` are the mistakes in the rest."""
+    mistaken = {problem.path for problem in known}
+    parts: dict[str, Any] = {}
+    for name, field in kind.model_fields.items():
+        key = field.alias or name
+        if key in data:
+            parts[name] = _sound(field, data[key], {path[1:] for path in mistaken if path[:1] == (key,)})
+        else:
+            parts[name] = _GONE if field.is_required() else field.get_default(call_default_factory=True)
+        if key == CHOOSES[0] and CHOOSES in mistaken:
+            parts[name] = _GONE
+    section = kind.model_construct(**parts)
+    for name, value in parts.items():
+        if value is _GONE:
+            del vars(section)[name]
+    return list(_broken(section, ()))
+
+
+def _broken(section: Section, path: Path) -> Iterator[Problem]:
+    for rule in section.RULES:
+        try:
+            for below, _, error in rule(section):
+                yield Problem((*path, *below), error.message(), (error.context or {}).get("right", ""))
+        except AttributeError:  # it reads what is absent
+            continue
+    for name, field in type(section).model_fields.items():
+        value, key = vars(section).get(name), field.alias or name
+        if isinstance(value, Section):
+            yield from _broken(value, (*path, key))
+        for index, item in enumerate(value if isinstance(value, list) else ()):
+            if isinstance(item, Section):
+                yield from _broken(item, (*path, key, index))
+
+
+def _sound(field: FieldInfo, value: Any, mistaken: set[Path]) -> Any:
+    """The value of a field without what is mistaken below it, and without what cannot be read for that reason."""
+    kind: Any = Annotated[(field.annotation, *field.metadata)] if field.metadata else field.annotation
+    adapter: TypeAdapter[Any] = TypeAdapter(kind)
+    gone = {path for path in mistaken if path}
+    while True:
+        rest = value
+        for path in gone:
+            rest = _without(rest, path)
+        if rest is _GONE:
+            return _GONE
+        try:
+            found = adapter.validate_python(rest, context=UNRULED)
+        except ValidationError as error:
+            above = {_unreadable(detail["loc"], detail["type"]) for detail in error.errors(include_url=False)}
+            if () in above or above <= gone:
+                return _GONE
+            gone |= above
+            continue
+        for path in gone:
+            _forget(found, path)
+        return found
+
+
+def _unreadable(location: tuple[str | int, ...], kind: str) -> Path:
+    """What a finding of pydantic's makes unreadable: the value, or the section that lacks one."""
+    path = tuple(part for part in location if part not in TAGS)
+    return path[:-1] if kind == "missing" else path
+
+
+def _without(value: Any, path: Path) -> Any:
+    """`value` less the key at `path`, or the nearest above it; `_GONE`: all of it."""
+    if not path:
+        return _GONE
+    head, below = path[0], path[1:]
+    if isinstance(value, Mapping) and isinstance(head, int):  # one item stands for a list of one
+        return _without(value, below)
+    if isinstance(value, Mapping):
+        rest = _without(value[head], below) if head in value else _GONE
+        others = {key: item for key, item in value.items() if key != head}
+        return others if rest is _GONE else {**value, head: rest}
+    if isinstance(value, list) and isinstance(head, int) and head < len(value) and below:
+        rest = _without(value[head], below)
+        return _GONE if rest is _GONE else [*value[:head], rest, *value[head + 1 :]]
+    return _GONE
+
+
+def _forget(value: Any, path: Path) -> bool:
+    """Make what stands at `path` absent, or the nearest attribute above it; true: it is `value` itself."""
+    if not path or not isinstance(value, (Section, list, dict)):
+        return True
+    head, below = path[0], path[1:]
+    if isinstance(value, list):
+        return not (isinstance(head, int) and head < len(value) and below) or _forget(value[head], below)
+    if isinstance(value, dict):
+        return False  # it went before the section was read
+    names = {field.alias or name: name for name, field in type(value).model_fields.items()}
+    if head in names:
+        gone = [names[head]] if _forget(vars(value).get(names[head]), below) else []
+    else:  # an unknown key may have been meant for any that is not written
+        gone = [name for name in names.values() if name not in value.model_fields_set]
+    for name in gone:
+        vars(value).pop(name, None)
+    return False
