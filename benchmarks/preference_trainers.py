@@ -14,7 +14,7 @@ from benchmarks.contender import Turns
 
 PAIRS, ROWS = 2, 48
 """A step has so many; there are so many in all."""
-SHORTEST, MEAN, SPREAD, LONGEST = 60, 140, 0.2, 260  # tokens of an answer, log-normal
+ANSWER, SPREAD = 140, 0.2  # tokens of an answer, log-normal; none is shorter than 3/7 or longer than 13/7 of it
 RECIPE: dict[str, Any] = {
     "name": "bench",
     "model": {
@@ -39,7 +39,12 @@ BF16_STATES = {"bf16_master_weights_and_grads": True, "bf16_optimizer_states": T
 
 
 def write(
-    data: Path, vocabulary: int, model: dict[str, Any] = RECIPE["model"], count: int = ROWS, half: bool = False
+    data: Path,
+    vocabulary: int,
+    model: dict[str, Any] = RECIPE["model"],
+    count: int = ROWS,
+    half: bool = False,
+    answer: int = ANSWER,
 ) -> None:
     """The weights that both start from, and drawings with two answers each; a byte is a token."""
     import torch
@@ -59,7 +64,7 @@ def write(
     for number in range(count):
         side = model["vision"]["random"]["image_size"]
         shapes.example(number).images[0].open().resize((side, side)).save(data / f"{number}.png")
-        lengths = [min(LONGEST, max(SHORTEST, round(MEAN * dice.lognormvariate(0, SPREAD)))) for _ in range(2)]
+        lengths = [round(answer * min(13 / 7, max(3 / 7, dice.lognormvariate(0, SPREAD)))) for _ in range(2)]
         chosen, rejected = ("".join(dice.choice("abcdefghijklmnop") for _ in range(length)) for length in lengths)
         rows.append({"images": [f"{number}.png"], "prompt": "What is it?", "chosen": chosen, "rejected": rejected})
     (data / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -340,6 +340,12 @@ def test_a_mistake_hides_no_rule_over_its_neighbours(write: Callable[..., Path])
     ]  # fmt: skip
 
 
+def test_an_empty_section_beside_a_mistake_is_its_default(write: Callable[..., Path]) -> None:
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(write(BASE.replace("seed: 1", "seed: one") + "log:\n"))
+    assert [problem.dotted for problem in caught.value.problems] == ["seed"]
+
+
 def leaves(value: object, path: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:
     if isinstance(value, dict):
         for key, item in value.items():

@@ -25,10 +25,11 @@ def broken_rules(kind: type[Section], data: Mapping[str, Any], known: Iterable[P
     parts: dict[str, Any] = {}
     for name, field in kind.model_fields.items():
         key = field.alias or name
-        if key in data:
-            parts[name] = _sound(field, data[key], {path[1:] for path in mistaken if path[:1] == (key,)})
+        value = data.get(key)
+        if value is None and not field.is_required() and (key,) not in mistaken:  # left out, or empty
+            parts[name] = field.get_default(call_default_factory=True)
         else:
-            parts[name] = _GONE if field.is_required() else field.get_default(call_default_factory=True)
+            parts[name] = _sound(field, value, {path[1:] for path in mistaken if path[:1] == (key,)})
         if key == CHOOSES[0] and CHOOSES in mistaken:
             parts[name] = _GONE
     section = kind.model_construct(**parts)
