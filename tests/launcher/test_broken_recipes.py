@@ -502,6 +502,8 @@ def test_files_that_cannot_be_read(tmp_path: Path, write: Callable[..., Path]) -
         load_recipe(tmp_path / "something-else.yaml")
     with pytest.raises(RecipeError, match=r"no such file; did you mean .*/there\.yaml\?"):
         load_recipe(tmp_path / "thre.yml")
+    with pytest.raises(RecipeError, match=f"there is no folder .*; did you mean {tmp_path}/there.yaml"):
+        load_recipe(tmp_path.with_name(f"{tmp_path.name}s") / "thre.yaml")
     with pytest.raises(RecipeError, match="is a folder"):
         load_recipe(tmp_path)
     with pytest.raises(RecipeError, match="there is no folder"):

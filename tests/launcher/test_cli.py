@@ -34,6 +34,7 @@ def test_help_lists_every_command() -> None:
         (["sumbit"], 2, "did you mean submit?"),
         (["validate"], 2, "Missing argument"),
         (["validate", "nowhere.yaml"], 2, "no such file"),
+        (["submit", str(ROOT / "recipes/quickstart.yaml"), "-s", "optim.lr", "1e-6"], 2, "write -s optim.lr=1e-6"),
         (["status", "nowhere"], 3, "no run 'nowhere'"),
         (["logs", "nowhere"], 3, "no run 'nowhere'"),
         (["why", "nowhere"], 3, "no run 'nowhere'"),

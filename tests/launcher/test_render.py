@@ -166,6 +166,13 @@ def test_options_that_the_plan_decides_are_refused(option: str) -> None:
         section_of(Cluster, {"sbatch": [option]})
 
 
+def test_every_mistake_of_a_profile_at_once() -> None:
+    profile = {"executor": "local", "container": {"kind": "pyxis", "image": "a"}, "nodez": 1, "cpus_per_rank": -3}
+    with pytest.raises(RecipeError) as caught:
+        section_of(Cluster, profile)
+    assert {problem.dotted for problem in caught.value.problems} == {"container.kind", "nodez", "cpus_per_rank"}
+
+
 def test_a_paths_with_spaces_reaches_sbatch_in_one_piece() -> None:
     text = script(plan_of(clusters.choose("slurm")[1], "slurm", run="/my runs/x y"))
     assert '#SBATCH --output="/my runs/x y/job/batch-%j.out"' in text and "run='/my runs/x y'" in text

@@ -33,12 +33,23 @@ def run(required: bool = True, many: bool = True) -> Callable[[F], F]:
     return click.argument("run", nargs=-1 if many else 1, required=required, shell_complete=run_names)
 
 
+def _with_values(ctx: click.Context, param: click.Parameter, written: tuple[str, ...]) -> tuple[str, ...]:
+    """`-s optim.lr 1e-6` is told as what it is, before click wonders about the word that is left over."""
+    if written:
+        from mmlaunch.load.overrides import split
+
+        for override in written:
+            split(override)
+    return written
+
+
 def overrides(function: F) -> F:
     return click.option(
         "-s",
         "--set",
         "overrides",
         multiple=True,
+        callback=_with_values,
         metavar="PATH=VALUE",
         help="Change the recipe, e.g. -s optim.lr=1e-6.",
     )(function)

@@ -29,13 +29,18 @@ def apply(root: Node, overrides: Sequence[str]) -> Node:
     return root
 
 
-def _apply_one(root: Node, override: str) -> Node:
-    source = Source(f"-s {override}")
-    place = Place(source)
+def split(override: str) -> tuple[str, str, Place]:
+    """The path and the text of its value."""
+    place = Place(Source(f"-s {override}"))
     path, equals, text = override.partition("=")
     if not equals or not path.strip():
         raise RecipeError([place.problem("is not path=value", "write -s optim.lr=1e-6")])
-    parsed = parse_value(text, Source(source.name, (text,)))
+    return path, text, place
+
+
+def _apply_one(root: Node, override: str) -> Node:
+    path, text, place = split(override)
+    parsed = parse_value(text, Source(place.source.name, (text,)))
     value = _moved(parsed, place) if parsed is not None else Node(None, place)
     return _set(root, _parts(path.strip(), place), value, place, ())
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import stat
 from pathlib import Path
@@ -222,8 +223,18 @@ def _neighbours(path: Path) -> str:
     try:
         names = sorted(p.name for p in path.parent.iterdir() if p.suffix in (".yaml", ".yml"))
     except OSError:
-        return f"there is no folder {path.parent}"
+        return _other_folder(path)
     if near := closest(path.name, names):
         return f"did you mean {path.with_name(near)}?"
     shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
     return f"{path.parent}/ has {shown}" if names else f"{path.parent}/ has no YAML files"
+
+
+def _other_folder(path: Path) -> str:
+    folder = path.parent
+    try:
+        names = [p.name for p in folder.parent.iterdir() if p.is_dir() and os.access(p, os.R_OK | os.X_OK)]
+    except OSError:
+        names = []
+    near = closest(folder.name, names)
+    return f"there is no folder {folder}" + (f"; {_neighbours(folder.with_name(near) / path.name)}" if near else "")

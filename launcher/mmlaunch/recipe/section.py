@@ -7,6 +7,7 @@ text again, which is most of the time that the schema takes to import.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
 from types import FunctionType
 from typing import Any, ClassVar, TypeVar
 
@@ -18,7 +19,7 @@ from pydantic import (
     ValidationError,
     ValidationInfo,
     model_validator,
-)  # fmt: skip
+)
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, InitErrorDetails, PydanticCustomError
 
@@ -68,7 +69,7 @@ class Section(BaseModel):
         is_word = isinstance(value, (str, int, float)) and not isinstance(value, bool)
         section = handler({cls.SHORT: value} if cls.SHORT and is_word else value)
         if info.context != UNRULED:
-            refuse(cls.__name__, (mistake for rule in cls.RULES for mistake in rule(section)))
+            refuse(cls.__name__, chain.from_iterable(broken(section) for broken in cls.RULES))
         return section
 
     @classmethod
