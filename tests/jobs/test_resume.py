@@ -15,6 +15,7 @@ import pytest
 import safetensors.torch
 import torch
 
+from mmjobs.train import session
 from mmlaunch.recipe import Recipe
 from mmlaunch.run import manifest
 
@@ -202,3 +203,25 @@ def test_what_cannot_be_run_is_bad_input(job: Jobs, tiny: Recipes) -> None:
     assert record["type"] == "BadInput" and "eval/accuracy" in record["message"]
     assert "Traceback" not in run.log()
     shutil.rmtree(run.paths.attempts)
+
+
+def _adds_up_again_and_again() -> None:
+    """Before a rank trains: numbers to which several threads add are the same each time."""
+    begins = session._trainer
+
+    def checked(*arguments: Any) -> Any:
+        threads = torch.get_num_threads()
+        torch.set_num_threads(4)
+        states, places, pull = torch.randn(7, 512, requires_grad=True), torch.arange(4000) % 7, torch.randn(4000, 512)
+        sums = [torch.autograd.grad(states[places], states, pull)[0] for _ in range(20)]
+        torch.set_num_threads(threads)
+        assert all(torch.equal(one, sums[0]) for one in sums)
+        return begins(*arguments)
+
+    session._trainer = checked
+
+
+def test_what_threads_add_up_is_the_same_each_time(job: Jobs, tiny: Recipes) -> None:
+    run = job("run")
+    run.prepare = _adds_up_again_and_again
+    assert run.run(tiny(steps=1, data__eval=[])) == [0], run.log()

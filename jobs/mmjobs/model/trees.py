@@ -82,6 +82,7 @@ def attention(
     """[1, T, H, E]"""
     if trees is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
+    query, key, value = map(_as_multiplied, (query, key, value))
     if _flashes(query) and not options.get("dropout"):
         return _in_one_call(query, key, value, trees, options.get("scaling")), None
     return _piece_by_piece(module, query, key, value, trees, options), None
@@ -125,10 +126,20 @@ def _in_one_call(
     return found[None]
 
 
+def _as_multiplied(states: torch.Tensor) -> torch.Tensor:
+    """What autocast makes of them, here and once: rotary positions are fp32, and no kernel of half precision is meant
+    for that."""
+    device = states.device.type
+    if states.dtype != torch.float32 or not torch.is_autocast_enabled(device):
+        return states
+    return states.to(torch.get_autocast_dtype(device))
+
+
 def _flashes(query: torch.Tensor) -> bool:
-    """Whether the variable-length kernel takes it: half precision, on Ampere and later."""
-    half = query.dtype in (torch.float16, torch.bfloat16)
-    return query.is_cuda and half and torch.cuda.get_device_capability(query.device) >= (8, 0)
+    """Whether the variable-length kernel takes it: half precision, heads of a size it has, on Ampere and later."""
+    half, width = query.dtype in (torch.float16, torch.bfloat16), query.shape[-1]
+    sized = width % 8 == 0 and width <= 256
+    return query.is_cuda and half and sized and torch.cuda.get_device_capability(query.device) >= (8, 0)
 
 
 @lru_cache(maxsize=2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.utils.deterministic
 
 from mmjobs.train.watchdog import Phase, Watchdog
 
@@ -80,7 +82,8 @@ class Ranks:
 
 
 def join(watch: Watchdog) -> Ranks:
-    """Join the others, as RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT say."""
+    """Join the others, as RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT say; from here on, sums can be repeated."""
+    _add_up_in_order()
     backend = "gloo"
     if torch.cuda.is_available():  # what ranks tell each other lies in CPU memory, what DeepSpeed reduces on the device
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())  # a task may see its own only
@@ -88,6 +91,15 @@ def join(watch: Watchdog) -> Ranks:
     with _together(watch):
         dist.init_process_group(backend, timeout=NEVER)
     return Ranks(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), watch)
+
+
+def _add_up_in_order() -> None:
+    """Where threads or the blocks of a kernel add to the same number, the first to come is not the same each time: a
+    run that goes on would have other last bits than one that was never interrupted."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS wants for it, before it starts
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # nobody reads it
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    warnings.filterwarnings("ignore", ".*does not have a deterministic implementation.*")
 
 
 @contextmanager
