@@ -29,7 +29,7 @@ from typing import Any
 
 from benchmarks import preference_gpu
 from benchmarks.contender import Contender
-from benchmarks.preference_trainers import PAIRS, ours, theirs, write
+from benchmarks.preference_trainers import PAIRS, RECIPE, ours, theirs, write
 
 AGREE = 2e-4
 UNSHIFTED = 2
@@ -71,6 +71,14 @@ SWITCHED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     ),
 }  # fmt: skip
 """name -> our options as they are, and with something switched off."""
+_SHIPPED = {"compact": True, "checkpointing": True}
+SHAPES: dict[str, tuple[int, int, int, int, int]] = {
+    "768 wide, 4 layers, 256 image tokens, answers of 40": (768, 4, 12, 224, 40),
+    "384 wide, 6 layers, 576 image tokens, answers of 60": (384, 6, 6, 336, 60),
+    "256 wide, 12 layers, 256 image tokens, answers of 400": (256, 12, 4, 224, 400),
+    "512 wide, 8 layers, 64 image tokens, answers of 140": (512, 8, 8, 112, 140),
+}
+"""name -> width, layers and heads of the language model, side of the images, tokens of an answer."""
 HEAD = """\
 | {peer} | s a step: mmlaunch | peer | ratio, cached (least to most) | all-in | MB: mmlaunch | peer | ratio |
 |---|---|---|---|---|---|---|---|"""
@@ -79,6 +87,14 @@ LLaVA with a LLaMA of width 512 and 8 layers, 576 image tokens, about 20 tokens 
 {pairs} pairs a step, AdamW, the vision tower frozen. Losses and gradient norms of three steps agree to {agree}.
 """
 MB = 2**20
+
+
+def row(name: str, a: Contender, b: Contender, rounds: int, agreeing: int = 3) -> None:
+    """Both begin, agree, are measured, and end."""
+    agreed(a, b, agreeing)
+    print(f"| {name} | {measured(a, b, rounds)}", flush=True)
+    a.end()
+    b.end()
 
 
 def measured(a: Contender, b: Contender, rounds: int) -> str:
@@ -101,7 +117,7 @@ def measured(a: Contender, b: Contender, rounds: int) -> str:
     )
 
 
-def agreed(a: Contender, b: Contender, steps: int = 3) -> None:
+def agreed(a: Contender, b: Contender, steps: int) -> None:
     """The first steps have the same losses and gradients."""
     said = [(a.first, b.first), *((a.turn(1), b.turn(1)) for _ in range(steps - 1))]
     for number, (mine, other) in enumerate(said, 1):
@@ -137,19 +153,31 @@ def main() -> None:
             if any(word in name for word in given.only):
                 a = Contender(ours, data[size], Path(folder) / f"a{number}", mine)
                 b = Contender(theirs, data[size], Path(folder) / f"b{number}", its)
-                agreed(a, b, UNSHIFTED if "MPO" in name else 3)
-                print(f"| {name} | {measured(a, b, given.rounds)}", flush=True)
-                a.end()
-                b.end()
+                row(name, a, b, given.rounds, UNSHIFTED if "MPO" in name else 3)
+        print("\n" + HEAD.format(peer="TRL, compact head, checkpointing as each ships it"), flush=True)
+        for number, (name, shape) in enumerate(SHAPES.items()):
+            if any(word in name for word in given.only):
+                path = Path(folder) / f"shape{number}"
+                path.mkdir()
+                write(path, 32_000, _shaped(*shape), answer=shape[-1])
+                for lora in (False, True):
+                    a = Contender(ours, path, Path(folder) / f"e{number}{lora}", {"lora": lora})
+                    b = Contender(theirs, path, Path(folder) / f"f{number}{lora}", {"lora": lora, **_SHIPPED})
+                    row(f"{name}: {'LoRA' if lora else 'full'}", a, b, given.rounds)
         print("\n" + HEAD.format(peer="mmlaunch without one of its ways"), flush=True)
         for number, (name, (mine, other)) in enumerate(SWITCHED.items()):
             if any(word in name for word in given.only):
                 a = Contender(ours, data[32_000], Path(folder) / f"c{number}", mine)
                 b = Contender(ours, data[32_000], Path(folder) / f"d{number}", other)
-                agreed(a, b)
-                print(f"| {name} | {measured(a, b, given.rounds)}", flush=True)
-                a.end()
-                b.end()
+                row(name, a, b, given.rounds)
+
+
+def _shaped(width: int, layers: int, heads: int, side: int, _: int) -> dict[str, Any]:
+    vision, language = RECIPE["model"]["vision"]["random"], RECIPE["model"]["language"]["random"]
+    return {
+        "vision": {"random": vision | {"image_size": side}},
+        "language": {"random": language | {"width": width, "layers": layers, "heads": heads}},
+    }
 
 
 if __name__ == "__main__":

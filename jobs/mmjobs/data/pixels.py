@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any, Protocol
 
 import numpy
@@ -131,9 +131,28 @@ class Processed:
         if not parts:
             return {}
         joined = {name: _joined([one[name] for one in parts]) for name in parts[0]}
-        if self.processor.return_mm_token_type_ids:  # some models place images in two dimensions by it
-            joined["mm_token_type_ids"] = (ids == self.processor.image_token_id).long()
-        return joined
+        return joined | {name: (ids == self.processor.image_token_id).long() for name in self._marks}
+
+    def check(self) -> None:
+        """Whatever the processor tells its model must be passed on, or the model would read something else."""
+        own = {"input_ids", "attention_mask", *self._marks, *self.read([Image.new("RGB", _BLANK)])}
+        if lost := (set(self._sample) - own) & self.arguments:
+            what = f"its processor also makes {', '.join(sorted(lost))}, which cannot be made for answers here"
+            raise BadInput(f"model.pretrained: {what}; choose another model")
+
+    @cached_property
+    def _sample(self) -> dict[str, Any]:
+        """What the processor makes of an image and a word."""
+        text, images = f"{self.processor.image_token} a", [[Image.new("RGB", _BLANK)]]
+        return dict(self.processor(text=[text], images=images, return_tensors="pt"))
+
+    @cached_property
+    def _marks(self) -> tuple[str, ...]:
+        """Arguments that say which tokens are images: some models let these see each other, or place them in two
+        dimensions."""
+        images = self._sample["input_ids"] == self.processor.image_token_id
+        named = {"mm_token_type_ids", "token_type_ids"} & self.arguments & set(self._sample)
+        return tuple(sorted(name for name in named if torch.equal(self._sample[name], images.long())))
 
     def blank(self) -> tuple[list[int], Seen]:
         return self.tokens([_BLANK]), self.read([Image.new("RGB", _BLANK)])

@@ -24,7 +24,7 @@ from transformers.models.llava.image_processing_pil_llava import LlavaImageProce
 
 from mmjobs.data.chat import Chat, own_template
 from mmjobs.data.pixels import Squares
-from mmjobs.model import llava, mmca, random, tokens
+from mmjobs.model import llava, mmca, random, tokens, trees
 from mmjobs.model.names import opening, weights
 from mmjobs.model.parts import dtype_of
 from mmjobs.model.projectors import PROJECTORS
@@ -139,6 +139,11 @@ def _joined(config: LlavaConfig, tower: Any, language: Any) -> LlavaForCondition
     network.model.multi_modal_projector = _projector(config).to(language.lm_head.weight.dtype)
     network.generation_config = language.generation_config
     if isinstance(config, llava.AssembledConfig) and config.attention == "mmca":
+        if not trees.plain(language.model.config):
+            what = (
+                f"mmca knows no windows and caps, as this language model ({language.model.config.model_type}) has them"
+            )
+            raise BadInput(f"model.attention: {what}; write plain")
         language.model.config._attn_implementation = mmca.NAME
     return network
 

@@ -15,6 +15,8 @@ from mmjobs.model import adapters, assemble, heads, last_layer, log_probs, parts
 from mmlaunch.errors import BadInput
 from mmlaunch.recipe.model import Model
 
+_LOOKS_BACK = {"full_attention", "sliding_attention", "chunked_attention"}
+
 
 @dataclass(frozen=True)
 class Built:
@@ -34,10 +36,23 @@ class Built:
         return trees.kind(self.network) is not None
 
     @property
-    def packs(self) -> bool:
-        """Whether positions alone can tell several sequences in a row apart."""
-        rope = getattr(self.network.config.get_text_config(), "rope_parameters", None) or {}
-        return "mrope_section" not in rope
+    def apart(self) -> str | None:
+        """Why positions alone cannot tell several sequences in a row apart; None where they can."""
+        text = self.network.config.get_text_config()
+        if "mrope_section" in (getattr(text, "rope_parameters", None) or {}):
+            return "this model places its tokens in two dimensions, and packed rows have one"
+        if not set(getattr(text, "layer_types", None) or ()) <= _LOOKS_BACK:
+            return "some layers of this model carry on what they have read, and do not see where an example begins"
+        return None
+
+    @property
+    def steady(self) -> int | None:
+        """The longest example that is read the same whatever stands beside it; None: any."""
+        text = self.network.config.get_text_config()
+        rope = getattr(text, "rope_parameters", None) or {}
+        if rope.get("rope_type") != "longrope":
+            return None
+        return int(rope.get("original_max_position_embeddings") or text.original_max_position_embeddings)
 
 
 def build(model: Model, precision: str = "fp32", scored: bool = False) -> Built:
@@ -65,11 +80,19 @@ def skeleton(model: Model, precision: str, empty: bool) -> Built:
     """The model without what training adds to it; an `empty` one waits for weights from elsewhere."""
     make = pretrained.load if model.pretrained else assemble.assemble
     built = Built(*make(model, precision, empty))
+    _check_layers(built.network)
     trees.use(built.network)
     log_probs.use(built.network)
     last_layer.use(built.network)
     _check_words(built.chat, model.chat_template)
     return built
+
+
+def _check_layers(network: Any) -> None:
+    """Most families call their parts alike; some older ones do not."""
+    if not hasattr(network, "model") or not hasattr(network.get_decoder(), "layers"):
+        what = f"models of type {network.config.model_type} are laid out otherwise than those that can be trained here"
+        raise BadInput(f"model.pretrained: {what}; choose one of the LLaMA, Mistral, Qwen or Gemma families")
 
 
 def _check_words(chat: Chat, template: str) -> None:

@@ -6,7 +6,9 @@ twice; where it is trained, the scores of a few rows are computed again on the w
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -37,8 +39,8 @@ class Head(nn.Linear):
 
 def use(network: Any) -> None:
     """Let the head of a network answer for tokens. One that scales or caps its scores keeps its own way."""
-    head, config = network.get_output_embeddings(), network.config.get_text_config()
-    if type(head) is nn.Linear and head.bias is None and not any(getattr(config, name, None) for name in _UNUSUAL):
+    head = network.get_output_embeddings()
+    if type(head) is nn.Linear and head.bias is None and not _unusual(network):
         head.__class__ = Head  # in its place: hooks, names and tied weights stay
 
 
@@ -48,15 +50,28 @@ def log_probs(network: Any, hidden: torch.Tensor, tokens: torch.Tensor, also: Se
     if isinstance(head, Head):
         found: LogProbs = head(hidden, tokens, also)
         return found
-    scores = _scaled(_exact(head(hidden)), network.config.get_text_config())  # [U, V]
+    scores = _scaled(_exact(head(hidden)), _unusual(network))  # [U, V]
     total = scores.logsumexp(-1)
     values = scores.gather(-1, tokens[:, None])[:, 0] - total
     return LogProbs(values, *_seen(scores.detach(), tokens, total.detach(), also))
 
 
-def _scaled(scores: torch.Tensor, config: Any) -> torch.Tensor:
-    scores = scores / (getattr(config, "logits_scaling", None) or 1.0) * (getattr(config, "logit_scale", None) or 1.0)
-    cap = getattr(config, "final_logit_softcapping", None)
+def _unusual(network: Any) -> dict[str, float]:
+    """What this network does with its scores. An image-text model does not what its language model alone would do."""
+    config = network.config.get_text_config()
+    return {name: value for name in _read(type(network)) if (value := getattr(config, name, None))}
+
+
+@lru_cache
+def _read(kind: type) -> tuple[str, ...]:
+    """Which of these settings the forward of a class reads."""
+    source = inspect.getsource(inspect.unwrap(kind.forward))  # type: ignore[attr-defined]
+    return tuple(name for name in _UNUSUAL if name in source)
+
+
+def _scaled(scores: torch.Tensor, unusual: dict[str, float]) -> torch.Tensor:
+    scores = scores / unusual.get("logits_scaling", 1.0) * unusual.get("logit_scale", 1.0)
+    cap = unusual.get("final_logit_softcapping")
     return cap * torch.tanh(scores / cap) if cap else scores
 
 

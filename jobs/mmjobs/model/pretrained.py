@@ -13,6 +13,7 @@ from transformers import (
     AutoModelForImageTextToText,
     AutoProcessor,
     AutoTokenizer,
+    PretrainedConfig,
     PreTrainedModel,
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
@@ -38,6 +39,7 @@ def load(model: Model, precision: str, empty: bool) -> Made:
     dtype = dtype_of("language", model, precision)
     with opening("model.pretrained", name):
         config = AutoConfig.from_pretrained(name, **trusted)
+        _keep_all(config)
         sees = sees_images(config)
         kind = AutoModelForImageTextToText if sees else AutoModelForCausalLM
         network: Any = weights(kind, name, config, empty, dtype, **trusted)
@@ -51,6 +53,9 @@ def load(model: Model, precision: str, empty: bool) -> Made:
     tokenizer.chat_template = template if model.chat_template == "processor" else own_template(model.chat_template)
     _drop_attention(network, model.dropout)
     text = config.get_text_config()
+    if getattr(text, "output_router_logits", False):
+        what = "its config.json asks for a loss of the router (output_router_logits), and none is added here"
+        raise BadInput(f"model.pretrained: {what}; write false there")
     if not sees:
         return network, Chat(tokenizer, None), Blind(), text.max_position_embeddings, tokenizer
     processor.chat_template = tokenizer.chat_template
@@ -58,13 +63,9 @@ def load(model: Model, precision: str, empty: bool) -> Made:
     if model.chat_template != "processor" and processor.image_token != tokens.IMAGE:
         what = f"this model's images are {processor.image_token!r} in a text, and {model.chat_template} writes <image>"
         raise BadInput(f"model.chat_template: {what}; write processor")
-    return (
-        network,
-        chat,
-        Processed(processor, set(signature(type(network).forward).parameters)),
-        text.max_position_embeddings,
-        processor,
-    )
+    pixels = Processed(processor, set(signature(type(network).forward).parameters))
+    pixels.check()
+    return network, chat, pixels, text.max_position_embeddings, processor
 
 
 def sees_images(config: Any) -> bool:
@@ -85,6 +86,15 @@ def still(kind: Any) -> Any:
     """A processor class without its half for videos."""
     attributes = [name for name in kind.get_attributes() if name != "video_processor"]
     return type(kind.__name__, (kind,), {"get_attributes": classmethod(lambda _: attributes)})
+
+
+def _keep_all(config: Any) -> None:
+    """No dropout but the recipe's: some checkpoints still name the one that they were trained with."""
+    for name, value in vars(config).items():
+        if isinstance(value, PretrainedConfig):
+            _keep_all(value)
+        elif "drop" in name and isinstance(value, float):
+            setattr(config, name, 0.0)
 
 
 def _drop_attention(network: PreTrainedModel, dropout: float) -> None:

@@ -32,7 +32,7 @@ _FAMILIES = ("gemma", "llama", "mistral", "qwen2")
 def use(network: Any) -> None:
     """For families whose attention is plainly causal; others have windows and caps of their own."""
     text = network.get_decoder().config
-    if _plain(text) and text._attn_implementation == "sdpa":
+    if plain(text) and text._attn_implementation == "sdpa":
         text._attn_implementation = NAME
 
 
@@ -170,7 +170,7 @@ def segments(trees: Sequence[Tree]) -> tuple[list[int], list[int], list[int]]:
     return asks, sees, places
 
 
-def _plain(config: Any) -> bool:
+def plain(config: Any) -> bool:
     """Whether every layer sees all that stands before; as far back as its window reaches, if it has one."""
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
     return config.model_type in _FAMILIES and kinds == {"full_attention"}

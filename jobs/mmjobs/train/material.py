@@ -41,6 +41,9 @@ class Material:
 def material(recipe: Recipe, built: Built, ranks: Ranks, paths: RunPaths) -> Material:
     """Look at all rows, all ranks together, and arrange them."""
     longest = min(recipe.data.max_tokens, built.positions)
+    if built.steady is not None and longest > built.steady:
+        what = f"with more than {built.steady} tokens in a batch, this model reads its shorter examples otherwise too"
+        raise BadInput(f"data.max_tokens: {what} (longrope); write at most {built.steady}")
     processor = Processor(built.chat, built.pixels, longest, recipe.data.overlong, wants_of(recipe.objective))
     train, held = _looked_at(recipe, processor, ranks, paths)
     place_of = partial(position, count=len(train), seed=recipe.seed)
@@ -83,7 +86,7 @@ def _micro_batches(
     """What a rank works on at a time: rows up to a token budget, or a fixed number of examples."""
     size, budget = recipe.batch.examples, recipe.batch.tokens_per_gpu
     if budget is not None:
-        what = None if built.packs else "this model places its tokens in two dimensions, and packed rows have one"
+        what = built.apart
         if not built.branches and not isinstance(recipe.objective, Sft):
             what = what or "the attention of this model cannot branch, and each answer has a row of its own"
         if what:

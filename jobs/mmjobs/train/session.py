@@ -32,6 +32,7 @@ from mmjobs.train.journal import Journal
 from mmjobs.train.loop import Trainer
 from mmjobs.train.material import Material, material
 from mmjobs.train.progress import Progress
+from mmjobs.train.proof import prove
 from mmjobs.train.ranks import Ranks, join
 from mmjobs.train.reference import Precomputing, measured_once
 from mmjobs.train.signals import Stop
@@ -81,6 +82,7 @@ def _trainer(
     table = parts.counts(built.network)
     work = useful.here(built.network, recipe.precision)
     engine = Engine(built.network, recipe.optim, steps, recipe.precision, config, ranks, where)
+    prove(engine, stuff.training, recipe.precision)
     asked = _asked(recipe, settings)
     if measured_once(recipe):
         phase = Precomputing(paths, ranks, journal, engine, recipe)
