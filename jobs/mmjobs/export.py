@@ -40,7 +40,8 @@ def export(run: Path, to: Path, step: int | None = None, merge: bool = False) ->
         adapters.detach(network)
     network.to(parts.TYPES[recipe.precision])
     if isinstance(recipe.objective, Reward):
-        network = heads.save_score(network, partial, _rewards(paths, step))
+        chat = built.chat
+        network = heads.save_score(network, chat.tokenizer, chat.end_id, partial, _rewards(paths, step))
     network.save_pretrained(partial)
     built.processor.save_pretrained(partial)
     kind = _kind(network, sees=built.chat.image_token is not None)

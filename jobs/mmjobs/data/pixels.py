@@ -131,7 +131,7 @@ class Processed:
         if not parts:
             return {}
         joined = {name: _joined([one[name] for one in parts]) for name in parts[0]}
-        return joined | {name: (ids == self.processor.image_token_id).long() for name in self._marks}
+        return joined | {name: torch.isin(ids, marked).long() for name, marked in self._marks.items()}
 
     def check(self) -> None:
         """Whatever the processor tells its model must be passed on, or the model would read something else."""
@@ -147,12 +147,15 @@ class Processed:
         return dict(self.processor(text=[text], images=images, return_tensors="pt"))
 
     @cached_property
-    def _marks(self) -> tuple[str, ...]:
-        """Arguments that say which tokens are images: some models let these see each other, or place them in two
-        dimensions."""
-        images = self._sample["input_ids"] == self.processor.image_token_id
-        named = {"mm_token_type_ids", "token_type_ids"} & self.arguments & set(self._sample)
-        return tuple(sorted(name for name in named if torch.equal(self._sample[name], images.long())))
+    def _marks(self) -> dict[str, torch.Tensor]:
+        """Arguments that say which tokens are images, and these tokens: some models let them see each other, or place
+        them in two dimensions."""
+        ids, found = self._sample["input_ids"], {}
+        for name in sorted({"mm_token_type_ids", "token_type_ids"} & self.arguments & set(self._sample)):
+            marked = ids[self._sample[name] == 1].unique()
+            if len(marked) and torch.equal(torch.isin(ids, marked).long(), self._sample[name].long()):
+                found[name] = marked
+        return found
 
     def blank(self) -> tuple[list[int], Seen]:
         return self.tokens([_BLANK]), self.read([Image.new("RGB", _BLANK)])

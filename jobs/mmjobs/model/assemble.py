@@ -140,9 +140,8 @@ def _joined(config: LlavaConfig, tower: Any, language: Any) -> LlavaForCondition
     network.generation_config = language.generation_config
     if isinstance(config, llava.AssembledConfig) and config.attention == "mmca":
         if not trees.plain(language.model.config):
-            what = (
-                f"mmca knows no windows and caps, as this language model ({language.model.config.model_type}) has them"
-            )
+            kind = language.model.config.model_type
+            what = f"mmca knows no windows and no caps, which this language model ({kind}) may have"
             raise BadInput(f"model.attention: {what}; write plain")
         language.model.config._attn_implementation = mmca.NAME
     return network

@@ -53,15 +53,23 @@ def score_of(network: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
     return scores
 
 
-def save_score(network: Any, folder: Path, statistics: dict[str, float]) -> Any:
-    """Write what transformers would not; the network without it, or as a classifier where there is such a class."""
+def save_score(network: Any, tokenizer: Any, end: int, folder: Path, statistics: dict[str, float]) -> Any:
+    """Write what transformers would not; the network without it, or as a classifier where there is such a class.
+
+    A classifier reads the last token that is no padding, and pads with what its tokenizer says: never with the `end`
+    of an answer, or it would read the token before.
+    """
     (folder / STATISTICS).write_text(json.dumps(statistics, indent=1) + "\n")
     head = network.score.weight.detach().contiguous()
     del network.score
     if type(network.config) not in AutoModelForSequenceClassification._model_mapping:
         safetensors.torch.save_file({f"{SCORE}.weight": head}, folder / FILE, metadata={"format": "pt"})
         return network
-    network.config.num_labels = 1
+    if tokenizer.pad_token_id in (None, end):
+        others = (tokenizer.unk_token_id, tokenizer.bos_token_id, *tokenizer.all_special_ids)
+        chosen = next((token for token in others if token not in (None, end)), None)
+        tokenizer.pad_token = None if chosen is None else tokenizer.convert_ids_to_tokens(chosen)
+    network.config.num_labels, network.config.pad_token_id = 1, tokenizer.pad_token_id
     with torch.device("meta"):
         classifier: Any = AutoModelForSequenceClassification.from_config(network.config)
     classifier.model, classifier.score = network.model, nn.Linear(head.shape[1], 1, bias=False)

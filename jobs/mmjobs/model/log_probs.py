@@ -59,13 +59,13 @@ def log_probs(network: Any, hidden: torch.Tensor, tokens: torch.Tensor, also: Se
 def _unusual(network: Any) -> dict[str, float]:
     """What this network does with its scores. An image-text model does not what its language model alone would do."""
     config = network.config.get_text_config()
-    return {name: value for name in _read(type(network)) if (value := getattr(config, name, None))}
+    return {name: value for name in _settings(network.__class__.forward) if (value := getattr(config, name, None))}
 
 
 @lru_cache
-def _read(kind: type) -> tuple[str, ...]:
+def _settings(forward: Any) -> tuple[str, ...]:
     """Which of these settings the forward of a class reads."""
-    source = inspect.getsource(inspect.unwrap(kind.forward))  # type: ignore[attr-defined]
+    source = inspect.getsource(inspect.unwrap(forward))
     return tuple(name for name in _UNUSUAL if name in source)
 
 
