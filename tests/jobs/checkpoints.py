@@ -115,11 +115,12 @@ def llama(folder: Path, tokenizer: Any, **more: Any) -> Path:
     return folder
 
 
-def llava(folder: Path) -> Path:
+def llava(folder: Path, text: dict[str, Any] | None = None) -> Path:
     tokenizer = llama2_tokenizer("<image>", "<pad>")
     tokenizer.pad_token = "<pad>"
+    language = text_config(tokenizer, **(text or {}))
     config = hf.LlavaConfig(
-        vision_config=vision_config(), text_config=text_config(tokenizer), image_token_index=_id(tokenizer, "<image>")
+        vision_config=vision_config(), text_config=language, image_token_index=_id(tokenizer, "<image>")
     )
     square = {"height": 28, "width": 28}
     images = hf.CLIPImageProcessorPil(size={"shortest_edge": 28}, crop_size=square)
@@ -261,6 +262,64 @@ def gemma(folder: Path) -> Path:
     return llama(folder, tokenizer, kind="gemma", head_dim=8, tie_word_embeddings=True)
 
 
+def gemma3(folder: Path) -> Path:
+    words = ("<start_of_image>", "<end_of_image>", "<image_soft_token>", "<start_of_turn>", "<end_of_turn>", "<pad>")
+    named = dict(zip(("boi_token", "eoi_token", "image_token"), words[:3], strict=True))
+    tokenizer = hf.PreTrainedTokenizerFast(
+        tokenizer_object=llama2_tokenizer(*words)._tokenizer,
+        bos_token="<s>", eos_token="<end_of_turn>", unk_token="<unk>", pad_token="<pad>", extra_special_tokens=named,
+    )  # fmt: skip
+    ids = {f"{name}_index": _id(tokenizer, word) for name, word in named.items()}
+    text = text_config(tokenizer, "gemma3_text", head_dim=8, query_pre_attn_scalar=8, sliding_window=512)
+    config = hf.Gemma3Config(text_config=text, vision_config=_SIGLIP, mm_tokens_per_image=4, **ids)
+    images = hf.Gemma3ImageProcessorPil(size={"height": 28, "width": 28})
+    template = VICUNA.replace("'<image>'", "'<start_of_image>'")
+    processor = hf.Gemma3Processor(images, tokenizer, chat_template=template, image_seq_length=4)
+    return _saved(folder, hf.Gemma3ForConditionalGeneration, config, processor)
+
+
+def onevision(folder: Path) -> Path:
+    named = {"image_token": "<image>", "video_token": "<video>"}
+    tokenizer = hf.PreTrainedTokenizerFast(
+        tokenizer_object=llama2_tokenizer("<image>", "<video>", "<pad>")._tokenizer,
+        bos_token="<s>", eos_token="</s>", unk_token="<unk>", pad_token="<pad>", extra_special_tokens=named,
+    )  # fmt: skip
+    pins, ids = [[28, 56], [56, 28], [56, 56]], {f"{name}_index": _id(tokenizer, word) for name, word in named.items()}
+    config = hf.LlavaOnevisionConfig(
+        vision_config=_SIGLIP, text_config=text_config(tokenizer, "qwen2"), image_grid_pinpoints=pins,
+        vision_aspect_ratio="anyres_max_9", **ids,
+    )  # fmt: skip
+    images = hf.LlavaOnevisionImageProcessorPil(size={"height": 28, "width": 28}, image_grid_pinpoints=pins)
+    processor = still(hf.LlavaOnevisionProcessor)(
+        images, tokenizer, num_image_tokens=16, vision_feature_select_strategy="full", chat_template=VICUNA,
+        vision_aspect_ratio="anyres_max_9",
+    )  # fmt: skip
+    return _saved(folder, hf.LlavaOnevisionForConditionalGeneration, config, processor)
+
+
+def paligemma(folder: Path) -> Path:
+    tokenizer = llama2_tokenizer("<image>", "<pad>")
+    tokenizer.pad_token = "<pad>"
+    text = text_config(tokenizer, "gemma", head_dim=8)
+    config = hf.PaliGemmaConfig(
+        vision_config={**_SIGLIP, "projection_dim": 32}, text_config=text, projection_dim=32, hidden_size=32,
+        image_token_index=_id(tokenizer, "<image>"), pad_token_id=tokenizer.pad_token_id,
+    )  # fmt: skip
+    images = hf.SiglipImageProcessorPil(size={"height": 28, "width": 28})
+    images.image_seq_length = 16
+    processor = hf.PaliGemmaProcessor(images, tokenizer, chat_template=VICUNA)
+    return _saved(folder, hf.PaliGemmaForConditionalGeneration, config, processor)
+
+
+_SIGLIP: dict[str, Any] = {
+    "model_type": "siglip_vision_model", "hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 2,
+    "num_attention_heads": 2, "image_size": 28, "patch_size": 7, "vision_use_head": False,
+}  # fmt: skip
+TURNS = (
+    "{% for message in messages %}{{ 'USER: ' if message['role'] == 'user' else 'ASSISTANT: ' }}"
+    "{{ message['content'] }}{% if message['role'] == 'assistant' %}{{ eos_token }}{% else %}{{ ' ' }}{% endif %}"
+    "{% endfor %}{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
+)
 VICUNA = (
     "{% for message in messages %}{{ 'USER: ' if message['role'] == 'user' else 'ASSISTANT: ' }}"
     "{% for part in message['content'] %}{{ '<image>' if part['type'] == 'image' else part['text'] }}{% endfor %}"

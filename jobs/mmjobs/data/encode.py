@@ -146,6 +146,8 @@ class Processor:
             raise BadRow(
                 example.origin, "has an image, and this model takes none; write images: none, or another model"
             )
+        if len(example.images) > 1 and not self.pixels.several:
+            raise BadRow(example.origin, "has several images, and this model reads several otherwise than one by one")
         places = [place for place, token in enumerate(prompt.ids) if token == self._image]
         if len(places) != len(example.images):
             what = f"{len(example.images)} images, and {len(places)} places for them in the rendered conversation"

@@ -23,6 +23,8 @@ class Pixels(Protocol):
     """The image side of a model."""
 
     max_side: int
+    several: bool
+    """Whether images next to each other are read as each would be alone."""
 
     def tokens(self, sizes: Sequence[Size], budget: int | None = None) -> list[int]:
         """The tokens of images of these sizes that stand next to each other."""
@@ -48,6 +50,8 @@ class Squares:
 
     They stay bytes until the network has them.
     """
+
+    several = True
 
     def __init__(
         self,
@@ -104,6 +108,7 @@ class Processed:
 
     def __init__(self, processor: Any, arguments: Collection[str]) -> None:
         self.processor, self.arguments = processor, frozenset(arguments)
+        self.several = "batch_num_images" not in self.arguments
         self._tiled = "max_patches" in getattr(processor.image_processor, "model_input_names", ()) or hasattr(
             processor.image_processor, "max_patches"
         )
@@ -182,6 +187,7 @@ class Blind:
     """A text model's: it sees nothing, and says so."""
 
     max_side = 1
+    several = True
 
     def tokens(self, sizes: Sequence[Size], budget: int | None = None) -> list[int]:
         raise BadInput("this model takes no images")

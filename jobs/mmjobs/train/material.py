@@ -32,6 +32,8 @@ class Material:
     training: Examples
     held: Examples
     micro_batches: Batches
+    longer: int = 0
+    """How many training examples are longer than a row; each has one of its own, which is as long."""
 
     def referring(self, store: Store) -> Material:
         """Every example with what a reference has said of it."""
@@ -55,7 +57,9 @@ def material(recipe: Recipe, built: Built, ranks: Ranks, paths: RunPaths) -> Mat
         raise BadInput("objective.terms: image_conditional compares images, and no training row has one; remove it")
     steady = isinstance(recipe.objective, Preference) and recipe.objective.refers
     training = both(train, place_of=place_of, seed=recipe.seed, steady=steady)
-    return Material(training, both(held), _micro_batches(recipe, built, ranks, training, place_of))
+    row = recipe.batch.tokens_per_gpu
+    longer = sum(training.tokens(place) > row for place in range(len(train))) if row else 0
+    return Material(training, both(held), _micro_batches(recipe, built, ranks, training, place_of), longer)
 
 
 def packs(recipe: Recipe, built: Built) -> bool:

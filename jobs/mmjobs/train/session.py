@@ -175,4 +175,7 @@ def _introduce(journal: Journal, table: dict[str, dict[str, int]], stuff: Materi
         journal.say(f"{part:<12}{numbers['trainable']:>14,} trainable{numbers['frozen']:>14,} frozen")
     journal.say(f"training    {stuff.training.mixture}")
     journal.say(f"evaluation  {stuff.held.mixture}")
+    if stuff.longer:
+        what = f"{stuff.longer} training examples are longer than batch.tokens_per_gpu: their prompt and all answers"
+        journal.warn(f"{what} are a row of their own, which needs more memory", step=0)
     journal.say(f"attention   {how}; activation checkpointing {'on' if saves else 'off'}")
