@@ -17,6 +17,7 @@ from transformers import AutoModelForSequenceClassification, LlamaConfig, LlamaF
 from mmjobs.data.chat import own_template
 from mmjobs.export import export
 from mmjobs.model import tokens
+from mmjobs.objectives.compared import divergence
 from mmjobs.objectives.reward import Reward
 from mmjobs.objectives.terms import TERMS
 from mmjobs.objectives.terms.others import ranked
@@ -130,3 +131,20 @@ def test_a_text_reward_model_is_a_classifier_of_transformers(
     torch.testing.assert_close(again.weights(1)["score.weight"], score, atol=1e-6, rtol=0)
     name = "model.layers.0.self_attn.q_proj.weight"
     torch.testing.assert_close(again.weights(1)[name], run.weights(2)[name], atol=1e-6, rtol=0)
+
+
+def test_what_all_scores_have_in_common_costs_no_digits() -> None:
+    scores = torch.tensor([[0.5, 0.25, -0.125], [1.0, 2.0, 0.0]])
+    there = torch.tensor([[True, True, True], [True, True, False]])
+    small, large = scores.clone().requires_grad_(), (scores + 65536).requires_grad_()
+    ours = [torch.autograd.grad(ranked(one, there).sum(), one)[0] for one in (small, large)]
+    torch.testing.assert_close(*ours, rtol=1e-6, atol=1e-7)
+    torch.testing.assert_close(ranked(small, there), ranked(large, there), rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("kind", ["forward_kl", "alpha"])
+def test_divergences_can_be_squared(kind: str) -> None:
+    """As ipo does; the policy may have left an answer far behind."""
+    ratio = torch.tensor([-500.0, -50.0, 0.0, 50.0], requires_grad=True)
+    found = divergence(ratio, kind, 0.3).square()
+    assert found.isfinite().all() and torch.autograd.grad(found.sum(), ratio)[0].isfinite().all()
