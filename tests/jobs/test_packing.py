@@ -24,18 +24,22 @@ def test_every_example_once_and_equal_rows(lengths: list[int], world: int, budge
     assert len(rows) - len(full) < world
 
 
-@given(LENGTHS, st.integers(1, 4))
-def test_loads_are_balanced(lengths: list[int], world: int) -> None:
-    packed = pack(lengths, world, 200)
-    loads = [sum(lengths[place] for row in rank for place in row) for rank in packed.ranks]
-    assert max(loads) - min(loads) <= 400
+def test_long_examples_come_first_and_rows_are_filled() -> None:
+    assert pack([30, 30, 30, 70, 70, 70], 1, 100).fill == 1.0
+    assert pack([50, 50], 1, 100).ranks == (((0, 1),),)
 
 
-def test_an_example_beyond_the_budget_stands_alone() -> None:
-    packed = pack([500, 50, 60], 2, 100)
-    assert packed.ranks == (((0,),), ((1,),)) or sorted(len(row) for rank in packed.ranks for row in rank) == [
-        0,
-        1,
-        1,
-        1,
-    ]
+def test_the_fullest_row_goes_to_whoever_has_the_least_to_do() -> None:
+    lengths = [100, 100, 51, 51]
+    ranks = pack(lengths, 2, 100).ranks
+    assert [sum(lengths[place] for row in rank for place in row) for rank in ranks] == [151, 151]
+    lengths = [100, 70, 70, 60, 60, 60]
+    ranks = pack(lengths, 2, 100).ranks
+    assert sorted(sum(lengths[place] for row in rank for place in row) for rank in ranks) == [200, 220]
+    assert pack([500, 50, 60], 2, 100).ranks == (((0,), ()), ((2,), (1,)))
+
+
+def test_an_example_beyond_the_budget_stands_alone_and_no_rank_has_more_rows() -> None:
+    packed = pack([500, 60, 60, 60], 2, 100)
+    assert [len(rank) for rank in packed.ranks] == [2, 2]
+    assert pack([500, 50, 60], 2, 100).fill == 610 / 800
