@@ -2,10 +2,25 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mmjobs.data.batch import collate
+from mmjobs.data.encode import Processor
+from mmjobs.data.formats.registry import parts
+from mmjobs.data.loader import Examples
+from mmjobs.data.mixture import mixture
 from mmjobs.data.packing import pack
+from mmjobs.data.survey import survey
+from mmjobs.data.wants import of as wants_of
+from mmjobs.model.build import build
+from mmlaunch.recipe import Recipe
 
 LENGTHS = st.lists(st.integers(1, 100), min_size=1, max_size=60)
 
@@ -43,3 +58,29 @@ def test_an_example_beyond_the_budget_stands_alone_and_no_rank_has_more_rows() -
     packed = pack([500, 60, 60, 60], 2, 100)
     assert [len(rank) for rank in packed.ranks] == [2, 2]
     assert pack([500, 50, 60], 2, 100).fill == 610 / 800
+
+
+@pytest.mark.parametrize("objective", ["dpo", "mdpo", "reward", {"method": "preference", "terms": {"kto": {}}}])
+@pytest.mark.parametrize("overlong", ["drop", "cut"])
+def test_what_is_counted_is_what_stands_in_a_row(
+    tiny: Callable[..., Recipe], tmp_path: Path, objective: Any, overlong: str
+) -> None:
+    """Or rows would be longer than their budget: all answers, the second tree, a stranger with the room it finds."""
+    rows = [
+        {"prompt": "?" * (1 + n % 7), "chosen": "y" * (1 + 3 * n % 11), "rejected": "n" * (2 + 5 * n % 9)}
+        for n in range(12)
+    ]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    text = {"path": str(tmp_path / "rows.jsonl"), "format": "trl", "images": "none"}
+    recipe = tiny(
+        objective=objective, data__train=[text, {"format": "shapes", "limit": 12}], data__overlong=overlong,
+        data__max_tokens=33,
+    )  # fmt: skip
+    built = build(recipe.model)
+    processor = Processor(built.chat, built.pixels, 33, recipe.data.overlong, wants_of(recipe.objective))
+    looked = survey(sum(map(parts, recipe.data.train), ()), processor)
+    examples = Examples(mixture(looked, 0), processor)
+    assert len(examples.mixture) > 6 and examples.mixture.has_images
+    for place in range(len(examples.mixture)):
+        packed = collate([examples[place]], built.pixels, 258, packed=True)
+        assert packed.ids.numel() == examples.tokens(place)

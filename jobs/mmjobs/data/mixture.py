@@ -45,7 +45,7 @@ class Mixture:
         if wants is not None and wants.spoiled and row.images:
             length += row.prompt + row.answers[0]
         if wants is not None and wants.stranger:
-            length += self.usable((place + 1) % len(self)).answers[0]
+            length += min(row.room, self.usable((place + 1) % len(self)).uncut)
         return length
 
     @cached_property

@@ -30,6 +30,10 @@ class Usable(NamedTuple):
     content: bytes
     """What stays the same for the same question with the same answers."""
     scores: tuple[float | None, ...] = ()
+    room: int = 0
+    """For an answer, behind this prompt."""
+    uncut: int = 0
+    """Of its first answer, which has another room where it is a stranger."""
 
 
 class Left(NamedTuple):
@@ -108,6 +112,8 @@ def _look(part: Part, number: int, row: int, processor: Processor, held_out: Col
         question=question,
         content=_digest((question, example.answers, example.label)),
         scores=tuple(answer.score for answer in example.answers[: processor.wants.most]),
+        room=room,
+        uncut=next(iter(lengths), 0),
     )
 
 
