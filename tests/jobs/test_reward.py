@@ -14,9 +14,14 @@ from safetensors.torch import load_file
 from tests.jobs import checkpoints
 from transformers import AutoModelForSequenceClassification, LlamaConfig, LlamaForCausalLM
 
+from mmjobs.data.batch import collate
 from mmjobs.data.chat import own_template
+from mmjobs.data.encode import Processor
+from mmjobs.data.example import Answer, Example, Origin, Turn
+from mmjobs.data.wants import of as wants_of
 from mmjobs.export import export
 from mmjobs.model import tokens
+from mmjobs.model.build import build
 from mmjobs.objectives.compared import divergence
 from mmjobs.objectives.reward import Reward
 from mmjobs.objectives.terms import TERMS
@@ -148,3 +153,76 @@ def test_divergences_can_be_squared(kind: str) -> None:
     ratio = torch.tensor([-500.0, -50.0, 0.0, 50.0], requires_grad=True)
     found = divergence(ratio, kind, 0.3).square()
     assert found.isfinite().all() and torch.autograd.grad(found.sum(), ratio)[0].isfinite().all()
+
+
+WAYS: dict[str, dict[str, Any]] = {
+    "ranked": {"centre": 0.3}, "margin": {"margin": True}, "soft labels": {"soft_labels": 0.7},
+    "regression": {"loss": "regression", "centre": 0.1},
+}  # fmt: skip
+
+
+def told(way: str, rewards: list[torch.Tensor], scores: list[float], centre: float) -> torch.Tensor:
+    """The loss of one example, best answer first."""
+    pairs = [(i, j) for i in range(len(rewards)) for j in range(i + 1, len(rewards))]
+    gaps = [(rewards[i] - rewards[j], scores[i] - scores[j]) for i, j in pairs]
+    if way == "ranked":
+        lost = [torch.stack(rewards[k:]).logsumexp(0) - rewards[k] for k in range(len(rewards))]
+        found = torch.stack(lost).sum()
+    elif way == "margin":
+        found = torch.stack([torch.log(1 + torch.exp(gap - ahead)) for ahead, gap in gaps]).mean()
+    elif way == "soft labels":
+        labels = [1 / (1 + math.exp(-0.7 * gap)) for _, gap in gaps]
+        each = zip(labels, gaps, strict=True)
+        lost = [-p * torch.sigmoid(ahead).log() - (1 - p) * torch.sigmoid(-ahead).log() for p, (ahead, _) in each]
+        found = torch.stack(lost).mean()
+    else:
+        found = torch.stack([(r - s) ** 2 for r, s in zip(rewards, scores, strict=True)]).mean()
+    return found + centre * torch.stack(rewards).sum() ** 2
+
+
+@pytest.mark.parametrize("packed", [True, False])
+@pytest.mark.parametrize("way", WAYS)
+def test_a_reward_is_read_after_the_last_token_and_learnt_as_its_formula_says(
+    tiny: Recipes, way: str, packed: bool
+) -> None:
+    recipe = tiny(objective={"method": "reward", **WAYS[way]})
+    torch.manual_seed(1)
+    built = build(recipe.model, scored=True)
+    network: Any = built.network.double().eval()
+    torch.nn.init.normal_(network.score.weight, std=0.5)
+    processor = Processor(built.chat, built.pixels, 128, wants=wants_of(recipe.objective))
+    answered = [(Answer("red", 2.0), Answer("of course", 0.5)), (Answer("a", 3.0), Answer("bc", 1.0), Answer("d", 0.0))]
+    found = [
+        processor.encode(Example((), (Turn("user", (f"Which {number}?",)),), answers, Origin("here", number)))
+        for number, answers in enumerate(answered)
+    ]
+    objective = Reward(recipe.objective) if isinstance(recipe.objective, Settings) else None
+    assert objective is not None
+    measured = objective(network, collate(found, built.pixels, 258, packed=packed))
+    rewards = []
+    for one in found:
+        rows = [torch.tensor([[*one.prompt.ids, *answer.ids]]) for answer in one.answers]
+        rewards.append(
+            [network.model(input_ids=row).last_hidden_state[0, -1] @ network.score.weight[0] for row in rows]
+        )
+    scores = [[answer.score or 0.0 for answer in answers] for answers in answered]
+    each = [told(way, *pair, recipe.objective.centre) for pair in zip(rewards, scores, strict=True)]
+    torch.testing.assert_close(measured.each, torch.stack(each))
+    ours, theirs = (
+        torch.autograd.grad(loss, network.score.weight, retain_graph=True)[0]
+        for loss in (measured.losses["examples"], torch.stack(each).sum())
+    )
+    torch.testing.assert_close(ours, theirs)
+    flat = torch.stack([reward for some in rewards for reward in some]).detach()
+    ahead = torch.stack(
+        [some[i] - some[j] for some in rewards for i in range(len(some)) for j in range(i + 1, len(some))]
+    ).detach()
+    means = {name: float(total) / float(count) for name, (total, count) in measured.metrics.items()}
+    assert means["reward"] == pytest.approx(float(flat.mean()))
+    assert means["reward_squared"] == pytest.approx(float(flat.square().mean()))
+    assert means["accuracy"] == pytest.approx(float((ahead > 0).double().mean()))
+    assert means["margin"] == pytest.approx(float(ahead.mean()))
+    objective.learn({"reward": (6.0, 3.0), "reward_squared": (24.0, 3.0)})
+    assert objective.state()["mean"] == 2.0 and objective.state()["spread"] == pytest.approx(2.0)
+    objective.learn({"reward": (0.0, 1.0), "reward_squared": (0.0, 1.0)})
+    assert objective.state()["mean"] == pytest.approx(0.99 * 6 / (0.99 * 3 + 1))
