@@ -46,6 +46,14 @@ def kernel(
     return torch.cat(found)
 
 
+class Shared(nn.Module):
+    """What an attention says of itself: so many query heads share a key."""
+
+    def __init__(self, groups: int) -> None:
+        super().__init__()
+        self.num_key_value_groups = groups
+
+
 def states(row: list[trees.Tree], heads: tuple[int, int], dtype: torch.dtype, device: str = "cpu") -> Any:
     torch.manual_seed(len(row))
     length = sum(map(sum, row))
@@ -59,9 +67,7 @@ def told(row: list[trees.Tree], given: list[torch.Tensor], scale: float | None, 
         mask = trees.mask(row, query.device)
         found = scaled_dot_product_attention(query, key, value, mask, scale=scale, enable_gqa=True).transpose(1, 2)
     else:
-        module = nn.Module()
-        module.num_key_value_groups = query.shape[1] // key.shape[1]  # type: ignore[assignment]
-        found, _ = trees.attention(module, query, key, value, None, row, scaling=scale)
+        found, _ = trees.attention(Shared(query.shape[1] // key.shape[1]), query, key, value, None, row, scaling=scale)
     pull = torch.linspace(-1, 1, found.numel(), device=query.device).view_as(found).to(found)
     return [found, *torch.autograd.grad(found, given, pull)]
 

@@ -46,7 +46,7 @@ class Built:
         return None
 
     @property
-    def steady(self) -> int | None:
+    def alike(self) -> int | None:
         """The longest example that is read the same whatever stands beside it; None: any."""
         text = self.network.config.get_text_config()
         rope = getattr(text, "rope_parameters", None) or {}

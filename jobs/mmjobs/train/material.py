@@ -43,9 +43,9 @@ class Material:
 def material(recipe: Recipe, built: Built, ranks: Ranks, paths: RunPaths) -> Material:
     """Look at all rows, all ranks together, and arrange them."""
     longest = min(recipe.data.max_tokens, built.positions)
-    if built.steady is not None and longest > built.steady:
-        what = f"with more than {built.steady} tokens in a batch, this model reads its shorter examples otherwise too"
-        raise BadInput(f"data.max_tokens: {what} (longrope); write at most {built.steady}")
+    if built.alike is not None and longest > built.alike:
+        what = f"with more than {built.alike} tokens in a batch, this model reads its shorter examples otherwise too"
+        raise BadInput(f"data.max_tokens: {what} (longrope); write at most {built.alike}")
     processor = Processor(built.chat, built.pixels, longest, recipe.data.overlong, wants_of(recipe.objective))
     train, held = _looked_at(recipe, processor, ranks, paths)
     place_of = partial(position, count=len(train), seed=recipe.seed)

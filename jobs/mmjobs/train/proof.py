@@ -51,8 +51,8 @@ def _short(training: Examples) -> list[Encoded]:
         images = training.mixture[training.place_of(index)].images
         some = seen if images else blind
         if len(some) < _FEW:
-            with_all = _encoded(training, index)
-            some += [with_all] if with_all else []
+            one = _encoded(training, index)
+            some += [one] if one else []
     return [*seen, *blind]
 
 

@@ -97,7 +97,8 @@ def _add_up_in_order() -> None:
     """Where threads or the blocks of a kernel add to the same number, the first to come is not the same each time: a
     run that goes on would have other last bits than one that was never interrupted."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS wants for it, before it starts
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # nobody reads it
+    # What is about to be written need not be filled first.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a property of a module
     torch.use_deterministic_algorithms(True, warn_only=True)
     warnings.filterwarnings("ignore", ".*does not have a deterministic implementation.*")
 
