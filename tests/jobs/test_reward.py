@@ -22,7 +22,7 @@ from mmjobs.data.wants import of as wants_of
 from mmjobs.export import export
 from mmjobs.model import tokens
 from mmjobs.model.build import build
-from mmjobs.objectives.compared import divergence
+from mmjobs.objectives.compared import Compared, Side, divergence
 from mmjobs.objectives.reward import Reward
 from mmjobs.objectives.terms import TERMS
 from mmjobs.objectives.terms.others import ranked
@@ -148,10 +148,17 @@ def test_what_all_scores_have_in_common_costs_no_digits() -> None:
 
 
 @pytest.mark.parametrize("kind", ["forward_kl", "alpha"])
-def test_divergences_can_be_squared(kind: str) -> None:
-    """As ipo does; the policy may have left an answer far behind."""
+@pytest.mark.parametrize("term", ["ipo", "sigmoid", "hinge"])
+def test_what_has_left_its_reference_far_behind_is_finite(kind: str, term: str) -> None:
+    """A divergence grows with the exponential, and ipo squares it."""
     ratio = torch.tensor([-500.0, -50.0, 0.0, 50.0], requires_grad=True)
-    found = divergence(ratio, kind, 0.3).square()
+    one, score = torch.ones(4), divergence(ratio, kind, 0.3)
+    chosen, rejected = (Side(one, one, ratio, one, value, one, one) for value in (score, 0 * one))
+    pairs = Compared(
+        0.3, chosen, rejected, rejected, ratios=one[:, None], there=one[:, None] > 0, lone=one, strangers=one,
+        paired=one > 0,
+    )  # fmt: skip
+    found = TERMS[term](pairs, getattr(Terms.model_validate({term: {}}), term))
     assert found.isfinite().all() and torch.autograd.grad(found.sum(), ratio)[0].isfinite().all()
 
 

@@ -10,6 +10,9 @@ from torch.nn.functional import logsigmoid
 from mmjobs.objectives.compared import Compared
 from mmlaunch.recipe.terms import Discopop, Exo, Margin, Simpo, Smoothed, Term
 
+_ROOT = 1e18
+"""The most that can be squared in fp32."""
+
 
 def sigmoid(pairs: Compared, term: Smoothed) -> torch.Tensor:
     """DPO (eq. 7), with the smoothing of cDPO."""
@@ -49,7 +52,7 @@ def hinge(pairs: Compared, term: Term) -> torch.Tensor:
 def ipo(pairs: Compared, term: Term) -> torch.Tensor:
     """IPO (eq. 17), over the mean of an answer's tokens: a margin of 1 / (2 beta), and no more."""
     each = [side.score / side.tokens.clamp_min(1) for side in (pairs.chosen, pairs.rejected)]
-    return (each[0] - each[1] - 1 / (2 * pairs.beta)) ** 2
+    return (each[0] - each[1] - 1 / (2 * pairs.beta)).clamp(-_ROOT, _ROOT) ** 2
 
 
 def exo(pairs: Compared, term: Exo) -> torch.Tensor:
