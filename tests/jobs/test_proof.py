@@ -19,7 +19,7 @@ from mmjobs.data.formats import shapes
 from mmjobs.data.pixels import Processed
 from mmjobs.data.wants import Wants
 from mmjobs.export import export
-from mmjobs.model import log_probs
+from mmjobs.model import log_probs, trees
 from mmjobs.model.build import build
 from mmlaunch.errors import BadInput
 from mmlaunch.recipe import Recipe
@@ -74,6 +74,25 @@ def test_what_is_not_exact_is_refused(job: Jobs, tiny: Recipes, tmp_path: Path, 
     run = job("run")
     assert run.run(tiny(model={"pretrained": str(folder)}, data=data, **changes)) == [94], run.log()
     assert words in run.log() and not run.events("step")
+
+
+def test_a_reward_model_is_proved_by_the_state_that_its_head_reads(job: Jobs, tiny: Recipes, tmp_path: Path) -> None:
+    """Words of another scale do not matter to it; answers that see each other do."""
+    folder = model(tmp_path / "words", "hyperclovax", logits_scaling=3.0)
+    changes = {"objective": "reward", "data": {"train": source(tmp_path), "eval": [], "workers": 0}, "steps": 1}
+    assert (run := job("run")).run(tiny(model={"pretrained": str(folder)}, **changes)) == [0], run.log()
+    broken = job("broken")
+    broken.prepare = _opened
+    folder = model(tmp_path / "llama", "llama")
+    assert broken.run(tiny(model={"pretrained": str(folder)}, **changes)) == [94]
+    assert "the last states of 4 answers are" in broken.log()
+
+
+def _opened() -> None:
+    """In this rank, every answer sees the ones before it."""
+    trees._piece_by_piece = lambda module, q, k, v, row, options: trees.sdpa_attention_forward(  # type: ignore[assignment]  # broken on purpose
+        module, q, k, v, None, **options
+    )[0]
 
 
 @pytest.mark.parametrize("kind", ["granite", "gemma2", "cohere"])

@@ -44,8 +44,8 @@ def start_from(network: nn.Module, name: str) -> None:
     score = f"{SCORE}.weight"  # a head that is not there begins anew, and one that is not wanted is left
     state = state if score in own else {key: value for key, value in state.items() if key != score}
     tied = {key for key, value in own.items() if key not in state and _shared(own, key, value, state)}
-    unread = {score, *(["lm_head.weight"] if score in own else [])}  # a classifier of transformers has no words
-    missing = sorted(own.keys() - state.keys() - tied - unread)
+    wordless = {"lm_head.weight"} - state.keys() if score in own else set()  # a classifier of transformers has no words
+    missing = sorted(own.keys() - state.keys() - tied - wordless - {score})
     unknown = sorted(state.keys() - own.keys())
     wrong = [f"{key} is {_shape(state[key])} there and {_shape(own[key])} here" for key in own.keys() & state.keys()
              if state[key].shape != shape(own[key])]  # fmt: skip
@@ -55,9 +55,9 @@ def start_from(network: nn.Module, name: str) -> None:
             raise BadInput(f"model.init_from: {name} {what} {some}; its model must be the one of this recipe")
     with torch.no_grad():
         for key, value in own.items():
-            if key in state:
-                with whole([value]):
-                    value.copy_(state[key])
+            if key in state or key in wordless - tied:
+                with whole([value]):  # words that nothing reads are 0: memory that nobody wrote may hold no numbers
+                    value.copy_(state.get(key, torch.zeros(())))
     add_saved(network, folder)
 
 

@@ -17,26 +17,31 @@ from mmjobs.data.batch import Batch, collate
 from mmjobs.data.encode import Encoded
 from mmjobs.data.example import BadRow
 from mmjobs.data.loader import Examples
-from mmjobs.objectives.reading import values_of
+from mmjobs.objectives.reading import hidden_states, values_of
 from mmjobs.train.engine import Engine
 from mmlaunch.errors import BadInput
 
 _AMONG, _FEW = 32, 2
 """So many short ones of the first rows are looked at, with images and without."""
 _EXACT, _ROUNDED = 1e-3, 0.3
-"""How far log-probabilities may be apart on average: in fp32, and where half precision rounds every layer."""
+"""How far numbers may be apart on average: in fp32, and where half precision rounds every layer."""
 
 
-def prove(engine: Engine, training: Examples, precision: str) -> None:
-    """Refuse a model that would be trained on other numbers than its own; all ranks together, on the same examples."""
+def prove(engine: Engine, training: Examples, precision: str, scored: bool) -> None:
+    """Refuse a model that would be trained on other numbers than its own; all ranks together, on the same examples.
+
+    Of a `scored` one it is what its head reads, the last state of an answer; of others, log-probabilities.
+    """
     if not (found := _short(training)):
         return
-    mine = engine.look_at(_batch(training, found, training.packed), values_of)
-    own = torch.cat([engine.look_at(_batch(training, [one]), _own_values) for one in _apart(found)])
+    ours, theirs = (_last, _own_last) if scored else (values_of, _own_values)
+    mine = engine.look_at(_batch(training, found, training.packed), ours)
+    own = torch.cat([engine.look_at(_batch(training, [one]), theirs) for one in _apart(found)])
     apart = float((mine - own).abs().mean())
     if not apart <= (_EXACT if precision == "fp32" else _ROUNDED):
         kind = type(engine.network).__name__
-        what = f"log-probabilities of {len(own)} tokens are {apart:.2g} apart from what {kind} itself says of them"
+        read = f"the last states of {len(own)} answers" if scored else f"log-probabilities of {len(own)} tokens"
+        what = f"{read} are {apart:.2g} apart from what {kind} itself makes of them"
         right = "remove batch.tokens_per_gpu, or choose another model" if training.packed else "choose another model"
         raise BadInput(f"model: {what}: this kind of model is not trained exactly here; {right}")
 
@@ -76,6 +81,20 @@ def _apart(found: Sequence[Encoded]) -> Iterator[Encoded]:
 def _batch(training: Examples, found: Sequence[Encoded], packed: bool = False) -> Batch:
     processor = training.processor
     return collate(found, processor.pixels, processor.chat.tokenizer.pad_token_id, packed)
+
+
+def _last(network: nn.Module, batch: Batch) -> torch.Tensor:
+    """[A, D]"""
+    return hidden_states(network, batch, batch.answers.last)
+
+
+def _own_last(network: nn.Module, batch: Batch) -> torch.Tensor:
+    """Of one sequence, from all states that its model makes: [1, D]"""
+    made = network.get_submodule("model")(
+        input_ids=batch.ids, attention_mask=batch.attention, **batch.seen, use_cache=False
+    )
+    states: torch.Tensor = made.last_hidden_state.flatten(0, 1)[batch.answers.last]
+    return states
 
 
 def _own_values(network: nn.Module, batch: Batch) -> torch.Tensor:

@@ -82,7 +82,7 @@ def _trainer(
     table = parts.counts(built.network)
     work = useful.here(built.network, recipe.precision)
     engine = Engine(built.network, recipe.optim, steps, recipe.precision, config, ranks, where)
-    prove(engine, stuff.training, recipe.precision)
+    prove(engine, stuff.training, recipe.precision, scored=isinstance(recipe.objective, Reward))
     asked = _asked(recipe, settings)
     if measured_once(recipe):
         phase = Precomputing(paths, ranks, journal, engine, recipe)
