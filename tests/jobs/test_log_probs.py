@@ -1,0 +1,73 @@
+"""Log-probabilities made a few rows at a time: what all logits at once give, and never as much memory."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from mmjobs.model import log_probs
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_nearly_certain_tokens_have_a_gradient_in_half_precision(dtype: torch.dtype) -> None:
+    """Frozen or trained, the head gives hidden states the same one: what is left of a probability near 1."""
+    torch.manual_seed(0)
+    weight, tokens = torch.randn(300, 64).to(dtype), torch.arange(20)
+    hidden = (weight[:20] * 0.16).detach()
+    wanted = hidden.double().requires_grad_()
+    exact = (wanted @ weight.double().T).log_softmax(-1).gather(1, tokens[:, None]).sum()
+    (truth,) = torch.autograd.grad(exact, wanted)
+    assert (hidden.double() @ weight.double().T).softmax(-1).gather(1, tokens[:, None]).median() > 0.9
+    for trained in (True, False):
+        head = log_probs.Head(64, 300, bias=False, dtype=dtype)
+        head.weight = torch.nn.Parameter(weight.clone(), requires_grad=trained)
+        own = hidden.clone().requires_grad_()
+        (found,) = torch.autograd.grad(head(own, tokens).values.sum(), own)
+        assert (found.double() - truth).norm() < 0.03 * truth.norm()
+
+
+@pytest.mark.parametrize("trained", [True, False])
+def test_logits_in_pieces_are_logits(monkeypatch: pytest.MonkeyPatch, trained: bool) -> None:
+    """Also under the largest scores, and with a gradient for each token of its own."""
+    monkeypatch.setattr(log_probs, "_ELEMENTS", 3 * 50)
+    hidden = (100 * torch.randn(11, 8, dtype=torch.float64)).requires_grad_()
+    head = log_probs.Head(8, 50, bias=False).double()
+    head.weight.requires_grad_(trained)
+    tokens, pull = torch.randint(50, (11,)), torch.randn(11, dtype=torch.float64)
+    found = head(hidden, tokens, ("likeliest", "collision"))
+    assert not len(head(hidden, tokens).collision)
+    logits = (hidden @ head.weight.T).log_softmax(-1)
+    torch.testing.assert_close(found.values, logits.gather(1, tokens[:, None])[:, 0])
+    torch.testing.assert_close(found.collision, logits.exp().square().sum(1).log())
+    assert torch.equal(found.likeliest, logits.argmax(1) == tokens)
+    wanted = [hidden, head.weight] if trained else [hidden]
+    ours = torch.autograd.grad((found.values * pull).sum(), wanted)
+    theirs = torch.autograd.grad((logits.gather(1, tokens[:, None])[:, 0] * pull).sum(), wanted)
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("trained", [True, False])
+def test_no_tensor_is_as_large_as_all_logits(monkeypatch: pytest.MonkeyPatch, trained: bool) -> None:
+    """Neither on the way forward nor on the way back, nor kept in between."""
+
+    class Largest(TorchDispatchMode):
+        size = 0
+
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            found = func(*args, **(kwargs or {}))
+            for one in found if isinstance(found, (tuple, list)) else [found]:
+                if isinstance(one, torch.Tensor):
+                    self.size = max(self.size, one.numel())
+            return found
+
+    tokens, width, vocabulary, piece = 200, 8, 1000, 10
+    monkeypatch.setattr(log_probs, "_ELEMENTS", piece * vocabulary)
+    head = log_probs.Head(width, vocabulary, bias=False).requires_grad_(trained)
+    hidden = torch.randn(tokens, width, requires_grad=True)
+    with Largest() as largest:
+        torch.autograd.backward(head(hidden, torch.randint(vocabulary, (tokens,))).values.sum())
+    assert largest.size == max(piece * vocabulary, width * vocabulary) < tokens * vocabulary
