@@ -3,44 +3,25 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
 from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.jobs.small import CHAT, PIXELS, PROCESSOR, TOKENIZER, mixed, text
 
 from mmjobs.data.batch import NOT_LEARNT, collate
-from mmjobs.data.chat import Chat, own_template
 from mmjobs.data.encode import Processor
-from mmjobs.data.example import Answer, Example, Origin, Turn
+from mmjobs.data.example import Turn
 from mmjobs.data.formats import shapes
-from mmjobs.data.formats.registry import parts
 from mmjobs.data.formats.rows import Part
-from mmjobs.data.loader import Examples, batches
-from mmjobs.data.mixture import Mixture, mixture
+from mmjobs.data.mixture import mixture
 from mmjobs.data.order import equal_batches, in_order, position, repeated
-from mmjobs.data.pixels import Squares
 from mmjobs.data.survey import survey
 from mmjobs.model import tokens
 from mmlaunch.errors import BadInput
 from mmlaunch.recipe.data import Source
-from mmlaunch.recipe.model import Tiling
-
-TOKENIZER = tokens.byte_tokenizer()
-TOKENIZER.chat_template = own_template("plain")
-CHAT = Chat(TOKENIZER, tokens.IMAGE)
-PIXELS = Squares(16, 4, 259, Tiling(), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-PROCESSOR = Processor(CHAT, PIXELS, longest=128)
-
-
-def mixed(*sources: Source, processor: Processor = PROCESSOR, held_out: Collection[bytes] = ()) -> Mixture:
-    return mixture(survey(sum(map(parts, sources), ()), processor, held_out), 0)
-
-
-def text(prompt: str, *answers: str) -> Example:
-    return Example((), (Turn("user", (prompt,)),), tuple(map(Answer, answers)), Origin("here", 7))
 
 
 @given(count=st.integers(1, 40), seed=st.integers(0, 9), epoch=st.integers(0, 3))
@@ -142,17 +123,6 @@ def test_example_without_answer_is_named() -> None:
     with pytest.raises(BadInput, match="here:7: has no answer"):
         mixture(survey([part], PROCESSOR), 0)
     assert len(mixture(survey([part], PROCESSOR), 0, tolerant=True)) == 1
-
-
-def test_workers_do_not_change_batches() -> None:
-    examples = Examples(mixed(Source(format="shapes", limit=20, augment="jpeg")), PROCESSOR, seed=3)
-    order = [[3, 1], [19, 0], [4, 4]]
-    for one, other in zip(batches(examples, order, 0), batches(examples, order, 2), strict=True):
-        assert (
-            torch.equal(one.ids, other.ids)
-            and torch.equal(one.seen["pixel_values"], other.seen["pixel_values"])
-            and one.origins == other.origins
-        )
 
 
 def test_a_drawing_is_the_same_in_every_run() -> None:

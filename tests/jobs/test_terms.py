@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import pytest
@@ -21,14 +21,13 @@ from mmjobs.data.formats import shapes
 from mmjobs.data.wants import of as wants_of
 from mmjobs.model.build import Built, build
 from mmjobs.objectives import objective_of
-from mmjobs.objectives.compared import Compared, Side
 from mmjobs.objectives.preference import Preference
+from mmjobs.objectives.reading import values_of
 from mmjobs.objectives.terms import TERMS
-from mmjobs.objectives.terms.pairs import labels
 from mmlaunch.errors import UserError
 from mmlaunch.recipe import Recipe
 from mmlaunch.recipe.objective import PRESETS
-from mmlaunch.recipe.terms import BY_RATIO, Margin, Terms
+from mmlaunch.recipe.terms import BY_RATIO, Terms
 
 Recipes = Callable[..., Recipe]
 WORDS = ("red", "b", "a much longer answer", "top left, I think", "no", "of course not", "3.14", "yes!")
@@ -242,17 +241,16 @@ def test_options_are_what_their_papers_say(
     compare(built, preference, found, [collate(found, built.pixels, 258, packed=True)], **options)
 
 
-def test_the_best_margin_of_mmpo_is_gamma_times_the_gap_of_the_scores() -> None:
-    """Also for gaps of thousands, whose label is 1; a tie pushes nothing."""
-    gaps = torch.tensor([0.0, 0.5, 2.0, -1.0, 4000.0], dtype=torch.float64)
-    delta = (1.1 * gaps / 0.3).requires_grad_()
-    side = partial(Side, *[torch.zeros(5, dtype=torch.float64)] * 4)
-    one = torch.ones(5, dtype=torch.float64)
-    pairs = Compared(
-        0.3, side(delta, one, gaps), side(0 * one, one, 0 * gaps), side(0 * one, one, gaps),
-        ratios=one[:, None], there=one[:, None] > 0, lone=one, strangers=one, paired=one > 0,
-    )  # fmt: skip
-    loss = TERMS["margin"](pairs, Margin(gamma=1.1))
-    (slope,) = torch.autograd.grad(loss.sum(), delta)
-    assert loss.isfinite().all() and slope.abs().max() < 1e-12
-    assert torch.equal(labels(pairs, Margin(gamma=1.1, scores="divided by their spread")), torch.sigmoid(1.1 * gaps))
+def test_who_is_its_reference_is_never_right(models: dict[Any, Any], tiny: Recipes) -> None:
+    """A tie is no success."""
+    recipe, built, processor = made(models, tiny, "mdpo", "plain", "off", "full")
+    found = [encoded(processor, example(n, list(WORDS[n : n + 2]), image=True), spoil=1 + n) for n in range(3)]
+    alone = judged_alone(built, found, {})
+    found = [replace(one, reference=torch.cat(own.each).detach()) for one, own in zip(found, alone, strict=True)]
+    batch = collate(found, built.pixels, 258, packed=True)
+    said = values_of(built.network, batch).detach()
+    measured = objective_of(recipe.objective)(built.network, replace(batch, reference=said))
+    assert measured.loss.item() == pytest.approx(3 * 3 * math.log(2))
+    for name in ("accuracy", "conditional_accuracy", "rewards/margin", "kl"):
+        total, count = measured.metrics[name]
+        assert total == 0 and count > 0

@@ -152,7 +152,7 @@ class Preference:
 def _of_chosen(batch: Batch) -> torch.Tensor:
     """[U], the tokens of the best answer of each example."""
     answers, owner = batch.answers, batch.owners[batch.learnt]
-    return ((answers.kind == PLAIN) & (answers.place == 0) & (answers.lone >= 0))[owner]
+    return ((answers.kind == PLAIN) & (answers.place == 0))[owner]
 
 
 def _wpo(policy: torch.Tensor, collision: torch.Tensor, sides: Sides) -> torch.Tensor:
