@@ -115,6 +115,13 @@ def llama(folder: Path, tokenizer: Any, **more: Any) -> Path:
     return folder
 
 
+def in_turns(folder: Path, kind: str, **more: Any) -> Path:
+    """A causal language model of any family, that speaks in `TURNS`."""
+    tokenizer = llama2_tokenizer("<pad>")
+    tokenizer.pad_token, tokenizer.chat_template = "<pad>", TURNS
+    return llama(folder, tokenizer, kind=kind, **more)
+
+
 def llava(folder: Path, text: dict[str, Any] | None = None) -> Path:
     tokenizer = llama2_tokenizer("<image>", "<pad>")
     tokenizer.pad_token = "<pad>"

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from tests.jobs import checkpoints
 
 from mmjobs.data.batch import collate
 from mmjobs.data.encode import Processor
@@ -15,6 +18,7 @@ from mmjobs.model.build import build
 from mmjobs.model.heads import ScoreHead, score_of
 from mmjobs.objectives.reading import hidden_states
 from mmlaunch.recipe import Recipe
+from mmlaunch.recipe.model import Model
 
 
 @pytest.mark.parametrize("attention", ["plain", "mmca"])
@@ -46,3 +50,16 @@ def test_rewards_keep_their_digits_in_half_precision() -> None:
         found = head(hidden)
     torch.testing.assert_close(found, hidden.float() @ head.weight.float()[0])
     assert found.dtype == torch.float32
+
+
+def test_words_that_are_read_as_well_are_learnt(tmp_path: Path) -> None:
+    """A reward model makes no words; where their matrix is that of its input, it still learns."""
+    gemma = str(checkpoints.gemma(tmp_path / "gemma"))
+    tied: Any = build(Model.model_validate({"pretrained": gemma}), scored=True).network
+    assert tied.get_output_embeddings().weight is tied.get_input_embeddings().weight
+    assert tied.get_input_embeddings().weight.requires_grad
+    llama = str(checkpoints.in_turns(tmp_path / "llama", "llama"))
+    untied: Any = build(Model.model_validate({"pretrained": llama}), scored=True).network
+    assert untied.get_output_embeddings().weight is not untied.get_input_embeddings().weight
+    assert not untied.get_output_embeddings().weight.requires_grad
+    assert untied.get_input_embeddings().weight.requires_grad

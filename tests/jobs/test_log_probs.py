@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import LlamaConfig
 
 from mmjobs.model import log_probs
 
@@ -48,6 +50,52 @@ def test_logits_in_pieces_are_logits(monkeypatch: pytest.MonkeyPatch, trained: b
     theirs = torch.autograd.grad((logits.gather(1, tokens[:, None])[:, 0] * pull).sum(), wanted)
     for one, other in zip(ours, theirs, strict=True):
         torch.testing.assert_close(one, other)
+
+
+def test_pieces_add_up_where_half_precision_multiplies(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights of fp32 under autocast: their gradient is the sum over all pieces, and fp32."""
+    monkeypatch.setattr(log_probs, "_ELEMENTS", 3 * 50)
+    torch.manual_seed(0)
+    hidden, tokens = torch.randn(600, 32, requires_grad=True), torch.randint(50, (600,))
+    head = log_probs.Head(32, 50, bias=False)
+    pull = torch.rand(600) + 0.5
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = head(hidden, tokens).values
+    ours = torch.autograd.grad((found * pull).sum(), [hidden, head.weight])
+    logits = (hidden @ head.weight.T).log_softmax(-1).gather(1, tokens[:, None])[:, 0]
+    theirs = torch.autograd.grad((logits * pull).sum(), [hidden, head.weight])
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, logits, rtol=0.02, atol=0.02)
+    for one, other in zip(ours, theirs, strict=True):
+        apart = (one - other).norm() / other.norm()
+        assert one.dtype == torch.float32 and 1e-4 < apart < 5e-3
+
+
+class Biased(nn.Module):
+    """A network with nothing but a head, which adds a constant."""
+
+    def __init__(self, bias: bool) -> None:
+        super().__init__()
+        self.head, self.config = nn.Linear(8, 50, bias=bias), LlamaConfig()
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.head
+
+    def forward(self, hidden: torch.Tensor) -> Any:
+        return self.head(hidden)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_head_with_a_bias_keeps_its_own_way(bias: bool) -> None:
+    network = Biased(bias)
+    log_probs.use(network)
+    assert isinstance(network.head, log_probs.Head) is not bias
+    hidden, tokens = torch.randn(5, 8), torch.randint(50, (5,))
+    found = log_probs.log_probs(network, hidden, tokens, ("likeliest", "collision"))
+    spread = network(hidden).log_softmax(-1)
+    torch.testing.assert_close(found.values, spread.gather(1, tokens[:, None])[:, 0])
+    torch.testing.assert_close(found.collision, spread.exp().square().sum(1).log())
+    assert torch.equal(found.likeliest, spread.argmax(1) == tokens)
 
 
 @pytest.mark.parametrize("trained", [True, False])

@@ -42,6 +42,48 @@ def test_each_modality_has_a_softmax_of_its_own(images: list[bool], seed: int) -
     torch.testing.assert_close(ours[0, :, 0], by_hand(q, k, v, images), atol=1e-7, rtol=1e-6)
 
 
+@pytest.mark.parametrize("heads", [(4, 4), (4, 2), (4, 1)])
+def test_heads_share_keys_as_they_do_elsewhere(heads: tuple[int, int]) -> None:
+    """The first query heads the first key, and a scaling that the model names."""
+    torch.manual_seed(0)
+    images = [False, False, True, True, False, False]
+    q, k, v = (torch.randn(1, count, 6, 4, dtype=torch.float64) for count in (*heads, heads[1]))
+    ours, _ = attention(torch.nn.Module().eval(), q, k, v, None, scaling=0.3, images=torch.tensor([images]))
+    for head in range(heads[0]):
+        own = head * heads[1] // heads[0]
+        wanted = by_hand(q[0, head] * 0.3 * 4**0.5, k[0, own], v[0, own], images)
+        torch.testing.assert_close(ours[0, :, head], wanted)
+
+
+def test_dropout_is_for_training_and_leaves_the_mean() -> None:
+    torch.manual_seed(0)
+    q, k, v = torch.randn(3, 1, 1, 6, 4).abs()
+    images, module = torch.tensor([[False, True, True, False, False, False]]), torch.nn.Module()
+
+    def seen(dropout: float) -> torch.Tensor:
+        return attention(module, q, k, v, None, dropout=dropout, images=images)[0]
+
+    module.eval()
+    plain = seen(0.0)
+    assert torch.equal(seen(0.5), plain)
+    module.train()
+    drawn = torch.stack([seen(0.5) for _ in range(2000)])
+    assert drawn.std(0).max() > 0.1
+    torch.testing.assert_close(drawn.mean(0), plain, rtol=0.1, atol=0.05)
+
+
+def test_half_precision_is_normalised_with_all_digits() -> None:
+    """A thousand keys that are all alike: in half precision their sum would stop growing."""
+    torch.manual_seed(0)
+    length = 1024
+    q, k, v = torch.randn(3, 1, 1, length, 8).to(torch.bfloat16)
+    images = torch.rand(1, length) < 0.5
+    ours, _ = attention(torch.nn.Module().eval(), q, k, v, None, images=images)
+    exact, _ = attention(torch.nn.Module().eval(), q.double(), k.double(), v.double(), None, images=images)
+    assert ours.dtype == torch.bfloat16
+    assert (ours.double() - exact).norm() < 0.006 * exact.norm()
+
+
 @pytest.fixture
 def twins(tiny: Callable[..., Recipe]) -> tuple[Built, Built]:
     """The same weights with plain attention and with MMCA."""

@@ -53,13 +53,6 @@ REFUSED: dict[str, tuple[str, dict[str, Any], dict[str, Any], str]] = {
 }  # fmt: skip
 
 
-def model(folder: Path, kind: str, **more: Any) -> Path:
-    tokenizer = checkpoints.llama2_tokenizer("<pad>")
-    tokenizer.pad_token = "<pad>"
-    tokenizer.chat_template = checkpoints.TURNS
-    return checkpoints.llama(folder, tokenizer, kind=kind, **more)
-
-
 def source(folder: Path) -> dict[str, Any]:
     rows = [{"prompt": f"{n}? " * (1 + n % 5), "chosen": "yes", "rejected": "oh no"} for n in range(16)]
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -69,7 +62,7 @@ def source(folder: Path) -> dict[str, Any]:
 @pytest.mark.parametrize("case", REFUSED)
 def test_what_is_not_exact_is_refused(job: Jobs, tiny: Recipes, tmp_path: Path, case: str) -> None:
     kind, shape, changes, words = REFUSED[case]
-    folder = model(tmp_path / kind, kind, **shape)
+    folder = checkpoints.in_turns(tmp_path / kind, kind, **shape)
     data = {"train": source(tmp_path), "eval": [], "workers": 0, "max_tokens": 128}
     run = job("run")
     assert run.run(tiny(model={"pretrained": str(folder)}, data=data, **changes)) == [94], run.log()
@@ -78,12 +71,12 @@ def test_what_is_not_exact_is_refused(job: Jobs, tiny: Recipes, tmp_path: Path, 
 
 def test_a_reward_model_is_proved_by_the_state_that_its_head_reads(job: Jobs, tiny: Recipes, tmp_path: Path) -> None:
     """Words of another scale do not matter to it; answers that see each other do."""
-    folder = model(tmp_path / "words", "hyperclovax", logits_scaling=3.0)
+    folder = checkpoints.in_turns(tmp_path / "words", "hyperclovax", logits_scaling=3.0)
     changes = {"objective": "reward", "data": {"train": source(tmp_path), "eval": [], "workers": 0}, "steps": 1}
     assert (run := job("run")).run(tiny(model={"pretrained": str(folder)}, **changes)) == [0], run.log()
     broken = job("broken")
     broken.prepare = _opened
-    folder = model(tmp_path / "llama", "llama")
+    folder = checkpoints.in_turns(tmp_path / "llama", "llama")
     assert broken.run(tiny(model={"pretrained": str(folder)}, **changes)) == [94]
     assert "the last states of 4 answers are" in broken.log()
 
@@ -102,7 +95,7 @@ def test_scores_are_scaled_as_each_class_does_it(tmp_path: Path, kind: str) -> N
         "granite": {"logits_scaling": 4.0}, "cohere": {"logit_scale": 0.25},
         "gemma2": {"head_dim": 8, "query_pre_attn_scalar": 8, "final_logit_softcapping": 3.0},
     }[kind]  # fmt: skip
-    alone = model(tmp_path / kind, kind, **text)
+    alone = checkpoints.in_turns(tmp_path / kind, kind, **text)
     seeing = checkpoints.llava(tmp_path / "seeing", text={"kind": kind, **text})
     for folder in (alone, seeing):
         network: Any = build(Model.model_validate({"pretrained": str(folder)})).network.eval()
@@ -115,7 +108,9 @@ def test_scores_are_scaled_as_each_class_does_it(tmp_path: Path, kind: str) -> N
 
 
 def test_no_dropout_is_left_over_from_pretraining(tmp_path: Path) -> None:
-    folder = model(tmp_path / "opt", "opt", ffn_dim=48, word_embed_proj_dim=32, dropout=0.5, layerdrop=0.5)
+    folder = checkpoints.in_turns(
+        tmp_path / "opt", "opt", ffn_dim=48, word_embed_proj_dim=32, dropout=0.5, layerdrop=0.5
+    )
     network: Any = build(Model.model_validate({"pretrained": str(folder)})).network.train()
     first, again = (network(input_ids=torch.arange(20, 40)[None]).logits for _ in range(2))
     assert torch.equal(first, again)
@@ -135,7 +130,7 @@ def test_images_that_see_each_other_are_marked(tmp_path: Path) -> None:
 
 
 def test_mmca_stands_on_plain_attention_only(tiny: Recipes, tmp_path: Path) -> None:
-    folder = model(tmp_path / "gemma2", "gemma2", head_dim=8, query_pre_attn_scalar=8)
+    folder = checkpoints.in_turns(tmp_path / "gemma2", "gemma2", head_dim=8, query_pre_attn_scalar=8)
     vision = {"random": {"width": 16, "layers": 2, "heads": 2, "image_size": 16, "patch": 8}}
     recipe = tiny(model={"vision": vision, "language": {"path": str(folder)}, "attention": "mmca"})
     with pytest.raises(BadInput, match=r"model.attention: mmca knows no windows .* \(gemma2\)"):

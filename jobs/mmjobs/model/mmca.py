@@ -43,15 +43,14 @@ def attention(
     asks_as_image = images[:, None, width - length :, None]  # [B, 1, T, 1]
     weights = _softmax(scores, attention_mask & ~of_image)
     weights = weights + _softmax(scores, attention_mask & of_image & ~asks_as_image)
-    weights = nn.functional.dropout(weights.to(value.dtype), dropout, module.training)
+    weights = nn.functional.dropout(weights, dropout, module.training)
     own = torch.where(asks_as_image, value[:, :, width - length :], 0)  # [B, H, T, E]
     return (weights @ value + own).transpose(1, 2).contiguous(), None
 
 
 def _softmax(scores: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:
     """Over what is visible; a row that sees nothing is zero, and so is its gradient."""
-    exact = scores if scores.dtype == torch.float64 else scores.float()
-    hidden = exact.masked_fill(~visible, torch.finfo(exact.dtype).min)
+    hidden = scores.masked_fill(~visible, torch.finfo(scores.dtype).min)
     return torch.where(visible, hidden.softmax(-1), 0)
 
 
