@@ -17,7 +17,7 @@ from tests.jobs.judged import log_probs
 from tests.runs import mmlaunch
 
 from mmjobs.chance import around_mean, bootstrap, differing, sign_test, wilson
-from mmjobs.compare import compare
+from mmjobs.compare import _result, compare
 from mmjobs.data.encode import Encoded, Processor
 from mmjobs.data.formats.shapes import example
 from mmjobs.model import adapters, heads
@@ -25,6 +25,7 @@ from mmjobs.model.build import Built, skeleton
 from mmlaunch.errors import BadInput
 from mmlaunch.recipe import Recipe
 from mmlaunch.recipe.data import Source
+from mmlaunch.run import manifest
 
 Jobs = Callable[[str], Any]
 Recipes = Callable[..., Recipe]
@@ -73,7 +74,7 @@ def _score(network: Any, built: Built, one: Encoded, answer: list[int]) -> float
 
 @pytest.mark.parametrize("size", [1, 16])
 def test_both_kinds_of_run_are_judged_as_by_hand(job: Jobs, tiny: Recipes, size: int) -> None:
-    recipes = [tiny(objective="dpo"), tiny(objective="reward", **LORA, steps=3)]
+    recipes = [tiny(objective="dpo", model__dropout=0.3), tiny(objective="reward", **LORA, steps=3)]
     runs = [trained(job, name, recipe) for name, recipe in zip(("dpo", "rm"), recipes, strict=True)]
     found = compare((runs[0].paths.root, runs[1].paths.root), [Source(**PAIRS)], size)
     assert (found["pairs"], found["left"], found["reasons"]) == (ROWS, {}, [])
@@ -111,6 +112,42 @@ def test_a_run_is_never_better_than_itself(job: Jobs, tiny: Recipes) -> None:
     assert found["difference"] == {
         "accuracy": 0, "interval": (0, 0), "only_a": 0, "only_b": 0, "p": 1, "beyond_chance": False,
     }  # fmt: skip
+
+
+def test_a_tie_is_half_right() -> None:
+    found = _result([{}, {}], [[0.0, 2.0, -1.0, 0.0], [1.0, 0.0, -1.0, 0.0]], {})
+    assert (found["a"]["right"], found["a"]["ties"], found["a"]["accuracy"]) == (2.0, 2, 0.5)
+    assert (found["b"]["right"], found["b"]["ties"], found["b"]["accuracy"]) == (2.0, 2, 0.5)
+    assert (found["a"]["margin"], found["b"]["margin"], found["pairs"]) == (0.25, 0.0, 4)
+    assert (found["difference"]["only_a"], found["difference"]["only_b"]) == (1, 1)
+
+
+def test_a_set_that_is_shown_never_is_not_judged(job: Jobs, tiny: Recipes, tmp_path: Path) -> None:
+    """And one that is shown twice, once."""
+    sets = {}
+    for name, count, repeat in (("twice", 5, 2), ("never", 7, 0)):
+        rows = [{"question": f"{name} {n}?", "chosen": "yes", "rejected": "oh no"} for n in range(count)]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        sets[name] = {"root": "", "annotation": f"{name}.jsonl", "repeat_time": repeat}
+    (tmp_path / "meta.json").write_text(json.dumps(sets))
+    run = trained(job, "run", tiny(objective="dpo", steps=1))
+    source = Source(path=str(tmp_path / "meta.json"), format="internvl")
+    found = compare((run.paths.root, run.paths.root), [source], 8)
+    assert (found["pairs"], found["left"]) == (5, {})
+
+
+def test_weights_that_are_no_numbers_judge_nothing(job: Jobs, tiny: Recipes) -> None:
+    run = trained(job, "run", tiny(objective="dpo", steps=1))
+    folder = run.paths.checkpoint(1)
+    state = safetensors.torch.load_file(folder / "model.safetensors")
+    name = next(name for name in state if "language_model" in name and "q_proj" in name)
+    state[name][0, 0] = float("nan")
+    safetensors.torch.save_file(state, folder / "model.safetensors")
+    (folder / manifest.NAME).unlink()
+    manifest.seal(Path(folder.replace(manifest.staging(folder.parent, 1))), folder, 1, 1)
+    what = f"run, step 1: {ROWS} of {ROWS} margins are no finite numbers, the first of .*:{FIRST}"
+    with pytest.raises(BadInput, match=what):
+        compare((run.paths.root, run.paths.root), [Source(**PAIRS)], 8)
 
 
 def test_both_judge_the_same_rows(job: Jobs, tiny: Recipes, tmp_path: Path) -> None:

@@ -76,26 +76,30 @@ print(json.dumps([train([sft] * count), train([sft, broken, *[sft] * (count - 1)
 
 
 def spoil() -> None:
-    """The loss of the training steps in $SPOIL is no number, or it raises in those of $RAISE."""
+    """The losses of the training steps in $SPOIL are no numbers, or they raise in those of $RAISE."""
+    from mmjobs.objectives.preference import Preference
     from mmjobs.objectives.sft import Sft
 
-    plain, steps = Sft.__call__, itertools.count(1)
+    steps = itertools.count(1)
     spoilt, raising = (os.environ.get(name, "").split(",") for name in ("SPOIL", "RAISE"))
 
-    def call(self: Sft, network: Any, batch: Any) -> Any:
-        measured = plain(self, network, batch)
-        if not network.training:
-            return measured
-        step = str(next(steps))
-        if step in raising and os.environ["RANK"] == "1":
-            raise ValueError("this rank does not want to")
-        return (
-            dataclasses.replace(measured, losses={"tokens": measured.loss * float("nan")})
-            if step in spoilt
-            else measured
-        )
+    def spoiling(plain: Callable[..., Any]) -> Callable[..., Any]:
+        def call(self: Any, network: Any, batch: Any) -> Any:
+            measured = plain(self, network, batch)
+            if not network.training:
+                return measured
+            step = str(next(steps))
+            if step in raising and os.environ["RANK"] == "1":
+                raise ValueError("this rank does not want to")
+            if step not in spoilt:
+                return measured
+            losses = {unit: loss * float("nan") for unit, loss in measured.losses.items()}
+            return dataclasses.replace(measured, losses=losses)
 
-    Sft.__call__ = call  # type: ignore[method-assign]  # in a rank's own process, which ends
+        return call
+
+    for kind in (Sft, Preference):
+        kind.__call__ = spoiling(kind.__call__)  # type: ignore[method-assign]  # in a rank's own process, which ends
 
 
 @pytest.mark.parametrize("stage", [0, 3])
@@ -110,6 +114,18 @@ def test_bad_steps_neither_lose_a_save_nor_the_result(job: Jobs, tiny: Recipes, 
     one, other = run.weights(4), run.weights(6)
     assert all(tensor.isfinite().all() for tensor in other.values())
     assert any(not torch.equal(one[name], other[name]) for name in one), "step 5 was a good one"
+
+
+def test_a_bad_step_teaches_the_objective_nothing(job: Jobs, tiny: Recipes) -> None:
+    """The shift of BCO is the mean over the steps that were taken."""
+    run = job("run")
+    run.prepare = spoil
+    assert run.run(tiny(objective="mpo", steps=5), SPOIL="3") == [0], run.log()
+    taken = [event for event in run.events("step") if event["step"] in (1, 2, 4, 5)]
+    state = json.loads((run.paths.checkpoint(5) / "state.json").read_text())["objective"]
+    assert state["count"] == 4 * 2 * 8
+    rewards = sum(8 * (event["rewards/chosen"] + event["rewards/rejected"]) for event in taken)
+    assert state["rewards"] == pytest.approx(rewards, abs=1e-4) and abs(rewards) > 1e-3
 
 
 def test_a_rank_that_raises_names_its_samples(job: Jobs, tiny: Recipes) -> None:

@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import signal
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
-import safetensors.torch
 import torch
-from PIL import Image
 from tests.jobs import checkpoints
 
 from mmjobs.objectives import preference
-from mmjobs.train import reference
 from mmlaunch.recipe import Recipe
 from mmlaunch.recipe.metrics import evaluated
 
@@ -34,7 +30,25 @@ def test_the_first_loss_is_known(job: Jobs, tiny: Recipes, method: str) -> None:
     (step,) = run.events("step")
     assert step["loss"] == pytest.approx(FIRST[method], abs=1e-6)
     assert set(evaluated(recipe.objective)) == run.events("evaluated")[-1]["metrics"].keys()
-    assert 0 < step["fill"] <= 1
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_the_fill_is_the_share_of_rows_that_is_no_padding(job: Jobs, tiny: Recipes, tmp_path: Path, world: int) -> None:
+    """Two pairs of 33 tokens fit into 70; one of 97 has a longer row of its own, and its rank's others are as many."""
+    texts = [("?", "yes", "n" * 24)] * 7 + [("?", "y" * 60, "n" * 31)]
+    rows = [json.dumps({"prompt": f"{n}{q}", "chosen": a, "rejected": b}) for n, (q, a, b) in enumerate(texts)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(rows))
+    run = job("run")
+    recipe = tiny(
+        objective="dpo", steps=1, data__eval=[], batch={"global": 8, "tokens_per_gpu": 70}, data__max_tokens=70,
+        data__train={"path": str(tmp_path / "rows.jsonl"), "format": "trl", "images": "none"},
+        resources__tasks_per_node=world,
+    )  # fmt: skip
+    assert run.run(recipe, world) == [0] * world, run.log()
+    empty = 1 if world == 2 else 0  # five rows are filled, and both ranks have as many
+    tokens = 7 * 33 + 97
+    (step,) = run.events("step")
+    assert step["fill"] == pytest.approx(tokens / (4 * 70 + 97 + empty * 70), abs=1e-4)
 
 
 def test_mpo_begins_with_its_weights_and_moves_its_shift(job: Jobs, tiny: Recipes) -> None:
@@ -90,38 +104,6 @@ def test_a_killed_run_goes_on_bit_for_bit(job: Jobs, tiny: Recipes, method: str,
     assert not [event for event in broken.events("reference") if event["attempt"] == 2], "it was measured before"
 
 
-def test_the_reference_is_measured_once_and_shared(job: Jobs, tiny: Recipes) -> None:
-    first, second, third = job("first"), job("second"), job("third")
-    assert first.run(tiny(objective="dpo", steps=7)) == [0], first.log()
-    assert second.run(tiny(objective="mpo", steps=7)) == [0], second.log()
-    assert "knows 57 examples" in second.log() and {event["new"] for event in second.events("reference")} == {0}
-    (part, *_) = first.paths.reference.glob("*/*.safetensors")
-    (same, *_) = second.paths.reference.glob(f"*/{part.name}")
-    spoilt = bytearray(part.read_bytes())
-    spoilt[-3] ^= 1
-    same.unlink()
-    same.write_bytes(bytes(spoilt))
-    (marker,) = second.paths.reference.glob("*/complete-*.json")
-    assert second.run(tiny(objective="mpo", steps=8)) == [0], second.log()
-    assert marker.exists() and not same.exists(), "what is damaged is not looked at again and again"
-    assert "not believed, and measured again" in second.log() and any(
-        event["new"] for event in second.events("reference")
-    )
-    assert third.run(tiny(objective="dpo", steps=3, seed=5)) == [0], third.log()
-    assert third.events("reference")[0]["new"] == 24, "another seed, other weights; three steps of eight see no more"
-
-
-@pytest.mark.parametrize("dora", [False, True])
-def test_what_has_learnt_nothing_is_rewarded_for_nothing(job: Jobs, tiny: Recipes, dora: bool) -> None:
-    """In half precision too, where DoRA rounds although its adapters add nothing."""
-    run = job("run")
-    lora = {**LORA, "model__lora": {"rank": 2, "alpha": 4, "dora": dora}}
-    assert run.run(tiny(objective="dpo", **lora, precision="bf16", steps=1, data__eval=[])) == [0], run.log()
-    (step,) = run.events("step")
-    assert step["loss"] == pytest.approx(math.log(2), abs=1e-6)
-    assert step["rewards/chosen"] == step["rewards/rejected"] == step["kl"] == 0
-
-
 def tell_what_is_read() -> None:
     """A rank prints the log-probabilities of each look at its batches."""
     read = preference.learnt
@@ -144,95 +126,6 @@ def test_who_looks_ahead_sees_what_it_learns_from(job: Jobs, tiny: Recipes, stag
     assert run.run(recipe) == [0], run.log()
     seen = [line.split()[2] for line in run.log().splitlines() if line.startswith("read True")]
     assert len(seen) == 8 and seen[0:2] == seen[2:4] and seen[4:6] == seen[6:8]
-
-
-def test_a_reference_that_is_cut_short_goes_on(job: Jobs, tiny: Recipes) -> None:
-    whole, broken = job("whole"), job("broken")
-    whole.paths.root.rename(whole.paths.root.parent.parent / f"{whole.paths.root.parent.name}-whole")
-    recipe = tiny(objective="dpo", batch={"global": 3000, "micro": 10}, steps=1, data__train=MANY, data__eval=[])
-    broken.prepare = tell_each
-    broken.start(recipe, 1)
-    while not broken.events("reference"):
-        assert broken.ranks[0].is_alive(), broken.log()
-    os.kill(broken.ranks[0].pid, signal.SIGUSR2)
-    assert broken.wait() == [90], broken.log()
-    kept = {key for path in broken.paths.reference.glob("*/*.safetensors") for key in _keys(path)}
-    assert 0 < len(kept) < 3000
-    assert broken.run(recipe) == [0], broken.log()
-    files = list(broken.paths.reference.glob("*/2-*.safetensors"))
-    new = {key for path in files for key in _keys(path)}
-    assert new and not new & kept, "what was measured is not measured again"
-
-
-MANY = {"format": "shapes", "limit": 3000}
-
-
-def tell_each() -> None:
-    """The ledger hears of each batch: a machine may be through in the seconds after which it otherwise would."""
-    reference._TELL = 0.0
-
-
-def _keys(path: Any) -> set[bytes]:
-    return {bytes(key) for key in safetensors.torch.load_file(path)["keys"].numpy()}
-
-
-LORA = {"model__train": {"vision": "frozen", "projector": "frozen", "language": "lora"},
-        "model__lora": {"rank": 2, "alpha": 4}}  # fmt: skip
-
-
-@pytest.mark.parametrize("stage", [0, 3])
-def test_every_kind_of_reference_says_the_same(job: Jobs, tiny: Recipes, stage: int) -> None:
-    found = {}
-    for kind in ("precomputed", "adapter off", "copy"):
-        run = job(kind.replace(" ", "-"))
-        objective = {"method": "mdpo", "reference": kind}
-        more = {"resources__tasks_per_node": 2, "deepspeed__stage": stage}
-        recipe = tiny(objective=objective, **LORA, optim={"lr": 0.05}, steps=4, **more)
-        assert run.run(recipe, 2) == [0, 0], run.log()
-        found[kind] = [loss for (loss,) in run.losses().values()]
-    assert found["precomputed"][0] != found["precomputed"][3]
-    for kind in ("adapter off", "copy"):
-        assert found[kind] == pytest.approx(found["precomputed"], abs=1e-5)
-
-
-def test_a_changed_example_is_told(job: Jobs, tiny: Recipes, tmp_path: Any) -> None:
-    rows = [{"images": [f"{n}.png"], "prompt": "What?", "chosen": "red", "rejected": "blue"} for n in range(8)]
-    for n in range(8):
-        Image.new("RGB", (20, 20), (30 * n, 0, 0)).save(tmp_path / f"{n}.png")
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    changes = {"data__train": {"path": str(tmp_path / "rows.jsonl"), "format": "trl", "images": str(tmp_path)}}
-    run = job("run")
-    assert run.run(tiny(objective="dpo", steps=2, data__eval=[], **changes)) == [0], run.log()
-    Image.new("RGB", (20, 20), (0, 255, 0)).save(tmp_path / "3.png")
-    assert run.run(tiny(objective="dpo", steps=4, data__eval=[], **changes)) == [94]
-    assert "its text or its images have changed since" in run.log()
-
-
-def test_a_reference_that_follows_is_resumed_where_it_stood(job: Jobs, tiny: Recipes) -> None:
-    objective = {"method": "dpo", "reference": "copy", "reference_sync": {"every": 2, "mix": 0.5}}
-    changes = {"objective": objective, "steps": 8, "checkpoint__every": "3 steps", "evaluate__samples": 0}
-    whole, broken, still = job("whole"), job("broken"), job("still")
-    assert whole.run(tiny(**changes)) == [0], whole.log()
-    broken.start(tiny(**changes), 1)
-    broken.when(5, saved=3)
-    broken.kill()
-    assert broken.run(tiny(**changes)) == [0], broken.log()
-    for step, (loss,) in whole.losses().items():
-        assert set(broken.losses()[step]) == {loss}
-    changes["objective"] = {"method": "dpo", "reference": "copy"}
-    assert still.run(tiny(**changes)) == [0], still.log()
-    assert [still.losses()[step] == whole.losses()[step] for step in (1, 2, 3)] == [True, True, False]
-
-
-def test_a_copy_has_a_stage_of_its_own(job: Jobs, tiny: Recipes) -> None:
-    found = []
-    for stage, own in ((3, 0), (0, 3)):
-        run = job(f"run-{stage}")
-        objective = {"method": "dpo", "reference": "copy", "reference_stage": own}
-        recipe = tiny(objective=objective, steps=3, deepspeed__stage=stage, resources__tasks_per_node=2)
-        assert run.run(recipe, 2) == [0, 0], run.log()
-        found.append([loss for (loss,) in run.losses().values()])
-    assert found[0] == pytest.approx(found[1], abs=1e-5) and found[0][0] == pytest.approx(math.log(2), abs=1e-6)
 
 
 def test_another_number_of_ranks_goes_on_with_shift_and_reference(job: Jobs, tiny: Recipes) -> None:

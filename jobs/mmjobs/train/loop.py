@@ -91,7 +91,8 @@ class Trainer:
         batches = [next(self.batches) for _ in self.micro_batches(self.progress.cursor)]
         self._skipped([row for batch in batches for row in batch.skipped])
         mine = [self.objective.units(batch) for batch in batches]
-        learnt, held = sum(int(batch.learnt.sum()) for batch in batches), sum(batch.tokens for batch in batches)
+        learnt = sum(int(batch.learnt.sum()) for batch in batches)
+        held = sum(batch.tokens for batch in batches if len(batch))  # an empty row has one token, for nothing
         room = sum(max(self.recipe.batch.tokens_per_gpu or 0, batch.ids.numel()) for batch in batches)
         *counts, learnt_of_all, held_of_all, room_of_all = self.ranks.sums(
             *(sum(one[unit] for one in mine) for unit in self.objective.over), learnt, held, room
