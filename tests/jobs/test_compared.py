@@ -14,12 +14,13 @@ from mmjobs.data.batch import collate
 from mmjobs.data.chat import Tokens
 from mmjobs.data.encode import Encoded
 from mmjobs.data.example import Origin
+from mmjobs.objectives.ahead import among
 from mmjobs.objectives.compared import Compared, Side, Sides, divergence
 from mmjobs.objectives.terms import TERMS
 from mmjobs.objectives.terms.others import ranked
 from mmjobs.objectives.terms.pairs import labels
 from mmlaunch.recipe.objective import Preference as Settings
-from mmlaunch.recipe.terms import Margin, Term, Terms
+from mmlaunch.recipe.terms import Aot, Margin, Term, Terms
 
 
 def test_the_schema_and_the_terms_name_the_same() -> None:
@@ -121,3 +122,30 @@ def test_what_has_left_its_reference_far_behind_is_finite(kind: str, term: str) 
     )  # fmt: skip
     found = TERMS[term](pairs, getattr(Terms.model_validate({term: {}}), term))
     assert found.isfinite().all() and torch.autograd.grad(found.sum(), ratio)[0].isfinite().all()
+
+
+def test_every_rank_is_told_of_all_others_and_of_its_own() -> None:
+    """Three micro-batches of two ranks: who meets whom, and the reference point of all."""
+    policy, known = [3.0, 1.0, 2.0, 5.0], [10.0, 40.0, 20.0, 30.0]
+    chosen, rejected = [1.0, 4.0, 2.0, 3.0], [0.5, -1.0, 7.0, 2.0]
+    strangers, cuts = [[-3.0, 2.0], [10.0], []], [(0, 2), (2, 3), (3, 4)]
+    batches = [
+        {
+            "policy": torch.tensor(policy[a:b]), "reference": torch.tensor(known[a:b]),
+            "chosen": torch.tensor(chosen[a:b]), "rejected": torch.tensor(rejected[a:b]),
+            "strangers": torch.tensor(strangers[number]),
+        }
+        for number, (a, b) in enumerate(cuts)
+    ]  # fmt: skip
+    everyone = [batches[:2], batches[2:]]
+    paired = [30.0, 10.0, 20.0, 40.0]
+    above, below = [-1.0, 7.0, 0.5, 2.0], [2.0, 1.0, 4.0, 3.0]  # of rank: the rejected for each chosen, and back
+    for rank, mine in ((0, cuts[:2]), (1, cuts[2:])):
+        for found, (a, b) in zip(among(everyone, rank, Aot(pairs="paired")), mine, strict=True):
+            assert found["paired"].tolist() == paired[a:b] and found["point"] == 3.0
+        for found, (a, b) in zip(among(everyone, rank, Aot(pairs="unpaired")), mine, strict=True):
+            assert (found["rejected"].tolist(), found["chosen"].tolist()) == (above[a:b], below[a:b])
+        assert [found.keys() for found in among(everyone, rank, None)] == [{"point"}] * len(mine)
+    nobody = [[{**batches[0], "strangers": torch.tensor([])}]]
+    assert among(nobody, 0, None)[0]["point"] == 0
+    assert among([[{**batches[0], "strangers": torch.tensor([-1.0])}]], 0, None)[0]["point"] == 0

@@ -71,7 +71,7 @@ def test_what_has_learnt_nothing_is_rewarded_for_nothing(job: Jobs, tiny: Recipe
 def test_who_would_say_something_else_is_asked_again(job: Jobs, tiny: Recipes, tmp_path: Path) -> None:
     """The weights are the same each time; what is computed with them is not."""
     folder = checkpoints.clip(tmp_path / "clip")
-    other = Path(shutil.copytree(folder, tmp_path / "other"))
+    other, same = (Path(shutil.copytree(folder, tmp_path / name)) for name in ("other clip", "same clip"))
     colours = json.loads((other / "preprocessor_config.json").read_text())
     (other / "preprocessor_config.json").write_text(json.dumps({**colours, "image_mean": [0.1, 0.2, 0.3]}))
     plain = {"objective": "dpo", "steps": 1, "data__eval": [], "model__vision": {"path": str(folder)}}
@@ -79,14 +79,14 @@ def test_who_would_say_something_else_is_asked_again(job: Jobs, tiny: Recipes, t
     language = {"random": {"width": 16, "layers": 1, "heads": 4, "max_positions": 128}}
     ways: dict[str, dict[str, Any]] = {
         "first": {}, "same": {}, "heads": {"model__language": language}, "precision": {"precision": "bf16"},
-        "colours": {"model__vision": {"path": str(other)}},
+        "colours": {"model__vision": {"path": str(other)}}, "elsewhere": {"model__vision": {"path": str(same)}},
     }  # fmt: skip
     new = {}
     for name, changes in ways.items():
         run = job(name)
         assert run.run(tiny(**{**plain, **changes})) == [0], run.log()
         new[name] = sum(event["new"] for event in run.events("reference")[-1:])
-    assert new == {"first": 8, "same": 0, "heads": 8, "precision": 8, "colours": 8}
+    assert new == {"first": 8, "same": 0, "heads": 8, "precision": 8, "colours": 8, "elsewhere": 0}
 
 
 def test_what_is_complete_is_complete_for_these_examples_looked_at_in_this_way() -> None:
@@ -119,13 +119,16 @@ def flush_each() -> None:
     reference._FLUSH = 0.0
 
 
-def test_each_place_meets_the_stranger_beside_it(job: Jobs, tiny: Recipes) -> None:
-    """A row that is shown twice has two neighbours."""
+@pytest.mark.parametrize(("objective", "looked_at"), [("dpo", 6), ("kto", 15)])
+def test_a_row_is_measured_once_and_beside_each_stranger(
+    job: Jobs, tiny: Recipes, objective: str, looked_at: int
+) -> None:
+    """One that is shown twice has two neighbours, of which only KTO reads anything."""
     run = job("run")
     source = {"format": "shapes", "limit": 6, "repeat": 2.5}
-    recipe = tiny(objective="kto", data__train=source, data__eval=[], steps=3, batch={"global": 5})
+    recipe = tiny(objective=objective, data__train=source, data__eval=[], steps=3, batch={"global": 5})
     assert run.run(recipe) == [0], run.log()
-    assert [event["total"] for event in run.events("reference")][-1] == 15
+    assert [event["total"] for event in run.events("reference")][-1] == looked_at
 
 
 def test_a_reference_that_is_cut_short_goes_on(job: Jobs, tiny: Recipes) -> None:
@@ -207,21 +210,21 @@ def test_a_reference_that_follows_is_resumed_where_it_stood(job: Jobs, tiny: Rec
 
 
 def test_a_reference_follows_by_its_share(job: Jobs, tiny: Recipes) -> None:
-    """TR-DPO, eq. 5: every second step a quarter of the way."""
+    """TR-DPO, eq. 5: every third step a quarter of the way."""
     run = job("run")
-    objective = {"method": "dpo", "reference": "copy", "reference_sync": {"every": 2, "mix": 0.25}}
-    recipe = tiny(objective=objective, steps=4, checkpoint={"every": "1 steps", "keep": 9}, data__eval=[])
+    objective = {"method": "dpo", "reference": "copy", "reference_sync": {"every": 3, "mix": 0.25}}
+    recipe = tiny(objective=objective, steps=6, checkpoint={"every": "1 steps", "keep": 9}, data__eval=[])
     assert run.run(recipe) == [0], run.log()
 
     def copied(step: int) -> dict[str, torch.Tensor]:
         return safetensors.torch.load_file(run.paths.checkpoint(step) / "reference.safetensors")
 
-    for before, after in ((1, 2), (3, 4)):
+    for before, after in ((2, 3), (5, 6)):
         stood, leads = copied(before), run.weights(after)
         for name, value in copied(after).items():
             torch.testing.assert_close(value, stood[name] + 0.25 * (leads[name] - stood[name]))
         assert any(not torch.equal(value, stood[name]) for name, value in copied(after).items())
-    assert all(torch.equal(value, copied(3)[name]) for name, value in copied(2).items())
+    assert all(torch.equal(value, copied(5)[name]) for name, value in copied(3).items())
 
 
 def test_a_copy_drops_nothing(job: Jobs, tiny: Recipes) -> None:

@@ -149,12 +149,19 @@ class Precomputing:
                     content = parameter.detach().cpu().reshape(-1).view(torch.uint8).numpy()
                     mine[name.replace(".base_layer.", ".")] = hashlib.blake2b(content, digest_size=16).hexdigest()
         weights = {name: digest for one in self.ranks.gather(mine) for name, digest in one.items()}
-        shape = {name: value for name, value in network.config.to_dict().items() if not name.startswith("_")}
+        shape = _of_content(network.config.to_dict())
         pixels = examples.processor.pixels  # some hand on bytes, and normalise them in the network
         colours = [getattr(pixels, name, None) for name in ("mean", "spread")]
         arithmetic = [self.engine.layout["precision"], *(["dora"] if self._rounds else [])]
         said = json.dumps([weights, shape, arithmetic, colours], sort_keys=True, default=str)
         return hashlib.blake2b(said.encode(), digest_size=8).hexdigest()
+
+
+def _of_content(value: Any) -> Any:
+    """A configuration without what is no part of it: where it was found, for one."""
+    if not isinstance(value, dict):
+        return value
+    return {name: _of_content(own) for name, own in value.items() if not str(name).startswith("_")}
 
 
 def measured_once(recipe: Recipe) -> bool:
