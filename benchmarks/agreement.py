@@ -61,7 +61,7 @@ SHORT = 20
 OTHERWISE = """
 discopop divides by its tau of 0.05, and a divergence is an exponential of the log-ratio: they magnify what fp32 loses
 in TRL's difference of two sums of about a thousand; how much, depends on the processor. With answers of 20 tokens,
-where the sums are a hundred, they agree as the others do; in fp64 formulas agree to 1e-9 (tests/jobs/test_trees.py).
+where the sums are a hundred, they agree as the others do; in fp64 formulas agree to 1e-9 (tests/jobs/test_terms.py).
 
 Where TRL 1.16 differs, and why this trainer does not follow it:
 
