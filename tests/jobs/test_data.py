@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from mmjobs.data.formats.rows import Part
 from mmjobs.data.mixture import mixture
 from mmjobs.data.order import equal_batches, in_order, position, repeated
 from mmjobs.data.survey import survey
+from mmjobs.data.wants import Wants
 from mmjobs.model import tokens
 from mmlaunch.errors import BadInput
 from mmlaunch.recipe.data import Source
@@ -116,6 +118,24 @@ def test_long_examples_are_dropped_or_cut_and_images_never() -> None:
     assert cut.fits(tree) and bytes(cut.encode(long).answers[0].ids) == b"abcde"
     with pytest.raises(BadInput, match=r"10 are too long .*more than 12"):
         mixed(Source(format="shapes", limit=10), processor=Processor(CHAT, PIXELS, 12, "cut"))
+
+
+def test_a_pair_that_is_cut_to_the_same_answer_is_left_out() -> None:
+    """It would teach nothing, and count as wrong; where one answer is enough, it is one."""
+    rows = [text("?", "abcdefg", "abcdxyz"), text("?", "abcdefg", "xyz"), text("?", "abcd", "abcde", "abcdf")]
+    room = len(PROCESSOR.tree(rows[0]).prompt) + 4
+    pairs = Processor(CHAT, PIXELS, room, "cut", Wants(least=2, most=2, prompts=False))
+    found = survey([Part("here", rows)], pairs)
+    assert [row.row for row in found.usable] == [1]
+    assert {row.reason for row in found.left} == {"its answers are the same in the 4 tokens that they are cut to"}
+    assert {row.why for row in found.left} == {"overlong"}
+    assert len(survey([Part("here", rows)], replace(pairs, wants=Wants())).usable) == 3
+    assert len(survey([Part("here", rows)], replace(pairs, longest=room + 4)).usable) == 3
+    ranked = replace(pairs, wants=Wants(least=2, prompts=False))
+    three = text("?", "abcdefg", "abcdxyz", "x")
+    assert len(survey([Part("here", [three])], ranked).usable) == 1, "one of its pairs is left"
+    lone = replace(text("?", "abcdefg"), label="true")
+    assert len(survey([Part("here", [lone])], replace(ranked, wants=Wants(least=2, labelled=True))).usable) == 1
 
 
 def test_example_without_answer_is_named() -> None:

@@ -190,8 +190,10 @@ def test_packed_trees_are_separate_sequences(models: dict[Any, Any], tiny: Recip
     saving, train = data.draw(st.sampled_from(["off", "on"])), data.draw(st.sampled_from(["full", "lora"]))
     objective = {"method": "preference", "terms": terms}
     recipe, built, processor = made(models, tiny, objective, attention, saving, train)
-    words = st.lists(st.sampled_from(WORDS), min_size=2, max_size=processor.wants.most or 4, unique=True)
+    least, most = 1 if processor.wants.labelled else 2, processor.wants.most or 4
+    words = st.lists(st.sampled_from(WORDS), min_size=least, max_size=most, unique=True)
     rows = [example(n, data.draw(words), data.draw(st.booleans())) for n in range(data.draw(st.integers(1, 4)))]
+    rows = [replace(row, label="false" if n % 2 else "true") for n, row in enumerate(rows)]
     found = [encoded(processor, row, spoil=1 + n) for n, row in enumerate(rows)]
     preference = objective_of(recipe.objective, spread=SPREAD)
     assert isinstance(preference, Preference)

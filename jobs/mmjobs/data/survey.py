@@ -103,6 +103,10 @@ def _look(part: Part, number: int, row: int, processor: Processor, held_out: Col
         what = f"{len(tree.prompt) + max(lengths, default=0)} tokens, more than {processor.longest}"
         return Left(number, row, "overlong", str(example.origin), what)
     room = processor.longest - len(tree.prompt)
+    different = len({tuple(answer.ids[:room]) for answer in tree.answers})
+    if max(lengths, default=0) > room and different < min(len(lengths), processor.wants.least):
+        what = f"its answers are the same in the {room} tokens that they are cut to"
+        return Left(number, row, "overlong", str(example.origin), what)
     return Usable(
         part=number,
         row=row,

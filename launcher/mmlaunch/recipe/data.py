@@ -82,7 +82,7 @@ class Data(Section):
     max_tokens: Count = 2048
     """The longest example, image tokens included."""
     overlong: Literal["drop", "cut"] = "drop"
-    """What happens to longer ones; an image is never cut."""
+    """What happens to longer ones; an image is never cut, and answers that would become the same are left out."""
     deduplicate: bool = True
     """Training prompts that also stand in the evaluation data are left out, and counted."""
     workers: Annotated[int, Field(ge=0)] = 2
