@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from tests.jobs.checkpoints import CHATML, VICUNA, llama2_tokenizer, llama3_tokenizer
 
@@ -43,6 +43,7 @@ def text_of(one: Chat, ids: list[int]) -> str:
 @settings(max_examples=25)
 def test_prompt_and_answer_are_the_whole_tokenised_once(name: str, answer: str) -> None:
     one = CHATS[name]
+    assume(not one._specials.search(answer))  # they stay words here, and are tokens where all is tokenised at once
     tree = one.tree(TURNS, [answer])
     ids = tree.prompt.ids + tree.answers[0].ids
     messages = [{"role": turn.role, "content": one._content(turn)} for turn in (*TURNS, Turn("assistant", (answer,)))]
