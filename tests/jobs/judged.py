@@ -100,7 +100,7 @@ def label(options: Options, one: Judged, spread: float) -> float:
 
 def of_pair(term: str, options: Options, beta: float, one: Judged, shift: float, spread: float) -> Number:
     """The loss of one example by a term that asks for nothing but its own answers."""
-    w, l = one.ratio(0), one.ratio(1)  # noqa: E741  the papers' letters
+    won, lost = one.ratio(0), one.ratio(1)
     smoothing = options.get("label_smoothing", 0.0)
     d = beta * (one.score(0) - one.score(1))
     if term == "sigmoid":
@@ -108,11 +108,11 @@ def of_pair(term: str, options: Options, beta: float, one: Judged, shift: float,
     if term == "robust":
         return (-(1 - smoothing) * log_sigmoid(d) + smoothing * log_sigmoid(-d)) / (1 - 2 * smoothing)
     if term == "image_conditional":
-        return -log_sigmoid(beta * (one.score(0) - one.score(-1))) if one.has_spoiled else w * 0
+        return -log_sigmoid(beta * (one.score(0) - one.score(-1))) if one.has_spoiled else won * 0
     if term == "anchor":
-        return -log_sigmoid(beta * w - options.get("delta", 0.0))
+        return -log_sigmoid(beta * won - options.get("delta", 0.0))
     if term == "bco":
-        return -log_sigmoid(beta * w - shift) - log_sigmoid(-(beta * l - shift))
+        return -log_sigmoid(beta * won - shift) - log_sigmoid(-(beta * lost - shift))
     if term == "margin":
         p = label(options, one, spread)
         return -p * log_sigmoid(d) - (1 - p) * log_sigmoid(-d)
@@ -121,18 +121,18 @@ def of_pair(term: str, options: Options, beta: float, one: Judged, shift: float,
     if term == "ipo":
         return (one.score(0) / len(one.each[0]) - one.score(1) / len(one.each[1]) - 1 / (2 * beta)) ** 2
     if term == "nca":
-        return -log_sigmoid(beta * w) - 0.5 * log_sigmoid(-beta * w) - 0.5 * log_sigmoid(-beta * l)
+        return -log_sigmoid(beta * won) - 0.5 * log_sigmoid(-beta * won) - 0.5 * log_sigmoid(-beta * lost)
     if term == "exo":
         e = options.get("label_smoothing", 1e-3)
         return torch.sigmoid(d) * (log_sigmoid(d) - math.log(1 - e)) + torch.sigmoid(-d) * (
             log_sigmoid(-d) - math.log(e)
         )
     if term == "sppo":
-        return (w - 1 / (2 * beta)) ** 2 + (l + 1 / (2 * beta)) ** 2
+        return (won - 1 / (2 * beta)) ** 2 + (lost + 1 / (2 * beta)) ** 2
     if term == "apo_zero":
-        return 1 - torch.sigmoid(beta * w) + torch.sigmoid(beta * l)
+        return 1 - torch.sigmoid(beta * won) + torch.sigmoid(beta * lost)
     if term == "apo_down":
-        return torch.sigmoid(beta * w) + 1 - torch.sigmoid(d)
+        return torch.sigmoid(beta * won) + 1 - torch.sigmoid(d)
     if term == "discopop":
         m = torch.sigmoid(d / options.get("tau", 0.05))
         return (1 - m) * -log_sigmoid(d) + m * torch.exp(-d)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, Literal, NamedTuple
 
+from mmjobs.data.chat import Tokens
 from mmjobs.data.encode import Processor
 from mmjobs.data.example import BadRow, Example, Surplus
 from mmjobs.data.formats.rows import Part
@@ -103,8 +104,7 @@ def _look(part: Part, number: int, row: int, processor: Processor, held_out: Col
         what = f"{len(tree.prompt) + max(lengths, default=0)} tokens, more than {processor.longest}"
         return Left(number, row, "overlong", str(example.origin), what)
     room = processor.longest - len(tree.prompt)
-    different = len({tuple(answer.ids[:room]) for answer in tree.answers})
-    if max(lengths, default=0) > room and different < min(len(lengths), processor.wants.least):
+    if max(lengths, default=0) > room and _different(tree.answers, room) < min(len(lengths), processor.wants.least):
         what = f"its answers are the same in the {room} tokens that they are cut to"
         return Left(number, row, "overlong", str(example.origin), what)
     return Usable(
@@ -119,6 +119,11 @@ def _look(part: Part, number: int, row: int, processor: Processor, held_out: Col
         room=room,
         uncut=next(iter(lengths), 0),
     )
+
+
+def _different(answers: Sequence[Tokens], room: int) -> int:
+    """How many answers there still are, cut to this room."""
+    return len({tuple(answer.ids[:room]) for answer in answers})
 
 
 def fingerprint(example: Example) -> bytes:
