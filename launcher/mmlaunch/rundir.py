@@ -60,7 +60,9 @@ def resolve(name: str) -> RunPaths:
         path = Path(name).expanduser().absolute()
         if RunPaths(path).resolved.exists():
             return RunPaths(path)
-        raise RunNotFound(f"{name} is not a run directory")
+        beside = [run.name for run in all_runs(path.parent)] if path.parent.is_dir() else []
+        there = f"; the newest there are {', '.join(beside[:4])}" if beside else "; mmlaunch status lists yours"
+        raise RunNotFound(f"{name} is not a run directory{there}")
     runs = list(all_runs(folder))
     if name == "last" and runs:
         return runs[0]

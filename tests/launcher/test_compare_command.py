@@ -26,7 +26,7 @@ def runs(own_home: Path, small: Path) -> Path:
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [
-        (["early"], 2, "takes 2 values"),
+        (["early"], 2, "Missing argument 'RUN_B'"),
         (["early", "nowhere"], 3, "no run 'nowhere'"),
         (["bare", "early"], 2, "bare has no evaluation data; name pairs to judge with --data PATH"),
         (["early", "bare", "--images", "x"], 2, "--images is about data that are not named; add --data PATH"),
@@ -41,6 +41,14 @@ def test_mistakes_are_one_sentence(runs: Path, arguments: list[str], code: int, 
     done = mmlaunch("compare", *arguments)
     assert (done.returncode, done.stdout) == (code, "") and says in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_folder_that_is_no_run_is_told_with_those_beside_it(runs: Path) -> None:
+    done = mmlaunch("compare", "early", runs / "earlier")
+    assert done.returncode == 3 and "earlier is not a run directory; the newest there are " in done.stderr
+    assert "early" in done.stderr.partition("newest")[2] and "bare" in done.stderr
+    elsewhere = mmlaunch("why", runs / "no" / "where")
+    assert elsewhere.returncode == 3 and "is not a run directory; mmlaunch status lists yours" in elsewhere.stderr
 
 
 def test_help_warns_of_scales() -> None:

@@ -26,7 +26,8 @@ Examples:
 
 
 @click.command(epilog=EXAMPLES)
-@click.argument("runs", nargs=2, metavar="RUN_A RUN_B", shell_complete=options.run_names)
+@click.argument("first", metavar="RUN_A", shell_complete=options.run_names)
+@click.argument("second", metavar="RUN_B", shell_complete=options.run_names)
 @click.option("--data", multiple=True, metavar="PATH", help="Pairs to judge. Without it: the data.eval of RUN_A.")
 @click.option("--format", metavar="NAME", help="The format of --data, as in a recipe. Without it: it is recognised.")
 @click.option("--images", metavar="DIR", help="The folder that the image paths of --data are relative to; or none.")
@@ -35,7 +36,8 @@ Examples:
 @click.option("--batch", type=click.IntRange(min=1), default=8, show_default=True, help="Examples at a time.")
 @options.as_json
 def command(
-    runs: tuple[str, str],
+    first: str,
+    second: str,
     data: tuple[str, ...],
     format: str | None,
     images: str | None,
@@ -54,7 +56,7 @@ def command(
     scales differ. A preference run is judged by its own log-probabilities, not by their ratio to those of its
     reference, even where these are stored in the run: so they differ from the accuracy and margin in its curves.
     """
-    paths = [rundir.resolve(run) for run in runs]
+    paths = [rundir.resolve(run) for run in (first, second)]
     given = {"format": format, "images": images, "split": split}
     sources = _sources(paths[0], data, {key: value for key, value in given.items() if value is not None}, limit)
     told = json.dumps([source.model_dump(mode="json", exclude_none=True) for source in sources])
