@@ -58,11 +58,13 @@ SWITCHED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "reference asked at every step (frozen copy)": ({}, {"objective": {"method": "dpo", "reference": "copy"}}),
     "activation checkpointing": ({}, {"checkpointing": True}),
     "all logits at once": ({}, {"whole_logits": True}),
+    "last layer for all tokens": ({}, {"whole_layer": True}),
     "LoRA, no shared prompt": ({"lora": True}, {"lora": True, "rows": True}),
     "LoRA, reference asked at every step (adapter off)": (
         {"lora": True}, {"lora": True, "objective": {"method": "dpo", "reference": "adapter off"}},
     ),
     "LoRA, activation checkpointing": ({"lora": True}, {"lora": True, "checkpointing": True}),
+    "LoRA, last layer for all tokens": ({"lora": True}, {"lora": True, "whole_layer": True}),
     "mDPO, in the form of its own code: no shared prompt, live reference, checkpointing": (
         {"objective": "mdpo"}, {**_PLAIN, "objective": {"method": "mdpo", "reference": "copy"}},
     ),

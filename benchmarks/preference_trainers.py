@@ -85,7 +85,7 @@ def same_adapters(network: Any) -> None:
 
 def ours(line: Connection, data: Path, own: Path, options: dict[str, Any]) -> None:
     """A rank of mmlaunch: its session, its loop, its engine."""
-    from mmjobs.model import log_probs
+    from mmjobs.model import last_layer, log_probs
     from mmjobs.train import material, session
     from mmjobs.train.journal import Journal
     from mmjobs.train.ranks import join
@@ -119,6 +119,8 @@ def ours(line: Connection, data: Path, own: Path, options: dict[str, Any]) -> No
     session._model, Precomputing.run = model, phase  # type: ignore[method-assign]  # this process does nothing else
     if options.get("whole_logits"):
         log_probs.use = lambda network: None
+    if options.get("whole_layer"):
+        last_layer.use = lambda network: None
     if options.get("rows"):
         material.packs = lambda recipe, built: False
     train = RECIPE["model"]["train"] | ({"projector": "frozen", "language": "lora"} if options.get("lora") else {})
