@@ -34,7 +34,7 @@ def test_nearly_certain_tokens_have_a_gradient_in_half_precision(dtype: torch.dt
 @pytest.mark.parametrize("trained", [True, False])
 def test_logits_in_pieces_are_logits(monkeypatch: pytest.MonkeyPatch, trained: bool) -> None:
     """Also under the largest scores, and with a gradient for each token of its own."""
-    monkeypatch.setattr(log_probs, "_ELEMENTS", 3 * 50)
+    monkeypatch.setattr(log_probs, "_ROWS", 3)
     hidden = (100 * torch.randn(11, 8, dtype=torch.float64)).requires_grad_()
     head = log_probs.Head(8, 50, bias=False).double()
     head.weight.requires_grad_(trained)
@@ -54,7 +54,7 @@ def test_logits_in_pieces_are_logits(monkeypatch: pytest.MonkeyPatch, trained: b
 
 def test_pieces_add_up_where_half_precision_multiplies(monkeypatch: pytest.MonkeyPatch) -> None:
     """Weights of fp32 under autocast: their gradient is the sum over all pieces, and fp32."""
-    monkeypatch.setattr(log_probs, "_ELEMENTS", 3 * 50)
+    monkeypatch.setattr(log_probs, "_ROWS", 3)
     torch.manual_seed(0)
     hidden, tokens = torch.randn(600, 32, requires_grad=True), torch.randint(50, (600,))
     head = log_probs.Head(32, 50, bias=False)
@@ -113,7 +113,7 @@ def test_no_tensor_is_as_large_as_all_logits(monkeypatch: pytest.MonkeyPatch, tr
             return found
 
     tokens, width, vocabulary, piece = 200, 8, 1000, 10
-    monkeypatch.setattr(log_probs, "_ELEMENTS", piece * vocabulary)
+    monkeypatch.setattr(log_probs, "_ROWS", piece)
     head = log_probs.Head(width, vocabulary, bias=False).requires_grad_(trained)
     hidden = torch.randn(tokens, width, requires_grad=True)
     with Largest() as largest:

@@ -14,8 +14,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-_ELEMENTS, _ON_DEVICE = 1 << 22, 1 << 27
-"""Scores that exist at a time: 16 MB on a CPU, 512 MB on a GPU, whose kernels want many rows."""
+_ROWS, _ON_DEVICE = 128, 1 << 27
+"""Tokens at a time on a CPU: with fewer, a product does little but read and write the whole matrix. On a GPU, whose
+kernels want many, as many as have so many scores: 512 MB."""
 _UNUSUAL = ("final_logit_softcapping", "logits_scaling", "logit_scale")
 
 
@@ -93,7 +94,7 @@ class _Learnt(torch.autograd.Function):
         device = hidden.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
         ctx.trained, ctx.dtype = trained, dtype
-        ctx.rows = max(1, (_ON_DEVICE if hidden.is_cuda else _ELEMENTS) // len(weight))
+        ctx.rows = max(1, _ON_DEVICE // len(weight)) if hidden.is_cuda else _ROWS
         with torch.autocast(device, enabled=False):
             matrix = weight.to(dtype)
             totals = _exact(hidden.new_empty(len(tokens), dtype=dtype))

@@ -32,8 +32,8 @@ TEXT = 256
 """Tokens of text that come with an image, where a row's number of images has to be guessed."""
 LEARNT = 4
 """One token in so many is part of an answer: only they have logits."""
-PIECE = 1 << 27
-"""Logits that exist at a time on a GPU."""
+PIECE, ROWS = 1 << 27, 128
+"""Logits that exist at a time on a GPU, and tokens that have some on a CPU."""
 _TEXT_ONLY = ("ultrafeedback", "shp")
 
 
@@ -96,7 +96,7 @@ def logits(recipe: Recipe, shape: Decoder, row: Row) -> int:
     """The vocabulary at the learnt tokens, a piece at a time: logits, softmax and its gradient, in fp32 and cast."""
     if recipe.objective.method in ("reward", "predict"):
         return 0
-    piece = PIECE if recipe.resources.gpus_per_node else PIECE // 32
+    piece = PIECE if recipe.resources.gpus_per_node else ROWS * shape.words
     return min(row.tokens // LEARNT * shape.words, piece) * (12 if recipe.precision == "fp32" else 14)
 
 
