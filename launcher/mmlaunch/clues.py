@@ -57,8 +57,11 @@ _IN_TEXT: tuple[tuple[Cause, re.Pattern[str]], ...] = (
     ("hang", re.compile(r"Watchdog caught collective operation timeout|NCCL.* (?:timed out|timeout)", re.IGNORECASE)),
     ("disk full", re.compile(r"No space left on device|Disk quota exceeded")),
 )
-_CONNECTION = re.compile(r"[Cc]onnection (?:refused|reset|closed)|Broken pipe|DistNetworkError|TCPStore|PeerLost")
-"""What ranks say when another one is gone: the cause stands elsewhere, if anywhere."""
+_CONNECTION = re.compile(
+    r"[Cc]onnection (?:refused|reset|closed)|Broken pipe|DistNetworkError|TCPStore|PeerLost|^EOFError$"
+)
+"""What ranks say when another one is gone, and a rank's own helpers when it is: the cause stands elsewhere, if
+anywhere."""
 _EXCEPTION = re.compile(r"^(?:\[rank\d+\]: )?((?:\w+\.)*[A-Z]\w*(?:Error|Exception|Interrupt|Exit)\b.*)$", re.MULTILINE)
 
 SRUN = "srun.out"

@@ -140,8 +140,12 @@ def test_a_dead_node_outweighs_the_signal_that_it_brought(tmp_path: Path) -> Non
     assert ending == Ending("time limit", 143, "signal 15 came before a rank could save")
 
 
-def test_a_lost_connection_tells_less_than_a_signal(tmp_path: Path) -> None:
-    ending = policy.classify(137, attempt(tmp_path, rank_0=STEP + RESET), [{"event": "submitted"}])
+@pytest.mark.parametrize(
+    "words", [RESET, "Traceback (most recent call last):\n  msg = conn.recv()\n[rank0]: EOFError\n"]
+)
+def test_a_lost_connection_tells_less_than_a_signal(tmp_path: Path, words: str) -> None:
+    """The second one is what a helper of rank 0 says, which it has left behind."""
+    ending = policy.classify(137, attempt(tmp_path, rank_0=STEP + words), [{"event": "submitted"}])
     assert ending.evidence.startswith("a rank was killed (signal 9)")
 
 
