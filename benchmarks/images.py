@@ -27,9 +27,9 @@ import torch
 from PIL import Image, features
 from transformers import CLIPImageProcessorPil
 
-from mmjobs.data.pictures import BytesPicture
-from mmjobs.data.pixels import Squares
-from mmjobs.data.tiling import grid
+from mmjobs.data.images.image_file import BytesPicture
+from mmjobs.data.images.preprocess import Squares
+from mmjobs.data.images.tiling import grid
 from mmlaunch.recipe.model import Tiling
 
 SIDE, COUNT, GOAL = 336, 8, 0.8

@@ -4,7 +4,7 @@
 
 Weights are random: speed and memory do not ask what they say. Both trainers would not fit side by side, so each turn
 (A B B A) is a process of its own, which warms up for three steps and is then timed over the next ones, with the device
-synchronised at both ends. Useful arithmetic is counted once, for ours (`mmjobs.train.useful`), and the peer does the
+synchronised at both ends. Useful arithmetic is counted once, for ours (`mmjobs.metrics.mfu`), and the peer does the
 same work: its share of the peak is what its own speed makes of it. `--toy` runs the same rows with few weights.
 """
 

@@ -86,16 +86,16 @@ def same_adapters(network: Any) -> None:
 def ours(line: Connection, data: Path, own: Path, options: dict[str, Any]) -> None:
     """A rank of mmlaunch: its session, its loop, its engine."""
     from mmjobs.model import last_layer, log_probs
-    from mmjobs.train import material, session
-    from mmjobs.train.journal import Journal
-    from mmjobs.train.ranks import join
-    from mmjobs.train.reference import Precomputing
-    from mmjobs.train.signals import Stop
-    from mmjobs.train.watchdog import Watchdog
-    from mmjobs.train.whereabouts import Whereabouts
-    from mmlaunch.plan import deepspeed
+    from mmjobs.rank.events import Journal
+    from mmjobs.rank.position import Whereabouts
+    from mmjobs.rank.ranks import join
+    from mmjobs.rank.signals import Stop
+    from mmjobs.rank.watchdog import Watchdog
+    from mmjobs.train import datasets, setup
+    from mmjobs.train.precompute_reference import Precomputing
     from mmlaunch.recipe.check import recipe_of
     from mmlaunch.run.paths import RunPaths
+    from mmlaunch.submit.plan import deepspeed
 
     class Told(Journal):
         def event(self, kind: str, **fields: Any) -> None:
@@ -103,7 +103,7 @@ def ours(line: Connection, data: Path, own: Path, options: dict[str, Any]) -> No
                 turns.more["mfu"] = fields.get("mfu")
                 turns.step(fields["loss"], fields["grad_norm"])
 
-    made, asked = session._model, Precomputing.run
+    made, asked = setup._model, Precomputing.run
 
     def model(*arguments: Any) -> Any:
         built = made(*arguments)
@@ -116,13 +116,13 @@ def ours(line: Connection, data: Path, own: Path, options: dict[str, Any]) -> No
         turns.more["reference"] = (turns.meter.seconds() - began) / len(store)
         return store
 
-    session._model, Precomputing.run = model, phase  # type: ignore[method-assign]  # this process does nothing else
+    setup._model, Precomputing.run = model, phase  # type: ignore[method-assign]  # this process does nothing else
     if options.get("whole_logits"):
         log_probs.use = lambda network: None
     if options.get("whole_layer"):
         last_layer.use = lambda network: None
     if options.get("rows"):
-        material.packs = lambda recipe, built: False
+        datasets.packs = lambda recipe, built: False
     train = RECIPE["model"]["train"] | ({"projector": "frozen", "language": "lora"} if options.get("lora") else {})
     lora = LORA | {"rank": options.get("rank", LORA["rank"])}
     changed = {"pretrained": str(data / "model"), "train": train, **({"lora": lora} if options.get("lora") else {})}
@@ -142,7 +142,7 @@ def ours(line: Connection, data: Path, own: Path, options: dict[str, Any]) -> No
     with Watchdog(paths, where) as watch:
         ranks = join(watch)
         turns = Turns(line)
-        session._trainer(recipe, paths, Stop(), where, ranks, Told(paths.events, 1, True)).run()
+        setup._trainer(recipe, paths, Stop(), where, ranks, Told(paths.events, 1, True)).run()
 
 
 def _on_gpu(options: dict[str, Any]) -> dict[str, Any]:
@@ -200,7 +200,7 @@ def _rows(data: Path, processor: Any) -> Any:
     """TRL's columns: the text before the answers as the chat template has it, the answers with their end, the image."""
     import datasets
 
-    from mmjobs.data.order import position
+    from mmjobs.data.sampler import position
 
     rows = [json.loads(line) for line in (data / "rows.jsonl").read_text().splitlines()]
     columns: dict[str, list[Any]] = {"prompt": [], "chosen": [], "rejected": [], "images": []}

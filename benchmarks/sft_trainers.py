@@ -32,15 +32,15 @@ BATCH: int = RECIPE["batch"]["global"]
 
 def ours(line: Connection, data: Path, own: Path, options: dict[str, Any]) -> None:
     """A rank of mmlaunch: its session, its loop, its engine."""
-    from mmjobs.train import session
-    from mmjobs.train.journal import Journal
-    from mmjobs.train.ranks import join
-    from mmjobs.train.signals import Stop
-    from mmjobs.train.watchdog import Watchdog
-    from mmjobs.train.whereabouts import Whereabouts
-    from mmlaunch.plan import deepspeed
+    from mmjobs.rank.events import Journal
+    from mmjobs.rank.position import Whereabouts
+    from mmjobs.rank.ranks import join
+    from mmjobs.rank.signals import Stop
+    from mmjobs.rank.watchdog import Watchdog
+    from mmjobs.train import setup
     from mmlaunch.recipe.check import recipe_of
     from mmlaunch.run.paths import RunPaths
+    from mmlaunch.submit.plan import deepspeed
 
     class Told(Journal):
         def event(self, kind: str, **fields: Any) -> None:
@@ -56,7 +56,7 @@ def ours(line: Connection, data: Path, own: Path, options: dict[str, Any]) -> No
     with Watchdog(paths, where) as watch:
         ranks = join(watch)
         turns = Turns(line)
-        session._trainer(recipe, paths, Stop(), where, ranks, Told(paths.events, 1, True)).run()
+        setup._trainer(recipe, paths, Stop(), where, ranks, Told(paths.events, 1, True)).run()
 
 
 def theirs(line: Connection, data: Path, own: Path, options: dict[str, Any]) -> None:
@@ -96,7 +96,7 @@ def _rows(data: Path, processor: Any) -> Any:
     """TRL's columns: the text before the answer as the chat template has it, the answer with its end, the image."""
     import datasets
 
-    from mmjobs.data.order import position
+    from mmjobs.data.sampler import position
 
     rows = json.loads((data / "rows.json").read_text())
     columns: dict[str, list[Any]] = {"prompt": [], "completion": [], "images": []}

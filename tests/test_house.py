@@ -19,15 +19,15 @@ ROOTS = {"mmlaunch": ROOT / "launcher", "mmjobs": ROOT / "jobs"}
 CONTRACT = ("mmlaunch.recipe", "mmlaunch.run", "mmlaunch.errors")
 HEAVY = {"torch", "deepspeed", "transformers", "peft", "numpy", "mmjobs", "safetensors", "PIL", "tensorboard"}
 ONLY_IN = {
-    "submitit": "mmlaunch.submit",
-    "jinja2": ("mmlaunch.render", "mmjobs.data.chat"),  # the chat template's refusal is an error of jinja2
+    "submitit": "mmlaunch.schedulers",
+    "jinja2": ("mmlaunch.submit.render", "mmjobs.data.chat"),  # the chat template's refusal is an error of jinja2
     "yaml": ("mmlaunch.load.text", "mmlaunch.load.syntax", "mmlaunch.recipe.resolved"),
     "transformers": ("mmjobs.model", "mmjobs.data"),
-    "deepspeed": ("mmjobs.train.engine", "mmjobs.train.files", "mmjobs.train.universal"),  # and its checkpoints
+    "deepspeed": "mmjobs.engine",
     "peft": "mmjobs.model.adapters",
-    "datasets": "mmjobs.data.formats.saved",
-    "torch.utils.tensorboard": "mmjobs.train.board",
-    "tensorboard": "mmjobs.train.curves",
+    "datasets": "mmjobs.data.readers.saved",
+    "torch.utils.tensorboard": "mmjobs.metrics.tensorboard",
+    "tensorboard": "mmjobs.metrics.event_files",
     "click": "mmlaunch.cli",
     "rich": "mmlaunch.cli",
 }

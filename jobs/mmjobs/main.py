@@ -8,10 +8,10 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from mmjobs.train import record, signals
-from mmjobs.train.disk import DiskFull
-from mmjobs.train.watchdog import Watchdog
-from mmjobs.train.whereabouts import Whereabouts
+from mmjobs.rank import error_record, signals
+from mmjobs.rank.disk import DiskFull
+from mmjobs.rank.position import Whereabouts
+from mmjobs.rank.watchdog import Watchdog
 from mmlaunch.errors import BadInput
 from mmlaunch.run.exits import JobExit
 from mmlaunch.run.paths import RunPaths
@@ -23,16 +23,16 @@ def run(run_dir: str) -> dict[str, Any]:
     paths, where = RunPaths(Path(run_dir)), Whereabouts()
     try:
         with Watchdog(paths, where) as watch:
-            from mmjobs.preflight import Unfit  # after the handlers: torch takes seconds
-            from mmjobs.train.agenda import Saved
-            from mmjobs.train.session import train
+            from mmjobs.rank.boundary import Saved
+            from mmjobs.rank.preflight import Unfit  # after the handlers: torch takes seconds
+            from mmjobs.train.setup import train
 
             try:
                 return train(paths, stop, where, watch)
             except Saved:
                 code = int(JobExit.AGAIN)
             except Unfit as reason:  # whose record is written
-                record.say(f"the preflight ends this attempt: {reason}")
+                error_record.say(f"the preflight ends this attempt: {reason}")
                 code = int(JobExit.UNFIT_NODE)
     except BadInput as error:
         code = _failed(paths, where, error, JobExit.BAD_INPUT)
@@ -49,11 +49,13 @@ def run(run_dir: str) -> dict[str, Any]:
 def _failed(paths: RunPaths, where: Whereabouts, error: Exception, code: int) -> int:
     """Leave the record that tells the restart policy and the user what happened on this rank."""
     if code == 1:
-        record.say(traceback.format_exc())
+        error_record.say(traceback.format_exc())
     else:  # not a bug: one sentence says it all
-        record.say(f"{type(error).__name__}: {error}")
+        error_record.say(f"{type(error).__name__}: {error}")
     sample = getattr(error, "sample", None) or where.sample
-    record.leave(paths, where.step, type(error).__name__, str(error), sample=sample, traceback=traceback.format_exc())
+    error_record.leave(
+        paths, where.step, type(error).__name__, str(error), sample=sample, traceback=traceback.format_exc()
+    )
     return code
 
 

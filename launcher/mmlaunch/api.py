@@ -6,13 +6,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from mmlaunch import cancel, resume, rundir, status, submission, watch
 from mmlaunch.errors import UserError
-from mmlaunch.load import Loaded, load_recipe
+from mmlaunch.load import Loaded, load_recipe, rundir
+from mmlaunch.monitor import status, watch
+from mmlaunch.monitor.status import Status
 from mmlaunch.run import ledger
 from mmlaunch.run.ledger import Event
 from mmlaunch.run.paths import RunPaths
-from mmlaunch.status import Status
+from mmlaunch.submit import cancel, resume, submission
 
 __all__ = ["Event", "Loaded", "Run", "Status", "find", "load", "runs", "submit"]
 

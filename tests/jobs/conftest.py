@@ -21,15 +21,15 @@ import pytest
 import safetensors.torch
 import torch
 
-from mmlaunch.plan import deepspeed
 from mmlaunch.recipe import Recipe, resolved
 from mmlaunch.recipe.batch import split
 from mmlaunch.recipe.check import recipe_of
 from mmlaunch.run import ledger, manifest
 from mmlaunch.run.paths import RunPaths
+from mmlaunch.submit.plan import deepspeed
 
 _server = multiprocessing.get_context("forkserver")
-_server.set_forkserver_preload(["mmjobs.train.session", "torch.utils.tensorboard"])
+_server.set_forkserver_preload(["mmjobs.train.setup", "torch.utils.tensorboard"])
 
 
 @pytest.fixture

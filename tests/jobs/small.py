@@ -8,8 +8,8 @@ from mmjobs.data.chat import Chat, own_template
 from mmjobs.data.encode import Processor
 from mmjobs.data.example import Answer, Example, Origin, Turn
 from mmjobs.data.formats.registry import parts
+from mmjobs.data.images.preprocess import Squares
 from mmjobs.data.mixture import Mixture, mixture
-from mmjobs.data.pixels import Squares
 from mmjobs.data.survey import survey
 from mmjobs.model import tokens
 from mmlaunch.recipe.data import Source

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from mmlaunch import local_process
 from mmlaunch.run import ledger
+from mmlaunch.schedulers.local import process
 
 
 @pytest.fixture
@@ -19,5 +19,5 @@ def stop_all(own_home: Path) -> Iterator[None]:
     yield
     for events in (own_home / "runs").glob("[!.]*/events.jsonl"):
         for event in ledger.read(events).all("queued"):
-            if local_process.alive(event):
+            if process.alive(event):
                 os.killpg(event["pid"], signal.SIGKILL)

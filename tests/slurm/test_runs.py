@@ -17,10 +17,10 @@ from tests.runs import at_step, losses, mmlaunch, saved_at, submit, wait_for
 from tests.slurm.cluster import SlurmCluster
 from tests.slurm.jobs import LONG, PAIR, QUICK, TWO_BY_TWO, finished, job_of, ranks, requeues, status, tampered
 
-from mmlaunch import watch
 from mmlaunch.cli import follow
+from mmlaunch.monitor import watch
 from mmlaunch.run import manifest
-from mmlaunch.slurm.queue import FLOOR
+from mmlaunch.schedulers.slurm.queue import FLOOR
 
 
 def test_two_nodes_with_two_ranks_each(small: Path, slurm: SlurmCluster) -> None:
@@ -117,7 +117,7 @@ MEMORY = CRASH.replace("ValueError(", "__import__('torch').OutOfMemoryError(")
 
 
 def test_a_deterministic_crash_costs_two_attempts(small: Path) -> None:
-    run = tampered(small, *PAIR, "-s", "restarts.crash=5", file="train/loop.py", before=HEAD, after=CRASH)
+    run = tampered(small, *PAIR, "-s", "restarts.crash=5", file="train/trainer.py", before=HEAD, after=CRASH)
     events = finished(run)
     assert sum(e["event"] == "started" for e in events) <= 2
     assert events[-1]["state"] == "failed" and "same way twice" in events[-1]["reason"]
@@ -143,7 +143,7 @@ def test_the_pause_before_a_restart(small: Path) -> None:
 
 
 def test_out_of_memory_costs_one_attempt(small: Path) -> None:
-    run = tampered(small, *PAIR, file="train/loop.py", before=HEAD, after=MEMORY)
+    run = tampered(small, *PAIR, file="train/trainer.py", before=HEAD, after=MEMORY)
     events = finished(run)
     assert sum(e["event"] == "started" for e in events) == 1
     assert events[-1]["cause"] == "out of memory" and events[-1]["state"] == "failed"
@@ -262,7 +262,7 @@ def test_a_job_that_was_accepted_is_not_submitted_twice(small: Path, slurm: Slur
 def test_an_unfit_node_is_left_out(small: Path, slurm: SlurmCluster) -> None:
     """The preflight's answer on one node is changed in the run's snapshot: the run goes on without that node only."""
     run = submit(small, *QUICK, cluster="slurm")
-    preflight = run.code / "mmjobs" / "preflight.py"
+    preflight = run.code / "mmjobs" / "rank" / "preflight.py"
     head = "def _folders(paths: RunPaths) -> str | None:\n"
     assert head in preflight.read_text()
     sick = head + '    if node() == "node1":\n        return "it is sick today"\n'

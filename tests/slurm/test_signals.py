@@ -63,7 +63,7 @@ def test_preempted_without_the_time_to_save(small: Path, slurm: SlurmCluster, un
     """KillWait is too short for this checkpoint: the run goes on from the one before."""
     slow = "        import time\n\n        time.sleep(60)\n"
     head = '        """Save what was done since the last checkpoint, and leave."""\n'
-    run = tampered(small, *PAIR, file="train/loop.py", before=head, after=head + slow)
+    run = tampered(small, *PAIR, file="train/trainer.py", before=head, after=head + slow)
     wait_for(run, saved_at(12), seconds=180)
     slurm.run("sbatch", "-p", "urgent", "-N4", "--exclusive", "--wrap", "true")
     events = finished(run)
@@ -79,7 +79,7 @@ def test_the_deadline_needs_no_signal(small: Path) -> None:
     profile.write_text("signal: {lead: 85s}\n")
     options = (*LONG, "-s", "resources.time=2m")
     run = tampered(
-        small, *options, cluster=str(profile), file="train/signals.py", before="self.signal = number", after="pass"
+        small, *options, cluster=str(profile), file="rank/signals.py", before="self.signal = number", after="pass"
     )
     events = wait_for(run, lambda events: bool(requeues(events)))
     told = next(e for e in events if e["event"] == "signal")

@@ -12,7 +12,7 @@ import torch
 from mmjobs.data.chat import Tokens
 from mmjobs.data.encode import Encoded
 from mmjobs.data.example import BadRow, Origin
-from mmjobs.data.pixels import Pixels, Seen
+from mmjobs.data.images.preprocess import Pixels, Seen
 
 NOT_LEARNT = -100
 PLAIN, SPOILED, STRANGER = range(3)

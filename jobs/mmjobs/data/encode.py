@@ -14,9 +14,9 @@ from PIL import Image
 
 from mmjobs.data.chat import CannotSay, Chat, Tokens, Tree
 from mmjobs.data.example import BadPicture, BadRow, Example, Origin
-from mmjobs.data.pixels import Pixels, Seen
-from mmjobs.data.tiling import Size
-from mmjobs.data.wants import Wants, lone
+from mmjobs.data.images.preprocess import Pixels, Seen
+from mmjobs.data.images.tiling import Size
+from mmjobs.data.requirements import Wants, lone
 from mmlaunch.errors import BadInput
 
 Spoil = Callable[[Image.Image], Image.Image]

@@ -12,12 +12,12 @@ from multiprocessing.process import BaseProcess
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from mmjobs.data.augment import crop, jpeg
 from mmjobs.data.batch import Batch, collate
 from mmjobs.data.encode import Encoded, Processor
 from mmjobs.data.example import BadRow
+from mmjobs.data.images.augment import crop, jpeg
 from mmjobs.data.mixture import Mixture
-from mmjobs.data.reference import Store
+from mmjobs.data.reference_store import Store
 from mmlaunch.errors import BadInput
 
 _MOMENT = 1.0

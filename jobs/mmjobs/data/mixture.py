@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from mmjobs.data.example import Example
-from mmjobs.data.formats.rows import Part
-from mmjobs.data.order import repeated
+from mmjobs.data.readers.rows import Part
+from mmjobs.data.requirements import Wants
+from mmjobs.data.sampler import repeated
 from mmjobs.data.survey import Survey, Usable
-from mmjobs.data.wants import Wants
 from mmlaunch.errors import BadInput
 
 

@@ -11,8 +11,8 @@ from typing import Any, Literal, NamedTuple
 from mmjobs.data.chat import Tokens
 from mmjobs.data.encode import Processor
 from mmjobs.data.example import BadRow, Example, Surplus
-from mmjobs.data.formats.rows import Part
-from mmjobs.data.tiling import Size
+from mmjobs.data.images.tiling import Size
+from mmjobs.data.readers.rows import Part
 
 Gather = Callable[[Any], list[Any]]
 

@@ -23,7 +23,7 @@ from transformers import (
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
 from mmjobs.data.chat import Chat, own_template
-from mmjobs.data.pixels import Squares
+from mmjobs.data.images.preprocess import Squares
 from mmjobs.model import llava, mmca, random, tokens, trees
 from mmjobs.model.names import opening, weights
 from mmjobs.model.parts import dtype_of

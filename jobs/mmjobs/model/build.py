@@ -10,7 +10,7 @@ import torch
 from transformers import PreTrainedModel
 
 from mmjobs.data.chat import OWN, Chat, own_template
-from mmjobs.data.pixels import Pixels
+from mmjobs.data.images.preprocess import Pixels
 from mmjobs.model import adapters, assemble, heads, last_layer, log_probs, parts, pretrained, trees, weights
 from mmlaunch.errors import BadInput
 from mmlaunch.recipe.model import Model

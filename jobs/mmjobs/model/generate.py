@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from mmjobs.data.chat import Chat
-from mmjobs.data.pixels import Pixels, Seen
+from mmjobs.data.images.preprocess import Pixels, Seen
 
 LONGEST = 48
 """Tokens; a sample is there to be looked at."""

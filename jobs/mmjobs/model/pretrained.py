@@ -21,7 +21,7 @@ from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 from transformers.utils.import_utils import is_torchvision_available
 
 from mmjobs.data.chat import Chat, own_template
-from mmjobs.data.pixels import Blind, Pixels, Processed
+from mmjobs.data.images.preprocess import Blind, Pixels, Processed
 from mmjobs.model import llava, tokens
 from mmjobs.model.adapters import add_saved
 from mmjobs.model.names import opening, weights

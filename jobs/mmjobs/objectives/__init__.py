@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mmjobs.objectives.measured import Objective
+from mmjobs.objectives.objective import Objective
 from mmjobs.objectives.preference import Preference, Reference
 from mmjobs.objectives.reward import Reward
 from mmjobs.objectives.sft import Sft

@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 from mmjobs.data.batch import PLAIN, Batch
-from mmjobs.objectives.ahead import among, told
-from mmjobs.objectives.compared import Compared, Sides, picked
-from mmjobs.objectives.measured import Measured, Told, Units
-from mmjobs.objectives.reading import learnt
+from mmjobs.objectives.forward import learnt
+from mmjobs.objectives.global_batch import among, told
+from mmjobs.objectives.objective import Measured, Told, Units
+from mmjobs.objectives.policy_vs_reference import Compared, Sides, picked
 from mmjobs.objectives.terms import BY_EXAMPLE, TERMS
 from mmjobs.objectives.terms.pairs import labels
 from mmlaunch.recipe.metrics import BINS, metrics

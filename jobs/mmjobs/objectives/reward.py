@@ -10,9 +10,9 @@ from torch.nn.functional import logsigmoid
 
 from mmjobs.data.batch import Batch
 from mmjobs.model.heads import score_of
-from mmjobs.objectives.compared import Arranged, picked
-from mmjobs.objectives.measured import Measured, Units
-from mmjobs.objectives.reading import hidden_states
+from mmjobs.objectives.forward import hidden_states
+from mmjobs.objectives.objective import Measured, Units
+from mmjobs.objectives.policy_vs_reference import Arranged, picked
 from mmjobs.objectives.terms.others import ranked
 from mmjobs.objectives.terms.pairs import smoothed
 from mmlaunch.recipe.metrics import metrics

@@ -5,8 +5,8 @@ from __future__ import annotations
 from torch import nn
 
 from mmjobs.data.batch import Batch
-from mmjobs.objectives.measured import Measured, Units
-from mmjobs.objectives.reading import by_answer, learnt
+from mmjobs.objectives.forward import by_answer, learnt
+from mmjobs.objectives.objective import Measured, Units
 
 
 class Sft:

@@ -8,11 +8,11 @@ import torch
 
 from mmjobs.data.batch import Batch
 from mmjobs.data.loader import Examples, batches
-from mmjobs.data.order import dealt, one_each
-from mmjobs.objectives.measured import LooksAhead, Objective
-from mmjobs.train.engine import Engine
-from mmjobs.train.metrics import Totals, summary
-from mmjobs.train.ranks import Ranks
+from mmjobs.data.sampler import dealt, one_each
+from mmjobs.engine.engine import Engine
+from mmjobs.metrics.totals import Totals, summary
+from mmjobs.objectives.objective import LooksAhead, Objective
+from mmjobs.rank.ranks import Ranks
 from mmlaunch.recipe.batch import Batch as Size
 
 AT_A_TIME = 8

@@ -2,24 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 
 from mmjobs.data.encode import Processor
 from mmjobs.data.mixture import Mixture
+from mmjobs.engine.engine import Engine
+from mmjobs.metrics.tensorboard import Sample
 from mmjobs.model.generate import greedy
-from mmjobs.train.engine import Engine
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One held-out question and what the model says."""
-
-    question: str
-    truth: str
-    answer: str
-    pixels: torch.Tensor  # [N, 3, H, W], from 0 to 1
 
 
 def draw(engine: Engine, processor: Processor, held_out: Mixture, count: int) -> list[Sample]:

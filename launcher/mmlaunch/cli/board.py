@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterable
 
 import click
 
-from mmlaunch import board, rundir
 from mmlaunch.cli import options
 from mmlaunch.errors import MmlaunchError
+from mmlaunch.load import rundir
+from mmlaunch.monitor import tensorboard
 from mmlaunch.recipe import resolved
 from mmlaunch.run.paths import RunPaths
 
@@ -27,9 +28,9 @@ def command(run: tuple[str, ...], port: int | None, host: str, opened: bool) -> 
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler)  # TensorBoard ends with this command, however that ends
     try:
-        with board.serving(_chosen(run), host, port) as served:
+        with tensorboard.serving(_chosen(run), host, port) as served:
             click.echo(f"{click.style(served.url, bold=True)}   {_described(run)}; Ctrl-C ends it")
-            if host in ("localhost", "127.0.0.1") and (line := board.tunnel(served.port)):
+            if host in ("localhost", "127.0.0.1") and (line := tensorboard.tunnel(served.port)):
                 click.echo(f"from your own machine: {line}")
                 click.echo(f"and then open http://localhost:{served.port}/")
             if opened:
@@ -44,11 +45,11 @@ def _chosen(names: tuple[str, ...]) -> Callable[[], Iterable[RunPaths]]:
     """The runs to show; those of the whole folder are looked for anew each time."""
     if not names:
         folder = rundir.runs_folder()
-        if not any(board.has_curves(run) for run in rundir.all_runs(folder)):
+        if not any(tensorboard.has_curves(run) for run in rundir.all_runs(folder)):
             raise MmlaunchError(f"no run in {folder} has curves yet; next: mmlaunch status")
         return lambda: rundir.all_runs(folder)
     runs = [rundir.resolve(name) for name in names]
-    empty = [run for run in runs if not board.has_curves(run)]
+    empty = [run for run in runs if not tensorboard.has_curves(run)]
     if len(empty) == len(runs):
         raise MmlaunchError(f"{_without(empty[0])}; next: mmlaunch status {empty[0].name}")
     for run in empty:

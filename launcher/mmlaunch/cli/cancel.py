@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import click
 
-from mmlaunch import cancel, rundir
 from mmlaunch.cli import options
+from mmlaunch.load import rundir
+from mmlaunch.submit import cancel
 
 
 @click.command(epilog="\b\nExamples:\n  mmlaunch cancel dpo-llama3-8b\n  mmlaunch cancel last --now")

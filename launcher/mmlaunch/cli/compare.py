@@ -7,14 +7,15 @@ from typing import Any
 
 import click
 
-from mmlaunch import rundir, training_side
 from mmlaunch.cli import options
 from mmlaunch.cli.table import show
 from mmlaunch.errors import UserError
+from mmlaunch.load import rundir
 from mmlaunch.recipe import resolved
 from mmlaunch.recipe.check import section_of
 from mmlaunch.recipe.data import Source
 from mmlaunch.run.paths import RunPaths
+from mmlaunch.submit import run_task
 
 EXAMPLES = """
 \b
@@ -61,7 +62,7 @@ def command(
     sources = _sources(paths[0], data, {key: value for key, value in given.items() if value is not None}, limit)
     told = json.dumps([source.model_dump(mode="json", exclude_none=True) for source in sources])
     arguments = [*(str(path.root) for path in paths), told, "--batch", str(batch)]
-    result = training_side.run("mmjobs.compare", arguments)
+    result = run_task.run("mmjobs.tasks.compare", arguments)
     if "mistake" in result:
         raise UserError(str(result["mistake"]))
     if as_json:

@@ -9,10 +9,10 @@ from typing import Any
 
 import click
 
-from mmlaunch import training_side
 from mmlaunch.cli import options
 from mmlaunch.cli.table import show
 from mmlaunch.errors import UserError
+from mmlaunch.submit import run_task
 
 EXAMPLES = """
 \b
@@ -46,7 +46,7 @@ def command(
         arguments = [str(resolved), "--samples", str(samples)]
         arguments += ["--html", str(html)] if html else []
         arguments += ["--decode"] if decode else []
-        result = training_side.run("mmjobs.look", arguments)
+        result = run_task.run("mmjobs.tasks.inspect_data", arguments)
     if as_json:
         click.echo(json.dumps(result))
         return

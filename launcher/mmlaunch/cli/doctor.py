@@ -6,8 +6,8 @@ import json
 
 import click
 
-from mmlaunch import doctor
 from mmlaunch.cli import options
+from mmlaunch.monitor import doctor
 
 
 @click.command(epilog="\b\nExamples:\n  mmlaunch doctor\n  mmlaunch doctor --json | jq '.[] | select(.good | not)'")

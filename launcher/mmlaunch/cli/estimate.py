@@ -7,15 +7,15 @@ from typing import Any
 
 import click
 
-from mmlaunch import cluster as clusters
 from mmlaunch.cli import options
 from mmlaunch.cli.table import show
-from mmlaunch.cluster import gigabytes
 from mmlaunch.estimate.advice import SIZES, Fit, fit
 from mmlaunch.estimate.checkpointing import checkpointing
 from mmlaunch.estimate.counts import Part
 from mmlaunch.estimate.memory import GIGA, Estimate, Memory, estimate
+from mmlaunch.load import cluster as clusters
 from mmlaunch.load import load_recipe
+from mmlaunch.load.cluster import gigabytes
 from mmlaunch.recipe import Recipe
 
 _LABELS = {"optimiser": "optimiser states", "reference": "reference model"}

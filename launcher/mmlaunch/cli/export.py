@@ -6,9 +6,10 @@ from pathlib import Path
 
 import click
 
-from mmlaunch import rundir, training_side
 from mmlaunch.cli import options
 from mmlaunch.errors import UserError
+from mmlaunch.load import rundir
+from mmlaunch.submit import run_task
 
 EXAMPLES = """
 \b
@@ -31,6 +32,6 @@ def command(run: str, to: Path, checkpoint: int | None, merge_lora: bool) -> Non
     arguments = [str(paths.root), str(to)]
     arguments += ["--checkpoint", str(checkpoint)] if checkpoint is not None else []
     arguments += ["--merge-lora"] if merge_lora else []
-    said = training_side.run("mmjobs.export", arguments)
+    said = run_task.run("mmjobs.tasks.export", arguments)
     click.echo(f"{to}: {paths.name}, step {said['step']}")
     click.echo(f"next: a recipe with model.init_from: {to}, or {said['kind']}.from_pretrained({str(to)!r})")

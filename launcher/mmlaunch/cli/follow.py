@@ -8,11 +8,11 @@ from typing import Any
 
 import click
 
-from mmlaunch import watch
+from mmlaunch.monitor import watch
+from mmlaunch.monitor.watch import WAITING
 from mmlaunch.run import ledger
 from mmlaunch.run.ledger import Event
 from mmlaunch.run.paths import RunPaths
-from mmlaunch.watch import WAITING
 
 _CODES = {"done": 0, "cancelled": 130}
 LOST = 1

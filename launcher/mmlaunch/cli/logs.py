@@ -9,9 +9,10 @@ from pathlib import Path
 
 import click
 
-from mmlaunch import rundir, status
 from mmlaunch.cli import options
 from mmlaunch.errors import UserError
+from mmlaunch.load import rundir
+from mmlaunch.monitor import status
 from mmlaunch.run.paths import RunPaths
 
 POLL = 0.3

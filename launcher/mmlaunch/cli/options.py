@@ -11,14 +11,14 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def run_names(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
-    from mmlaunch import rundir
+    from mmlaunch.load import rundir
 
     names = ["last", *(run.name for run in rundir.all_runs(rundir.runs_folder()))]
     return [name for name in names if name.startswith(incomplete)]
 
 
 def _clusters(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
-    from mmlaunch import cluster
+    from mmlaunch.load import cluster
 
     return [name for name in cluster.profiles() if name.startswith(incomplete)]
 

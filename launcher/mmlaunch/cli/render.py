@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import click
 
-from mmlaunch import secrets
 from mmlaunch.cli import options
 from mmlaunch.load import load_recipe
-from mmlaunch.prepare import prepare
 from mmlaunch.recipe.resolved import text_of
+from mmlaunch.submit import secrets
+from mmlaunch.submit.prepare import prepare
 
 
 @click.command(

@@ -7,9 +7,10 @@ import time
 
 import click
 
-from mmlaunch import report, rundir
 from mmlaunch.cli import options
 from mmlaunch.cli.table import show
+from mmlaunch.load import rundir
+from mmlaunch.monitor import report
 from mmlaunch.recipe.scalars import format_duration
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import click
 
-from mmlaunch import rundir
 from mmlaunch.cli import options
-from mmlaunch.resume import resume
+from mmlaunch.load import rundir
+from mmlaunch.submit.resume import resume
 
 
 @click.command(

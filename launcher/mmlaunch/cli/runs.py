@@ -7,9 +7,10 @@ import time
 
 import click
 
-from mmlaunch import rundir, status
 from mmlaunch.cli import options
 from mmlaunch.cli.table import show
+from mmlaunch.load import rundir
+from mmlaunch.monitor import status
 from mmlaunch.run import manifest
 
 

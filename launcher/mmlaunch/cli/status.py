@@ -9,10 +9,11 @@ from collections.abc import Sequence
 
 import click
 
-from mmlaunch import rundir, status
 from mmlaunch.cli import options
 from mmlaunch.cli.table import show
-from mmlaunch.status import Status
+from mmlaunch.load import rundir
+from mmlaunch.monitor import status
+from mmlaunch.monitor.status import Status
 
 WATCH = 2.0
 _COLOURS = {

@@ -9,12 +9,12 @@ from typing import Any
 import click
 
 from mmlaunch.cli import options
-from mmlaunch.cluster import gigabytes
 from mmlaunch.load import load_recipe
-from mmlaunch.plan import Plan
-from mmlaunch.prepare import Prepared
+from mmlaunch.load.cluster import gigabytes
 from mmlaunch.recipe import Recipe
-from mmlaunch.submission import submit
+from mmlaunch.submit.plan import Plan
+from mmlaunch.submit.prepare import Prepared
+from mmlaunch.submit.submission import submit
 
 
 @click.command(

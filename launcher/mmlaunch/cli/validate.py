@@ -6,10 +6,10 @@ import json
 
 import click
 
-from mmlaunch import cluster as clusters
 from mmlaunch.cli import options
 from mmlaunch.errors import Problem, RecipeError
 from mmlaunch.load import Loaded, load_recipe
+from mmlaunch.load import cluster as clusters
 from mmlaunch.recipe.capability import unsupported
 
 

@@ -6,8 +6,9 @@ import json
 
 import click
 
-from mmlaunch import rundir, why
 from mmlaunch.cli import options
+from mmlaunch.load import rundir
+from mmlaunch.monitor import why
 
 
 @click.command(epilog="\b\nExamples:\n  mmlaunch why rm-llama3-8b\n  mmlaunch why last --json")

@@ -22,9 +22,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from mmlaunch.estimate.counts import Counts, training_of
-from mmlaunch.estimate.language import Decoder
-from mmlaunch.estimate.network import Network
-from mmlaunch.estimate.vision import Encoder
+from mmlaunch.estimate.shapes.language import Decoder
+from mmlaunch.estimate.shapes.network import Network
+from mmlaunch.estimate.shapes.vision import Encoder
 from mmlaunch.recipe import Recipe
 from mmlaunch.recipe.batch import split
 

@@ -19,8 +19,8 @@ def checkpointing(recipe: Recipe, gpu_memory: float | None = None, made: Estimat
         return False, "the run uses no GPU"
     if gpu_memory is None:
         return False, "nothing says how much memory a GPU has: write gpu_memory into the cluster profile"
-    from mmlaunch.estimate.configs import UnknownShapes  # the arithmetic takes a while to import
     from mmlaunch.estimate.memory import GIGA, estimate
+    from mmlaunch.estimate.shapes.configs import UnknownShapes  # the arithmetic takes a while to import
 
     try:
         made = made or estimate(recipe)

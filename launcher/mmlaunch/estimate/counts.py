@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from mmlaunch.errors import UserError
-from mmlaunch.estimate.network import Network
-from mmlaunch.estimate.weights import Weight
+from mmlaunch.estimate.shapes.network import Network
+from mmlaunch.estimate.shapes.weights import Weight
 from mmlaunch.recipe.model import Lora, Model
 
 PARTS = ("vision", "projector", "language", "embeddings")

@@ -13,7 +13,7 @@ from dataclasses import dataclass, fields
 from mmlaunch.estimate import activations
 from mmlaunch.estimate.activations import Row, row_of
 from mmlaunch.estimate.counts import Counts, counts
-from mmlaunch.estimate.network import Network, network_of
+from mmlaunch.estimate.shapes.network import Network, network_of
 from mmlaunch.recipe import Recipe
 from mmlaunch.recipe.objective import Ppo, Preference
 

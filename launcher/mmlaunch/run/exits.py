@@ -8,6 +8,13 @@ CANCELLED = 130
 """What a cancelled run ends with, as after Ctrl-C."""
 
 
+TIMED_OUT = 124
+"""The ranks did not leave before their time limit; the code that timeout(1) uses."""
+
+PEER_LOST = "PeerLost"
+"""The error type of a rank that only saw another one go: the cause stands in that one's record."""
+
+
 class JobExit(IntEnum):
     """0 and 90 to 94 are a contract; every other code is classified from the rank's error record and log."""
 

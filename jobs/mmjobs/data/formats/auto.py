@@ -6,8 +6,8 @@ from collections.abc import Collection
 from pathlib import Path
 
 from mmjobs.data.example import BadRow
-from mmjobs.data.formats import lines
-from mmjobs.data.formats.rows import LOOK, Table, columns, file_of, table_of
+from mmjobs.data.readers import lines
+from mmjobs.data.readers.rows import LOOK, Table, columns, file_of, table_of
 from mmlaunch.errors import BadInput
 from mmlaunch.recipe.data import Source
 

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from mmjobs.data.example import Example, LazyExamples
-from mmjobs.data.formats import lines
-from mmjobs.data.formats.answers import columns_pair
-from mmjobs.data.formats.folder import Folder
 from mmjobs.data.formats.llava import conversation
-from mmjobs.data.formats.row import Row, kind
-from mmjobs.data.formats.rows import Part, Rows, chosen, file_of, must_be
-from mmjobs.data.formats.turns import Message, prompt
+from mmjobs.data.readers import lines
+from mmjobs.data.readers.answers import columns_pair
+from mmjobs.data.readers.folder import Folder
+from mmjobs.data.readers.row import Row, kind
+from mmjobs.data.readers.rows import Part, Rows, chosen, file_of, must_be
+from mmjobs.data.readers.turns import Message, prompt
 from mmlaunch.errors import BadInput
 from mmlaunch.recipe.data import Source
 

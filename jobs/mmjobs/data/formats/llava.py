@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from functools import partial
 
 from mmjobs.data.example import Answer, Example
-from mmjobs.data.formats.answers import last, ranked, spoken, worded
-from mmjobs.data.formats.folder import Folder
-from mmjobs.data.formats.row import Row
-from mmjobs.data.formats.rows import Rows, examples, file_of
-from mmjobs.data.formats.turns import PLACEHOLDER, Message, messages, prompt
+from mmjobs.data.readers.answers import last, ranked, spoken, worded
+from mmjobs.data.readers.folder import Folder
+from mmjobs.data.readers.row import Row
+from mmjobs.data.readers.rows import Rows, examples, file_of
+from mmjobs.data.readers.turns import PLACEHOLDER, Message, messages, prompt
 from mmlaunch.recipe.data import Source
 
 COLUMN = "conversations"

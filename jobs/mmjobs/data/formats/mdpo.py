@@ -5,11 +5,11 @@ from __future__ import annotations
 from functools import partial
 
 from mmjobs.data.example import Example
-from mmjobs.data.formats.answers import columns_pair
-from mmjobs.data.formats.folder import Folder
-from mmjobs.data.formats.row import Row
-from mmjobs.data.formats.rows import Rows, examples, file_of
-from mmjobs.data.formats.turns import Message, prompt
+from mmjobs.data.readers.answers import columns_pair
+from mmjobs.data.readers.folder import Folder
+from mmjobs.data.readers.row import Row
+from mmjobs.data.readers.rows import Rows, examples, file_of
+from mmjobs.data.readers.turns import Message, prompt
 from mmlaunch.recipe.data import Source
 
 USER, ASSISTANT, END = "USER: ", "ASSISTANT:", "</s>"

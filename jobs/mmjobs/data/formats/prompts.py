@@ -5,12 +5,12 @@ from __future__ import annotations
 from functools import partial
 
 from mmjobs.data.example import Example
-from mmjobs.data.formats import saved
-from mmjobs.data.formats.folder import Folder
-from mmjobs.data.formats.row import Row
-from mmjobs.data.formats.rows import Rows, chosen, file_of, must_be, table_of
 from mmjobs.data.formats.trl import asked, pictures
-from mmjobs.data.formats.turns import prompt
+from mmjobs.data.readers import saved
+from mmjobs.data.readers.folder import Folder
+from mmjobs.data.readers.row import Row
+from mmjobs.data.readers.rows import Rows, chosen, file_of, must_be, table_of
+from mmjobs.data.readers.turns import prompt
 from mmlaunch.recipe.data import Source
 
 JSON = (".json", ".jsonl", ".ndjson")

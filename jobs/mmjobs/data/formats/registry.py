@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from mmjobs.data.example import Example
 from mmjobs.data.formats import auto, internvl, llava, mdpo, prompts, rlaif_v, shapes, shp, trl, ultrafeedback
-from mmjobs.data.formats.rows import Part
+from mmjobs.data.readers.rows import Part
 from mmlaunch.recipe.data import Source
 
 

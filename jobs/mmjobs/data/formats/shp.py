@@ -9,10 +9,10 @@ from dataclasses import replace
 from functools import partial
 
 from mmjobs.data.example import BadRow, Example, Surplus
-from mmjobs.data.formats.answers import ranked, worded
-from mmjobs.data.formats.row import Row
-from mmjobs.data.formats.rows import Rows, examples
-from mmjobs.data.formats.turns import Message, prompt
+from mmjobs.data.readers.answers import ranked, worded
+from mmjobs.data.readers.row import Row
+from mmjobs.data.readers.rows import Rows, examples
+from mmjobs.data.readers.turns import Message, prompt
 from mmlaunch.recipe.data import Source
 
 PAIRS = 5

@@ -7,11 +7,11 @@ from functools import partial
 from typing import Any
 
 from mmjobs.data.example import Answer, Example, Picture
-from mmjobs.data.formats.answers import columns_pair, compared, last, pair, spoken, worded
-from mmjobs.data.formats.folder import Folder
-from mmjobs.data.formats.row import Row
-from mmjobs.data.formats.rows import Rows, examples, file_of
-from mmjobs.data.formats.turns import INLINE, Message, messages, prompt
+from mmjobs.data.readers.answers import columns_pair, compared, last, pair, spoken, worded
+from mmjobs.data.readers.folder import Folder
+from mmjobs.data.readers.row import Row
+from mmjobs.data.readers.rows import Rows, examples, file_of
+from mmjobs.data.readers.turns import INLINE, Message, messages, prompt
 from mmlaunch.recipe.data import Source
 
 

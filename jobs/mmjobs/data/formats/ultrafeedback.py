@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from mmjobs.data.example import Example
-from mmjobs.data.formats.answers import columns_pair, compared, pair
-from mmjobs.data.formats.row import Row
-from mmjobs.data.formats.rows import Rows, examples
 from mmjobs.data.formats.trl import asked
-from mmjobs.data.formats.turns import prompt
+from mmjobs.data.readers.answers import columns_pair, compared, pair
+from mmjobs.data.readers.row import Row
+from mmjobs.data.readers.rows import Rows, examples
+from mmjobs.data.readers.turns import prompt
 from mmlaunch.recipe.data import Source
 
 

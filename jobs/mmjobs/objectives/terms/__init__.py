@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from mmjobs.objectives.compared import Compared
+from mmjobs.objectives.policy_vs_reference import Compared
 from mmjobs.objectives.terms import others, pairs, single
 
 TERMS: dict[str, Callable[[Compared, Any], torch.Tensor]] = {

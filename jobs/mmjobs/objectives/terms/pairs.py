@@ -7,7 +7,7 @@ import math
 import torch
 from torch.nn.functional import logsigmoid
 
-from mmjobs.objectives.compared import Compared
+from mmjobs.objectives.policy_vs_reference import Compared
 from mmlaunch.recipe.terms import Discopop, Exo, Margin, Simpo, Smoothed, Term
 
 _ROOT = 1e18

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch.nn.functional import logsigmoid
 
-from mmjobs.objectives.compared import Compared
+from mmjobs.objectives.policy_vs_reference import Compared
 from mmlaunch.recipe.terms import Anchor, Kto, Term
 
 

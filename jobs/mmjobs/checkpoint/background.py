@@ -1,0 +1,51 @@
+"""Work on the file system that goes on beside the training, on a thread of its own."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+
+from mmjobs.engine.checkpoint_io import Files
+from mmjobs.rank.disk import is_full
+
+
+class Background:
+    """One piece of work, begun at once. It talks to no other rank: that is for the rank's own thread."""
+
+    def __init__(self, work: Callable[[], None]) -> None:
+        self._work = work
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, daemon=True)  # a rank that fails does not wait for it
+        self._thread.start()
+
+    @property
+    def going_on(self) -> bool:
+        return self._thread.is_alive()
+
+    def wait(self) -> None:
+        self._thread.join()
+
+    def full(self) -> OSError | None:
+        """The full disk that was the end of it, if that was its end; any other error is raised here."""
+        if isinstance(self._error, OSError) and is_full(self._error):
+            return self._error
+        if self._error is not None:
+            raise self._error
+        return None
+
+    def _run(self) -> None:
+        try:
+            self._work()
+        except BaseException as error:  # noqa: BLE001  a thread's end is a boundary; `full` raises it on the rank's own
+            self._error = error
+
+
+def write(files: Files) -> None:
+    """Write every file and flush it; the memory of each is free again when it is written."""
+    for path in list(files):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("wb") as file:
+            file.write(files.pop(path))
+            file.flush()
+            os.fsync(file.fileno())

@@ -1,0 +1,1 @@
+"""Images: files to pixels, as the vision encoder wants them."""

@@ -1,0 +1,219 @@
+"""Pixels: what a model wants to see of an image, and how many tokens stand for it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from functools import cached_property, lru_cache
+from typing import Any, Protocol
+
+import numpy
+import torch
+from PIL import Image
+
+from mmjobs.data.images.tiling import Size, squares, tiles
+from mmlaunch.errors import BadInput
+from mmlaunch.recipe.model import Tiling
+
+_BLANK = (64, 64)
+Seen = dict[str, torch.Tensor]
+"""Arguments of a model's forward that hold the images of one or more sequences."""
+
+
+class Pixels(Protocol):
+    """The image side of a model."""
+
+    max_side: int
+    several: bool
+    """Whether images next to each other are read as each would be alone."""
+
+    def tokens(self, sizes: Sequence[Size], budget: int | None = None) -> list[int]:
+        """The tokens of images of these sizes that stand next to each other."""
+
+    def read(self, images: Sequence[Image.Image], budget: int | None = None) -> Seen:
+        """What the model sees of the images of one sequence; at most `budget` tiles of each."""
+
+    def join(self, seen: Sequence[Seen], ids: torch.Tensor) -> Seen:
+        """What it sees of several sequences, whose tokens are `ids`: [B, T]."""
+
+    def blank(self) -> tuple[list[int], Seen]:
+        """The tokens of a blank image, and the image."""
+
+    def features_of(self, seen: Seen) -> int | None:
+        """How many tokens the prompt must hold for them, where it can be told without the model."""
+
+    def visible(self, seen: Seen) -> torch.Tensor:
+        """Pictures that a person can look at: [N, 3, H, W] from 0 to 1."""
+
+
+class Squares:
+    """The images of a model that is put together from parts: CLIP's squares, each with the same number of tokens.
+
+    They stay bytes until the network has them.
+    """
+
+    several = True
+
+    def __init__(
+        self,
+        side: int,
+        features: int,
+        image_id: int,
+        tiling: Tiling,
+        mean: Sequence[float],
+        spread: Sequence[float],
+    ) -> None:
+        self.side, self.features, self.image_id, self.tiling = side, features, image_id, tiling
+        self.max_side = tiling.max_side
+        self.mean, self.spread = tuple(mean), tuple(spread)
+        self._ground = (int(mean[0] * 255), int(mean[1] * 255), int(mean[2] * 255))
+
+    def tokens(self, sizes: Sequence[Size], budget: int | None = None) -> list[int]:
+        count = sum(tiles(size, self.tiling, self.side, budget) for size in sizes)
+        return [self.image_id] * (count * self.features)
+
+    def read(self, images: Sequence[Image.Image], budget: int | None = None) -> Seen:
+        parts = [part for image in images for part in squares(image, self.tiling, self.side, self._ground, budget)]
+        if not parts:
+            return {}
+        values = numpy.empty((len(parts), 3, self.side, self.side), numpy.uint8)  # [N, 3, S, S]
+        for planes, part in zip(values, parts, strict=True):
+            planes[:] = numpy.asarray(part).transpose(2, 0, 1)
+        return {"pixel_values": torch.from_numpy(values)}
+
+    def normal(self, values: torch.Tensor) -> torch.Tensor:
+        """What the encoder was trained on, from 0 to 255. A byte is on its way to the device four times as fast."""
+        mean, spread = (torch.tensor(n, device=values.device).view(3, 1, 1) for n in (self.mean, self.spread))
+        return (values / 255 - mean) / spread
+
+    def join(self, seen: Sequence[Seen], ids: torch.Tensor) -> Seen:
+        parts = [one["pixel_values"] for one in seen if one]
+        return {"pixel_values": torch.cat(parts)} if parts else {}
+
+    def blank(self) -> tuple[list[int], Seen]:
+        return [self.image_id] * self.features, {
+            "pixel_values": torch.zeros(1, 3, self.side, self.side, dtype=torch.uint8)
+        }
+
+    def features_of(self, seen: Seen) -> int | None:
+        return len(seen["pixel_values"]) * self.features if seen else 0
+
+    def visible(self, seen: Seen) -> torch.Tensor:
+        return seen["pixel_values"] / 255 if seen else torch.empty(0, 3, self.side, self.side)
+
+
+class Processed:
+    """The images of a pretrained model, through the processor that it ships."""
+
+    max_side = 4096
+
+    def __init__(self, processor: Any, arguments: Collection[str]) -> None:
+        self.processor, self.arguments = processor, frozenset(arguments)
+        self.several = "batch_num_images" not in self.arguments
+        self._tiled = "max_patches" in getattr(processor.image_processor, "model_input_names", ()) or hasattr(
+            processor.image_processor, "max_patches"
+        )
+        self._tokens = lru_cache(maxsize=4096)(self._ask)
+
+    def tokens(self, sizes: Sequence[Size], budget: int | None = None) -> list[int]:
+        return list(self._tokens(tuple(sizes), budget))
+
+    def _ask(self, sizes: tuple[Size, ...], budget: int | None) -> tuple[int, ...]:
+        """The processor tells by doing: the number of tokens depends on the sizes alone, so blank images serve."""
+        blank = [Image.new("RGB", size) for size in sizes]
+        text = self.processor.image_token * len(sizes)
+        made = self.processor(text=[text], images=[blank], add_special_tokens=False, **self._limit(budget))
+        ids = made["input_ids"][0]
+        return tuple(int(token) for token in ids)
+
+    def read(self, images: Sequence[Image.Image], budget: int | None = None) -> Seen:
+        if not images:
+            return {}
+        made = self.processor.image_processor(images=list(images), return_tensors="pt", **self._limit(budget))
+        return {name: value for name, value in made.items() if name in self.arguments}
+
+    def join(self, seen: Sequence[Seen], ids: torch.Tensor) -> Seen:
+        parts = [one for one in seen if one]
+        if not parts:
+            return {}
+        joined = {name: _joined([one[name] for one in parts]) for name in parts[0]}
+        return joined | {name: torch.isin(ids, marked).long() for name, marked in self._marks.items()}
+
+    def check(self) -> None:
+        """Whatever the processor tells its model must be passed on, or the model would read something else."""
+        own = {"input_ids", "attention_mask", *self._marks, *self.read([Image.new("RGB", _BLANK)])}
+        if lost := (set(self._sample) - own) & self.arguments:
+            what = f"its processor also makes {', '.join(sorted(lost))}, which cannot be made for answers here"
+            raise BadInput(f"model.pretrained: {what}; choose another model")
+
+    @cached_property
+    def _sample(self) -> dict[str, Any]:
+        """What the processor makes of an image and a word."""
+        text, images = f"{self.processor.image_token} a", [[Image.new("RGB", _BLANK)]]
+        return dict(self.processor(text=[text], images=images, return_tensors="pt"))
+
+    @cached_property
+    def _marks(self) -> dict[str, torch.Tensor]:
+        """Arguments that say which tokens are images, and these tokens: some models let them see each other, or place
+        them in two dimensions."""
+        ids, found = self._sample["input_ids"], {}
+        for name in sorted({"mm_token_type_ids", "token_type_ids"} & self.arguments & set(self._sample)):
+            marked = ids[self._sample[name] == 1].unique()
+            if len(marked) and torch.equal(torch.isin(ids, marked).long(), self._sample[name].long()):
+                found[name] = marked
+        return found
+
+    def blank(self) -> tuple[list[int], Seen]:
+        return self.tokens([_BLANK]), self.read([Image.new("RGB", _BLANK)])
+
+    def features_of(self, seen: Seen) -> int | None:
+        return None  # `tokens` asked the processor itself
+
+    def visible(self, seen: Seen) -> torch.Tensor:
+        values = seen.get("pixel_values")
+        if values is None or values.ndim < 4:
+            return torch.empty(0, 3, 1, 1)  # Qwen's are patches in a row, which nobody can look at
+        mean = torch.tensor(self.processor.image_processor.image_mean).view(3, 1, 1)
+        spread = torch.tensor(self.processor.image_processor.image_std).view(3, 1, 1)
+        return (values.flatten(0, -4) * spread + mean).clamp(0, 1)
+
+    def _limit(self, budget: int | None) -> dict[str, int]:
+        return {"max_patches": budget} if self._tiled and budget else {}
+
+    def __reduce__(self) -> tuple[type[Processed], tuple[Any, Collection[str]]]:
+        return Processed, (self.processor, self.arguments)  # without what it remembers
+
+
+class Blind:
+    """A text model's: it sees nothing, and says so."""
+
+    max_side = 1
+    several = True
+
+    def tokens(self, sizes: Sequence[Size], budget: int | None = None) -> list[int]:
+        raise BadInput("this model takes no images")
+
+    def read(self, images: Sequence[Image.Image], budget: int | None = None) -> Seen:
+        return {}
+
+    def join(self, seen: Sequence[Seen], ids: torch.Tensor) -> Seen:
+        return {}
+
+    def blank(self) -> tuple[list[int], Seen]:
+        return [], {}
+
+    def features_of(self, seen: Seen) -> int | None:
+        return 0
+
+    def visible(self, seen: Seen) -> torch.Tensor:
+        return torch.empty(0, 3, 1, 1)
+
+
+def _joined(parts: Sequence[torch.Tensor]) -> torch.Tensor:
+    """One after the other; where sequences differ in tiles or sizes, the smaller are filled with zeros."""
+    shape = [max(part.shape[axis] for part in parts) for axis in range(1, parts[0].ndim)]
+    whole = parts[0].new_zeros(sum(len(part) for part in parts), *shape)
+    start = 0
+    for part in parts:
+        whole[(slice(start, start + len(part)), *(slice(0, length) for length in part.shape[1:]))] = part
+        start += len(part)
+    return whole

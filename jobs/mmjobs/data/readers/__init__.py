@@ -1,0 +1,1 @@
+"""Readers: how rows are read from files, shared by the data formats."""

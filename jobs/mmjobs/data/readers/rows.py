@@ -1,0 +1,121 @@
+"""What all formats are made of: a table of rows, those of them that a source asks for, and examples made of each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol
+
+from mmjobs.data.example import BadRow, Example, LazyExamples
+from mmjobs.data.readers import lines, saved
+from mmjobs.data.readers.row import Row
+from mmlaunch.errors import BadInput
+from mmlaunch.recipe.data import Source
+
+LOOK = 20
+"""So many rows at the beginning tell whether a file is of a format at all."""
+
+
+class Table(Protocol):
+    """Rows by their place in a file."""
+
+    def __len__(self) -> int: ...
+
+    def row(self, index: int) -> Row:
+        """Raises `BadRow` for a row that cannot be read."""
+
+
+@dataclass(frozen=True)
+class Rows(LazyExamples):
+    """The chosen rows of a table; a row that no example can be made of raises `BadRow`."""
+
+    table: Table
+    chosen: Sequence[int]
+    make: Callable[[Row], Example]
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    def at(self, place: int) -> Example:
+        return self.make(self.table.row(self.chosen[place]))
+
+
+@dataclass(frozen=True)
+class Part:
+    """Rows that share the settings of a mixture; most sources are one part, one of named sets has one for each."""
+
+    name: str
+    rows: Sequence[Example]
+    repeat: float = 1.0
+    """2 shows every row twice, 1.5 half of them twice, 0.3 a seeded 30 percent; 0 none."""
+    augment: Literal["none", "jpeg"] = "none"
+    max_tiles: int | None = None
+    """A smaller tile budget than the model's."""
+
+
+def file_of(source: Source) -> Path:
+    """Where a source is; raises `BadInput` when it is not there."""
+    path = Path(source.path or "").expanduser()
+    try:
+        if source.path is not None and path.exists():
+            return path
+    except OSError as error:
+        raise BadInput(f"{source.path}: cannot be read: {error.strerror}") from None
+    raise BadInput(f"{source.path}: no such file or folder")
+
+
+def table_of(path: Path, split: str | None = None, count: int | None = None, text: bool = False) -> Table:
+    """The rows of a file or a folder, whatever holds them; of files of lines no more than `count` are looked for."""
+    if saved.is_table(path):
+        return saved.opened(path, split)
+    if split is not None:
+        raise BadInput(f"{path}: is one file without splits; remove split: {split}")
+    return lines.opened(path, count, text)
+
+
+def columns(table: Table, look: int = LOOK) -> tuple[str, ...]:
+    """The columns that the first rows have, in their order; none where none of these can be read."""
+    found: dict[str, None] = {}
+    for index in range(min(look, len(table))):
+        try:
+            found |= dict.fromkeys(map(str, table.row(index).values))
+        except BadRow:
+            continue
+    return tuple(found)
+
+
+def examples(source: Source, name: str, signs: Collection[str], make: Callable[[Row], Example]) -> Rows:
+    """The rows of a source in the format `name`, one of whose columns are `signs`; raises `BadInput` otherwise."""
+    path = file_of(source)
+    table = table_of(path, source.split, _enough(source))
+    must_be(table, path, name, signs)
+    return Rows(table, chosen(source, len(table), path), make)
+
+
+def chosen(source: Source, count: int, path: Path) -> range:
+    """The places that `skip` and `limit` leave of so many rows."""
+    if source.skip >= count:
+        raise BadInput(f"{path}: skip: {source.skip} leaves out all of its {count} rows; write a smaller number")
+    return range(count)[source.skip : None if source.limit is None else source.skip + source.limit]
+
+
+def must_be(table: Table, path: Path, name: str, signs: Collection[str]) -> None:
+    """Refuse a file of another kind as a whole, before every single one of its rows is found wrong."""
+    found = columns(table)
+    if found and not set(signs) & set(found):
+        what = f"its first rows have the columns {', '.join(found)}, and none of {', '.join(signs)}"
+        raise BadInput(f"{path}: is not in the {name} format: {what}")
+    if not found:
+        try:
+            table.row(0)
+        except BadRow as error:
+            what = (
+                f"its first row {error.what}" if len(table) == 1 else f"its first rows are broken (row 1 {error.what})"
+            )
+            raise BadInput(f"{path}: is not in the {name} format: {what}") from None
+        raise BadInput(f"{path}: is not in the {name} format: its first rows have no columns")
+
+
+def _enough(source: Source) -> int | None:
+    return None if source.limit is None else source.skip + source.limit

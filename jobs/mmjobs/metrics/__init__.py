@@ -1,0 +1,1 @@
+"""Metrics: their totals over ranks, the throughput of a run, and the TensorBoard curves."""

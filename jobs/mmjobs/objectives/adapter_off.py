@@ -1,0 +1,21 @@
+"""The reference, asked again at every step."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from mmjobs.data.batch import Batch
+from mmjobs.model import adapters
+from mmjobs.objectives.forward import values_of
+
+
+def adapter_off(network: nn.Module, batch: Batch) -> torch.Tensor:
+    """The policy without its adapters, and without dropout: [U]"""
+    learning = network.training
+    network.eval()
+    try:
+        with torch.no_grad(), adapters.off(network):
+            return values_of(network, batch)
+    finally:
+        network.train(learning)

@@ -1,0 +1,1 @@
+"""One rank of a job: its signals, its watchdog, its error record, and what all ranks agree on."""

@@ -1,0 +1,50 @@
+"""The journal: what rank 0 writes down for others to read, in the ledger of events and on standard output."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mmjobs.rank.disk import is_full
+from mmlaunch.run import ledger
+
+
+@dataclass(frozen=True)
+class Journal:
+    """Silent on every rank but the first."""
+
+    path: Path
+    attempt: int
+    first: bool
+
+    def event(self, kind: str, **fields: Any) -> None:
+        """Append an event to the ledger; a full disk costs the event, not the run."""
+        if not self.first:
+            return
+        try:
+            ledger.append(self.path, kind, attempt=self.attempt, **_finite(fields))
+        except OSError as error:
+            if not is_full(error):
+                raise
+            self.say(f"warning: no room to write the event {kind!r}: {error}")
+
+    def say(self, line: str) -> None:
+        """One line for whoever reads the log; the log may stand on the disk that is full."""
+        if self.first:
+            with suppress(OSError):
+                print(line, flush=True)
+
+    def warn(self, what: str, **fields: Any) -> None:
+        """Something that the run survives and its owner should know."""
+        self.event("warning", what=what, **fields)
+        self.say(f"warning: {what}")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return ledger.finite(value)
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    return value

@@ -1,0 +1,108 @@
+"""The preflight: what every rank tries on its node before the work begins, so that an unfit node is named at once."""
+
+from __future__ import annotations
+
+import os
+import socket
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+from mmjobs.rank import error_record
+from mmjobs.rank.events import Journal
+from mmjobs.rank.ranks import Ranks
+from mmlaunch.errors import MachineError
+from mmlaunch.run.paths import RunPaths
+
+LEAST_BYTES = 64 << 20
+"""Logs, stacks, events and temporary files of an attempt fit. Checkpoints answer for themselves when they are saved."""
+LEAST_INODES = 1000
+"""A handful of files for each rank of a large job, and those of a checkpoint."""
+FREE_MEMORY = 0.8
+"""Of a GPU, before anything of ours is on it: what an earlier job's leftover process holds is missed later."""
+
+
+class Unfit(MachineError):
+    """The attempt cannot begin on these nodes. The ranks that found the reason have left their records."""
+
+
+def check(paths: RunPaths, gpus: int, ranks: Ranks, journal: Journal) -> None:
+    """Called by all ranks together; raises `Unfit` on all of them when one has a problem."""
+    started = time.monotonic()
+    summed = _sum(ranks)  # first: whatever else is wrong, all ranks take part
+    found = _folders(paths) or gpu_problem(gpus) or summed
+    mine = f"node {node()}: {found}" if found else None
+    if problems := [problem for problem in ranks.gather(mine) if problem]:
+        if mine:
+            error_record.leave(paths, None, "UnfitNode", mine, node=node())
+        ranks.leave()  # together: whoever watches the ranks may end them all when the first one is gone
+        raise Unfit("; ".join(dict.fromkeys(problems)))
+    journal.event("preflight", seconds=round(time.monotonic() - started, 3))
+
+
+def node() -> str:
+    """The name that Slurm knows this node by, or its own."""
+    return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
+
+
+def _folders(paths: RunPaths) -> str | None:
+    named = {"the run directory": paths.root, "TMPDIR": Path(os.environ.get("TMPDIR") or tempfile.gettempdir())}
+    return next((problem for name, folder in named.items() if (problem := folder_problem(name, folder))), None)
+
+
+def folder_problem(name: str, folder: Path) -> str | None:
+    """What is wrong with a folder that this rank has to write to."""
+    try:
+        _write(folder)
+        there = os.statvfs(folder)
+    except OSError as error:
+        return f"cannot write to {name} {folder}: {error.strerror or error}"
+    free = there.f_bavail * there.f_frsize
+    if free < LEAST_BYTES:
+        return f"{name} {folder} has {free >> 20} MiB left; {LEAST_BYTES >> 20} are needed"
+    if there.f_files and there.f_favail < LEAST_INODES:  # some file systems have no fixed number, and say 0
+        return f"{name} {folder} has room for {there.f_favail} more files; {LEAST_INODES} are needed"
+    return None
+
+
+def _write(folder: Path) -> None:
+    """Write, flush, read back and delete a small file."""
+    path, content = folder / f".preflight-{os.urandom(8).hex()}", os.urandom(4096)
+    try:
+        with path.open("xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        if path.read_bytes() != content:
+            raise OSError("a file that was written there reads differently")
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def gpu_problem(wanted: int) -> str | None:
+    """What is wrong with the GPUs of this node, or with that of this rank."""
+    if not wanted:
+        return None
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if count < wanted and count != 1:  # 1: Slurm may show each rank its own only
+        return f"{count} GPUs can be used instead of {wanted}"
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) if count > 1 else 0)
+    try:
+        free, total = torch.cuda.mem_get_info(device)
+        if free < FREE_MEMORY * total:
+            return f"GPU {device.index} has {free >> 30} of {total >> 30} GiB free: another process uses it"
+        ones = torch.ones(256, 256, device=device)
+        result = float((ones @ ones).sum())
+    except RuntimeError as error:  # torch.AcceleratorError and OutOfMemoryError are
+        return f"GPU {device.index} cannot be used: {str(error).partition(chr(10))[0]}"
+    return None if result == 256.0**3 else f"GPU {device.index} computes {result} instead of {256.0**3}"
+
+
+def _sum(ranks: Ranks) -> str | None:
+    """A tiny all-reduce whose result is known."""
+    values = torch.full((2,), float(ranks.rank + 1), dtype=torch.float64)
+    ranks.add(values)
+    right = ranks.world * (ranks.world + 1) / 2
+    return None if values.tolist() == [right, right] else f"an all-reduce gave {values.tolist()} instead of {right}"

@@ -1,0 +1,159 @@
+"""Look before you leap: what a recipe's data are to its model, in numbers and as samples."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mmlaunch.errors import MmlaunchError
+from mmlaunch.recipe import Recipe, resolved
+
+PACKED = 64
+"""So many global batches are packed to tell how full their rows are."""
+
+
+def look(recipe: Recipe, samples: int, page: Path | None, decode: bool) -> dict[str, Any]:
+    """Every source of a recipe, surveyed as training surveys it."""
+    import torch
+
+    from mmjobs.data import requirements
+    from mmjobs.data.encode import Processor
+    from mmjobs.data.formats.registry import parts
+    from mmjobs.data.mixture import mixture
+    from mmjobs.data.survey import survey
+    from mmjobs.model.build import skeleton
+
+    with torch.device("meta"):  # its tokens and pixels are asked for, never its weights
+        built = skeleton(recipe.model, recipe.precision, empty=True)
+    longest = min(recipe.data.max_tokens, built.positions)
+    processor = Processor(built.chat, built.pixels, longest, recipe.data.overlong, requirements.of(recipe.objective))
+    result: dict[str, Any] = {"longest": processor.longest, "groups": {}}
+    shown: list[tuple[Any, int | None]] = []
+    questions: set[bytes] = set()
+    for group in ("eval", "train"):
+        sources = getattr(recipe.data, group)
+        asked = questions if group == "train" and recipe.data.deduplicate else set()
+        found = survey(sum((parts(source) for source in sources), ()), processor, asked, moved=_Dots(group))
+        if group == "eval":
+            questions = found.questions
+        if decode:
+            found = _decoded(found, processor)
+        result["groups"][group] = [_part(found, number, recipe.seed) for number in range(len(found.parts))]
+        if found.usable:
+            mixed = mixture(found, recipe.seed, tolerant=True)
+            if group == "train":
+                result["examples"] = len(mixed)
+                result["fill"] = _fill(mixed, recipe)
+            if group == "train" or not shown:
+                shown = [(mixed[place], mixed.part(place).max_tiles) for place in range(min(samples, len(mixed)))]
+    if shown:
+        from mmjobs.tasks.inspect_page import page_of, sample
+
+        seen = [sample(processor, example, budget) for example, budget in shown]
+        result["samples"] = [one.facts() for one in seen]
+        if page is not None:
+            page.write_text(page_of(recipe.name, result, seen))
+    return result
+
+
+def _part(found: Any, number: int, seed: int) -> dict[str, Any]:
+    part = found.parts[number]
+    rows = [row for row in found.usable if row.part == number]
+    left = [row for row in found.left if row.part == number]
+    sizes = [size for row in rows for size in row.images]
+    return {
+        "name": part.name,
+        "rows": len(part.rows),
+        "usable": len(rows),
+        "repeat": part.repeat,
+        "answers": _spread([len(row.answers) for row in rows]),
+        "tokens": _spread([row.prompt + sum(row.answers) for row in rows]),
+        "prompt_tokens": _spread([row.prompt for row in rows]),
+        "answer_tokens": _spread([length for row in rows for length in row.answers]),
+        "images": _spread([len(row.images) for row in rows]),
+        "width": _spread([size[0] for size in sizes]),
+        "height": _spread([size[1] for size in sizes]),
+        "left": dict(Counter(row.why for row in left)),
+        "reasons": [{"row": row.origin, "why": row.why, "reason": row.reason} for row in left[:5]],
+    }
+
+
+def _spread(numbers: Sequence[int]) -> dict[str, int] | None:
+    """Least, median, 99th percentile and most."""
+    if not numbers:
+        return None
+    ranked = sorted(numbers)
+    at = {"min": 0, "median": (len(ranked) - 1) // 2, "p99": math.ceil(0.99 * len(ranked)) - 1, "max": len(ranked) - 1}
+    return {name: ranked[place] for name, place in at.items()}
+
+
+def _fill(mixed: Any, recipe: Recipe) -> float | None:
+    """How full packed rows are, in the first global batches of the first epoch."""
+    from mmjobs.data.packing import pack
+    from mmjobs.data.sampler import position
+
+    budget, size = recipe.batch.tokens_per_gpu, recipe.batch.examples
+    if budget is None:
+        return None
+    fills = []
+    for start in range(0, min(len(mixed), PACKED * size), size):
+        lengths = [mixed.tokens(position(index, len(mixed), recipe.seed)) for index in range(start, start + size)]
+        fills.append(pack(lengths, recipe.resources.world, budget).fill)
+    return sum(fills) / len(fills)
+
+
+def _decoded(found: Any, processor: Any) -> Any:
+    """The survey after every image was decoded, which finds those that are damaged behind their header."""
+    from mmjobs.data.example import BadPicture
+    from mmjobs.data.survey import Left, Survey
+
+    usable, left = [], list(found.left)
+    for row in found.usable:
+        example = found.parts[row.part].rows[row.row]
+        try:
+            for picture in example.images:
+                picture.open(processor.pixels.max_side)
+            usable.append(row)
+        except BadPicture as error:
+            left.append(Left(row.part, row.row, "bad", str(example.origin), str(error)))
+    return Survey(found.parts, usable, left)
+
+
+class _Dots:
+    """Progress on standard error, for a terminal."""
+
+    def __init__(self, group: str) -> None:
+        self.group, self.rows = group, 0
+
+    def __call__(self) -> None:
+        self.rows += 1
+        if sys.stderr.isatty() and self.rows % 500 == 0:
+            print(f"\r{self.group}: {self.rows:,} rows", end="", file=sys.stderr, flush=True)
+
+
+def main() -> int:
+    """`python -m mmjobs.look RESOLVED`, which `mmlaunch data` calls."""
+    parser = argparse.ArgumentParser(prog="mmlaunch data")
+    parser.add_argument("recipe", type=Path)
+    parser.add_argument("--samples", type=int, default=3)
+    parser.add_argument("--html", type=Path)
+    parser.add_argument("--decode", action="store_true")
+    given = parser.parse_args()
+    try:
+        result = look(resolved.read(given.recipe), given.samples, given.html, given.decode)
+    except (MmlaunchError, OSError) as error:
+        result = {"error": str(error)}
+    if sys.stderr.isatty():
+        print("\r\033[K", end="", file=sys.stderr)
+    print(json.dumps(result))
+    return 1 if "error" in result else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Parameter shapes of each kind of part, from its configuration alone."""

@@ -1,0 +1,1 @@
+"""What a run is doing: its status, the reason for its end, its report and its curves."""

@@ -1,0 +1,121 @@
+"""One paragraph on a run: what ended it, what shows it, what was done about it, and what to type next."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from mmlaunch.monitor import status
+from mmlaunch.monitor.status import Status
+from mmlaunch.restart import log_patterns
+from mmlaunch.run import ledger
+from mmlaunch.run.ledger import Events
+from mmlaunch.run.paths import RunPaths
+
+_WHAT = {
+    "crash": "A rank failed",
+    "out of memory": "Out of memory",
+    "disk full": "The disk is full",
+    "import": "The code could not be imported",
+    "bad input": "The recipe or the data are wrong",
+    "node": "A node is unfit",
+    "hang": "No rank made progress any more",
+    "stop": "The job asked not to be restarted",
+    "saved": "It was told to stop and had saved, but got nowhere any more",
+    "time limit": "The time limit came before it could save",
+    "preempted": "It was taken off its nodes again and again",
+}
+_NEXT = {
+    "out of memory": "mmlaunch resume {run} -s batch.micro={half}    or more GPUs: -s resources.nodes={double}",
+    "bad input": "mend the recipe or the data, then mmlaunch submit; or mmlaunch resume {run} -s PATH=VALUE",
+    "import": "mmlaunch logs {run} --attempt {attempt}, mend the installation, then mmlaunch resume {run}",
+    "disk full": "make room, then mmlaunch resume {run}",
+    "hang": "the stacks are in {stacks}; then mmlaunch resume {run}",
+    "time limit": "mmlaunch resume {run} -s resources.time=LONGER, or a longer lead in the cluster profile",
+}
+_ELSE = "mmlaunch logs {run} --attempt {attempt}    then mmlaunch resume {run}"
+
+
+@dataclass(frozen=True)
+class Story:
+    """The paragraph, sentence by sentence."""
+
+    run: str
+    state: str
+    what: str
+    evidence: str
+    place: str  # file:line of the evidence, below the run directory
+    done: str
+    next: str
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def of(run: RunPaths) -> Story:
+    """Why a run is as it is."""
+    now, events = status.of(run, whole=True), ledger.read(run.events).of_this_submission
+    if now.state == "failed":
+        return _failed(run, now, events)
+    if now.state == "lost" and (found := log_patterns.in_logs(run.attempt(now.attempt or 1))):
+        cause, line = found
+        what, following = f"Its job is gone. {_WHAT.get(cause, 'It failed')}", _following(run, cause, now, events)
+        return Story(run.name, now.state, what, line, "", _history(events), following)
+    still = now.state in ("starting", "running") and now.reason
+    what = {
+        "done": f"Complete after {now.attempt} attempt{'s' if now.attempt > 1 else ''}, at step {now.step}",
+        "cancelled": f"Cancelled by {(events.last('cancelling') or {}).get('by', 'scancel')} at step {now.step or 0}",
+        "lost": "Its job is gone and left no word",
+        "pending": "It waits for its turn",
+        "held": "It waits for a human",
+    }.get(now.state, f"Nothing ended it: it is {now.shown_state}{', but stands still' if still else ''}")
+    following = {
+        "done": f"mmlaunch resume {run.name} -s steps=MORE",
+        "cancelled": f"mmlaunch resume {run.name}",
+        "lost": f"mmlaunch logs {run.name}    then mmlaunch resume {run.name}",
+    }.get(now.state, f"mmlaunch logs {run.name}; a hang is ended and restarted by itself" if still else "")
+    following = following or f"mmlaunch status {run.name}"
+    return Story(run.name, now.state, what, now.reason if now.state != "done" else "", "", _history(events), following)
+
+
+def _failed(run: RunPaths, now: Status, events: Events) -> Story:
+    failed, ended = events.last("failed") or {}, events.last("ended") or {}
+    cause = str(ended.get("cause", failed.get("cause", "crash")))
+    evidence = str(failed.get("evidence", ""))
+    attempt = int(failed.get("attempt", now.attempt) or 1)
+    done = f"{_history(events)} Not restarted: {ended.get('reason', '')}.".strip()
+    place = locate(run, attempt, evidence)
+    following = _following(run, cause, now, events)
+    return Story(run.name, now.state, _WHAT.get(cause, "It failed"), evidence, place, done, following)
+
+
+def _following(run: RunPaths, cause: str, now: Status, events: Events) -> str:
+    """What to type next."""
+    attempt = int((events.last("failed") or {}).get("attempt", now.attempt) or 1)
+    nodes = int((events.last("submitted") or {}).get("nodes", 1))
+    stacks = run.attempt(attempt).stacks
+    return _NEXT.get(cause, _ELSE).format(run=run.name, attempt=attempt, half="HALF", double=2 * nodes, stacks=stacks)
+
+
+def _history(events: Events) -> str:
+    """`Restarted 3 times before: 2 x preempted, 1 x crash.`"""
+    counts: dict[str, int] = {}
+    for event in events.all("requeued"):
+        counts[event["cause"]] = counts.get(event["cause"], 0) + 1
+    if not counts:
+        return ""
+    total, parts = sum(counts.values()), ", ".join(f"{count} x {cause}" for cause, count in counts.items())
+    return f"Restarted {total} time{'s' if total > 1 else ''} before: {parts}."
+
+
+def locate(run: RunPaths, attempt: int, evidence: str) -> str:
+    """The log line that says the evidence's last words: `attempts/1/logs/rank-0.out:123`."""
+    message = evidence.rpartition(": ")[2].strip().splitlines()
+    if not message or len(message[0]) < 4:
+        return ""
+    for log in sorted(run.attempt(attempt).logs.glob("rank-*.out")):
+        lines = log.read_text(errors="replace").splitlines()
+        for number in range(len(lines), 0, -1):
+            if message[0] in lines[number - 1]:
+                return f"{log.relative_to(run.root)}:{number}"
+    return ""

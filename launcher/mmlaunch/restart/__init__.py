@@ -1,0 +1,1 @@
+"""The restart policy: why an attempt ended, and whether another one begins."""

@@ -1,0 +1,168 @@
+"""`python -m mmlaunch.attempt`: the first and the last act of a job script, on the batch host.
+
+`open RUN SCRIPT` begins an attempt and prints its number and a free port. `close RUN ATTEMPT STATUS` hands the ranks'
+exit status to the restart policy, writes the answer to the ledger and exits with it: 90 for once more, otherwise the
+run's own.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from mmlaunch.errors import BadInput, MachineError, MmlaunchError
+from mmlaunch.recipe import resolved
+from mmlaunch.recipe.resources import Restarts
+from mmlaunch.restart import policy
+from mmlaunch.restart.policy import Ending
+from mmlaunch.run import ledger
+from mmlaunch.run.exits import CANCELLED, JobExit
+from mmlaunch.run.ledger import Event
+from mmlaunch.run.paths import RunPaths
+from mmlaunch.schedulers.local.process import identity
+from mmlaunch.schedulers.slurm.commands import requeue
+from mmlaunch.schedulers.slurm.queue import cancelled, taken_as
+
+EXCLUDED_FOR = 86_400  # seconds: a node that is still unfit after a day is its administrator's
+MOST_EXCLUDED = 8
+
+
+def begin(run: RunPaths, script: Path) -> tuple[int, int]:
+    """Open the next attempt: its folder, its `started` event, a port."""
+    events = ledger.read(run.events)
+    number = len(events.all("started")) + 1
+    job = os.environ.get("SLURM_JOB_ID") or os.environ.get("SUBMITIT_LOCAL_JOB_ID", "")
+    _check_mine(events.of_this_submission, job)
+    if policy.left_open(events.events):
+        _close_for_slurm(run, number - 1, events.of_this_submission.events, job)
+    attempt = run.attempt(number)
+    for folder in (attempt.logs, attempt.stacks):
+        folder.mkdir(parents=True, exist_ok=True)
+    if not attempt.script.exists():  # a restart runs the script of the attempt before
+        shutil.copyfile(script, attempt.script)
+        shutil.copyfile(run.attempt(number - 1).deepspeed, attempt.deepspeed)
+    nodes = os.environ.get("SLURM_JOB_NODELIST", socket.gethostname())
+    ledger.append(run.events, "started", attempt=number, job=job, nodes=nodes, **identity(os.getppid()))
+    return number, free_port()
+
+
+def end(run: RunPaths, number: int, exit_code: int) -> int:
+    """Close an attempt: classify, decide, write it down; the answer is the exit code."""
+    known = ledger.read(run.events).of_this_submission
+    if ended := known.last("ended"):  # whoever cancelled the run has written it already
+        return int(ended.get("exit_code", CANCELLED))
+    events = known.events
+    job = os.environ.get("SLURM_JOB_ID")
+    ending = policy.classify(exit_code, run.attempt(number), events)
+    if ending.cause in policy.FREE and job and cancelled(job):
+        ending = Ending("cancelled", exit_code, "cancelled with scancel")
+    verdict = policy.decide(ending, events, _budgets(run))
+    if ending.cause not in policy.NO_FAULT:
+        ledger.append(
+            run.events, "failed", attempt=number, cause=ending.cause, exit_code=exit_code, evidence=ending.evidence
+        )
+    if ending.node:
+        ledger.append(run.events, "excluded", node=ending.node, until=round(time.time()) + EXCLUDED_FOR)
+    if verdict.again:
+        facts = {"cause": ending.cause, "reason": verdict.reason, "pause": verdict.pause}
+        ledger.append(run.events, "requeued", attempt=number, **facts)
+        if job:
+            _requeue(run, number, job, verdict.pause)
+        else:
+            time.sleep(verdict.pause)
+        return JobExit.AGAIN
+    state = {"state": verdict.state, "cause": ending.cause, "reason": verdict.reason, "exit_code": exit_code}
+    ledger.append(run.events, "ended", attempt=number, **state)
+    return CANCELLED if verdict.state == "cancelled" else JobExit.STOP if exit_code == JobExit.AGAIN else exit_code
+
+
+def _check_mine(events: ledger.Events, job: str) -> None:
+    """A job that handed the run to another one may find itself in the queue again: Slurm preempted it meanwhile."""
+    jobs = [str(event.get("job")) for event in events.all("queued")]
+    if job in jobs[:-1] and job != jobs[-1]:
+        raise MmlaunchError(f"job {jobs[-1]} goes on with this run")
+
+
+def _close_for_slurm(run: RunPaths, number: int, known: Sequence[Event], job: str) -> None:
+    """Close an attempt that Slurm took off its nodes and requeued without asking the policy: it is asked now."""
+    ending = policy.taken(taken_as(job, int(os.environ.get("SLURM_RESTART_COUNT") or 0)))
+    verdict = policy.decide(ending, known, _budgets(run))
+    if ending.cause not in policy.NO_FAULT:
+        ledger.append(run.events, "failed", attempt=number, cause=ending.cause, evidence=ending.evidence)
+    facts = {"attempt": number, "cause": ending.cause, "by": "slurm"}
+    if verdict.again:
+        reason = f"{ending.evidence}; {verdict.reason}"
+        ledger.append(run.events, "requeued", **facts, reason=reason, pause=0)
+        return
+    state = {"state": "failed", "reason": verdict.reason, "exit_code": int(JobExit.STOP)}
+    ledger.append(run.events, "ended", **facts, **state)
+    raise MmlaunchError(verdict.reason)
+
+
+def _requeue(run: RunPaths, number: int, job: str, pause: int) -> None:
+    """Back into the queue, where the pause costs nothing. A running job cannot be kept off a node: when one is unfit, a
+    new job takes over."""
+    events = ledger.read(run.events)
+    unfit, avoided = excluded(events, time.time()), (events.last("queued") or {}).get("excluded", [])
+    if set(unfit) <= set(avoided):
+        requeue(job, pause)
+        return
+    from mmlaunch.schedulers.slurm import submit
+
+    try:
+        ledger.append(run.events, "queued", **submit.resubmit(run, number, job, unfit, pause))
+    except MachineError as error:  # no sbatch on this node: better on the same nodes again than not at all
+        ledger.append(run.events, "warning", what=str(error))
+        requeue(job, pause)
+
+
+def excluded(events: ledger.Events, now: float) -> list[str]:
+    """The nodes that this run stays away from; the newest few, so that a bad day does not empty the cluster."""
+    nodes = [str(event["node"]) for event in events.all("excluded") if event.get("until", 0) > now]
+    return sorted(set(nodes[-MOST_EXCLUDED:]))
+
+
+def _budgets(run: RunPaths) -> Restarts:
+    """The recipe's budgets; a recipe that is damaged must not keep an ending out of the ledger."""
+    try:
+        return resolved.read(run.resolved).restarts
+    except BadInput:
+        return Restarts()
+
+
+def free_port(low: int = 10_000, high: int = 32_000) -> int:
+    """A port below the ephemeral range, which the kernel gives to no one else."""
+    start = low + os.getpid() * 7 % (high - low)
+    for offset in range(high - low):
+        port = low + (start - low + offset) % (high - low)
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+        return port
+    raise MachineError("no free port between 10000 and 32000")
+
+
+def main(arguments: list[str]) -> int:
+    """The command line of job scripts; users never type it."""
+    try:
+        if len(arguments) == 3 and arguments[0] == "open":
+            print(*begin(RunPaths(Path(arguments[1])), Path(arguments[2])))
+            return 0
+        if len(arguments) == 4 and arguments[0] == "close":
+            return end(RunPaths(Path(arguments[1])), int(arguments[2]), int(arguments[3]))
+    except (MmlaunchError, OSError) as error:
+        print(f"mmlaunch: {error}", file=sys.stderr)
+        return JobExit.STOP
+    print(__doc__, file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,1 @@
+"""Schedulers: one folder for each, behind the protocol of `base.py`."""

@@ -1,0 +1,1 @@
+"""The local scheduler: ranks as processes of this machine."""

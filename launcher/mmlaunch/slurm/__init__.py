@@ -1,1 +1,0 @@
-"""Slurm behind one seam: nothing else calls its commands or knows its text formats."""

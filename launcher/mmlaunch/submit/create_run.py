@@ -1,0 +1,63 @@
+"""How a run directory comes into being: whole, or not at all."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+from mmlaunch.recipe.resolved import text_of
+from mmlaunch.run import ledger
+from mmlaunch.run.files import explained, publish
+from mmlaunch.run.paths import RunPaths
+from mmlaunch.submit import secrets, snapshot
+from mmlaunch.submit.prepare import Prepared
+
+READ_ONLY = 0o444
+EXECUTABLE = 0o755
+
+
+def create(prepared: Prepared) -> None:
+    """Make the run directory, complete or not at all; `FileExistsError` when another submission took the name."""
+    plan, texts = prepared.plan, prepared.texts
+    values = secrets.values(plan.passed)
+    resolved = text_of(plan.recipe)
+    kept = {"the job script": texts.script, "deepspeed.json": texts.deepspeed, "the recipe": resolved}
+    secrets.refuse(kept, values)
+    final = plan.run.root
+    aside = RunPaths(final.with_name(f".{final.name}.{os.getpid()}"))  # a kill leaves this, which is no run
+    with explained("cannot create the run directory", but=FileExistsError):
+        try:
+            final.parent.mkdir(parents=True, exist_ok=True)
+            _fill(aside, prepared, resolved, values | secrets.suspected())
+            _take(aside.root, final)
+        except BaseException:
+            shutil.rmtree(aside.root, ignore_errors=True)
+            raise
+
+
+def _take(aside: Path, final: Path) -> None:
+    """Rename to the final name, unless there is something of that name."""
+    try:
+        aside.rename(final)
+    except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+            raise FileExistsError(str(final)) from None
+        raise
+
+
+def _fill(run: RunPaths, prepared: Prepared, resolved: str, values: Mapping[str, str]) -> None:
+    loaded, first = prepared.loaded, run.attempt(1)
+    for folder in (first.logs, first.stacks, run.checkpoints, run.tensorboard, run.job):
+        folder.mkdir(parents=True)
+    publish(run.recipe, secrets.redact(loaded.text, values))
+    publish(run.resolved, resolved, READ_ONLY)
+    publish(run.environment, snapshot.environment(prepared.plan.folder, loaded.path, values))
+    publish(first.script, prepared.texts.script, EXECUTABLE)
+    publish(first.deepspeed, prepared.texts.deepspeed)
+    snapshot.snapshot(run.code)
+    ledger.append(run.events, "submitted", **prepared.plan.facts)
+    for folder in [run.root, *(path for path in run.root.rglob("*") if path.is_dir())]:
+        folder.chmod(0o755)  # whatever the umask: others may read a run

@@ -1,0 +1,169 @@
+"""A recipe on a cluster: everything that the templates need, computed once and without torch."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mmlaunch.estimate.checkpointing import checkpointing
+from mmlaunch.load.cluster import Cluster, gigabytes
+from mmlaunch.recipe import Recipe
+from mmlaunch.recipe.batch import split
+from mmlaunch.recipe.environment import passed, settings
+from mmlaunch.recipe.model import CHECKPOINTING
+from mmlaunch.recipe.scalars import format_duration
+from mmlaunch.run.paths import RunPaths
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The names that templates see."""
+
+    run: RunPaths
+    recipe: Recipe
+    cluster: Cluster
+    cluster_name: str
+    folder: Path  # the working directory of the job: where relative paths of the recipe start
+    python: str  # runs the batch script's own commands
+    rank_python: str  # runs the ranks, perhaps inside a container
+    nodes: int
+    ranks_per_node: int
+    gpus_per_node: int
+    cpus_per_rank: int
+    memory: str | None
+    time: int
+    partition: str | None
+    account: str | None
+    qos: str | None
+    micro: int
+    accumulation: int
+    environment: dict[str, str]
+    passed: tuple[str, ...]  # variables whose values come from the shell: names only
+    scratch: str | None
+    deepspeed: dict[str, Any]
+    saves: tuple[bool, str]  # whether activations are computed again instead of kept, and why
+
+    @property
+    def world(self) -> int:
+        return self.nodes * self.ranks_per_node
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What the ledger says of a submission."""
+        return {
+            "name": self.recipe.name,
+            "method": self.recipe.objective.method,
+            "executor": self.cluster.executor,
+            "cluster": self.cluster_name,
+            "nodes": self.nodes,
+            "ranks": self.world,
+            "steps": self.recipe.steps,
+            "activation_checkpointing": {"on": self.saves[0], "reason": self.saves[1]},
+        }
+
+    @property
+    def slurm_time(self) -> str:
+        """`1-12:00:00`: Slurm's own spelling."""
+        days, rest = divmod(self.time, 86400)
+        clock = f"{rest // 3600:02d}:{rest % 3600 // 60:02d}:{rest % 60:02d}"
+        return f"{days}-{clock}" if days else clock
+
+    @property
+    def size(self) -> str:
+        """`4 nodes x 8 GPUs, 24 h`."""
+        unit = "GPUs" if self.gpus_per_node else "ranks"
+        nodes = f"{self.nodes} nodes x " if self.nodes > 1 else ""
+        each = f"{self.ranks_per_node} {unit if self.ranks_per_node > 1 else unit[:-1]}"
+        return f"{nodes}{each}, {format_duration(self.time)}"
+
+
+def make(recipe: Recipe, cluster: Cluster, cluster_name: str, run: RunPaths, folder: Path) -> Plan:
+    """The plan of a recipe that fits the cluster."""
+    wanted, batch = recipe.resources, recipe.batch
+    shares = split(batch.examples, wanted.world, batch.micro)
+    assert shares is not None  # the recipe was validated
+    micro, accumulation = shares
+    saves, auto = checkpointing(recipe, gigabytes(cluster)), recipe.model.activation_checkpointing == "auto"
+    return Plan(
+        run=run,
+        recipe=recipe,
+        cluster=cluster,
+        cluster_name=cluster_name,
+        folder=folder,
+        python=sys.executable,
+        rank_python=cluster.python or sys.executable,
+        nodes=wanted.nodes,
+        ranks_per_node=wanted.ranks_per_node,
+        gpus_per_node=wanted.gpus_per_node,
+        cpus_per_rank=wanted.cpus_per_rank or cluster.cpus_per_rank,
+        memory=wanted.memory or cluster.memory,
+        time=wanted.time,
+        partition=wanted.partition or cluster.partition,
+        account=wanted.account or cluster.account,
+        qos=wanted.qos or cluster.qos,
+        micro=micro,
+        accumulation=accumulation,
+        environment=_environment(recipe, cluster) | ({CHECKPOINTING: "on"} if auto and saves[0] else {}),
+        saves=saves,
+        passed=tuple(passed(recipe.env)),
+        scratch=_here(cluster.scratch),
+        deepspeed=deepspeed(recipe, micro, accumulation),
+    )
+
+
+def deepspeed(recipe: Recipe, micro: int, accumulation: int) -> dict[str, Any]:
+    """DeepSpeed's configuration, with nothing left for it to guess."""
+    zero: dict[str, Any] = {"stage": recipe.deepspeed.stage}
+    if recipe.deepspeed.offload != "none":
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": True}
+    if recipe.deepspeed.offload == "all":
+        zero["offload_param"] = {"device": "cpu", "pin_memory": True}
+    config: dict[str, Any] = {
+        "train_batch_size": recipe.batch.examples,
+        "train_micro_batch_size_per_gpu": micro,
+        "gradient_accumulation_steps": accumulation,
+        "gradient_clipping": recipe.optim.clip,
+        # Stage 0 keeps no fp32 masters of half weights: there the weights are fp32, and the arithmetic is autocast.
+        "bf16": {"enabled": recipe.precision == "bf16" and recipe.deepspeed.stage > 0},
+        "fp16": {"enabled": recipe.precision == "fp16"},
+        "zero_optimization": zero,
+        "optimizer": {
+            "type": "AdamW",
+            "params": {
+                "lr": recipe.optim.lr,
+                "betas": recipe.optim.betas,
+                "eps": recipe.optim.eps,
+                "weight_decay": recipe.optim.weight_decay,
+                "torch_adam": True,  # the same arithmetic everywhere, and nothing to compile
+                "fused": True,  # one look at each number instead of ten
+            },
+        },
+    }
+    return _merged(config, recipe.deepspeed.overrides)
+
+
+def _environment(recipe: Recipe, cluster: Cluster) -> dict[str, str]:
+    nccl = {f"NCCL_{name.removeprefix('NCCL_')}": value for name, value in cluster.nccl.items()}
+    return {**nccl, **cluster.environment, **settings(recipe.env)}
+
+
+def _here(path: str | None) -> str | None:
+    """Only `$USER`, `$HOME` and `~` are filled in: a profile cannot pull a secret into a script."""
+    if path is None:
+        return None
+    for name in ("USER", "HOME"):
+        value = os.environ.get(name, "").replace("\\", r"\\")
+        path = re.sub(rf"\$(\{{{name}\}}|{name}\b)", value, path)
+    return str(Path(path).expanduser())
+
+
+def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _merged(merged[key], value) if both else value
+    return merged

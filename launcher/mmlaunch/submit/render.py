@@ -1,0 +1,112 @@
+"""Plans to text: the job script and the DeepSpeed configuration, from templates that users can read and replace."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from dataclasses import fields
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from mmlaunch.errors import TemplateError
+from mmlaunch.load.cluster import config_folder
+from mmlaunch.recipe.scalars import SLURM_WORD
+from mmlaunch.submit.plan import Plan
+
+SCRIPTS = {"slurm": "sbatch.sh.j2", "local": "local.sh.j2"}
+DEEPSPEED = "deepspeed.json.j2"
+TEMPLATE_FAULTS = (
+    jinja2.TemplateError, TemplateError, ArithmeticError, AttributeError, LookupError, OSError,
+    RecursionError, TypeError, ValueError,
+)  # fmt: skip
+"""What an expression of a user's template may raise."""
+
+
+class Renderer:
+    """Templates are looked for beside the recipe, then in the user's config folder, then in the package."""
+
+    def __init__(self, beside: Path) -> None:
+        folders = [beside, beside / "templates", config_folder() / "templates", resources.files("mmlaunch.templates")]
+        self.environment = jinja2.Environment(
+            loader=jinja2.FileSystemLoader([str(folder) for folder in folders]),
+            undefined=jinja2.StrictUndefined,
+            keep_trailing_newline=True,
+            trim_blocks=True,
+            lstrip_blocks=True,
+            optimized=False,  # each template is rendered once
+            autoescape=False,  # scripts, not HTML: values pass through `sh` and `sbatch`
+        )
+        self.environment.filters.update(sh=quoted, sbatch=on_sbatch_line, json=as_json)
+
+    def script(self, plan: Plan) -> str:
+        """The job script: what `sbatch` gets, or what runs here."""
+        return self._render(SCRIPTS[plan.cluster.executor], plan)
+
+    def deepspeed(self, plan: Plan) -> str:
+        """The DeepSpeed configuration, checked to be JSON."""
+        text = self._render(DEEPSPEED, plan)
+        try:
+            json.loads(text)
+        except ValueError as error:
+            raise TemplateError(f"{self._path(DEEPSPEED)}: renders to what is not JSON: {error}") from None
+        return text
+
+    def _render(self, name: str, plan: Plan) -> str:
+        context = {field.name: getattr(plan, field.name) for field in fields(plan)}
+        context.update(world=plan.world, slurm_time=plan.slurm_time)
+        try:
+            return self.environment.get_template(name).render(context)
+        except jinja2.TemplateSyntaxError as error:
+            path = Path(error.filename or name)
+            raise TemplateError(_at(path, error.lineno, error.message or "is no template")) from None
+        except TEMPLATE_FAULTS as error:
+            raise TemplateError(_at(*_place_of(error, name), str(error) or type(error).__name__)) from None
+
+    def _path(self, name: str) -> Path:
+        return Path(self.environment.get_template(name).filename or name)
+
+
+def quoted(value: Any) -> str:
+    """A shell word, whatever the value holds."""
+    text = str(value)
+    if "\n" in text or "\0" in text:
+        raise TemplateError(f"{text!r} holds a newline: it cannot stand in a script")
+    return shlex.quote(text)
+
+
+def on_sbatch_line(value: Any) -> str:
+    """A value on an #SBATCH line, where no shell reads it: plain words as they are, paths in double quotes."""
+    text = str(value)
+    if SLURM_WORD.fullmatch(text):
+        return text
+    if re.search(r'[\x00-\x1f\x7f"\\]', text) or not text:
+        raise TemplateError(f"{text!r} cannot stand on an #SBATCH line")
+    return f'"{text}"'
+
+
+def as_json(value: Any) -> str:
+    """Indented JSON in the order of the plan."""
+    return json.dumps(value, indent=2, allow_nan=False)
+
+
+def _place_of(error: BaseException, name: str) -> tuple[Path, int]:
+    """The template and its line that raised: Jinja puts templates into the traceback, the deepest is the one."""
+    place, trace = (Path(name), 0), error.__traceback__
+    while trace is not None:
+        if trace.tb_frame.f_code.co_filename.endswith(".j2"):
+            place = Path(trace.tb_frame.f_code.co_filename), trace.tb_lineno
+        trace = trace.tb_next
+    return place
+
+
+def _at(path: Path, line: int, message: str) -> str:
+    """`file:line: message`, with the line of the template below."""
+    try:
+        text = path.read_text().splitlines()[line - 1]
+    except (OSError, IndexError):
+        return f"{path}: {message}"
+    return f"{path}:{line}: {message}\n{line:>4} | {text}"

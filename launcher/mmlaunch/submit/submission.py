@@ -1,0 +1,89 @@
+"""What makes a prepared run real: the last checks, its directory, its job."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from mmlaunch.errors import MachineError, Problem
+from mmlaunch.load import Loaded
+from mmlaunch.recipe.capability import unsupported
+from mmlaunch.run import ledger
+from mmlaunch.run.files import explained
+from mmlaunch.run.paths import RunPaths
+from mmlaunch.submit.create_run import create
+from mmlaunch.submit.plan import Plan
+from mmlaunch.submit.prepare import Prepared, prepare
+
+_TRIES = 20
+
+
+def check_here(prepared: Prepared) -> None:
+    """What only matters once a run is submitted: files that are missing, and what this version cannot train."""
+    problems = [*_missing_files(prepared), *_missing_gpus(prepared), *unsupported(prepared.loaded.recipe)]
+    if problems:
+        raise prepared.loaded.placed(problems)
+
+
+def submit(loaded: Loaded, cluster_name: str | None) -> Prepared:
+    """Make the run directory and start the job; a failed submission leaves nothing behind."""
+    for _ in range(_TRIES):
+        prepared = prepare(loaded, cluster_name)
+        check_here(prepared)
+        try:
+            create(prepared)
+        except FileExistsError:  # another submission took the name in between: take the next
+            continue
+        _start(prepared.plan)
+        return prepared
+    raise MachineError(f"{prepared.plan.run.root}: another submission is always faster; try again")
+
+
+def _start(plan: Plan) -> None:
+    try:
+        launch(plan, 1)
+    except MachineError:
+        shutil.rmtree(plan.run.root, ignore_errors=True)
+        raise
+
+
+def launch(plan: Plan, attempt: int) -> None:
+    """Start the job of an attempt whose script is written; the ledger has its `submitted` already."""
+    job = _executor(plan)(plan.run, plan.run.attempt(attempt).script, plan.world)
+    with explained(f"job {job['job']} was started, but its number could not be written into the ledger"):
+        ledger.append(plan.run.events, "queued", **job)
+
+
+def _executor(plan: Plan) -> Callable[[RunPaths, Path, int], dict[str, Any]]:
+    if plan.cluster.executor == "local":
+        from mmlaunch.schedulers.local import submit as local  # submitit takes its time: only those who submit wait
+
+        return local.start
+    from mmlaunch.schedulers.slurm import submit as slurm
+
+    return slurm.start
+
+
+def _missing_files(prepared: Prepared) -> list[Problem]:
+    problems = []
+    for group in ("train", "eval"):
+        for index, source in enumerate(getattr(prepared.loaded.recipe.data, group)):
+            for key in ("path", "images"):
+                value = getattr(source, key)
+                if value not in (None, "none") and not (prepared.plan.folder / Path(value).expanduser()).exists():
+                    right = f"relative paths start at {prepared.plan.folder}"
+                    problems.append(Problem(("data", group, index, key), f"no such file or folder: {value}", right))
+    return problems
+
+
+def _missing_gpus(prepared: Prepared) -> list[Problem]:
+    wanted = prepared.plan.gpus_per_node
+    if prepared.plan.cluster.executor != "local" or not wanted:
+        return []
+    here = len(list(Path("/dev").glob("nvidia[0-9]*")))
+    if here >= wanted:
+        return []
+    what = f"{wanted} GPUs are asked for, this machine has {here}"
+    return [Problem(("resources", "gpus_per_node"), what, f"write gpus_per_node: {here}, or choose another --cluster")]

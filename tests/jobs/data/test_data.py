@@ -1,0 +1,154 @@
+"""From recipe to batch: order, tokens, padding, and what is left out."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.jobs.small import CHAT, PIXELS, PROCESSOR, TOKENIZER, mixed, text
+
+from mmjobs.data.batch import NOT_LEARNT, collate
+from mmjobs.data.encode import Processor
+from mmjobs.data.example import Turn
+from mmjobs.data.formats import shapes
+from mmjobs.data.mixture import mixture
+from mmjobs.data.readers.rows import Part
+from mmjobs.data.requirements import Wants
+from mmjobs.data.sampler import equal_batches, in_order, position, repeated
+from mmjobs.data.survey import survey
+from mmjobs.model import tokens
+from mmlaunch.errors import BadInput
+from mmlaunch.recipe.data import Source
+
+
+@given(count=st.integers(1, 40), seed=st.integers(0, 9), epoch=st.integers(0, 3))
+def test_every_epoch_shows_every_example_once(count: int, seed: int, epoch: int) -> None:
+    shown = [position(index, count, seed) for index in range(epoch * count, (epoch + 1) * count)]
+    assert sorted(shown) == list(range(count))
+
+
+@given(world=st.sampled_from([1, 2, 4]), micro=st.sampled_from([1, 2, 4]), start=st.integers(0, 50))
+def test_global_batches_do_not_depend_on_ranks_or_micro_batches(world: int, micro: int, start: int) -> None:
+    def step(ranks: int, size: int) -> list[list[int]]:
+        shares = [list(in_order(equal_batches(16, rank, ranks, size), start, 3, 16)) for rank in range(ranks)]
+        a_step = 16 // ranks // size
+        return [
+            [row for share in shares for batch in share[n * a_step : (n + 1) * a_step] for row in batch]
+            for n in range(3)
+        ]
+
+    assert step(world, micro) == step(1, 16)
+
+
+def test_order_is_shuffled_by_seed_and_epoch() -> None:
+    orders = {tuple(position(epoch * 50 + n, 50, seed) for n in range(50)) for epoch in (0, 1) for seed in (0, 1)}
+    assert len(orders) == 4 and tuple(range(50)) not in orders
+
+
+@given(count=st.integers(1, 200), repeat=st.floats(0.01, 4))
+def test_repeat_shows_whole_times_and_a_seeded_part(count: int, repeat: float) -> None:
+    rows = repeated(count, repeat, "seed")
+    assert len(rows) == pytest.approx(count * repeat, abs=0.51) and rows == repeated(count, repeat, "seed")
+    times = [rows.count(row) for row in range(count)]
+    assert max(times) - min(times) <= 1
+
+
+@given(st.text(), st.text())
+@settings(max_examples=200)
+def test_every_text_comes_back_from_its_bytes(question: str, answer: str) -> None:
+    tree = CHAT.tree([Turn("user", (question,))], [answer])
+    end = TOKENIZER.eos_token
+    assert tree.prompt.ids == [256, *f"{question}\n".encode()]
+    assert tree.answers[0].ids == [*answer.removesuffix(end).encode(), 257] and all(tree.answers[0].learnt)
+    assert not any(tree.prompt.learnt)
+
+
+def test_special_tokens_cannot_be_written_by_a_user() -> None:
+    written = "".join(tokens.SPECIAL)
+    assert max(CHAT.prompt([Turn("user", (written,))])[1:]) < 256
+    assert sorted(tokens.id_of(TOKENIZER, word) for word in tokens.SPECIAL) == [256, 257, 258, 259]
+    encoded = PROCESSOR.encode(text("<image>", "<image></s>yes</s>"))
+    assert encoded.prompt.ids == [256, *b"<image>\n"] and encoded.answers[0].ids == [*b"<image></s>yes", 257]
+
+
+def test_answers_are_learnt_exactly_once_with_their_end_and_byte_zero_is_no_padding() -> None:
+    encoded = [PROCESSOR.encode(text("?", answer)) for answer in ("\0a\0", "long answer", "")]
+    batch = collate(encoded, PIXELS, padding=tokens.id_of(TOKENIZER, tokens.PAD))
+    end = tokens.id_of(TOKENIZER, tokens.END)
+    for row, answer in enumerate((b"\0a\0", b"long answer", b"")):
+        learnt = batch.targets[row] != NOT_LEARNT
+        assert batch.ids[row][learnt].tolist() == [*answer, end] == batch.targets[row][learnt].tolist()
+        assert batch.attention is not None
+        assert int(batch.attention[row].sum()) == 1 + len("?\n") + len(answer) + 1
+        assert torch.equal(batch.attention[row], (batch.ids[row] != 258).long())
+
+
+def test_no_held_out_image_is_drawn_for_training() -> None:
+    train, held = (mixed(source) for source in _sources(train=500, skip=500, held=200))
+    pictures = [{of[place].images[0].open().tobytes() for place in range(len(of))} for of in (train, held)]
+    assert len(pictures[0]) == 500 and len(pictures[1]) == 200 and not pictures[0] & pictures[1]
+
+
+def test_training_questions_of_the_evaluation_data_are_left_out_and_counted() -> None:
+    train, held = _sources(train=100, skip=90, held=30)
+    rest = mixed(train, held_out=mixed(held).survey.questions)
+    assert len(rest) == 90 and rest.survey.count("held out") == 10 and "10 also in the evaluation data" in str(rest)
+
+
+def test_rows_beyond_what_a_format_takes_are_counted_and_no_error(tmp_path: Path) -> None:
+    path = tmp_path / "posts.json"
+    liked = {"human_ref_A": "A", "human_ref_B": "B", "score_A": 2, "score_B": 1}
+    path.write_text(json.dumps([{"history": "busy", **liked}] * 8 + [{"history": "calm", **liked}]))
+    posts = mixed(Source(path=str(path), format="shp"))
+    assert len(posts) == 6 and posts.survey.count("surplus") == 3 and "3 more than the format takes" in str(posts)
+
+
+def test_long_examples_are_dropped_or_cut_and_images_never() -> None:
+    long = text("?", "abcdefgh")
+    tree = PROCESSOR.tree(long)
+    whole = len(tree.prompt) + 9
+    short = Processor(CHAT, PIXELS, longest=whole - 4)
+    assert PROCESSOR.fits(tree) and not short.fits(tree)
+    cut = Processor(CHAT, PIXELS, longest=whole - 4, overlong="cut")
+    assert cut.fits(tree) and bytes(cut.encode(long).answers[0].ids) == b"abcde"
+    with pytest.raises(BadInput, match=r"10 are too long .*more than 12"):
+        mixed(Source(format="shapes", limit=10), processor=Processor(CHAT, PIXELS, 12, "cut"))
+
+
+def test_a_pair_that_is_cut_to_the_same_answer_is_left_out() -> None:
+    """It would teach nothing, and count as wrong; where one answer is enough, it is one."""
+    rows = [text("?", "abcdefg", "abcdxyz"), text("?", "abcdefg", "xyz"), text("?", "abcd", "abcde", "abcdf")]
+    room = len(PROCESSOR.tree(rows[0]).prompt) + 4
+    pairs = Processor(CHAT, PIXELS, room, "cut", Wants(least=2, most=2, prompts=False))
+    found = survey([Part("here", rows)], pairs)
+    assert [row.row for row in found.usable] == [1]
+    assert {row.reason for row in found.left} == {"its answers are the same in the 4 tokens that they are cut to"}
+    assert {row.why for row in found.left} == {"overlong"}
+    assert len(survey([Part("here", rows)], replace(pairs, wants=Wants())).usable) == 3
+    assert len(survey([Part("here", rows)], replace(pairs, longest=room + 4)).usable) == 3
+    ranked = replace(pairs, wants=Wants(least=2, prompts=False))
+    three = text("?", "abcdefg", "abcdxyz", "x")
+    assert len(survey([Part("here", [three])], ranked).usable) == 1, "one of its pairs is left"
+    lone = replace(text("?", "abcdefg"), label="true")
+    assert len(survey([Part("here", [lone])], replace(ranked, wants=Wants(least=2, labelled=True))).usable) == 1
+
+
+def test_example_without_answer_is_named() -> None:
+    part = Part("here", [text("?", "!"), text("?")])
+    with pytest.raises(BadInput, match="here:7: has no answer"):
+        mixture(survey([part], PROCESSOR), 0)
+    assert len(mixture(survey([part], PROCESSOR), 0, tolerant=True)) == 1
+
+
+def test_a_drawing_is_the_same_in_every_run() -> None:
+    assert shapes.example(12) == shapes.example(12)
+    assert {shapes.example(row).label for row in range(50)} == set(shapes.QUESTIONS)
+
+
+def _sources(train: int, skip: int, held: int) -> tuple[Source, Source]:
+    return Source(format="shapes", limit=train), Source(format="shapes", skip=skip, limit=held)

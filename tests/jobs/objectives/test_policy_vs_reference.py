@@ -1,0 +1,151 @@
+"""Terms by themselves: closed forms, and numbers of any size."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+
+import pytest
+import torch
+from tests.jobs import judged
+from tests.jobs.small import PIXELS
+
+from mmjobs.data.batch import collate
+from mmjobs.data.chat import Tokens
+from mmjobs.data.encode import Encoded
+from mmjobs.data.example import Origin
+from mmjobs.objectives.global_batch import among
+from mmjobs.objectives.policy_vs_reference import Compared, Side, Sides, divergence
+from mmjobs.objectives.terms import TERMS
+from mmjobs.objectives.terms.others import ranked
+from mmjobs.objectives.terms.pairs import labels
+from mmlaunch.recipe.objective import Preference as Settings
+from mmlaunch.recipe.terms import Aot, Margin, Term, Terms
+
+
+def test_the_schema_and_the_terms_name_the_same() -> None:
+    assert TERMS.keys() | {"sft"} == Terms.model_fields.keys()
+
+
+def test_the_best_margin_of_mmpo_is_gamma_times_the_gap_of_the_scores() -> None:
+    """Also for gaps of thousands, whose label is 1; a tie pushes nothing."""
+    gaps = torch.tensor([0.0, 0.5, 2.0, -1.0, 4000.0], dtype=torch.float64)
+    delta = (1.1 * gaps / 0.3).requires_grad_()
+    side = partial(Side, *[torch.zeros(5, dtype=torch.float64)] * 4)
+    one = torch.ones(5, dtype=torch.float64)
+    pairs = Compared(
+        0.3, side(delta, one, gaps), side(0 * one, one, 0 * gaps), side(0 * one, one, gaps),
+        ratios=one[:, None], there=one[:, None] > 0, lone=one, strangers=one, paired=one > 0,
+    )  # fmt: skip
+    loss = TERMS["margin"](pairs, Margin(gamma=1.1))
+    (slope,) = torch.autograd.grad(loss.sum(), delta)
+    assert loss.isfinite().all() and slope.abs().max() < 1e-12
+    assert torch.equal(labels(pairs, Margin(gamma=1.1, scores="divided by their spread")), torch.sigmoid(1.1 * gaps))
+
+
+@pytest.mark.parametrize(("kind", "alpha"), [("forward_kl", 0.5), ("js", 0.5), ("alpha", 0.3), ("alpha", 2.0)])
+def test_a_divergence_is_its_slope_as_far_as_numbers_go(kind: str, alpha: float) -> None:
+    ratio = torch.tensor([-70.0, -5.0, 0.0, 0.1, 30.0], dtype=torch.float64)
+    torch.testing.assert_close(divergence(ratio, kind, alpha), judged.SLOPES[kind](ratio.exp(), alpha))
+    assert torch.equal(divergence(ratio, "alpha", 1.0), ratio), "its limit is the reverse KL"
+
+
+def test_odds_of_a_certain_answer_are_finite() -> None:
+    """ORPO divides by the chance that it is not said; one in a million is not yet nothing."""
+    found = []
+    for mean in (0.0, math.log1p(-1e-6)):
+        chosen = torch.tensor([mean], requires_grad=True)
+        loss = TERMS["orpo"](of_means(chosen, torch.tensor([-1.0])), Term())
+        (slope,) = torch.autograd.grad(loss.sum(), chosen)
+        assert loss.isfinite().all() and slope.isfinite().all()
+        found.append(loss.item())
+    odds = math.log(1e6) - math.log(math.exp(-1) / (1 - math.exp(-1)))
+    assert found[1] == pytest.approx(math.log1p(math.exp(-odds)), rel=0.05) and found[0] < found[1]
+
+
+def of_means(chosen: torch.Tensor, rejected: torch.Tensor) -> Compared:
+    none = torch.zeros_like(chosen).detach()
+    sides = [Side(mean, mean, none, none, none, none + 1, none) for mean in (chosen, rejected)]
+    return Compared(0.1, *sides, sides[1], none[:, None], none[:, None] == 0, none, none, none == 0)
+
+
+def test_a_small_ratio_of_a_long_answer_keeps_its_digits() -> None:
+    """Two sums of thousands are 1e-3 apart in fp32 before anything was learnt; each token's difference is not."""
+    count = 3000
+    answers = (Tokens([65] * count, [True] * count), Tokens([66], [True]))
+    pair = Encoded(Tokens([256], [False]), answers, (None, None), {}, Origin("here", 0))
+    batch = collate([pair], PIXELS, 258, packed=True)
+    generator = torch.Generator().manual_seed(0)
+    policy = -5 * torch.rand(count + 1, generator=generator)
+    reference = policy + 1e-5 * torch.rand(count + 1, generator=generator)
+    sides = Sides(batch, policy, reference, Settings.model_validate("dpo"))
+    exact = (policy.double() - reference.double())[:count].sum()
+    assert float(sides.side(sides.arranged.chosen).ratio) == pytest.approx(float(exact), rel=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+@pytest.mark.parametrize("scale", [0.0, 1.0, 1000.0])
+def test_ranked_loss_is_finite_and_its_gradient_too(dtype: torch.dtype, scale: float) -> None:
+    """Equal scores cost ln K!, the right order nothing, the wrong one what it is apart; answers that lack, nothing."""
+    scores = scale * torch.tensor([[1, -1, 0, 0], [-1, 1, 0, 0], [1, 0, -1, 0], [0, 0, 0, 0]], dtype=dtype)
+    scores.requires_grad_()
+    there = torch.tensor([[1, 1, 0, 0], [1, 1, 0, 0], [1, 1, 1, 0], [1, 1, 1, 1]]).bool()
+    loss = ranked(scores, there)
+    assert loss.isfinite().all() and loss[3].item() == pytest.approx(math.log(24), abs=1e-3)
+    if scale == 1000:
+        assert loss.tolist()[:3] == pytest.approx([0, 2000, 0], abs=1e-3)
+    if scale == 0:
+        assert loss.tolist()[:3] == pytest.approx([math.log(2), math.log(2), math.log(6)], abs=1e-3)
+    torch.autograd.backward(loss.sum())
+    assert scores.grad is not None and scores.grad.isfinite().all() and not scores.grad[~there].any()
+
+
+def test_what_all_scores_have_in_common_costs_no_digits() -> None:
+    scores = torch.tensor([[0.5, 0.25, -0.125], [1.0, 2.0, 0.0]])
+    there = torch.tensor([[True, True, True], [True, True, False]])
+    small, large = scores.clone().requires_grad_(), (scores + 65536).requires_grad_()
+    ours = [torch.autograd.grad(ranked(one, there).sum(), one)[0] for one in (small, large)]
+    torch.testing.assert_close(*ours, rtol=1e-6, atol=1e-7)
+    torch.testing.assert_close(ranked(small, there), ranked(large, there), rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("kind", ["forward_kl", "alpha"])
+@pytest.mark.parametrize("term", ["ipo", "sigmoid", "hinge"])
+def test_what_has_left_its_reference_far_behind_is_finite(kind: str, term: str) -> None:
+    """A divergence grows with the exponential, and ipo squares it."""
+    ratio = torch.tensor([-500.0, -50.0, 0.0, 50.0], requires_grad=True)
+    one, score = torch.ones(4), divergence(ratio, kind, 0.3)
+    chosen, rejected = (Side(one, one, ratio, one, value, one, one) for value in (score, 0 * one))
+    pairs = Compared(
+        0.3, chosen, rejected, rejected, ratios=one[:, None], there=one[:, None] > 0, lone=one, strangers=one,
+        paired=one > 0,
+    )  # fmt: skip
+    found = TERMS[term](pairs, getattr(Terms.model_validate({term: {}}), term))
+    assert found.isfinite().all() and torch.autograd.grad(found.sum(), ratio)[0].isfinite().all()
+
+
+def test_every_rank_is_told_of_all_others_and_of_its_own() -> None:
+    """Three micro-batches of two ranks: who meets whom, and the reference point of all."""
+    policy, known = [3.0, 1.0, 2.0, 5.0], [10.0, 40.0, 20.0, 30.0]
+    chosen, rejected = [1.0, 4.0, 2.0, 3.0], [0.5, -1.0, 7.0, 2.0]
+    strangers, cuts = [[-3.0, 2.0], [10.0], []], [(0, 2), (2, 3), (3, 4)]
+    batches = [
+        {
+            "policy": torch.tensor(policy[a:b]), "reference": torch.tensor(known[a:b]),
+            "chosen": torch.tensor(chosen[a:b]), "rejected": torch.tensor(rejected[a:b]),
+            "strangers": torch.tensor(strangers[number]),
+        }
+        for number, (a, b) in enumerate(cuts)
+    ]  # fmt: skip
+    everyone = [batches[:2], batches[2:]]
+    paired = [30.0, 10.0, 20.0, 40.0]
+    above, below = [-1.0, 7.0, 0.5, 2.0], [2.0, 1.0, 4.0, 3.0]  # of rank: the rejected for each chosen, and back
+    for rank, mine in ((0, cuts[:2]), (1, cuts[2:])):
+        for found, (a, b) in zip(among(everyone, rank, Aot(pairs="paired")), mine, strict=True):
+            assert found["paired"].tolist() == paired[a:b] and found["point"] == 3.0
+        for found, (a, b) in zip(among(everyone, rank, Aot(pairs="unpaired")), mine, strict=True):
+            assert (found["rejected"].tolist(), found["chosen"].tolist()) == (above[a:b], below[a:b])
+        assert [found.keys() for found in among(everyone, rank, None)] == [{"point"}] * len(mine)
+    nobody = [[{**batches[0], "strangers": torch.tensor([])}]]
+    assert among(nobody, 0, None)[0]["point"] == 0
+    assert among([[{**batches[0], "strangers": torch.tensor([-1.0])}]], 0, None)[0]["point"] == 0

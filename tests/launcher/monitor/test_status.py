@@ -1,0 +1,213 @@
+"""Status: what events and processes mean, for one run and for a thousand."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mmlaunch.errors import RunNotFound
+from mmlaunch.load import rundir
+from mmlaunch.monitor import status, why
+from mmlaunch.run import ledger
+from mmlaunch.run.ledger import Event, Events
+from mmlaunch.run.paths import RunPaths
+from mmlaunch.schedulers.local import process
+
+NOW = 1_800_000_000.0
+ME = process.identity(os.getpid())
+GONE = {"host": socket.gethostname(), "pid": 2**22 - 1, "began": 1}
+
+
+def event(kind: str, **fields: Any) -> Event:
+    return {"event": kind, "time": NOW, **fields}
+
+
+def state(*events: Event) -> str:
+    return status.derive(RunPaths(Path("/runs/r")), Events(events), NOW).state
+
+
+SUBMITTED = event("submitted", method="sft", steps=100)
+
+
+def test_states() -> None:
+    live = event("queued", **ME)
+    assert state() == "unknown"
+    assert state({**SUBMITTED, "time": time.time()}) == "submitted"
+    assert state(SUBMITTED, live) == "submitted"
+    started = event("started", attempt=1, **ME)
+    assert state(SUBMITTED, live, started) == "starting"
+    asked = status.derive(
+        RunPaths(Path("/r")), Events((SUBMITTED, live, started, event("reference", done=3, total=9))), NOW
+    )
+    assert (asked.state, asked.reason) == ("starting", "asks its reference: 3 of 9 examples")
+    step = event("step", step=3, steps=100, loss=0.5, rate=2.0, attempt=1)
+    assert state(SUBMITTED, live, started, step) == "running"
+    assert state(SUBMITTED, live, started, step, event("cancelling")) == "cancelling"
+    assert state(SUBMITTED, live, started, step, event("requeued", attempt=1)) == "restarting"
+    for final in ("done", "failed", "cancelled"):
+        assert state(SUBMITTED, live, started, step, event("ended", state=final, attempt=1)) == final
+
+
+def test_what_a_lost_run_left_in_its_logs_is_told(tmp_path: Path) -> None:
+    """Where the disk was full, nothing could be written of the end."""
+    run = RunPaths(tmp_path / "r")
+    run.attempt(1).logs.mkdir(parents=True)
+    for one in (SUBMITTED, event("queued", **GONE), event("started", attempt=1, **GONE)):
+        ledger.append(run.events, **{key: value for key, value in one.items() if key != "time"})
+    assert why.of(run).what == "Its job is gone and left no word"
+    run.attempt(1).rank_log(0).write_text("step 3\nOSError: [Errno 28] No space left on device\n")
+    story = why.of(run)
+    assert (story.what, story.next) == ("Its job is gone. The disk is full", "make room, then mmlaunch resume r")
+    assert story.evidence == "rank-0.out: OSError: [Errno 28] No space left on device"
+
+
+def test_a_run_that_was_resumed_stands_where_it_stood() -> None:
+    saved = event("checkpoint", step=80)
+    before = (SUBMITTED, event("step", step=80, steps=100, loss=0.5, attempt=1), saved, event("ended", state="failed"))
+    again = (*before, event("submitted", steps=100), event("queued", **ME))
+    found = status.derive(RunPaths(Path("/runs/r")), Events(again), NOW)
+    assert (found.step, found.saved_step, found.state) == (80, 80, "submitted")
+    resumed = (*again, event("started", attempt=2, **ME), event("resumed", step=40))
+    assert status.derive(RunPaths(Path("/runs/r")), Events(resumed), NOW).step == 40
+
+
+def test_a_process_that_is_gone_without_a_word_is_lost() -> None:
+    assert state(SUBMITTED, event("queued", **GONE), event("started", attempt=1, **GONE)) == "lost"
+    assert state(SUBMITTED, event("queued", **{**ME, "began": 1})) == "lost"  # the number was given to another process
+
+
+def test_a_number_that_was_given_away_names_nobody() -> None:
+    with subprocess.Popen(["sleep", "60"], start_new_session=True) as sleeper:
+        leader = process.identity(sleeper.pid)
+        assert process.members(leader) == [sleeper.pid]
+        assert process.members({**leader, "began": 1}) == []
+        assert process.members({**leader, "pid": 0}) == []
+        sleeper.kill()
+
+
+def test_another_machines_process_is_not_guessed_at() -> None:
+    assert state(SUBMITTED, event("queued", **{**GONE, "host": "elsewhere"})) == "unknown"
+
+
+def test_what_a_line_says() -> None:
+    steps = [
+        {**event("step", step=n, steps=100, loss=1 / n, rate=9.8, attempt=2), "time": NOW - 100 + n}
+        for n in (10, 20, 30)
+    ]
+    events = [SUBMITTED, event("started", attempt=2, **ME), {**event("checkpoint", step=20), "time": NOW - 240}, *steps]
+    one = status.derive(RunPaths(Path("/runs/r")), Events(tuple(events)), NOW)
+    assert (one.state, one.attempt, one.step, one.steps, one.rate) == ("running", 2, 30, 100, 9.8)
+    assert one.loss == pytest.approx(1 / 30) and (one.saved_step, one.saved_seconds_ago) == (20, 240)
+    assert one.next == f"ends about {time.strftime('%H:%M', time.localtime(NOW + 70))}"
+    assert one.shown_state == "running, attempt 2"
+
+
+def test_a_rejected_checkpoint_is_not_a_saved_one() -> None:
+    events = [
+        SUBMITTED,
+        event("started", attempt=1, **ME),
+        event("checkpoint", step=5),
+        event("checkpoint", step=9, rejected="torn"),
+    ]
+    assert status.derive(RunPaths(Path("/r")), Events(tuple(events)), NOW).saved_step == 5
+
+
+def make_run(folder: Path, name: str, age: float = 0) -> None:
+    (folder / name).mkdir(parents=True)
+    resolved = folder / name / "recipe.resolved.yaml"
+    resolved.write_text("name: x\n")
+    os.utime(resolved, (NOW - age, NOW - age))
+
+
+def test_runs_are_found_by_what_people_type(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MMLAUNCH_RUNS", str(tmp_path))
+    for age, name in enumerate(("dpo-1121-aaaa", "dpo-1121-bbbb", "dpo-1121-bbbb-2", "sft-1120-cccc")):
+        make_run(tmp_path, name, age)
+    (tmp_path / "not-a-run").mkdir()
+    assert [run.name for run in rundir.all_runs(tmp_path)] == [
+        "dpo-1121-aaaa",
+        "dpo-1121-bbbb",
+        "dpo-1121-bbbb-2",
+        "sft-1120-cccc",
+    ]
+    for typed, name in (("sft", "sft-1120-cccc"), ("dpo-1121-bbbb", "dpo-1121-bbbb"), ("cccc", "sft-1120-cccc"),
+                        ("last", "dpo-1121-aaaa"), (f"{tmp_path}/sft-1120-cccc", "sft-1120-cccc")):  # fmt: skip
+        assert rundir.resolve(typed).name == name
+    with pytest.raises(RunNotFound, match="fits 3 runs"):
+        rundir.resolve("dpo")
+    for nothing in ("ppo", "", "112", "ccc"):  # a variable that is not set must not name the only run there is
+        with pytest.raises(RunNotFound, match="the newest are dpo-1121-aaaa"):
+            rundir.resolve(nothing)
+    with pytest.raises(RunNotFound, match="not a run directory"):
+        rundir.resolve(f"{tmp_path}/not-a-run")
+
+
+def test_a_narrow_terminal_shows_what_comes_next(tmp_path: Path) -> None:
+    make_run(tmp_path, "a-run-with-a-long-name-1121-aaaa", 0)
+    ledger.append(tmp_path / "a-run-with-a-long-name-1121-aaaa" / "events.jsonl", "ended", state="done", reason="")
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "mmlaunch", "status"]
+    environment = {**os.environ, "MMLAUNCH_RUNS": str(tmp_path), "COLUMNS": "60"}
+    subprocess.run(command, stdout=theirs, stdin=theirs, env=environment, check=True)
+    lines = os.read(ours, 65536).decode().splitlines()
+    os.close(ours)
+    os.close(theirs)
+    assert len(lines) == 3 and lines[2].startswith("  next: mmlaunch export "), lines
+
+
+def test_a_thousand_runs_are_read_by_their_ends(tmp_path: Path) -> None:
+    """Not a timing: a long ledger costs no more reading than a short one."""
+    run = RunPaths(tmp_path / "r")
+    run.root.mkdir()
+    lines = [
+        SUBMITTED,
+        *(event("step", step=n, steps=9999, loss=0.1, attempt=1) for n in range(9999)),
+        event("ended", state="done"),
+    ]
+    run.events.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    one = status.of(run)
+    assert (one.state, one.method, one.step) == ("done", "sft", 9998)
+
+
+def beats(run: RunPaths, *ranks: tuple[float, str, bool], frozen: int | None = None) -> None:
+    """Heartbeats as the watchdog writes them: seconds ago, phase, waiting."""
+    folder = run.attempt(1).heartbeats
+    folder.mkdir(parents=True, exist_ok=True)
+    for rank, (ago, phase, waiting) in enumerate(ranks):
+        alive = NOW - ago if rank == frozen else NOW - 2
+        beat = {"phase": phase, "step": 41, "waiting": waiting, "time": NOW - ago, "alive": alive}
+        (folder / f"rank-{rank}.json").write_text(json.dumps(beat) + "\n")
+
+
+def test_a_run_that_stands_still_names_the_rank(tmp_path: Path) -> None:
+    run = RunPaths(tmp_path / "r")
+    steps = [{**event("step", step=n, attempt=1), "time": NOW - 300 + n} for n in range(40)]
+    events = Events((SUBMITTED, event("started", attempt=1, **ME) | {"time": NOW - 400}, *steps))
+    beats(run, (118, "training", True), (120, "training", False), (119, "training", True))
+    one = status.derive(run, events, NOW)
+    assert (one.state, one.reason) == ("running", "rank 1 has not moved for 120 s (training, step 41)")
+    assert one.next == "mmlaunch why r"
+    beats(run, (118, "training", True), (125, "training", True), (119, "training", True))  # stopped while it waited
+    assert status.derive(run, events, NOW).reason.startswith("rank 1 has not moved for 125 s")
+    beats(run, (118, "training", False), (119, "training", False), (118, "training", True), frozen=2)  # its process
+    assert status.derive(run, events, NOW).reason.startswith("rank 2 has not moved for 118 s")
+    beats(run, (118, "training", True), (5, "saving", False), (119, "training", True))  # slow, but alive
+    assert status.derive(run, events, NOW).reason == ""
+    (run.attempt(1).heartbeats / "rank-2.json").write_text('{"pha')
+    assert status.derive(run, events, NOW).reason == ""
+
+
+def test_slow_steps_are_not_a_standstill(tmp_path: Path) -> None:
+    run = RunPaths(tmp_path / "r")
+    steps = [{**event("step", step=n, attempt=1), "time": NOW - 1000 + 300 * n} for n in range(4)]
+    beats(run, (100, "training", False))
+    assert status.derive(run, Events((SUBMITTED, event("started", attempt=1, **ME), *steps)), NOW).reason == ""

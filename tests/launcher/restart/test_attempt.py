@@ -1,0 +1,84 @@
+"""The first and the last act of a job script: attempts that open and close in the ledger."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from mmlaunch.errors import MmlaunchError
+from mmlaunch.monitor import status
+from mmlaunch.restart import attempt
+from mmlaunch.run import ledger
+from mmlaunch.run.exits import CANCELLED, JobExit
+from mmlaunch.run.paths import RunPaths
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunPaths:
+    """A run directory with its first attempt's files."""
+    paths = RunPaths(tmp_path / "run")
+    paths.attempt(1).logs.mkdir(parents=True)
+    paths.attempt(1).script.write_text("#!/bin/bash\n")
+    paths.attempt(1).deepspeed.write_text("{}\n")
+    ledger.append(paths.events, "submitted", executor="local")
+    return paths
+
+
+def kinds(run: RunPaths) -> list[str]:
+    return [event["event"] for event in ledger.read(run.events)]
+
+
+def test_attempts_count_up_and_keep_their_script(run: RunPaths) -> None:
+    number, port = attempt.begin(run, run.attempt(1).script)
+    assert number == 1 and 10_000 <= port < 32_768
+    assert attempt.end(run, 1, JobExit.AGAIN) == JobExit.AGAIN
+    assert attempt.begin(run, run.attempt(1).script)[0] == 2
+    assert run.attempt(2).script.read_text() == "#!/bin/bash\n" and run.attempt(2).deepspeed.read_text() == "{}\n"
+    assert attempt.end(run, 2, 0) == 0
+    assert kinds(run) == ["submitted", "started", "requeued", "started", "ended"]
+
+
+def test_an_attempt_that_was_taken_away_is_closed_by_the_next(run: RunPaths) -> None:
+    attempt.begin(run, run.attempt(1).script)
+    attempt.begin(run, run.attempt(1).script)
+    events = ledger.read(run.events).all("requeued")
+    assert [(event["attempt"], event["cause"]) for event in events] == [(1, "preempted")]
+
+
+def test_a_run_that_is_taken_away_again_and_again_ends(run: RunPaths) -> None:
+    for _ in range(4):  # the first, and three restarts
+        attempt.begin(run, run.attempt(1).script)
+    with pytest.raises(MmlaunchError, match="no new checkpoint"):
+        attempt.begin(run, run.attempt(1).script)
+    assert kinds(run)[-1] == "ended"
+    assert status.of(run).state == "failed"
+
+
+def test_an_unfit_node_is_left_out_for_a_day(run: RunPaths) -> None:
+    attempt.begin(run, run.attempt(1).script)
+    record = {"rank": 0, "type": "UnfitNode", "message": "node gpu014: no room", "node": "gpu014", "time": 1.0}
+    run.attempt(1).rank_error(0).write_text(json.dumps(record))
+    assert attempt.end(run, 1, JobExit.UNFIT_NODE) == JobExit.AGAIN
+    events = ledger.read(run.events)
+    until = events.all("excluded")[0]["until"]
+    assert attempt.excluded(events, until - 1) == ["gpu014"] and attempt.excluded(events, until + 1) == []
+
+
+def test_a_cancelled_run_ends_once(run: RunPaths) -> None:
+    attempt.begin(run, run.attempt(1).script)
+    ledger.append(run.events, "cancelling")
+    ledger.append(run.events, "ended", state="cancelled", exit_code=CANCELLED)
+    assert attempt.end(run, 1, JobExit.AGAIN) == CANCELLED
+    assert kinds(run).count("ended") == 1
+
+
+def test_a_job_that_was_replaced_does_not_go_on(run: RunPaths, monkeypatch: pytest.MonkeyPatch) -> None:
+    for job in ("7", "8"):
+        ledger.append(run.events, "queued", job=job)
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    with pytest.raises(MmlaunchError, match="job 8 goes on"):
+        attempt.begin(run, run.attempt(1).script)
+    monkeypatch.setenv("SLURM_JOB_ID", "8")
+    assert attempt.begin(run, run.attempt(1).script)[0] == 1
