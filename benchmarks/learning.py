@@ -63,8 +63,8 @@ def main() -> None:
             assert status.state == "done", f"{name}: {status}"
             found = [event["metrics"] for event in run.events() if event["event"] == "evaluated"]
             curve = "  ".join(f"{100 * one[f'eval/{metric}']:.0f} %" for one in found)
-            spoiled = found[-1].get("eval/conditional_accuracy")
-            shown = "" if spoiled is None else f"{100 * spoiled:.1f} %"
+            corrupted = found[-1].get("eval/conditional_accuracy")
+            shown = "" if corrupted is None else f"{100 * corrupted:.1f} %"
             print(f"| {name} | {(time.monotonic() - began) / 60:.1f} | {curve} | {shown} |", flush=True)
 
 

@@ -86,10 +86,10 @@ def same_adapters(network: Any) -> None:
 def ours(line: Connection, data: Path, own: Path, options: dict[str, Any]) -> None:
     """A rank of mmlaunch: its session, its loop, its engine."""
     from mmjobs.model import last_layer, log_probs
-    from mmjobs.rank.events import Journal
-    from mmjobs.rank.position import Whereabouts
+    from mmjobs.rank.events import EventWriter
+    from mmjobs.rank.position import Position
     from mmjobs.rank.ranks import join
-    from mmjobs.rank.signals import Stop
+    from mmjobs.rank.signals import StopRequest
     from mmjobs.rank.watchdog import Watchdog
     from mmjobs.train import datasets, setup
     from mmjobs.train.precompute_reference import Precomputing
@@ -97,7 +97,7 @@ def ours(line: Connection, data: Path, own: Path, options: dict[str, Any]) -> No
     from mmlaunch.run.paths import RunPaths
     from mmlaunch.submit.plan import deepspeed
 
-    class Told(Journal):
+    class Told(EventWriter):
         def event(self, kind: str, **fields: Any) -> None:
             if kind == "step":
                 turns.more["mfu"] = fields.get("mfu")
@@ -136,13 +136,13 @@ def ours(line: Connection, data: Path, own: Path, options: dict[str, Any]) -> No
         | {"objective": options.get("objective", "dpo"), "steps": options.get("steps", RECIPE["steps"])}
         | (_on_gpu(options) if options.get("gpu") else {})
     )
-    paths, where = RunPaths(own / "run"), Whereabouts()  # alone there: runs side by side share their references
+    paths, where = RunPaths(own / "run"), Position()  # alone there: runs side by side share their references
     paths.attempt(1).logs.mkdir(parents=True)
     paths.attempt(1).deepspeed.write_text(json.dumps(deepspeed(recipe, pairs, 1)))
     with Watchdog(paths, where) as watch:
         ranks = join(watch)
         turns = Turns(line)
-        setup._trainer(recipe, paths, Stop(), where, ranks, Told(paths.events, 1, True)).run()
+        setup._trainer(recipe, paths, StopRequest(), where, ranks, Told(paths.events, 1, True)).run()
 
 
 def _on_gpu(options: dict[str, Any]) -> dict[str, Any]:

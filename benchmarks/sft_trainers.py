@@ -32,17 +32,17 @@ BATCH: int = RECIPE["batch"]["global"]
 
 def ours(line: Connection, data: Path, own: Path, options: dict[str, Any]) -> None:
     """A rank of mmlaunch: its session, its loop, its engine."""
-    from mmjobs.rank.events import Journal
-    from mmjobs.rank.position import Whereabouts
+    from mmjobs.rank.events import EventWriter
+    from mmjobs.rank.position import Position
     from mmjobs.rank.ranks import join
-    from mmjobs.rank.signals import Stop
+    from mmjobs.rank.signals import StopRequest
     from mmjobs.rank.watchdog import Watchdog
     from mmjobs.train import setup
     from mmlaunch.recipe.check import recipe_of
     from mmlaunch.run.paths import RunPaths
     from mmlaunch.submit.plan import deepspeed
 
-    class Told(Journal):
+    class Told(EventWriter):
         def event(self, kind: str, **fields: Any) -> None:
             if kind == "step":
                 turns.step(fields["loss"])
@@ -50,13 +50,13 @@ def ours(line: Connection, data: Path, own: Path, options: dict[str, Any]) -> No
     source = {"path": str(data / "rows.json"), "format": "llava", "images": str(data)}
     model = RECIPE["model"] | {"init_from": str(data / "model")}
     recipe = recipe_of(RECIPE | {"model": model, "data": RECIPE["data"] | {"train": source}})
-    paths, where = RunPaths(own), Whereabouts()
+    paths, where = RunPaths(own), Position()
     paths.attempt(1).logs.mkdir(parents=True)
     paths.attempt(1).deepspeed.write_text(json.dumps(deepspeed(recipe, BATCH, 1)))
     with Watchdog(paths, where) as watch:
         ranks = join(watch)
         turns = Turns(line)
-        setup._trainer(recipe, paths, Stop(), where, ranks, Told(paths.events, 1, True)).run()
+        setup._trainer(recipe, paths, StopRequest(), where, ranks, Told(paths.events, 1, True)).run()
 
 
 def theirs(line: Connection, data: Path, own: Path, options: dict[str, Any]) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from mmjobs.rank import error_record, signals
 from mmjobs.rank.disk import DiskFull
-from mmjobs.rank.position import Whereabouts
+from mmjobs.rank.position import Position
 from mmjobs.rank.watchdog import Watchdog
 from mmlaunch.errors import BadInput
 from mmlaunch.run.exits import JobExit
@@ -20,16 +20,16 @@ from mmlaunch.run.paths import RunPaths
 def run(run_dir: str) -> dict[str, Any]:
     """Run this rank's part of one attempt. Returns when the run is finished; every other end is a `SystemExit`."""
     stop = signals.listen()
-    paths, where = RunPaths(Path(run_dir)), Whereabouts()
+    paths, where = RunPaths(Path(run_dir)), Position()
     try:
         with Watchdog(paths, where) as watch:
-            from mmjobs.rank.boundary import Saved
+            from mmjobs.rank.boundary import RequeueRequested
             from mmjobs.rank.preflight import Unfit  # after the handlers: torch takes seconds
             from mmjobs.train.setup import train
 
             try:
                 return train(paths, stop, where, watch)
-            except Saved:
+            except RequeueRequested:
                 code = int(JobExit.AGAIN)
             except Unfit as reason:  # whose record is written
                 error_record.say(f"the preflight ends this attempt: {reason}")
@@ -41,12 +41,12 @@ def run(run_dir: str) -> dict[str, Any]:
     except Exception as error:  # noqa: BLE001  the boundary: whatever it was is recorded, and the process ends
         code = _failed(paths, where, error, 1)
     finally:
-        signals.deafen()
+        signals.ignore_signals()
     _flush()
     raise SystemExit(code)
 
 
-def _failed(paths: RunPaths, where: Whereabouts, error: Exception, code: int) -> int:
+def _failed(paths: RunPaths, where: Position, error: Exception, code: int) -> int:
     """Leave the record that tells the restart policy and the user what happened on this rank."""
     if code == 1:
         error_record.say(traceback.format_exc())

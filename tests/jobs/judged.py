@@ -44,16 +44,20 @@ class Judged:
         self, network: Any, pixels: Any, one: Encoded, reference: Sequence[Number], options: Options | None = None
     ) -> None:
         prompts = [one.prompt.ids] * len(one.answers)
-        answers, seens = [answer.ids for answer in one.answers], [one.seen] * len(one.answers)
-        if one.stranger is not None:
-            prompts, answers, seens = [*prompts, one.prompt.ids], [*answers, one.stranger.ids], [*seens, one.seen]
-        if one.spoiled is not None:
-            prompts, answers, seens = [*prompts, one.prompt.ids], [*answers, answers[0]], [*seens, one.spoiled]
+        answers, seens = [answer.ids for answer in one.answers], [one.image_inputs] * len(one.answers)
+        if one.mismatched is not None:
+            prompts, answers, seens = (
+                [*prompts, one.prompt.ids],
+                [*answers, one.mismatched.ids],
+                [*seens, one.image_inputs],
+            )
+        if one.corrupted is not None:
+            prompts, answers, seens = [*prompts, one.prompt.ids], [*answers, answers[0]], [*seens, one.corrupted]
         found = [_log_probs(network, pixels, *three) for three in zip(prompts, answers, seens, strict=True)]
         self.each, self.certain = [values for values, _ in found], [certain for _, certain in found]
         self.reference = list(reference) or [torch.zeros_like(values) for values in self.each]
-        self.count, self.has_spoiled = len(one.answers), one.spoiled is not None
-        self.scores, self.lone = one.scores, one.lone
+        self.count, self.has_spoiled = len(one.answers), one.corrupted is not None
+        self.scores, self.unpaired_label = one.scores, one.unpaired_label
         self.options = options or {}
 
     def ratio(self, number: int) -> Number:
@@ -157,7 +161,7 @@ def point(batch: Sequence[Judged]) -> float:
 
 def kto(options: Options, beta: float, one: Judged, z: float) -> Number:
     good = options.get("desirable", 1.0) * (1 - torch.sigmoid(beta * (one.ratio(0) - z)))
-    if one.count == 1 and one.lone > 0:
+    if one.count == 1 and one.unpaired_label > 0:
         return good
     bad = options.get("undesirable", 1.0) * (1 - torch.sigmoid(beta * (z - one.ratio(one.count - 1))))
     return bad if one.count == 1 else (good + bad) / 2
@@ -220,8 +224,12 @@ def metrics(
 ) -> dict[str, tuple[float, float]]:
     """(sum, count) of what is measured beside the loss."""
     pairs = [one for one in batch if one.count > 1]
-    good = [beta * one.ratio(0) for one in batch if one.count > 1 or one.lone > 0]
-    bad = [beta * one.ratio(one.count - 1 if one.lone else 1) for one in batch if one.count > 1 or one.lone < 0]
+    good = [beta * one.ratio(0) for one in batch if one.count > 1 or one.unpaired_label > 0]
+    bad = [
+        beta * one.ratio(one.count - 1 if one.unpaired_label else 1)
+        for one in batch
+        if one.count > 1 or one.unpaired_label < 0
+    ]
     tokens = torch.cat(
         [known - own for one in batch for own, known in zip(one.each[: one.count], one.reference, strict=False)]
     )

@@ -20,7 +20,7 @@ from mmjobs.data.sampler import seed_of
 from mmjobs.engine.checkpoint_io import Files
 from mmjobs.engine.engine import Engine
 from mmjobs.rank.disk import DiskFull
-from mmjobs.rank.events import Journal
+from mmjobs.rank.events import EventWriter
 from mmjobs.rank.ranks import Ranks
 from mmlaunch.errors import BadInput
 from mmlaunch.recipe.checkpoint import Checkpoint
@@ -55,12 +55,12 @@ class Checkpoints:
         settings: Checkpoint,
         seed: int,
         ranks: Ranks,
-        journal: Journal,
+        events: EventWriter,
         beside: Mapping[str, Callable[[], bytes]] | None = None,  # files that rank 0 adds, by name
     ) -> None:
         self._beside = beside or {}
         self._paths, self._settings, self._seed = paths, settings, seed
-        self._ranks, self._journal = ranks, journal
+        self._ranks, self._journal = ranks, events
         self._rejected: set[int] = set()
         self._saving: Saving | None = None
         self._bytes = 0

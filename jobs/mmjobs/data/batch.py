@@ -12,10 +12,10 @@ import torch
 from mmjobs.data.chat import Tokens
 from mmjobs.data.encode import Encoded
 from mmjobs.data.example import BadRow, Origin
-from mmjobs.data.images.preprocess import Pixels, Seen
+from mmjobs.data.images.preprocess import ImageInputs, Pixels
 
-NOT_LEARNT = -100
-PLAIN, SPOILED, STRANGER = range(3)
+IGNORE_INDEX = -100
+PLAIN, CORRUPTED, MISMATCHED = range(3)
 """An answer with its own images, the chosen one with spoiled images, and one that answers something else."""
 
 
@@ -28,7 +28,7 @@ class Answers:
     kind: torch.Tensor  # [A], PLAIN, SPOILED or STRANGER
     score: torch.Tensor  # [A], not a number where the data have none
     last: torch.Tensor  # [A], where its last token stands in the flattened rows
-    lone: torch.Tensor  # [A], of an example without pairs: -1 undesirable, 1 desirable, else 0
+    unpaired_label: torch.Tensor  # [A], of an example without pairs: -1 undesirable, 1 desirable, else 0
 
     def __len__(self) -> int:
         return len(self.example)
@@ -43,13 +43,13 @@ class Batch:
     positions: (
         torch.Tensor | None
     )  # [B, T], from 0 in every tree of a packed row, and on from its prompt in each answer
-    targets: torch.Tensor  # [B, T], the token itself where it is learnt, or NOT_LEARNT
+    targets: torch.Tensor  # [B, T], the token itself where the loss mask is set, or IGNORE_INDEX
     before: torch.Tensor  # [B, T], where in the flattened rows the hidden state stands that predicts a token
     owners: torch.Tensor  # [B, T], which of the answers a token belongs to; a prompt's belong to the first of its tree
     trees: tuple[tuple[int, ...], ...] | None
     """The lengths of the prompt and of the answers of each tree of a packed row."""
     answers: Answers
-    seen: Seen
+    image_inputs: ImageInputs
     """The images, in the order of the trees or rows, as arguments of the network."""
     origins: tuple[Origin, ...]
     skipped: tuple[BadRow, ...] = ()
@@ -62,9 +62,9 @@ class Batch:
         return len(self.origins)
 
     @property
-    def learnt(self) -> torch.Tensor:
+    def loss_mask(self) -> torch.Tensor:
         """[B, T], the U tokens that are learnt; in this order everything that is measured of them comes."""
-        return self.targets != NOT_LEARNT
+        return self.targets != IGNORE_INDEX
 
     @property
     def tokens(self) -> int:
@@ -85,7 +85,7 @@ class Batch:
             name: value.to(device) for name, value in vars(self).items() if isinstance(value, torch.Tensor)
         }
         moved["answers"] = Answers(**{name: value.to(device) for name, value in vars(self.answers).items()})
-        moved["seen"] = {name: value.to(device) for name, value in self.seen.items()}
+        moved["image_inputs"] = {name: value.to(device) for name, value in self.image_inputs.items()}
         return replace(self, **moved)
 
 
@@ -95,7 +95,7 @@ class _Tree:
 
     prompt: Tokens
     answers: tuple[Tokens, ...]
-    seen: Seen
+    image_inputs: ImageInputs
     about: tuple[tuple[int, int, int, float, int], ...]
     """Example, place, kind, score and desirability of each answer."""
 
@@ -117,13 +117,13 @@ def collate(
     trees = [tree for number, one in enumerate(encoded) for tree in _trees(number, one)]
     if not packed:  # each answer repeats the prompt and its images
         trees = [
-            _Tree(tree.prompt, (answer,), tree.seen, (about,))
+            _Tree(tree.prompt, (answer,), tree.image_inputs, (about,))
             for tree in trees
             for answer, about in zip(tree.answers, tree.about, strict=True)
         ]
-    if blank and not any(tree.seen for tree in trees):
-        tokens, seen = pixels.blank()
-        trees.append(_Tree(Tokens(tokens, [False] * len(tokens)), (), seen, ()))
+    if blank and not any(tree.image_inputs for tree in trees):
+        tokens, image_inputs = pixels.blank()
+        trees.append(_Tree(Tokens(tokens, [False] * len(tokens)), (), image_inputs, ()))
     trees = trees or [_Tree(Tokens([0], [False]), (), {}, ())]
     rows = [_Row(tree) for tree in trees]
     about = [one for tree in trees for one in tree.about]
@@ -148,9 +148,9 @@ def collate(
             last=torch.tensor(
                 [start + last for start, row in zip(starts, rows, strict=True) for last in row.last], dtype=torch.long
             ),
-            lone=torch.tensor(columns[4], dtype=torch.long),
+            unpaired_label=torch.tensor(columns[4], dtype=torch.long),
         ),
-        seen=pixels.join([tree.seen for tree in trees], lines["ids"]),
+        image_inputs=pixels.join([tree.image_inputs for tree in trees], lines["ids"]),
         origins=tuple(one.origin for one in encoded),
         skipped=tuple(one for one in found if isinstance(one, BadRow)),
         reference=torch.cat(reference) if reference else None,
@@ -161,14 +161,14 @@ def collate(
 def _trees(number: int, one: Encoded) -> list[_Tree]:
     """An example's tree, and the one whose images are spoiled, where the objective looks at one."""
     nothing = float("nan")
-    about = [(number, k, PLAIN, nothing if s is None else s, one.lone) for k, s in enumerate(one.scores)]
+    about = [(number, k, PLAIN, nothing if s is None else s, one.unpaired_label) for k, s in enumerate(one.scores)]
     answers = one.answers
-    if one.stranger is not None:
-        answers = (*answers, one.stranger)
-        about.append((number, 0, STRANGER, nothing, 0))
-    trees = [_Tree(one.prompt, answers, one.seen, tuple(about))]
-    if one.spoiled is not None:
-        trees.append(_Tree(one.prompt, one.answers[:1], one.spoiled, ((number, 0, SPOILED, nothing, 0),)))
+    if one.mismatched is not None:
+        answers = (*answers, one.mismatched)
+        about.append((number, 0, MISMATCHED, nothing, 0))
+    trees = [_Tree(one.prompt, answers, one.image_inputs, tuple(about))]
+    if one.corrupted is not None:
+        trees.append(_Tree(one.prompt, one.answers[:1], one.corrupted, ((number, 0, CORRUPTED, nothing, 0),)))
     return trees
 
 
@@ -180,9 +180,9 @@ class _Row:
         answers = tree.answers
         starts = [length, *accumulate((len(answer) for answer in answers), initial=length)][1:]
         self.ids = torch.tensor([*tree.prompt.ids, *(token for answer in answers for token in answer.ids)])
-        learnt = torch.tensor([*tree.prompt.learnt, *(flag for answer in answers for flag in answer.learnt)])
-        learnt[0] = False  # nothing predicts the first one
-        self.targets = self.ids.where(learnt, NOT_LEARNT)
+        mask = torch.tensor([*tree.prompt.loss_mask, *(flag for answer in answers for flag in answer.loss_mask)])
+        mask[0] = False  # nothing predicts the first one
+        self.targets = self.ids.where(mask, IGNORE_INDEX)
         self.positions, self.before = torch.arange(len(self.ids)), torch.arange(len(self.ids)) - 1
         self.owners = torch.zeros(len(self.ids), dtype=torch.long)
         self.last = []
@@ -208,7 +208,7 @@ def _side_by_side(rows: Sequence[_Row], starts: Sequence[int], owners: Sequence[
 
 def _padded(rows: Sequence[_Row], starts: Sequence[int], owners: Sequence[int], padding: int) -> dict[str, Any]:
     shape = len(rows), max(len(row.ids) for row in rows)
-    ids, targets = torch.full(shape, padding), torch.full(shape, NOT_LEARNT)
+    ids, targets = torch.full(shape, padding), torch.full(shape, IGNORE_INDEX)
     attention, before = torch.zeros(shape, dtype=torch.long), torch.zeros(shape, dtype=torch.long)
     for number, row in enumerate(rows):
         own = number, slice(0, len(row.ids))

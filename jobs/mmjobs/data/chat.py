@@ -29,13 +29,13 @@ class Tokens:
     """Token ids, and which of them are learnt."""
 
     ids: list[int]
-    learnt: list[bool]
+    loss_mask: list[bool]
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def __getitem__(self, part: slice) -> Tokens:
-        return Tokens(self.ids[part], self.learnt[part])
+        return Tokens(self.ids[part], self.loss_mask[part])
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ class Chat:
 
     def _said(self, turns: Sequence[Turn]) -> list[Span]:
         """Where the earlier answers stand that are learnt, as the whole conversation has them."""
-        places = [place for place, turn in enumerate(turns) if turn.learnt]
+        places = [place for place, turn in enumerate(turns) if turn.in_loss]
         whole = self._render(turns, asks=True) if places else ""
         spans = []
         for place in places:

@@ -14,9 +14,9 @@ from PIL import Image
 
 from mmjobs.data.chat import CannotSay, Chat, Tokens, Tree
 from mmjobs.data.example import BadPicture, BadRow, Example, Origin
-from mmjobs.data.images.preprocess import Pixels, Seen
+from mmjobs.data.images.preprocess import ImageInputs, Pixels
 from mmjobs.data.images.tiling import Size
-from mmjobs.data.requirements import Wants, lone
+from mmjobs.data.requirements import Requirements, unpaired_label
 from mmlaunch.errors import BadInput
 
 Spoil = Callable[[Image.Image], Image.Image]
@@ -29,34 +29,34 @@ class Encoded:
     prompt: Tokens
     answers: tuple[Tokens, ...]
     scores: tuple[float | None, ...]
-    seen: Seen
+    image_inputs: ImageInputs
     origin: Origin
-    lone: int = 0
+    unpaired_label: int = 0
     """Of a single answer: whether it is desirable (1) or not (-1)."""
-    spoiled: Seen | None = None
+    corrupted: ImageInputs | None = None
     """The images of the second tree, where the chosen answer stands under spoiled ones."""
-    stranger: Tokens | None = None
+    mismatched: Tokens | None = None
     """An answer to something else, as if it had been given here."""
     reference: torch.Tensor | None = None
     """What the reference gives each learnt token, in the order of the answers as a batch has them."""
 
     @property
-    def learnt(self) -> tuple[int, ...]:
-        """How many learnt tokens each answer of a batch has: the answers, the stranger, the spoiled one."""
-        more = [self.stranger] if self.stranger is not None else []
-        more += self.answers[:1] if self.spoiled is not None else []
-        return tuple(sum(answer.learnt) for answer in (*self.answers, *more))
+    def loss_tokens(self) -> tuple[int, ...]:
+        """The number of tokens in the loss of each answer: the answers, the mismatched one, the corrupted one."""
+        more = [self.mismatched] if self.mismatched is not None else []
+        more += self.answers[:1] if self.corrupted is not None else []
+        return tuple(sum(answer.loss_mask) for answer in (*self.answers, *more))
 
     @cached_property
     def key(self) -> bytes:
         """The same for the same tokens and the same pixels."""
         found = hashlib.blake2b(digest_size=16)
-        for tokens in (self.prompt, *self.answers, *([self.stranger] if self.stranger else [])):
+        for tokens in (self.prompt, *self.answers, *([self.mismatched] if self.mismatched else [])):
             found.update(array("q", [len(tokens), *tokens.ids]).tobytes())
-        for seen in (self.seen, self.spoiled or {}):
-            for name in sorted(seen):
-                found.update(f"{name}{tuple(seen[name].shape)}{seen[name].dtype}".encode())
-                found.update(seen[name].contiguous().view(torch.uint8).numpy().tobytes())
+        for image_inputs in (self.image_inputs, self.corrupted or {}):
+            for name in sorted(image_inputs):
+                found.update(f"{name}{tuple(image_inputs[name].shape)}{image_inputs[name].dtype}".encode())
+                found.update(image_inputs[name].contiguous().view(torch.uint8).numpy().tobytes())
         return found.digest()
 
 
@@ -69,7 +69,7 @@ class Processor:
     longest: int
     """Tokens of a prompt and its longest answer."""
     overlong: Literal["drop", "cut"] = "drop"
-    wants: Wants = field(default_factory=Wants)
+    requirements: Requirements = field(default_factory=Requirements)
     """What the objective looks at."""
 
     def encode(
@@ -78,43 +78,43 @@ class Processor:
         budget: int | None = None,
         change: Spoil | None = None,
         spoil: Spoil | None = None,
-        stranger: str | None = None,
+        mismatched: str | None = None,
     ) -> Encoded:
         """The tokens and pixels of an example that `fits`; `budget` bounds its tiles, `change` changes its images.
 
-        The second tree has images that are spoiled as well; a `stranger` is an answer to something else.
+        The second tree has images that are spoiled as well; a `mismatched` is an answer to something else.
         """
-        tree = self.tree(example, budget, stranger)
+        tree = self.tree(example, budget, mismatched)
         try:
             images = [picture.open(self.pixels.max_side) for picture in example.images]
         except BadPicture as error:
             raise BadRow(example.origin, str(error)) from error
         images = [change(image) for image in images] if change else images
-        seen = self.pixels.read(images, _each(example, budget))
-        spoiled = self.pixels.read([spoil(image) for image in images], _each(example, budget)) if spoil else None
-        found, wanted = tree.prompt.ids.count(self._image), self.pixels.features_of(seen)
+        image_inputs = self.pixels.read(images, _each(example, budget))
+        corrupted = self.pixels.read([spoil(image) for image in images], _each(example, budget)) if spoil else None
+        found, wanted = tree.prompt.ids.count(self._image), self.pixels.features_of(image_inputs)
         if wanted is not None and found != wanted:
             raise BadRow(example.origin, f"{found} image tokens stand for {wanted} image features")
         room = max(0, self.longest - len(tree.prompt))
         answers = [answer[:room] for answer in tree.answers]
         return Encoded(
             prompt=tree.prompt,
-            answers=tuple(answers if stranger is None else answers[:-1]),
-            scores=tuple(answer.score for answer in example.answers[: self.wants.most]),
-            seen=seen,
+            answers=tuple(answers if mismatched is None else answers[:-1]),
+            scores=tuple(answer.score for answer in example.answers[: self.requirements.most]),
+            image_inputs=image_inputs,
             origin=example.origin,
-            lone=lone(example),
-            spoiled=spoiled,
-            stranger=None if stranger is None else answers[-1],
+            unpaired_label=unpaired_label(example),
+            corrupted=corrupted,
+            mismatched=None if mismatched is None else answers[-1],
         )
 
-    def tree(self, example: Example, budget: int | None = None, stranger: str | None = None) -> Tree:
+    def tree(self, example: Example, budget: int | None = None, mismatched: str | None = None) -> Tree:
         """The tokens of an example, every image as many as it has features; nothing is decoded for it."""
-        texts = [answer.text for answer in example.answers[: self.wants.most]]
+        texts = [answer.text for answer in example.answers[: self.requirements.most]]
         try:
-            tree = self.chat.tree(example.prompt, texts if stranger is None else [*texts, stranger])
+            tree = self.chat.tree(example.prompt, texts if mismatched is None else [*texts, mismatched])
             prompt = self._with_images(tree.prompt, example, budget)
-            if not self.wants.prompts:
+            if not self.requirements.prompts:
                 prompt = Tokens(prompt.ids, [False] * len(prompt))
             return Tree(prompt, tree.answers)
         except (CannotSay, BadPicture, BadInput) as error:
@@ -152,14 +152,14 @@ class Processor:
         if len(places) != len(example.images):
             what = f"{len(example.images)} images, and {len(places)} places for them in the rendered conversation"
             raise BadRow(example.origin, what)
-        ids, learnt, done, seen = [], [], 0, 0
+        ids, mask, done, image = [], [], 0, 0
         sizes = self.sizes(example)
         for first, count in _runs(places):
-            block = self.pixels.tokens(sizes[seen : seen + count], _each(example, budget))
+            block = self.pixels.tokens(sizes[image : image + count], _each(example, budget))
             ids += [*prompt.ids[done:first], *block]
-            learnt += [*prompt.learnt[done:first], *([False] * len(block))]
-            done, seen = first + count, seen + count
-        return Tokens([*ids, *prompt.ids[done:]], [*learnt, *prompt.learnt[done:]])
+            mask += [*prompt.loss_mask[done:first], *([False] * len(block))]
+            done, image = first + count, image + count
+        return Tokens([*ids, *prompt.ids[done:]], [*mask, *prompt.loss_mask[done:]])
 
 
 def _runs(places: Sequence[int]) -> list[tuple[int, int]]:

@@ -74,7 +74,7 @@ class Turn:
 
     role: Literal["system", "user", "assistant"]
     content: Content
-    learnt: bool = False
+    in_loss: bool = False
     """An assistant's turn of a conversation that is trained on as a whole."""
 
     @property

@@ -17,7 +17,7 @@ from mmjobs.data.encode import Encoded, Processor
 from mmjobs.data.example import BadRow
 from mmjobs.data.images.augment import crop, jpeg
 from mmjobs.data.mixture import Mixture
-from mmjobs.data.reference_store import Store
+from mmjobs.data.reference_store import ReferenceStore
 from mmlaunch.errors import BadInput
 
 _MOMENT = 1.0
@@ -35,11 +35,11 @@ class Examples(Dataset[Encoded | BadRow]):
     """None: as the images are; otherwise what the sources ask to change in them is drawn from it."""
     tolerant: bool = False
     """A row whose image turns out to be damaged is handed on as its error."""
-    reference: Store | None = None
+    reference: ReferenceStore | None = None
     """What the reference says; each example is looked up in it."""
     steady: bool = False
     """An example has the same pixels whenever it is seen: a reference remembers what it saw."""
-    spoils: int = 0
+    corruption_seed: int = 0
     """The seed that spoiled images are drawn from, together with the row."""
     packed: bool = False
     """The examples of a batch stand side by side in one row."""
@@ -48,7 +48,7 @@ class Examples(Dataset[Encoded | BadRow]):
 
     def tokens(self, place: int) -> int:
         """What the trees of a place of the mixture take of a row."""
-        return self.mixture.tokens(place, self.processor.wants)
+        return self.mixture.tokens(place, self.processor.requirements)
 
     def __getitem__(self, index: int) -> Encoded | BadRow:
         try:
@@ -60,22 +60,24 @@ class Examples(Dataset[Encoded | BadRow]):
 
     def _encoded(self, index: int) -> Encoded:
         place = self.place_of(index)
-        part, example, wants = self.mixture.part(place), self.mixture[place], self.processor.wants
+        part, example, requirements = self.mixture.part(place), self.mixture[place], self.processor.requirements
         origin = example.origin if self.steady else index
-        other = self.mixture[(place + 1) % len(self.mixture)].answers[0].text if wants.stranger else None
+        other = self.mixture[(place + 1) % len(self.mixture)].answers[0].text if requirements.mismatched else None
         return self.processor.encode(
             example,
             part.max_tiles,
             change=jpeg(self.seed, origin) if part.augment == "jpeg" and self.seed is not None else None,
-            spoil=crop("spoiled", self.spoils, example.origin) if wants.spoiled and example.images else None,
-            stranger=other,
+            spoil=crop("spoiled", self.corruption_seed, example.origin)
+            if requirements.corrupted and example.images
+            else None,
+            mismatched=other,
         )
 
     def _known(self, encoded: Encoded) -> Encoded:
         if self.reference is None:
             return encoded
         values = self.reference.get(encoded.key)
-        if values is None or len(values) != sum(encoded.learnt):
+        if values is None or len(values) != sum(encoded.loss_tokens):
             what = "the reference has not seen it as it is now: its text or its images have changed since"
             raise BadInput(f"{encoded.origin}: {what}; put them back, or start a new run")
         return replace(encoded, reference=values)

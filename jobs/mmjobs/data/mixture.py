@@ -9,7 +9,7 @@ from functools import cached_property
 
 from mmjobs.data.example import Example
 from mmjobs.data.readers.rows import Part
-from mmjobs.data.requirements import Wants
+from mmjobs.data.requirements import Requirements
 from mmjobs.data.sampler import repeated
 from mmjobs.data.survey import Survey, Usable
 from mmlaunch.errors import BadInput
@@ -38,13 +38,13 @@ class Mixture:
         """The source of the row at this place, with its settings."""
         return self.survey.parts[self.usable(place).part]
 
-    def tokens(self, place: int, wants: Wants | None = None) -> int:
+    def tokens(self, place: int, requirements: Requirements | None = None) -> int:
         """The length of all trees at this place, as somebody wants them."""
         row = self.usable(place)
         length = row.prompt + sum(row.answers)
-        if wants is not None and wants.spoiled and row.images:
+        if requirements is not None and requirements.corrupted and row.images:
             length += row.prompt + row.answers[0]
-        if wants is not None and wants.stranger:
+        if requirements is not None and requirements.mismatched:
             length += min(row.room, self.usable((place + 1) % len(self)).uncut)
         return length
 

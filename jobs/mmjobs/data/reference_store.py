@@ -17,7 +17,7 @@ _WIDTH = 16
 _DIGEST = "blake2b"
 
 
-class Store:
+class ReferenceStore:
     """What was measured so far, from any number of files; an example is a place in the numbers of one of them."""
 
     def __init__(self) -> None:

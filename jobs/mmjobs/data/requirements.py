@@ -11,7 +11,7 @@ _YES, _NO = ("true", "1"), ("false", "0")
 
 
 @dataclass(frozen=True)
-class Wants:
+class Requirements:
     """The defaults are those of someone who wants to see everything."""
 
     least: int = 1
@@ -22,19 +22,19 @@ class Wants:
     """Whether the earlier answers of a conversation are learnt as well."""
     scores: bool = False
     """Whether each answer needs a score."""
-    spoiled: bool = False
+    corrupted: bool = False
     """Whether the chosen answer is looked at with spoiled images too."""
-    stranger: bool = False
+    mismatched: bool = False
     """Whether an answer to something else is looked at too."""
     labelled: bool = False
     """Whether one answer is enough where a label says if it is a good one."""
 
-    def lacks(self, example: Example) -> str | None:
+    def missing(self, example: Example) -> str | None:
         """Why this example cannot serve, if it cannot."""
         count = len(example.answers)
         if count < self.least:
             if self.labelled and count == 1:
-                if lone(example):
+                if unpaired_label(example):
                     return None
                 return f"has one answer, and its label is {example.label!r}; write true or false, or a second answer"
             needed = f"{count} of {self.least} answers to learn from" if self.least > 1 else "no answer to learn from"
@@ -44,28 +44,28 @@ class Wants:
         return None
 
 
-def lone(example: Example) -> int:
+def unpaired_label(example: Example) -> int:
     """1 for a single answer that is desirable, -1 for one that is not, 0 where there are several or nobody knows."""
     label = (example.label or "").lower()
     return 0 if len(example.answers) != 1 else 1 if label in _YES else -1 if label in _NO else 0
 
 
-def of(objective: Objective) -> Wants:
+def of(objective: Objective) -> Requirements:
     """What the objective of a recipe wants."""
     if isinstance(objective, Sft):
-        return Wants(most=1)
+        return Requirements(most=1)
     if isinstance(objective, Reward):
         uses = objective.loss == "regression" or objective.margin or objective.soft_labels is not None
-        return Wants(least=1 if objective.loss == "regression" else 2, prompts=False, scores=uses)
+        return Requirements(least=1 if objective.loss == "regression" else 2, prompts=False, scores=uses)
     if isinstance(objective, Preference):
         terms = {name for name, term in objective.terms.active.items() if term.weight}
-        return Wants(
+        return Requirements(
             least=2,
             most=None if "plackett_luce" in terms else 2,
             prompts=False,
             scores="margin" in terms,
-            spoiled="image_conditional" in terms,
-            stranger="kto" in terms,
+            corrupted="image_conditional" in terms,
+            mismatched="kto" in terms,
             labelled=terms <= {"kto"},
         )
-    return Wants(least=0)
+    return Requirements(least=0)

@@ -92,7 +92,7 @@ def _look(part: Part, number: int, row: int, processor: Processor, held_out: Col
         question = fingerprint(example)
         if question in held_out:
             return Left(number, row, "held out", str(example.origin), "its question stands in the evaluation data too")
-        if what := processor.wants.lacks(example):
+        if what := processor.requirements.missing(example):
             raise BadRow(example.origin, what)
         tree = processor.tree(example, part.max_tiles)
         sizes = processor.sizes(example)
@@ -104,7 +104,9 @@ def _look(part: Part, number: int, row: int, processor: Processor, held_out: Col
         what = f"{len(tree.prompt) + max(lengths, default=0)} tokens, more than {processor.longest}"
         return Left(number, row, "overlong", str(example.origin), what)
     room = processor.longest - len(tree.prompt)
-    if max(lengths, default=0) > room and _different(tree.answers, room) < min(len(lengths), processor.wants.least):
+    if max(lengths, default=0) > room and _different(tree.answers, room) < min(
+        len(lengths), processor.requirements.least
+    ):
         what = f"its answers are the same in the {room} tokens that they are cut to"
         return Left(number, row, "overlong", str(example.origin), what)
     return Usable(
@@ -115,7 +117,7 @@ def _look(part: Part, number: int, row: int, processor: Processor, held_out: Col
         images=sizes,
         question=question,
         content=_digest((question, example.answers, example.label)),
-        scores=tuple(answer.score for answer in example.answers[: processor.wants.most]),
+        scores=tuple(answer.score for answer in example.answers[: processor.requirements.most]),
         room=room,
         uncut=next(iter(lengths), 0),
     )

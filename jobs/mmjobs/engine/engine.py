@@ -22,8 +22,8 @@ from mmjobs.engine.lr_schedule import share
 from mmjobs.model import sharded
 from mmjobs.model.parts import decays, drops, part_of
 from mmjobs.model.weights import FILE as WEIGHTS
-from mmjobs.objectives.objective import Measured, Objective, Units
-from mmjobs.rank.position import Whereabouts
+from mmjobs.objectives.objective import Objective, ObjectiveOutput, Units
+from mmjobs.rank.position import Position
 from mmjobs.rank.ranks import Ranks, peers
 from mmlaunch.recipe.optim import Optim
 
@@ -106,7 +106,7 @@ class Engine:
         precision: str,
         config: Path,
         ranks: Ranks,
-        where: Whereabouts,
+        where: Position,
     ) -> None:
         self.network, self._precision, self._where = network, precision, where
         self._optim, self._steps, self._ranks = optim, steps, ranks
@@ -144,7 +144,7 @@ class Engine:
         return self.stage == 3
 
     @peers()
-    def train_on(self, batches: Sequence[Batch], objective: Objective, units: Units) -> list[Measured]:
+    def train_on(self, batches: Sequence[Batch], objective: Objective, units: Units) -> list[ObjectiveOutput]:
         """Measure the micro-batches of a step, and add up the gradients of their loss sums over the global `units`."""
         self._engine.train()
         found = []

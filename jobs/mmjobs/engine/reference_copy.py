@@ -11,13 +11,13 @@ from torch import nn
 
 from mmjobs.data.batch import Batch
 from mmjobs.engine.engine import answering
-from mmjobs.objectives.forward import values_of
+from mmjobs.objectives.forward import answer_token_log_probs
 from mmlaunch.recipe.objective import ReferenceSync
 
 FILE = "reference.safetensors"
 
 
-class Copy:
+class ReferenceCopy:
     """A reference that is asked at every step, under a ZeRO stage of its own."""
 
     def __init__(
@@ -28,7 +28,7 @@ class Copy:
 
     def __call__(self, network: nn.Module, batch: Batch) -> torch.Tensor:
         with torch.no_grad():
-            found: torch.Tensor = self._answering(values_of, batch)
+            found: torch.Tensor = self._answering(answer_token_log_probs, batch)
         return found
 
     def stepped(self, network: nn.Module, step: int) -> None:

@@ -35,7 +35,7 @@ def peak(device: str, precision: str) -> float | None:
 
 
 @dataclass(frozen=True)
-class Work:
+class ModelFlops:
     """What a token, a patch and an answer's token cost in a model, forward and backward.
 
     A matrix of n weights is 2n FLOP forward, 2n for the gradient of its input where anything before it is trained, and
@@ -54,7 +54,7 @@ class Work:
     """FLOP per second that the device can do at best."""
 
     @classmethod
-    def of(cls, network: Any, peak: float) -> Work:
+    def of(cls, network: Any, peak: float) -> ModelFlops:
         """Of a network whose modules stand in the order in which they run."""
         rows, kernel, trained = dict.fromkeys((*PARTS, _LAST), 0.0), 0, False
         last = set(getattr(network.get_decoder().layers[-1], "mlp", nn.Identity()).modules())
@@ -76,8 +76,8 @@ class Work:
 
     def flop(self, batch: Batch) -> float:
         """Of one batch of this rank."""
-        pixels = batch.seen.get("pixel_values")
-        read = len(batch.answers) if self.rows["head"] else int(batch.learnt.sum())
+        pixels = batch.image_inputs.get("pixel_values")
+        read = len(batch.answers) if self.rows["head"] else int(batch.loss_mask.sum())
         counts = {
             "vision": pixels.numel() // self.kernel if pixels is not None and self.kernel else 0,
             "projector": int((batch.ids == self.image_token).sum()),
@@ -90,7 +90,7 @@ class Work:
         return sum(self.rows[part] * count for part, count in counts.items()) + attention
 
 
-def here(network: Any, precision: str) -> Work | None:
+def here(network: Any, precision: str) -> ModelFlops | None:
     """The work of this network, where the peak of this rank's device is known."""
     known = peak(torch.cuda.get_device_name(), precision) if torch.cuda.is_available() else None
-    return Work.of(network, known) if known else None
+    return ModelFlops.of(network, known) if known else None

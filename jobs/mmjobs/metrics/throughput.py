@@ -11,11 +11,11 @@ from pathlib import Path
 import torch
 
 from mmjobs.data.batch import Batch
-from mmjobs.metrics.mfu import Work
+from mmjobs.metrics.mfu import ModelFlops
 
 
 @dataclass(frozen=True)
-class Lap:
+class Rates:
     """The time between two log lines."""
 
     rate: float
@@ -49,10 +49,10 @@ class Lap:
         )
 
 
-class Pace:
+class Throughput:
     """A stopwatch for steps; evaluations and saves do not count."""
 
-    def __init__(self, examples: int, work: Work | None = None) -> None:
+    def __init__(self, examples: int, work: ModelFlops | None = None) -> None:
         self._examples, self._work = examples, work
         self._begun = time.monotonic()
         self._begin()
@@ -74,13 +74,13 @@ class Pace:
         """What has passed since the last step belongs to something else."""
         self._begun = time.monotonic()
 
-    def lap(self) -> Lap:
+    def lap(self) -> Rates:
         """The steps since the last call."""
         seconds = max(self._seconds, 1e-9)
         mfu = self._flop / seconds / self._work.peak if self._work is not None else None
         steps = max(1, self._steps)
         rates = self._steps * self._examples / seconds, self._tokens / seconds
-        lap = Lap(*rates, step_seconds=seconds / steps, fill=self._fill / steps, mfu=mfu)
+        lap = Rates(*rates, step_seconds=seconds / steps, fill=self._fill / steps, mfu=mfu)
         self._begin()
         return lap
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from mmjobs.objectives.objective import Measured, Objective, Summarising, Units
+from mmjobs.objectives.objective import Objective, ObjectiveOutput, Summarising, Units
 from mmjobs.rank.ranks import Ranks
 
 
@@ -15,7 +15,7 @@ class Totals:
         self._over, self._names = objective.over, objective.metrics
         self.values = torch.zeros(len(self._over) + len(self._names), 2, dtype=torch.float64)  # [K, 2]
 
-    def add(self, measured: Measured, units: Units) -> None:
+    def add(self, measured: ObjectiveOutput, units: Units) -> None:
         """Take in one micro-batch."""
         device = measured.each.device
         losses = [torch.stack([measured.losses[unit].detach().double(), torch.tensor(units[unit], device=device)])

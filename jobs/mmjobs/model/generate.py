@@ -8,13 +8,13 @@ import torch
 from torch import nn
 
 from mmjobs.data.chat import Chat
-from mmjobs.data.images.preprocess import Pixels, Seen
+from mmjobs.data.images.preprocess import ImageInputs, Pixels
 
 LONGEST = 48
 """Tokens; a sample is there to be looked at."""
 
 
-def greedy(network: nn.Module, chat: Chat, pixels: Pixels, prompt: list[int], seen: Seen) -> str:
+def greedy(network: nn.Module, chat: Chat, pixels: Pixels, prompt: list[int], image_inputs: ImageInputs) -> str:
     """The answer to one prompt with its images."""
     device = next(network.parameters()).device
     ids = torch.tensor([prompt], device=device)  # [1, T]
@@ -25,6 +25,6 @@ def greedy(network: nn.Module, chat: Chat, pixels: Pixels, prompt: list[int], se
         do_sample=False,
         pad_token_id=chat.tokenizer.pad_token_id,
         eos_token_id=[chat.end_id],
-        **{name: value.to(device) for name, value in pixels.join([seen], ids).items()},
+        **{name: value.to(device) for name, value in pixels.join([image_inputs], ids).items()},
     )
     return str(chat.tokenizer.decode(made[0, len(prompt) :].tolist(), skip_special_tokens=True))

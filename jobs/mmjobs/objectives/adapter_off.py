@@ -7,7 +7,7 @@ from torch import nn
 
 from mmjobs.data.batch import Batch
 from mmjobs.model import adapters
-from mmjobs.objectives.forward import values_of
+from mmjobs.objectives.forward import answer_token_log_probs
 
 
 def adapter_off(network: nn.Module, batch: Batch) -> torch.Tensor:
@@ -16,6 +16,6 @@ def adapter_off(network: nn.Module, batch: Batch) -> torch.Tensor:
     network.eval()
     try:
         with torch.no_grad(), adapters.off(network):
-            return values_of(network, batch)
+            return answer_token_log_probs(network, batch)
     finally:
         network.train(learning)

@@ -18,22 +18,22 @@ def hidden_states(network: nn.Module, batch: Batch, read: torch.Tensor) -> torch
     named |= trees.arguments(network, batch.trees, batch.ids.device)
     named |= (few := last_layer.arguments(network, read))
     found: torch.Tensor = network.get_submodule("model")(
-        input_ids=batch.ids, position_ids=batch.positions, **batch.seen, **named, use_cache=False
+        input_ids=batch.ids, position_ids=batch.positions, **batch.image_inputs, **named, use_cache=False
     ).last_hidden_state  # [U, D] or [B, T, D]
     return found if few else found.flatten(0, 1)[read]
 
 
-def learnt(network: nn.Module, batch: Batch, *also: str) -> LogProbs:
-    """The log-probability of each of the U tokens that are learnt, and what else is asked for."""
-    states = hidden_states(network, batch, batch.before[batch.learnt])
-    return log_probs(network, states, batch.targets[batch.learnt], also)
+def answer_log_probs(network: nn.Module, batch: Batch, *also: str) -> LogProbs:
+    """The log-probability of each of the U tokens in the loss, and what else is asked for."""
+    states = hidden_states(network, batch, batch.before[batch.loss_mask])
+    return log_probs(network, states, batch.targets[batch.loss_mask], also)
 
 
-def values_of(network: nn.Module, batch: Batch) -> torch.Tensor:
+def answer_token_log_probs(network: nn.Module, batch: Batch) -> torch.Tensor:
     """The same, the numbers alone: [U]"""
-    return learnt(network, batch).values
+    return answer_log_probs(network, batch).values
 
 
 def by_answer(values: torch.Tensor, batch: Batch) -> torch.Tensor:
     """The sum over the tokens of each answer: [U] -> [A]."""
-    return values.new_zeros(len(batch.answers)).index_add(0, batch.owners[batch.learnt], values)
+    return values.new_zeros(len(batch.answers)).index_add(0, batch.owners[batch.loss_mask], values)

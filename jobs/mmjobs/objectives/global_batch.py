@@ -7,16 +7,16 @@ from collections.abc import Sequence
 import torch
 
 from mmjobs.objectives.objective import Told
-from mmjobs.objectives.policy_vs_reference import Compared
+from mmjobs.objectives.policy_vs_reference import PolicyVsReference
 from mmlaunch.recipe.terms import Aot, Term
 
 
-def told(pairs: Compared) -> Told:
+def told(pairs: PolicyVsReference) -> Told:
     """What one micro-batch has to say to the others."""
     found = {
         "policy": pairs.chosen.logp - pairs.rejected.logp,
         "reference": pairs.chosen.known - pairs.rejected.known,
-        "chosen": pairs.chosen.ratio, "rejected": pairs.rejected.ratio, "strangers": pairs.strangers,
+        "chosen": pairs.chosen.ratio, "rejected": pairs.rejected.ratio, "strangers": pairs.mismatched,
     }  # fmt: skip
     return {name: values.detach().cpu() for name, values in found.items()}
 
@@ -25,8 +25,8 @@ def among(everyone: Sequence[Sequence[Told]], rank: int, aot: Term | None) -> li
     """For each micro-batch of a rank: the reference point of KTO, and whom each value meets in AOT."""
     flat = [one for each in everyone for one in each]
     whole = {name: torch.cat([one[name] for one in flat]) for name in flat[0]}
-    strangers = whole["strangers"]
-    point = strangers.mean().clamp_min(0) if len(strangers) else torch.tensor(0.0)
+    mismatched = whole["strangers"]
+    point = mismatched.mean().clamp_min(0) if len(mismatched) else torch.tensor(0.0)
     meets: Told = {}
     if isinstance(aot, Aot) and aot.pairs == "paired":
         meets["paired"] = _met(whole["policy"], whole["reference"])

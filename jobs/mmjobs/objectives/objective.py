@@ -17,7 +17,7 @@ Units = dict[str, float]
 
 
 @dataclass(frozen=True)
-class Measured:
+class ObjectiveOutput:
     """One micro-batch, measured."""
 
     losses: dict[str, torch.Tensor]
@@ -44,7 +44,7 @@ class Objective(Protocol):
     def units(self, batch: Batch) -> Units:
         """What a batch counts for, before anything is computed: losses are divided by the sums of these over a step."""
 
-    def __call__(self, network: nn.Module, batch: Batch) -> Measured: ...
+    def __call__(self, network: nn.Module, batch: Batch) -> ObjectiveOutput: ...
 
 
 @runtime_checkable

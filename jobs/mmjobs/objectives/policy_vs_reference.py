@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn.functional import logsigmoid
 
-from mmjobs.data.batch import PLAIN, SPOILED, STRANGER, Batch
+from mmjobs.data.batch import CORRUPTED, MISMATCHED, PLAIN, Batch
 from mmjobs.objectives.forward import by_answer
 from mmlaunch.recipe.objective import Preference as Settings
 
@@ -17,7 +17,7 @@ _BOUND = 80
 
 
 @dataclass(frozen=True)
-class Side:
+class Completion:
     """One answer of each of N examples."""
 
     logp: torch.Tensor  # [N], of the whole answer, to the policy
@@ -30,18 +30,18 @@ class Side:
 
 
 @dataclass(frozen=True)
-class Compared:
+class PolicyVsReference:
     """N pairs, and what else there is. A term makes one number of each pair."""
 
     beta: float
-    chosen: Side
-    rejected: Side
-    spoiled: Side
+    chosen: Completion
+    rejected: Completion
+    corrupted: Completion
     """The chosen answers with spoiled images; those without images are 0, and have no tokens."""
     ratios: torch.Tensor  # [E, K], of all answers of all examples, best first
     there: torch.Tensor  # [E, K], which of them there are
-    lone: torch.Tensor  # [E], 1 or -1 where the only answer is desirable or not
-    strangers: torch.Tensor  # [E], ratios of answers to something else
+    unpaired_label: torch.Tensor  # [E], 1 or -1 where the only answer is desirable or not
+    mismatched: torch.Tensor  # [E], ratios of answers to something else
     paired: torch.Tensor  # [E], true for the N examples with two answers
     shift: float = 0.0
     """The mean of all earlier rewards."""
@@ -56,7 +56,7 @@ class Compared:
         return self.chosen.score - self.rejected.score
 
 
-class Arranged:
+class CompletionIndex:
     """Which answer of a batch stands where: [A] -> [N] and [E, K]."""
 
     def __init__(self, batch: Batch) -> None:
@@ -70,10 +70,10 @@ class Arranged:
         self.there = self.table >= 0
         self.paired = self.there[:, 1]
         self.chosen, self.rejected = self.table[self.paired, 0], self.table[self.paired, 1]
-        self.spoiled = self._of_kind(answers.kind == SPOILED, answers.example, numbers)[self.paired]
-        self.stranger = self._of_kind(answers.kind == STRANGER, answers.example, numbers)
+        self.corrupted = self._of_kind(answers.kind == CORRUPTED, answers.example, numbers)[self.paired]
+        self.mismatched = self._of_kind(answers.kind == MISMATCHED, answers.example, numbers)
         first = self.table[:, 0].clamp_min(0)
-        self.lone = torch.where(self.paired, 0, answers.lone[first] if len(answers) else first)
+        self.unpaired_label = torch.where(self.paired, 0, answers.unpaired_label[first] if len(answers) else first)
 
     def _of_kind(self, mine: torch.Tensor, example: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
         """[E], the number of the answer of this kind, or -1."""
@@ -92,8 +92,8 @@ def weights(batch: Batch, ld_alpha: float | None) -> torch.Tensor | None:
     """[U], of each token: those beyond the shorter answer's length count less (LD-DPO, eq. 9)."""
     if ld_alpha is None:
         return None
-    learnt, answers = batch.learnt, batch.answers
-    owner = batch.owners[learnt]  # [U]
+    answers = batch.answers
+    owner = batch.owners[batch.loss_mask]  # [U]
     lengths = owner.bincount(minlength=len(answers))  # [A]
     plain = answers.kind == PLAIN
     shorter = lengths.new_full((len(batch),), torch.iinfo(torch.long).max)
@@ -117,11 +117,11 @@ def divergence(ratio: torch.Tensor, kind: str, alpha: float) -> torch.Tensor:
     return ratio
 
 
-class Sides:
+class CompletionSums:
     """Sums over the answers of a batch, with the weights of their tokens."""
 
     def __init__(self, batch: Batch, policy: torch.Tensor, reference: torch.Tensor, settings: Settings) -> None:
-        self.arranged, self.owner = Arranged(batch), batch.owners[batch.learnt]
+        self.arranged, self.owner = CompletionIndex(batch), batch.owners[batch.loss_mask]
         self.plain = batch.answers.kind[self.owner] == PLAIN  # [U]
         weight = weights(batch, settings.ld_alpha)
         factor = 1.0 if weight is None else weight.to(policy)
@@ -132,10 +132,10 @@ class Sides:
         self.tokens = by_answer(torch.ones_like(policy), batch)
         self._data, self._settings = batch.answers.score, settings
 
-    def side(self, places: torch.Tensor) -> Side:
+    def side(self, places: torch.Tensor) -> Completion:
         """The answers at these places, with zeros where there is none."""
         logp, ratio, tokens = (picked(values, places) for values in (self._logp, self.ratio, self.tokens))
-        return Side(
+        return Completion(
             logp=logp,
             mean=logp / tokens.clamp_min(1),
             ratio=ratio,

@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 from mmjobs.data.batch import PLAIN, Batch
-from mmjobs.objectives.forward import learnt
+from mmjobs.objectives.forward import answer_log_probs
 from mmjobs.objectives.global_batch import among, told
-from mmjobs.objectives.objective import Measured, Told, Units
-from mmjobs.objectives.policy_vs_reference import Compared, Sides, picked
+from mmjobs.objectives.objective import ObjectiveOutput, Told, Units
+from mmjobs.objectives.policy_vs_reference import CompletionSums, PolicyVsReference, picked
 from mmjobs.objectives.terms import BY_EXAMPLE, TERMS
 from mmjobs.objectives.terms.pairs import labels
 from mmlaunch.recipe.metrics import BINS, metrics
@@ -57,11 +57,11 @@ class Preference:
             units["tokens"] = float(_of_chosen(batch).sum())
         return units
 
-    def __call__(self, network: nn.Module, batch: Batch) -> Measured:
-        found = learnt(network, batch, *(["collision"] if self.settings.wpo else []))
+    def __call__(self, network: nn.Module, batch: Batch) -> ObjectiveOutput:
+        found = answer_log_probs(network, batch, *(["collision"] if self.settings.wpo else []))
         policy = found.values  # [U]
         reference = self._known(network, batch, policy)
-        sides = Sides(batch, policy, reference, self.settings)
+        sides = CompletionSums(batch, policy, reference, self.settings)
         pairs = self._compared(batch, sides)
         if self._ahead:
             known = {name: values.to(policy) for name, values in self._ahead.pop(0).items()}
@@ -84,7 +84,7 @@ class Preference:
             losses["tokens"] = -sft.weight * policy[chosen].sum()
             measured["loss/sft"] = _sum_of(-policy[chosen])
             each = each.index_add(0, batch.answers.example[sides.owner[chosen]], -sft.weight * policy[chosen])
-        return Measured(losses, each.detach(), measured | self._metrics(pairs, policy - reference, sides))
+        return ObjectiveOutput(losses, each.detach(), measured | self._metrics(pairs, policy - reference, sides))
 
     @property
     def looks_ahead(self) -> bool:
@@ -93,8 +93,10 @@ class Preference:
 
     def ahead(self, network: nn.Module, batch: Batch) -> Told:
         """What the others want to know of a batch before the first gradient is made."""
-        policy = learnt(network, batch).values
-        return told(self._compared(batch, Sides(batch, policy, self._known(network, batch, policy), self.settings)))
+        policy = answer_log_probs(network, batch).values
+        return told(
+            self._compared(batch, CompletionSums(batch, policy, self._known(network, batch, policy), self.settings))
+        )
 
     def know(self, everyone: Sequence[Sequence[Told]], rank: int) -> None:
         """Take in what all batches of a step have said; they are measured next, in this order."""
@@ -105,29 +107,31 @@ class Preference:
             return batch.reference.to(policy.dtype)
         return torch.zeros_like(policy) if self._reference is None else self._reference(network, batch)
 
-    def _compared(self, batch: Batch, sides: Sides) -> Compared:
+    def _compared(self, batch: Batch, sides: CompletionSums) -> PolicyVsReference:
         arranged = sides.arranged
-        strangers = arranged.stranger[arranged.stranger >= 0]
-        return Compared(
+        mismatched = arranged.mismatched[arranged.mismatched >= 0]
+        return PolicyVsReference(
             beta=self.settings.beta,
             chosen=sides.side(arranged.chosen),
             rejected=sides.side(arranged.rejected),
-            spoiled=sides.side(arranged.spoiled),
+            corrupted=sides.side(arranged.corrupted),
             ratios=picked(sides.ratio, arranged.table),
             there=arranged.there,
-            lone=arranged.lone,
-            strangers=sides.ratio[strangers],
+            unpaired_label=arranged.unpaired_label,
+            mismatched=sides.ratio[mismatched],
             paired=arranged.paired,
             shift=self.shift,
             spread=self._spread,
         )
 
     def _metrics(
-        self, pairs: Compared, ratio: torch.Tensor, sides: Sides
+        self, pairs: PolicyVsReference, ratio: torch.Tensor, sides: CompletionSums
     ) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
         """What is the same for all mixtures, and what some terms add."""
         chosen, rejected, ratio = pairs.beta * pairs.chosen.ratio, pairs.beta * pairs.rejected.ratio, ratio.detach()
-        good, bad = (pairs.beta * pairs.ratios[pairs.lone == sign, 0] for sign in (1, -1))  # answers without a pair
+        good, bad = (
+            pairs.beta * pairs.ratios[pairs.unpaired_label == sign, 0] for sign in (1, -1)
+        )  # answers without a pair
         found = {
             "accuracy": _sum_of((chosen > rejected).to(ratio)),
             "rewards/chosen": _sum_of(torch.cat([chosen, good])),
@@ -139,8 +143,8 @@ class Preference:
         if self.settings.refers:  # per token; an estimate that is never below 0
             found["kl"] = _sum_of((torch.expm1(-ratio.clamp(-80, 80)) + ratio)[sides.plain])
         if "image_conditional" in self._terms:
-            seen = pairs.spoiled.tokens > 0
-            found["conditional_accuracy"] = _sum_of((pairs.chosen.ratio > pairs.spoiled.ratio)[seen].to(ratio))
+            seen = pairs.corrupted.tokens > 0
+            found["conditional_accuracy"] = _sum_of((pairs.chosen.ratio > pairs.corrupted.ratio)[seen].to(ratio))
         if "bco" in self._terms:
             found["shift"] = ratio.new_tensor(self.shift), ratio.new_tensor(1.0)
         if isinstance(term := self._terms.get("margin"), Margin):
@@ -151,11 +155,11 @@ class Preference:
 
 def _of_chosen(batch: Batch) -> torch.Tensor:
     """[U], the tokens of the best answer of each example."""
-    answers, owner = batch.answers, batch.owners[batch.learnt]
+    answers, owner = batch.answers, batch.owners[batch.loss_mask]
     return ((answers.kind == PLAIN) & (answers.place == 0))[owner]
 
 
-def _wpo(policy: torch.Tensor, collision: torch.Tensor, sides: Sides) -> torch.Tensor:
+def _wpo(policy: torch.Tensor, collision: torch.Tensor, sides: CompletionSums) -> torch.Tensor:
     """[N], how likely the policy itself would have said both answers (WPO, eq. 2)."""
     each = policy.new_zeros(len(sides.tokens)).index_add(0, sides.owner, policy.detach() - collision)
     mean = each / sides.tokens.clamp_min(1)

@@ -11,8 +11,8 @@ from torch.nn.functional import logsigmoid
 from mmjobs.data.batch import Batch
 from mmjobs.model.heads import score_of
 from mmjobs.objectives.forward import hidden_states
-from mmjobs.objectives.objective import Measured, Units
-from mmjobs.objectives.policy_vs_reference import Arranged, picked
+from mmjobs.objectives.objective import ObjectiveOutput, Units
+from mmjobs.objectives.policy_vs_reference import CompletionIndex, picked
 from mmjobs.objectives.terms.others import ranked
 from mmjobs.objectives.terms.pairs import smoothed
 from mmlaunch.recipe.metrics import metrics
@@ -35,9 +35,9 @@ class Reward:
     def units(self, batch: Batch) -> Units:
         return {"examples": float(len(batch))}
 
-    def __call__(self, network: nn.Module, batch: Batch) -> Measured:
+    def __call__(self, network: nn.Module, batch: Batch) -> ObjectiveOutput:
         rewards = score_of(network, hidden_states(network, batch, batch.answers.last))  # [A]
-        arranged = Arranged(batch)
+        arranged = CompletionIndex(batch)
         table, there = picked(rewards, arranged.table), arranged.there  # [E, K]
         scores = picked(batch.answers.score, arranged.table).to(table.dtype)
         loss = self._loss(table, scores, there)  # [E]
@@ -45,7 +45,7 @@ class Reward:
         each = loss + self._settings.centre * total**2
         seen = rewards.detach()
         ahead, pairs = _pairs(table.detach(), there)
-        return Measured(
+        return ObjectiveOutput(
             losses={"examples": each.sum()},
             each=each.detach(),
             metrics={

@@ -5,8 +5,8 @@ from __future__ import annotations
 from torch import nn
 
 from mmjobs.data.batch import Batch
-from mmjobs.objectives.forward import by_answer, learnt
-from mmjobs.objectives.objective import Measured, Units
+from mmjobs.objectives.forward import answer_log_probs, by_answer
+from mmjobs.objectives.objective import ObjectiveOutput, Units
 
 
 class Sft:
@@ -16,14 +16,14 @@ class Sft:
     metrics: tuple[str, ...] = ("accuracy", "token_accuracy")
 
     def units(self, batch: Batch) -> Units:
-        return {"tokens": float(batch.learnt.sum())}
+        return {"tokens": float(batch.loss_mask.sum())}
 
-    def __call__(self, network: nn.Module, batch: Batch) -> Measured:
-        found = learnt(network, batch, "likeliest")
+    def __call__(self, network: nn.Module, batch: Batch) -> ObjectiveOutput:
+        found = answer_log_probs(network, batch, "likeliest")
         losses, right = -found.values, found.likeliest.float()  # [U]
         wrong_tokens = by_answer(1 - right, batch)  # [B]: each example has one answer
         units, examples = losses.new_tensor(len(losses)), losses.new_tensor(len(batch))
-        return Measured(
+        return ObjectiveOutput(
             losses={"tokens": losses.sum()},
             each=by_answer(losses.detach(), batch),
             metrics={

@@ -6,15 +6,15 @@ import time
 from dataclasses import dataclass
 
 from mmjobs.rank.ranks import Ranks
-from mmjobs.rank.signals import Stop, name_of
+from mmjobs.rank.signals import StopRequest, name_of
 from mmlaunch.recipe.scalars import Every
 
 
-class Saved(Exception):
+class RequeueRequested(Exception):
     """The attempt ends here: it was told to, and everything is saved."""
 
 
-class GivenUp(Exception):
+class Interrupted(Exception):
     """Work that can be done again, left because the attempt has to end. Its text is the reason."""
 
 
@@ -57,10 +57,10 @@ class Interval:
         return time.monotonic() - self._time >= (every.seconds or 0)
 
 
-class Agenda:
+class Boundary:
     """Rank 0's clock decides for all; a signal to any rank concerns all."""
 
-    def __init__(self, ranks: Ranks, stop: Stop, saving: Interval, evaluating: Interval) -> None:
+    def __init__(self, ranks: Ranks, stop: StopRequest, saving: Interval, evaluating: Interval) -> None:
         self._ranks, self._stop = ranks, stop
         self.saving, self.evaluating = saving, evaluating
         self.step_seconds = 0.0
@@ -78,10 +78,10 @@ class Agenda:
         return Due(_reason(signal, late), bool(evaluate), bool(save), int(writing_of_all))
 
     def check(self, writing: int) -> int:
-        """Called by all ranks inside longer work than a step; raises `GivenUp` when the attempt has to end."""
+        """Called by all ranks inside longer work than a step; raises `Interrupted` when the attempt has to end."""
         signal, late, writing_of_all = self._ranks.highest(self._stop.signal, self._stop.too_late_for(0.0), writing)
         if reason := _reason(signal, late):
-            raise GivenUp(reason)
+            raise Interrupted(reason)
         return int(writing_of_all)
 
 

@@ -12,7 +12,7 @@ from mmlaunch.run import ledger
 
 
 @dataclass(frozen=True)
-class Journal:
+class EventWriter:
     """Silent on every rank but the first."""
 
     path: Path

@@ -11,7 +11,7 @@ if TYPE_CHECKING:  # a rank says where it is before torch is there
 
 
 @dataclass
-class Whereabouts:
+class Position:
     """Kept up to date by the loop, read when something is raised."""
 
     step: int | None = None

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from mmjobs.rank import error_record
-from mmjobs.rank.events import Journal
+from mmjobs.rank.events import EventWriter
 from mmjobs.rank.ranks import Ranks
 from mmlaunch.errors import MachineError
 from mmlaunch.run.paths import RunPaths
@@ -28,7 +28,7 @@ class Unfit(MachineError):
     """The attempt cannot begin on these nodes. The ranks that found the reason have left their records."""
 
 
-def check(paths: RunPaths, gpus: int, ranks: Ranks, journal: Journal) -> None:
+def check(paths: RunPaths, gpus: int, ranks: Ranks, events: EventWriter) -> None:
     """Called by all ranks together; raises `Unfit` on all of them when one has a problem."""
     started = time.monotonic()
     summed = _sum(ranks)  # first: whatever else is wrong, all ranks take part
@@ -39,7 +39,7 @@ def check(paths: RunPaths, gpus: int, ranks: Ranks, journal: Journal) -> None:
             error_record.leave(paths, None, "UnfitNode", mine, node=node())
         ranks.leave()  # together: whoever watches the ranks may end them all when the first one is gone
         raise Unfit("; ".join(dict.fromkeys(problems)))
-    journal.event("preflight", seconds=round(time.monotonic() - started, 3))
+    events.event("preflight", seconds=round(time.monotonic() - started, 3))
 
 
 def node() -> str:

@@ -10,7 +10,7 @@ from types import FrameType
 
 
 @dataclass
-class Stop:
+class StopRequest:
     """What this rank was told. Nothing here is acted on before a step boundary, where all ranks agree."""
 
     deadline: float | None = None
@@ -31,16 +31,16 @@ def name_of(number: int) -> str:
     return signal.Signals(number).name
 
 
-def deafen() -> None:
+def ignore_signals() -> None:
     """From here on this process only leaves: a late warning must not change the exit code that it leaves with."""
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
-def listen() -> Stop:
+def listen() -> StopRequest:
     """Take over the signals that announce an end. Called before the slow imports, so that an early one is not lost."""
     deadline = os.environ.get("MMLAUNCH_DEADLINE")
-    stop = Stop(float(deadline) if deadline else None, float(os.environ.get("MMLAUNCH_LEAD") or 60))
+    stop = StopRequest(float(deadline) if deadline else None, float(os.environ.get("MMLAUNCH_LEAD") or 60))
     signal.signal(signal.SIGUSR2, stop.handle)
     signal.signal(signal.SIGTERM, stop.handle)
     return stop

@@ -27,7 +27,7 @@ from types import TracebackType
 from typing import NamedTuple
 
 from mmjobs.rank import error_record
-from mmjobs.rank.position import Whereabouts
+from mmjobs.rank.position import Position
 from mmlaunch.errors import BadInput
 from mmlaunch.run.exits import JobExit
 from mmlaunch.run.paths import RunPaths
@@ -76,7 +76,7 @@ class Pulse(NamedTuple):
 class Watchdog:
     """Fed by the rank's own thread, at the cost of reading the clock; watches from `with` to the end of the block."""
 
-    def __init__(self, paths: RunPaths, where: Whereabouts) -> None:
+    def __init__(self, paths: RunPaths, where: Position) -> None:
         self._paths, self._where = paths, where
         self._attempt, self._rank = error_record.place(paths)
         self._given = _given()

@@ -22,13 +22,13 @@ from mmjobs.data.formats.registry import parts as parts_of
 from mmjobs.data.loader import Examples, batches
 from mmjobs.data.mixture import Mixture
 from mmjobs.data.readers.rows import Part
-from mmjobs.data.requirements import Wants
+from mmjobs.data.requirements import Requirements
 from mmjobs.data.sampler import dealt, one_each
 from mmjobs.data.survey import Survey, survey
 from mmjobs.model import adapters, heads, parts, weights
 from mmjobs.model.build import Built, skeleton
-from mmjobs.objectives.forward import by_answer, hidden_states, learnt
-from mmjobs.objectives.policy_vs_reference import Arranged
+from mmjobs.objectives.forward import answer_log_probs, by_answer, hidden_states
+from mmjobs.objectives.policy_vs_reference import CompletionIndex
 from mmjobs.tasks.statistics import around_mean, differing, wilson
 from mmlaunch.errors import BadInput, MmlaunchError, UserError
 from mmlaunch.recipe import resolved
@@ -147,7 +147,7 @@ class Judge:
     def _processor(self, built: Built) -> Processor:
         """Answers are judged whole: where training would cut a long one, its row is left out."""
         longest = min(self.recipe.data.max_tokens, built.positions)
-        return Processor(built.chat, built.pixels, longest, "drop", Wants(least=2, most=2, prompts=False))
+        return Processor(built.chat, built.pixels, longest, "drop", Requirements(least=2, most=2, prompts=False))
 
 
 def margins_of(network: nn.Module, batch: Batch, scores: bool) -> torch.Tensor:
@@ -155,8 +155,8 @@ def margins_of(network: nn.Module, batch: Batch, scores: bool) -> torch.Tensor:
     if scores:
         values = heads.score_of(network, hidden_states(network, batch, batch.answers.last))  # [A]
     else:
-        values = by_answer(learnt(network, batch).values.double(), batch)  # [A]
-    arranged = Arranged(batch)
+        values = by_answer(answer_log_probs(network, batch).values.double(), batch)  # [A]
+    arranged = CompletionIndex(batch)
     return (values[arranged.chosen] - values[arranged.rejected]).double()
 
 

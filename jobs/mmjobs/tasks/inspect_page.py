@@ -1,4 +1,4 @@
-"""Samples as the model sees them: every token, what is learnt, the very pixels; and a page that shows them."""
+"""Samples as the model sees them: every token, the loss mask, the exact pixels; and a page that shows them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ table { border-collapse: collapse; } td, th { padding: .2rem .8rem; text-align: 
 td:first-child, th:first-child { text-align: left; }
 section { border-top: 2px solid #888; margin-top: 2rem; }
 .tokens { white-space: pre-wrap; font-family: ui-monospace, monospace; background: #f6f6f6; padding: .6rem; }
-.learnt { background: #b7e3b0; } .special { color: #9a3412; font-weight: 600; } .images { color: #1d4ed8; }
+.in_loss { background: #b7e3b0; } .special { color: #9a3412; font-weight: 600; } .images { color: #1d4ed8; }
 img { image-rendering: pixelated; height: 8rem; margin: .2rem; border: 1px solid #ccc; }
 """
 
@@ -32,7 +32,7 @@ class Piece:
     """Tokens side by side that are alike."""
 
     text: str
-    learnt: bool
+    in_loss: bool
     kind: str
     """`text`, `special` or `images`."""
 
@@ -59,7 +59,7 @@ class Sample:
 
 
 def _told_apart(pieces: Sequence[Piece]) -> list[tuple[str, bool, str]]:
-    return [(piece.text, piece.learnt, piece.kind) for piece in pieces]
+    return [(piece.text, piece.in_loss, piece.kind) for piece in pieces]
 
 
 def sample(processor: Processor, example: Example, budget: int | None) -> Sample:
@@ -67,20 +67,20 @@ def sample(processor: Processor, example: Example, budget: int | None) -> Sample
     encoded = processor.encode(example, budget)
     return Sample(
         origin=str(example.origin),
-        prompt=_pieces(processor, encoded.prompt.ids, encoded.prompt.learnt),
-        answers=[_pieces(processor, answer.ids, answer.learnt) for answer in encoded.answers],
+        prompt=_pieces(processor, encoded.prompt.ids, encoded.prompt.loss_mask),
+        answers=[_pieces(processor, answer.ids, answer.loss_mask) for answer in encoded.answers],
         scores=list(encoded.scores),
-        pictures=processor.pixels.visible(encoded.seen),
+        pictures=processor.pixels.visible(encoded.image_inputs),
     )
 
 
-def _pieces(processor: Processor, ids: Sequence[int], learnt: Sequence[bool]) -> list[Piece]:
+def _pieces(processor: Processor, ids: Sequence[int], loss_mask: Sequence[bool]) -> list[Piece]:
     tokenizer, image = processor.chat.tokenizer, processor.chat.image_id
     special = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
 
     def kind(place: int) -> tuple[str, bool]:
         token = ids[place]
-        return ("images" if token == image else "special" if token in special else "text"), learnt[place]
+        return ("images" if token == image else "special" if token in special else "text"), loss_mask[place]
 
     pieces = []
     for (what, mask), places in groupby(range(len(ids)), kind):
@@ -107,7 +107,7 @@ def page_of(name: str, result: dict[str, Any], samples: Sequence[Sample]) -> str
         f"<!doctype html><html lang=en><meta charset=utf-8><title>{title}</title><style>{_STYLE}</style>"
         f"<h1>{title}</h1><p>Numbers are least / median / 99th percentile / most.</p>"
         f"<table>{head}{''.join(rows)}</table>"
-        "<p>Learnt tokens are <span class=learnt>green</span>, special ones <span class=special>brown</span>.</p>"
+        "<p>Tokens in the loss are <span class=in_loss>green</span>, special ones <span class=special>brown</span>.</p>"
         f"{body}</html>\n"
     )
 
@@ -126,7 +126,7 @@ def _section(one: Sample) -> str:
 
 def _marked(pieces: Sequence[Piece]) -> str:
     return "".join(
-        f'<span class="{piece.kind}{" learnt" if piece.learnt else ""}">{html.escape(piece.text)}</span>'
+        f'<span class="{piece.kind}{" in_loss" if piece.in_loss else ""}">{html.escape(piece.text)}</span>'
         for piece in pieces
     )
 

@@ -10,7 +10,7 @@ from mmjobs.data.encode import Processor
 from mmjobs.data.formats.registry import parts as parts_of
 from mmjobs.data.loader import Examples
 from mmjobs.data.mixture import Mixture, mixture
-from mmjobs.data.reference_store import Store
+from mmjobs.data.reference_store import ReferenceStore
 from mmjobs.data.requirements import of as wants_of
 from mmjobs.data.sampler import Batches, equal_batches, packed_batches, position
 from mmjobs.data.survey import survey
@@ -26,7 +26,7 @@ from mmlaunch.run.paths import RunPaths
 
 
 @dataclass(frozen=True)
-class Material:
+class Datasets:
     """Both mixtures as the loader wants them, and what a rank works on at a time."""
 
     training: Examples
@@ -35,12 +35,12 @@ class Material:
     longer: int = 0
     """How many training examples are longer than a row; each has one of its own, which is as long."""
 
-    def referring(self, store: Store) -> Material:
+    def referring(self, store: ReferenceStore) -> Datasets:
         """Every example with what a reference has said of it."""
         return replace(self, training=replace(self.training, reference=store), held=replace(self.held, reference=store))
 
 
-def material(recipe: Recipe, built: Built, ranks: Ranks, paths: RunPaths) -> Material:
+def material(recipe: Recipe, built: Built, ranks: Ranks, paths: RunPaths) -> Datasets:
     """Look at all rows, all ranks together, and arrange them."""
     longest = min(recipe.data.max_tokens, built.positions)
     if built.alike is not None and longest > built.alike:
@@ -50,16 +50,16 @@ def material(recipe: Recipe, built: Built, ranks: Ranks, paths: RunPaths) -> Mat
     train, held = _looked_at(recipe, processor, ranks, paths)
     place_of = partial(position, count=len(train), seed=recipe.seed)
     both = partial(
-        Examples, processor=processor, tolerant=recipe.data.on_bad == "skip", spoils=recipe.seed,
+        Examples, processor=processor, tolerant=recipe.data.on_bad == "skip", corruption_seed=recipe.seed,
         packed=packs(recipe, built),
     )  # fmt: skip
-    if processor.wants.spoiled and not train.has_images:
+    if processor.requirements.corrupted and not train.has_images:
         raise BadInput("objective.terms: image_conditional compares images, and no training row has one; remove it")
     steady = isinstance(recipe.objective, Preference) and recipe.objective.refers
     training = both(train, place_of=place_of, seed=recipe.seed, steady=steady)
     row = recipe.batch.tokens_per_gpu
     longer = sum(training.tokens(place) > row for place in range(len(train))) if row else 0
-    return Material(training, both(held), _micro_batches(recipe, built, ranks, training, place_of), longer)
+    return Datasets(training, both(held), _micro_batches(recipe, built, ranks, training, place_of), longer)
 
 
 def packs(recipe: Recipe, built: Built) -> bool:

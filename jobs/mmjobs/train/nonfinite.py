@@ -10,7 +10,7 @@ import torch
 from mmjobs.checkpoint.train_state import Progress
 from mmjobs.data.batch import Batch
 from mmjobs.engine.engine import Engine, Update
-from mmjobs.rank.events import Journal
+from mmjobs.rank.events import EventWriter
 from mmjobs.rank.ranks import Ranks
 from mmlaunch.run.paths import RunPaths
 
@@ -23,12 +23,12 @@ class NotFinite(ArithmeticError):
         super().__init__(what)
 
 
-class Finite:
+class NonFiniteGuard:
     """Judges each step; all ranks come to the same judgement."""
 
-    def __init__(self, paths: RunPaths, ranks: Ranks, journal: Journal, tolerated: int) -> None:
-        self._folder = paths.attempt(journal.attempt).root / "not-finite"
-        self._ranks, self._journal, self._tolerated = ranks, journal, tolerated
+    def __init__(self, paths: RunPaths, ranks: Ranks, events: EventWriter, tolerated: int) -> None:
+        self._folder = paths.attempt(events.attempt).root / "not-finite"
+        self._ranks, self._journal, self._tolerated = ranks, events, tolerated
 
     def judge(self, progress: Progress, loss: float, update: Update, batches: Sequence[Batch], bad: list[str]) -> None:
         """Raises `NotFinite` when more steps in a row than are tolerated were left out; `bad` samples are suspected."""
@@ -64,7 +64,7 @@ class Finite:
         kept = [
             {
                 "ids": batch.ids, "targets": batch.targets, "attention": batch.attention, "positions": batch.positions,
-                "owners": batch.owners, "seen": batch.seen, "trees": batch.trees, "reference": batch.reference,
+                "owners": batch.owners, "seen": batch.image_inputs, "trees": batch.trees, "reference": batch.reference,
                 "samples": [str(origin) for origin in batch.origins],
             }
             for batch in batches

@@ -18,7 +18,7 @@ from mmjobs.data.encode import Encoded
 from mmjobs.data.example import BadRow
 from mmjobs.data.loader import Examples
 from mmjobs.engine.engine import Engine
-from mmjobs.objectives.forward import hidden_states, values_of
+from mmjobs.objectives.forward import answer_token_log_probs, hidden_states
 from mmlaunch.errors import BadInput
 
 _AMONG, _FEW = 32, 2
@@ -34,7 +34,7 @@ def prove(engine: Engine, training: Examples, precision: str, scored: bool) -> N
     """
     if not (found := _short(training)):
         return
-    ours, theirs = (_last, _own_last) if scored else (values_of, _own_values)
+    ours, theirs = (_last, _own_last) if scored else (answer_token_log_probs, _own_values)
     mine = engine.look_at(_batch(training, found, training.packed), ours)
     own = torch.cat([engine.look_at(_batch(training, [one]), theirs) for one in _apart(found)])
     apart = float((mine - own).abs().mean())
@@ -68,7 +68,7 @@ def _encoded(training: Examples, index: int) -> Encoded | None:
         return None
     if isinstance(one, BadRow):
         return None
-    return replace(one, spoiled=None, stranger=None, reference=None)
+    return replace(one, corrupted=None, mismatched=None, reference=None)
 
 
 def _apart(found: Sequence[Encoded]) -> Iterator[Encoded]:
@@ -91,7 +91,7 @@ def _last(network: nn.Module, batch: Batch) -> torch.Tensor:
 def _own_last(network: nn.Module, batch: Batch) -> torch.Tensor:
     """Of one sequence, from all states that its model makes: [1, D]"""
     made = network.get_submodule("model")(
-        input_ids=batch.ids, attention_mask=batch.attention, **batch.seen, use_cache=False
+        input_ids=batch.ids, attention_mask=batch.attention, **batch.image_inputs, use_cache=False
     )
     states: torch.Tensor = made.last_hidden_state.flatten(0, 1)[batch.answers.last]
     return states
@@ -99,8 +99,8 @@ def _own_last(network: nn.Module, batch: Batch) -> torch.Tensor:
 
 def _own_values(network: nn.Module, batch: Batch) -> torch.Tensor:
     """Of one sequence, from all scores that its model makes: [U]"""
-    made = network(input_ids=batch.ids, attention_mask=batch.attention, **batch.seen, use_cache=False)
-    scores = made.logits.flatten(0, 1)[batch.before[batch.learnt]]  # [U, V]
+    made = network(input_ids=batch.ids, attention_mask=batch.attention, **batch.image_inputs, use_cache=False)
+    scores = made.logits.flatten(0, 1)[batch.before[batch.loss_mask]]  # [U, V]
     exact = scores if scores.dtype == torch.float64 else scores.float()
-    values: torch.Tensor = exact.log_softmax(-1).gather(-1, batch.targets[batch.learnt][:, None])[:, 0]
+    values: torch.Tensor = exact.log_softmax(-1).gather(-1, batch.targets[batch.loss_mask][:, None])[:, 0]
     return values

@@ -21,18 +21,18 @@ import torch
 
 from mmjobs.data.batch import Batch
 from mmjobs.data.loader import Examples, batches
-from mmjobs.data.reference_store import Store, write
+from mmjobs.data.reference_store import ReferenceStore, write
 from mmjobs.engine.engine import Engine
 from mmjobs.model import sharded
 from mmjobs.model.parts import ADAPTER
 from mmjobs.objectives.adapter_off import adapter_off
-from mmjobs.objectives.forward import values_of
-from mmjobs.rank.boundary import Agenda, GivenUp, Interval, Saved
-from mmjobs.rank.events import Journal
+from mmjobs.objectives.forward import answer_token_log_probs
+from mmjobs.rank.boundary import Boundary, Interrupted, Interval, RequeueRequested
+from mmjobs.rank.events import EventWriter
 from mmjobs.rank.ranks import Ranks
-from mmjobs.rank.signals import Stop
+from mmjobs.rank.signals import StopRequest
 from mmjobs.rank.watchdog import Phase
-from mmjobs.train.datasets import Material
+from mmjobs.train.datasets import Datasets
 from mmjobs.train.evaluate import turns
 from mmlaunch.recipe import Recipe
 from mmlaunch.recipe.objective import Preference
@@ -52,25 +52,25 @@ class Precomputing:
 
     paths: RunPaths
     ranks: Ranks
-    journal: Journal
+    events: EventWriter
     engine: Engine
     recipe: Recipe
 
-    def run(self, stuff: Material, stop: Stop, visits: int) -> Store:
+    def run(self, stuff: Datasets, stop: StopRequest, visits: int) -> ReferenceStore:
         """What the reference says of all that so many visits will see, and of what is held out.
 
-        Raises `Saved` when the attempt has to end before.
+        Raises `RequeueRequested` when the attempt has to end before.
         """
-        self._agenda = Agenda(self.ranks, stop, Interval([], None), Interval([], None))
+        self._agenda = Boundary(self.ranks, stop, Interval([], None), Interval([], None))
         self._written: list[str] = []
         self.ranks.watch.enter(Phase.EVALUATE)
         try:
             return self._of([stuff.training, stuff.held], [_visited(stuff.training, visits), _places(stuff.held)])
-        except GivenUp as reason:
-            self.journal.event("signal", name=str(reason), step=0)
-            raise Saved(str(reason)) from None
+        except Interrupted as reason:
+            self.events.event("signal", name=str(reason), step=0)
+            raise RequeueRequested(str(reason)) from None
 
-    def _of(self, sets: Sequence[Examples], places: Sequence[list[int]]) -> Store:
+    def _of(self, sets: Sequence[Examples], places: Sequence[list[int]]) -> ReferenceStore:
         folder = self.paths.reference / self._key(sets[0])
         done = folder / f"complete-{_scope(sets, places)}.json"
         if self.ranks.first:
@@ -79,10 +79,10 @@ class Precomputing:
                 _take_over(other, folder)
         pieces = sorted(path.name for path in folder.glob("*.safetensors"))
         complete, names = self.ranks.from_first((done.is_file(), pieces))
-        store = Store()
+        store = ReferenceStore()
         doubts = store.take(_there(folder / name) for name in names)
         for path, reason in doubts.items():
-            self.journal.warn(f"reference: not believed, and measured again: {path}: {reason}")
+            self.events.warn(f"reference: not believed, and measured again: {path}: {reason}")
         if self.ranks.any(not complete or bool(doubts)):
             for path in doubts if self.ranks.first else ():  # all have looked at it
                 path.unlink(missing_ok=True)
@@ -92,10 +92,10 @@ class Precomputing:
             store.take(_there(folder / name) for name in written if name not in self._written)
             if self.ranks.first:
                 publish(done, json.dumps({"examples": len(store)}) + "\n")
-        self.journal.say(f"reference   knows {len(store)} examples")
+        self.events.say(f"reference   knows {len(store)} examples")
         return store
 
-    def _measure(self, examples: Examples, places: Sequence[int], store: Store, folder: Path) -> None:
+    def _measure(self, examples: Examples, places: Sequence[int], store: ReferenceStore, folder: Path) -> None:
         mine = turns(examples, places, self.recipe.batch, self.ranks)
         fresh: dict[bytes, torch.Tensor] = {}
         begun = flushed = told = time.monotonic()
@@ -103,12 +103,12 @@ class Precomputing:
         for batch in batches(examples, mine, self.recipe.data.workers):
             try:
                 self._agenda.check(0)
-            except GivenUp:
+            except Interrupted:
                 self._flush(folder, fresh)
                 raise
             counts = self.ranks.sums(len(batch) + len(batch.skipped), sum(key not in store for key in batch.keys))
             if counts[1]:  # all of them, or some would wait
-                said = self.engine.look_at(batch, values_of if self._rounds else adapter_off).cpu()
+                said = self.engine.look_at(batch, answer_token_log_probs if self._rounds else adapter_off).cpu()
                 found = dict(zip(batch.keys, _by_example(said, batch), strict=True))
                 fresh |= {key: values for key, values in found.items() if key not in store}
             finished, new = finished + int(counts[0]), new + int(counts[1])
@@ -120,8 +120,8 @@ class Precomputing:
             if now - told > _TELL or finished == len(places):
                 told, rate = now, finished / max(1e-9, now - begun)
                 left = f"{round((len(places) - finished) / max(rate, 1e-9))}s left"
-                self.journal.say(f"reference   {finished}/{len(places)} examples  {rate:.1f} examples/s  {left}")
-                self.journal.event("reference", done=finished, total=len(places), new=new)
+                self.events.say(f"reference   {finished}/{len(places)} examples  {rate:.1f} examples/s  {left}")
+                self.events.event("reference", done=finished, total=len(places), new=new)
         store.add(fresh)
         self._flush(folder, fresh)
 
@@ -133,7 +133,7 @@ class Precomputing:
 
     def _flush(self, folder: Path, fresh: dict[bytes, torch.Tensor]) -> None:
         if fresh:
-            name = f"{self.journal.attempt}-{self.ranks.rank}-{time.time_ns()}.safetensors"
+            name = f"{self.events.attempt}-{self.ranks.rank}-{time.time_ns()}.safetensors"
             write(folder / name, fresh)
             self._written.append(name)
 
@@ -173,8 +173,8 @@ def measured_once(recipe: Recipe) -> bool:
 def _scope(sets: Sequence[Examples], places: Sequence[list[int]]) -> str:
     """The same for the same examples, looked at in the same way."""
     said = [
-        [one.mixture.digest, repr(one.processor.wants), one.processor.longest, one.processor.overlong, one.seed,
-         one.spoils, [[part.augment, part.max_tiles] for part in one.mixture.survey.parts], len(some)]
+        [one.mixture.digest, repr(one.processor.requirements), one.processor.longest, one.processor.overlong, one.seed,
+         one.corruption_seed, [[part.augment, part.max_tiles] for part in one.mixture.survey.parts], len(some)]
         for one, some in zip(sets, places, strict=True)
     ]  # fmt: skip
     return hashlib.blake2b(json.dumps(said).encode(), digest_size=8).hexdigest()
@@ -182,7 +182,7 @@ def _scope(sets: Sequence[Examples], places: Sequence[list[int]]) -> str:
 
 def _by_example(values: torch.Tensor, batch: Batch) -> list[torch.Tensor]:
     """The values of each example of a batch; its answers stand one behind the other."""
-    owner = batch.answers.example[batch.owners[batch.learnt]]  # [U]
+    owner = batch.answers.example[batch.owners[batch.loss_mask]]  # [U]
     counts = owner.bincount(minlength=len(batch)).tolist()
     return [part.clone() for part in torch.split(values, counts)] if len(batch) else []
 
@@ -196,7 +196,7 @@ def _visited(examples: Examples, visits: int) -> list[int]:
 
 def _places(examples: Examples) -> list[int]:
     """Each row once; with an answer of the next place beside it, each place."""
-    if examples.processor.wants.stranger:
+    if examples.processor.requirements.mismatched:
         return list(range(len(examples.mixture)))
     first: dict[int, int] = {}
     for place, row in enumerate(examples.mixture.places):

@@ -19,8 +19,10 @@ def draw(engine: Engine, processor: Processor, held_out: Mixture, count: int) ->
         encoded = processor.encode(example)
         with torch.no_grad(), engine.precision():
             answer = greedy(
-                engine.evaluating(), processor.chat, processor.pixels, processor.question(example), encoded.seen
+                engine.evaluating(), processor.chat, processor.pixels, processor.question(example), encoded.image_inputs
             )
         question = "\n".join(turn.text.strip() for turn in example.prompt)
-        samples.append(Sample(question, example.answers[0].text, answer, processor.pixels.visible(encoded.seen)))
+        samples.append(
+            Sample(question, example.answers[0].text, answer, processor.pixels.visible(encoded.image_inputs))
+        )
     return samples

@@ -17,7 +17,7 @@ from mmjobs.data.loader import batches
 from mmjobs.data.sampler import in_order, seed_of
 from mmjobs.engine.engine import Engine, reading
 from mmjobs.engine.reference_copy import FILE as COPY
-from mmjobs.engine.reference_copy import Copy
+from mmjobs.engine.reference_copy import ReferenceCopy
 from mmjobs.metrics import mfu
 from mmjobs.metrics.tensorboard import Board
 from mmjobs.model import parts, trees
@@ -26,15 +26,15 @@ from mmjobs.objectives import Reference, objective_of
 from mmjobs.objectives.adapter_off import adapter_off
 from mmjobs.objectives.objective import Objective, Stateful
 from mmjobs.rank import preflight
-from mmjobs.rank.boundary import Agenda, Interval, Saved
-from mmjobs.rank.events import Journal
-from mmjobs.rank.position import Whereabouts
+from mmjobs.rank.boundary import Boundary, Interval, RequeueRequested
+from mmjobs.rank.events import EventWriter
+from mmjobs.rank.position import Position
 from mmjobs.rank.ranks import Ranks, join
-from mmjobs.rank.signals import Stop
+from mmjobs.rank.signals import StopRequest
 from mmjobs.rank.watchdog import Phase, Watchdog
-from mmjobs.train.datasets import Material, material
+from mmjobs.train.datasets import Datasets, material
 from mmjobs.train.evaluate import Evaluation
-from mmjobs.train.nonfinite import Finite
+from mmjobs.train.nonfinite import NonFiniteGuard
 from mmjobs.train.parity import prove
 from mmjobs.train.precompute_reference import Precomputing, measured_once
 from mmjobs.train.trainer import Trainer
@@ -46,7 +46,7 @@ from mmlaunch.recipe.objective import Preference, Reward
 from mmlaunch.run.paths import RunPaths
 
 
-def train(paths: RunPaths, stop: Stop, where: Whereabouts, watch: Watchdog) -> dict[str, Any]:
+def train(paths: RunPaths, stop: StopRequest, where: Position, watch: Watchdog) -> dict[str, Any]:
     """One attempt at the run of this directory, from joining the other ranks to the last step."""
     recipe = resolved.read(paths.resolved)
     if problems := unsupported(recipe):
@@ -55,11 +55,11 @@ def train(paths: RunPaths, stop: Stop, where: Whereabouts, watch: Watchdog) -> d
     ranks = join(watch)
     with suppress(OSError):  # the preflight tells of a full disk
         print(f"rank {ranks.rank} of {ranks.world} runs on {socket.gethostname()}, pid {os.getpid()}", flush=True)
-    journal = Journal(paths.events, int(os.environ["MMLAUNCH_ATTEMPT"]), ranks.first)
-    preflight.check(paths, recipe.resources.gpus_per_node, ranks, journal)
+    events = EventWriter(paths.events, int(os.environ["MMLAUNCH_ATTEMPT"]), ranks.first)
+    preflight.check(paths, recipe.resources.gpus_per_node, ranks, events)
     try:
-        result = _trainer(recipe, paths, stop, where, ranks, journal).run()
-    except Saved:
+        result = _trainer(recipe, paths, stop, where, ranks, events).run()
+    except RequeueRequested:
         ranks.leave()  # together: whoever watches the ranks may end them all when the first one is gone
         raise
     ranks.leave()
@@ -67,11 +67,11 @@ def train(paths: RunPaths, stop: Stop, where: Whereabouts, watch: Watchdog) -> d
 
 
 def _trainer(
-    recipe: Recipe, paths: RunPaths, stop: Stop, where: Whereabouts, ranks: Ranks, journal: Journal
+    recipe: Recipe, paths: RunPaths, stop: StopRequest, where: Position, ranks: Ranks, events: EventWriter
 ) -> Trainer:
     watch = ranks.watch
     watch.enter(Phase.START)  # each of these may take long: each has the whole allowance
-    config = paths.attempt(journal.attempt).deepspeed
+    config = paths.attempt(events.attempt).deepspeed
     settings = json.loads(config.read_text())
     built = _model(recipe, settings)
     watch.enter(Phase.START)
@@ -85,19 +85,19 @@ def _trainer(
     prove(engine, stuff.training, recipe.precision, scored=isinstance(recipe.objective, Reward))
     asked = _asked(recipe, settings)
     if measured_once(recipe):
-        phase = Precomputing(paths, ranks, journal, engine, recipe)
+        phase = Precomputing(paths, ranks, events, engine, recipe)
         stuff = stuff.referring(phase.run(stuff, stop, steps * recipe.batch.examples))
     watch.enter(Phase.START)
-    moving = asked if isinstance(asked, Copy) and asked.moves else None
+    moving = asked if isinstance(asked, ReferenceCopy) and asked.moves else None
     beside = {COPY: moving.content} if moving else {}
-    checkpoints = Checkpoints(paths, recipe.checkpoint, recipe.seed, ranks, journal, beside)
+    checkpoints = Checkpoints(paths, recipe.checkpoint, recipe.seed, ranks, events, beside)
     objective = objective_of(recipe.objective, asked, examples.spread)
     progress = checkpoints.resume(engine)
     _remember(progress, objective, moving, paths)
     if progress.data not in ("", examples.digest):
-        journal.warn("the data are not those that the run began with: other rows, or another order", step=progress.step)
+        events.warn("the data are not those that the run began with: other rows, or another order", step=progress.step)
     progress.data = examples.digest
-    _introduce(journal, table, stuff, ranks, built)
+    _introduce(events, table, stuff, ranks, built)
     order = in_order(stuff.micro_batches, progress.cursor, steps - progress.step, recipe.batch.examples)
     evaluating = [recipe.evaluate.every] if recipe.evaluate.every else []
     finished = progress.step >= steps  # then this attempt only measures the result again
@@ -112,23 +112,23 @@ def _trainer(
         batches=batches(stuff.training, order, recipe.data.workers),
         evaluation=Evaluation(stuff.held, ranks, recipe.batch, recipe.data.workers),
         checkpoints=checkpoints,
-        agenda=Agenda(
+        agenda=Boundary(
             ranks,
             stop,
             saving=Interval(recipe.checkpoint.every, progress.step),
             evaluating=Interval(evaluating, None if finished else progress.evaluated),
         ),
-        journal=journal,
+        events=events,
         board=Board(paths.tensorboard, recipe.log.tensorboard and ranks.first, progress.step, finished),
         where=where,
         progress=progress,
         work=work,
-        finite=Finite(paths, ranks, journal, recipe.optim.bad_steps),
+        finite=NonFiniteGuard(paths, ranks, events, recipe.optim.bad_steps),
         moving=moving,
     )
 
 
-def _remember(progress: Progress, objective: Objective, moving: Copy | None, paths: RunPaths) -> None:
+def _remember(progress: Progress, objective: Objective, moving: ReferenceCopy | None, paths: RunPaths) -> None:
     """What an objective and a reference that moves have seen before this attempt."""
     if isinstance(objective, Stateful):
         objective.restore(progress.objective)
@@ -156,7 +156,7 @@ def _asked(recipe: Recipe, settings: dict[str, Any]) -> Reference | None:
     if objective.reference_stage is not None:
         half = {"enabled": recipe.precision == "bf16" and objective.reference_stage > 0}
         settings = {**settings, "bf16": half, "zero_optimization": {"stage": objective.reference_stage}}
-    return Copy(_model(recipe, settings).network, recipe.precision, settings, objective.reference_sync)
+    return ReferenceCopy(_model(recipe, settings).network, recipe.precision, settings, objective.reference_sync)
 
 
 def _threads(recipe: Recipe) -> int:
@@ -167,15 +167,17 @@ def _threads(recipe: Recipe) -> int:
     return int(given) if given else max(1, len(os.sched_getaffinity(0)) // recipe.resources.ranks_per_node)
 
 
-def _introduce(journal: Journal, table: dict[str, dict[str, int]], stuff: Material, ranks: Ranks, built: Built) -> None:
+def _introduce(
+    events: EventWriter, table: dict[str, dict[str, int]], stuff: Datasets, ranks: Ranks, built: Built
+) -> None:
     how = f"packed rows, {trees.kind(built.network) or 'by positions'}" if stuff.training.packed else "padded rows"
     saves = bool(built.network.is_gradient_checkpointing)
-    journal.event("ready", world=ranks.world, parameters=table, attention=how, activation_checkpointing=saves)
+    events.event("ready", world=ranks.world, parameters=table, attention=how, activation_checkpointing=saves)
     for part, numbers in table.items():
-        journal.say(f"{part:<12}{numbers['trainable']:>14,} trainable{numbers['frozen']:>14,} frozen")
-    journal.say(f"training    {stuff.training.mixture}")
-    journal.say(f"evaluation  {stuff.held.mixture}")
+        events.say(f"{part:<12}{numbers['trainable']:>14,} trainable{numbers['frozen']:>14,} frozen")
+    events.say(f"training    {stuff.training.mixture}")
+    events.say(f"evaluation  {stuff.held.mixture}")
     if stuff.longer:
         what = f"{stuff.longer} training examples are longer than batch.tokens_per_gpu: their prompt and all answers"
-        journal.warn(f"{what} are a row of their own, which needs more memory", step=0)
-    journal.say(f"attention   {how}; activation checkpointing {'on' if saves else 'off'}")
+        events.warn(f"{what} are a row of their own, which needs more memory", step=0)
+    events.say(f"attention   {how}; activation checkpointing {'on' if saves else 'off'}")

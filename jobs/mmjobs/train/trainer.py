@@ -13,21 +13,21 @@ from mmjobs.data.batch import Batch
 from mmjobs.data.example import BadRow
 from mmjobs.data.sampler import Batches
 from mmjobs.engine.engine import Engine, Update
-from mmjobs.engine.reference_copy import Copy
-from mmjobs.metrics.mfu import Work
+from mmjobs.engine.reference_copy import ReferenceCopy
+from mmjobs.metrics.mfu import ModelFlops
 from mmjobs.metrics.tensorboard import Board
-from mmjobs.metrics.throughput import Pace
+from mmjobs.metrics.throughput import Throughput
 from mmjobs.metrics.totals import Totals, summary
 from mmjobs.objectives.objective import Objective, Stateful
-from mmjobs.rank.boundary import Agenda, GivenUp, Saved
+from mmjobs.rank.boundary import Boundary, Interrupted, RequeueRequested
 from mmjobs.rank.disk import DiskFull
-from mmjobs.rank.events import Journal
-from mmjobs.rank.position import Whereabouts
+from mmjobs.rank.events import EventWriter
+from mmjobs.rank.position import Position
 from mmjobs.rank.ranks import Ranks
 from mmjobs.rank.watchdog import Phase
 from mmjobs.train import skipped_rows
 from mmjobs.train.evaluate import Evaluation, look_ahead
-from mmjobs.train.nonfinite import Finite, NotFinite
+from mmjobs.train.nonfinite import NonFiniteGuard, NotFinite
 from mmjobs.train.samples import draw
 from mmlaunch.errors import BadInput
 from mmlaunch.recipe import Recipe
@@ -48,22 +48,22 @@ class Trainer:
     batches: Iterator[Batch]
     evaluation: Evaluation
     checkpoints: Checkpoints
-    agenda: Agenda
-    journal: Journal
+    agenda: Boundary
+    events: EventWriter
     board: Board
-    where: Whereabouts
+    where: Position
     progress: Progress
-    finite: Finite
-    moving: Copy | None = None
+    finite: NonFiniteGuard
+    moving: ReferenceCopy | None = None
     """A reference that follows the policy."""
-    work: Work | None = None
+    work: ModelFlops | None = None
     """What a step has to compute, where it is known what the device can."""
     skipped: int = 0
     """Rows of this rank whose images turned out to be damaged."""
 
     def run(self) -> dict[str, Any]:
-        """Train to the last step; raises `Saved` when there is a reason to go on later."""
-        self.pace = Pace(self.recipe.batch.examples, self.work)
+        """Train to the last step; raises `RequeueRequested` when there is a reason to go on later."""
+        self.pace = Throughput(self.recipe.batch.examples, self.work)
         while True:
             last = self.progress.step == self.steps
             due = self.agenda.due(self.progress.step, last, self.checkpoints.writing)
@@ -91,7 +91,7 @@ class Trainer:
         batches = [next(self.batches) for _ in self.micro_batches(self.progress.cursor)]
         self._skipped([row for batch in batches for row in batch.skipped])
         mine = [self.objective.units(batch) for batch in batches]
-        learnt = sum(int(batch.learnt.sum()) for batch in batches)
+        learnt = sum(int(batch.loss_mask.sum()) for batch in batches)
         held = sum(batch.tokens for batch in batches if len(batch))  # an empty row has one token, for nothing
         room = sum(max(self.recipe.batch.tokens_per_gpu or 0, batch.ids.numel()) for batch in batches)
         *counts, learnt_of_all, held_of_all, room_of_all = self.ranks.sums(
@@ -136,11 +136,11 @@ class Trainer:
         step, pace = self.progress.step, self.pace.lap()
         numbers = {**means, "lr": update.lr, "grad_norm": update.norm, **pace.numbers()}
         numbers |= {"left_out": self.progress.left_out} if self.progress.left_out else {}
-        self.journal.event("step", step=step, steps=self.steps, **numbers)
+        self.events.event("step", step=step, steps=self.steps, **numbers)
         self.board.scalars({f"train/{name}": value for name, value in numbers.items()}, step)
         shown = [f"step {step:>{len(str(self.steps))}}/{self.steps}", f"loss {means['loss']:.3f}"]
         shown += [f"accuracy {100 * means['accuracy']:.1f} %"] if "accuracy" in means else []
-        self.journal.say("  ".join([*shown, str(pace), f"{pace.left(self.steps - step)} left"]))
+        self.events.say("  ".join([*shown, str(pace), f"{pace.left(self.steps - step)} left"]))
 
     def _evaluate(self) -> bool:
         """Measure the held-out examples; whether they are better than ever before, where the recipe keeps the best."""
@@ -151,17 +151,17 @@ class Trainer:
         self.ranks.watch.enter(Phase.EVALUATE)
         try:
             metrics = self.evaluation.measure(self.engine, self.objective, self._between_batches)
-        except GivenUp as reason:
+        except Interrupted as reason:
             self._stop(str(reason))
         self.progress.evaluated, self.progress.metrics = step, metrics
         wanted = self.recipe.evaluate.samples if self.ranks.first or self.engine.sharded else 0
         samples = draw(self.engine, self.evaluation.processor, self.evaluation.held_out, wanted)
         told = [{"question": s.question, "truth": s.truth, "answer": s.answer} for s in samples]
-        self.journal.event("evaluated", step=step, metrics=metrics, samples=told)
+        self.events.event("evaluated", step=step, metrics=metrics, samples=told)
         self.board.scalars(metrics, step)
         self.board.samples(samples, step)
         self.board.flush()
-        self.journal.say(
+        self.events.say(
             f"evaluated  step {step}  " + "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
         )
         self.agenda.evaluating.done(step)
@@ -202,10 +202,10 @@ class Trainer:
 
     def _stop(self, reason: str) -> NoReturn:
         """Save what was done since the last checkpoint, and leave."""
-        self.journal.event("signal", name=reason, step=self.progress.step)
-        self.journal.say(f"{reason}: saving step {self.progress.step} to go on later")
+        self.events.event("signal", name=reason, step=self.progress.step)
+        self.events.say(f"{reason}: saving step {self.progress.step} to go on later")
         if self.progress.step and not self._save(wait=True):  # whoever asks to go on must have saved
             kept = self.paths.checkpoints
             raise DiskFull(f"{reason}: the disk is full, and step {self.progress.step} is lost; make room in {kept}")
         self._finish_saving()
-        raise Saved(reason)
+        raise RequeueRequested(reason)

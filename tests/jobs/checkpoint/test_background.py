@@ -16,7 +16,7 @@ from mmjobs.checkpoint import background, save
 from mmjobs.checkpoint.save import DONE, FULL, GOING_ON, Checkpoints
 from mmjobs.checkpoint.train_state import Progress
 from mmjobs.rank.disk import DiskFull
-from mmjobs.rank.events import Journal
+from mmjobs.rank.events import EventWriter
 from mmjobs.rank.ranks import Ranks
 from mmlaunch.recipe import Recipe
 from mmlaunch.recipe.checkpoint import Checkpoint
@@ -68,7 +68,7 @@ def made(folder: Path, **settings: Any) -> tuple[Checkpoints, RunPaths, Any]:
     paths.checkpoints.mkdir()
     section = Checkpoint.model_validate(settings)
     ranks = Alone(0, 1, None)  # type: ignore[arg-type]  no watchdog for what ends in a second
-    return Checkpoints(paths, section, 1, ranks, Journal(paths.events, 1, True)), paths, Weights()
+    return Checkpoints(paths, section, 1, ranks, EventWriter(paths.events, 1, True)), paths, Weights()
 
 
 def until(checkpoints: Checkpoints, state: int) -> None:

@@ -54,19 +54,21 @@ def test_prompt_and_answer_are_the_whole_tokenised_once(name: str, answer: str) 
     turns = 4 if name in ("llama-3", "chatml") else 2  # these two end questions with the same token
     assert ids.count(one.end_id) == turns
     assert tree.answers[0].ids.count(one.end_id) == 1 and tree.answers[0].ids[-1] == one.end_id
-    assert all(tree.answers[0].learnt)
+    assert all(tree.answers[0].loss_mask)
 
 
 @pytest.mark.parametrize("name", CHATS)
 def test_all_answers_of_a_conversation_are_learnt_and_no_question_is(name: str) -> None:
     one = CHATS[name]
     tree = one.tree(TURNS, ["at the top left"])
-    learnt = text_of(one, [token for token, wanted in zip(tree.prompt.ids, tree.prompt.learnt, strict=True) if wanted])
+    learnt = text_of(
+        one, [token for token, wanted in zip(tree.prompt.ids, tree.prompt.loss_mask, strict=True) if wanted]
+    )
     end = one.tokenizer.eos_token
     assert learnt.replace(" ", "") == f"Aredcircle{end}"
     assert QUESTION in text_of(one, tree.prompt.ids) and "Where?" in text_of(one, tree.prompt.ids)
     preference = [Turn(turn.role, turn.content) for turn in TURNS]
-    assert not any(one.tree(preference, ["a", "b"]).prompt.learnt)
+    assert not any(one.tree(preference, ["a", "b"]).prompt.loss_mask)
 
 
 @pytest.mark.parametrize("name", CHATS)
@@ -95,7 +97,7 @@ def test_what_users_write_is_never_a_special_token(name: str) -> None:
 
 def test_spaces_alone_are_learnt_too() -> None:
     tree = CHATS["llama-3"].tree([Turn("user", ("Hello",))], ["a \n\n b"])
-    assert all(tree.answers[0].learnt) and text_of(CHATS["llama-3"], tree.answers[0].ids) == "a \n\n b<|eot_id|>"
+    assert all(tree.answers[0].loss_mask) and text_of(CHATS["llama-3"], tree.answers[0].ids) == "a \n\n b<|eot_id|>"
 
 
 def test_begin_of_text_comes_once() -> None:
@@ -115,7 +117,7 @@ BARE = (
 def test_a_template_without_end_tokens_learns_no_question() -> None:
     one = chat(llama2_tokenizer(), BARE)
     tree = one.tree(TURNS, ["at the top"])
-    learnt = [token for token, wanted in zip(tree.prompt.ids, tree.prompt.learnt, strict=True) if wanted]
+    learnt = [token for token, wanted in zip(tree.prompt.ids, tree.prompt.loss_mask, strict=True) if wanted]
     assert text_of(one, learnt).strip() == "A red circle" and one.end_id not in tree.prompt.ids
     assert text_of(one, tree.answers[0].ids).strip() == "at the top</s>"
 

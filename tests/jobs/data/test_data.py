@@ -12,13 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.jobs.small import CHAT, PIXELS, PROCESSOR, TOKENIZER, mixed, text
 
-from mmjobs.data.batch import NOT_LEARNT, collate
+from mmjobs.data.batch import IGNORE_INDEX, collate
 from mmjobs.data.encode import Processor
 from mmjobs.data.example import Turn
 from mmjobs.data.formats import shapes
 from mmjobs.data.mixture import mixture
 from mmjobs.data.readers.rows import Part
-from mmjobs.data.requirements import Wants
+from mmjobs.data.requirements import Requirements
 from mmjobs.data.sampler import equal_batches, in_order, position, repeated
 from mmjobs.data.survey import survey
 from mmjobs.model import tokens
@@ -64,8 +64,8 @@ def test_every_text_comes_back_from_its_bytes(question: str, answer: str) -> Non
     tree = CHAT.tree([Turn("user", (question,))], [answer])
     end = TOKENIZER.eos_token
     assert tree.prompt.ids == [256, *f"{question}\n".encode()]
-    assert tree.answers[0].ids == [*answer.removesuffix(end).encode(), 257] and all(tree.answers[0].learnt)
-    assert not any(tree.prompt.learnt)
+    assert tree.answers[0].ids == [*answer.removesuffix(end).encode(), 257] and all(tree.answers[0].loss_mask)
+    assert not any(tree.prompt.loss_mask)
 
 
 def test_special_tokens_cannot_be_written_by_a_user() -> None:
@@ -81,7 +81,7 @@ def test_answers_are_learnt_exactly_once_with_their_end_and_byte_zero_is_no_padd
     batch = collate(encoded, PIXELS, padding=tokens.id_of(TOKENIZER, tokens.PAD))
     end = tokens.id_of(TOKENIZER, tokens.END)
     for row, answer in enumerate((b"\0a\0", b"long answer", b"")):
-        learnt = batch.targets[row] != NOT_LEARNT
+        learnt = batch.targets[row] != IGNORE_INDEX
         assert batch.ids[row][learnt].tolist() == [*answer, end] == batch.targets[row][learnt].tolist()
         assert batch.attention is not None
         assert int(batch.attention[row].sum()) == 1 + len("?\n") + len(answer) + 1
@@ -124,18 +124,25 @@ def test_a_pair_that_is_cut_to_the_same_answer_is_left_out() -> None:
     """It would teach nothing, and count as wrong; where one answer is enough, it is one."""
     rows = [text("?", "abcdefg", "abcdxyz"), text("?", "abcdefg", "xyz"), text("?", "abcd", "abcde", "abcdf")]
     room = len(PROCESSOR.tree(rows[0]).prompt) + 4
-    pairs = Processor(CHAT, PIXELS, room, "cut", Wants(least=2, most=2, prompts=False))
+    pairs = Processor(CHAT, PIXELS, room, "cut", Requirements(least=2, most=2, prompts=False))
     found = survey([Part("here", rows)], pairs)
     assert [row.row for row in found.usable] == [1]
     assert {row.reason for row in found.left} == {"its answers are the same in the 4 tokens that they are cut to"}
     assert {row.why for row in found.left} == {"overlong"}
-    assert len(survey([Part("here", rows)], replace(pairs, wants=Wants())).usable) == 3
+    assert len(survey([Part("here", rows)], replace(pairs, requirements=Requirements())).usable) == 3
     assert len(survey([Part("here", rows)], replace(pairs, longest=room + 4)).usable) == 3
-    ranked = replace(pairs, wants=Wants(least=2, prompts=False))
+    ranked = replace(pairs, requirements=Requirements(least=2, prompts=False))
     three = text("?", "abcdefg", "abcdxyz", "x")
     assert len(survey([Part("here", [three])], ranked).usable) == 1, "one of its pairs is left"
-    lone = replace(text("?", "abcdefg"), label="true")
-    assert len(survey([Part("here", [lone])], replace(ranked, wants=Wants(least=2, labelled=True))).usable) == 1
+    unpaired_label = replace(text("?", "abcdefg"), label="true")
+    assert (
+        len(
+            survey(
+                [Part("here", [unpaired_label])], replace(ranked, requirements=Requirements(least=2, labelled=True))
+            ).usable
+        )
+        == 1
+    )
 
 
 def test_example_without_answer_is_named() -> None:

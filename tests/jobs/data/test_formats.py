@@ -121,8 +121,8 @@ def test_llava_reads_conversations_with_images(write: Write, tmp_path: Path) -> 
         assert one.prompt == (user(IMAGE, "\nWhat?"),) and texts(one) == ["A square."] and names(one) == ["a.png"]
         assert one.images[0].open().size == one.images[0].size() == (4, 2)
         assert later.prompt == (
-            user("Hello"), Turn("assistant", ("Hi",), learnt=True), user("Look: ", IMAGE),
-            Turn("assistant", ("Red.",), learnt=True), user("Sure?"),
+            user("Hello"), Turn("assistant", ("Hi",), in_loss=True), user("Look: ", IMAGE),
+            Turn("assistant", ("Red.",), in_loss=True), user("Sure?"),
         )  # fmt: skip
         assert several.prompt == (user(IMAGE, "\n", IMAGE, "\nBoth"),) and names(several) == ["a.png", "b.png"]
         assert marked.prompt == (user("Compare ", IMAGE, " with ", IMAGE, "!"),)
@@ -141,7 +141,7 @@ def test_llava_reads_ranked_answers_and_scores(write: Write) -> None:
     )
     ranked, scored, plain = read(path, "llava", images="none")
     assert texts(ranked) == ["best", "second", "third"] and [a.score for a in ranked.answers] == [3, 1.5, -2]
-    assert ranked.prompt[1] == Turn("assistant", ("old",), learnt=False)
+    assert ranked.prompt[1] == Turn("assistant", ("old",), in_loss=False)
     assert scored.answers[0].score == 0.25 and scored.label == "yes" and plain.label == "3"
     assert [answer.score for answer in plain.answers] == [None, None]
 
@@ -222,7 +222,7 @@ def test_a_literal_image_tag_in_a_row_of_text_stays_text(write: Write) -> None:
 
 def test_answers_are_never_searched_for_images(write: Write) -> None:
     (found,) = read(write([talk("<image>", "You wrote <image>.", "Again", "<image>!", image="a.png")]), "llava")
-    assert found.prompt == (user(IMAGE), Turn("assistant", ("You wrote <image>.",), learnt=True), user("Again"))
+    assert found.prompt == (user(IMAGE), Turn("assistant", ("You wrote <image>.",), in_loss=True), user("Again"))
     assert texts(found) == ["<image>!"]
 
 
@@ -635,7 +635,7 @@ def test_trl_reads_pairs_with_and_without_prompt(write: Write) -> None:
     scored = {"chosen": [*longer, yes], "rejected": [*longer, no], "score_chosen": 8, "score_rejected": 2.5}
     (found,) = read(write([scored]), "trl")
     assert [turn.role for turn in found.prompt] == ["system", "user", "assistant", "user"]
-    assert not any(turn.learnt for turn in found.prompt) and [answer.score for answer in found.answers] == [8, 2.5]
+    assert not any(turn.in_loss for turn in found.prompt) and [answer.score for answer in found.answers] == [8, 2.5]
 
 
 def test_trl_reads_completions_and_messages(write: Write) -> None:
@@ -647,7 +647,7 @@ def test_trl_reads_completions_and_messages(write: Write) -> None:
     ]
     plain, several, messages = read(write(rows), "trl")
     assert plain.prompt == (user("Q"),) and texts(plain) == ["A"] and plain.label == "true"
-    assert several.prompt == messages.prompt == (user("Q"), Turn("assistant", ("A",), learnt=True), user("Q"))
+    assert several.prompt == messages.prompt == (user("Q"), Turn("assistant", ("A",), in_loss=True), user("Q"))
 
 
 def test_the_order_of_items_decides_where_images_are(tmp_path: Path, write: Write, datasets: Any) -> None:

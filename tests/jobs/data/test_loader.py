@@ -19,13 +19,15 @@ from mmjobs.data.formats import shapes
 from mmjobs.data.loader import Examples, batches
 from mmjobs.data.mixture import mixture
 from mmjobs.data.readers.rows import Part
-from mmjobs.data.reference_store import Store
-from mmjobs.data.requirements import Wants
+from mmjobs.data.reference_store import ReferenceStore
+from mmjobs.data.requirements import Requirements
 from mmjobs.data.survey import survey
 from mmlaunch.errors import BadInput
 from mmlaunch.recipe.data import Source
 
-PAIRS = Processor(CHAT, PIXELS, 128, wants=Wants(least=2, most=2, prompts=False, spoiled=True, stranger=True))
+PAIRS = Processor(
+    CHAT, PIXELS, 128, requirements=Requirements(least=2, most=2, prompts=False, corrupted=True, mismatched=True)
+)
 ROWS = 20
 STEADY: dict[str, Any] = {"place_of": lambda index: index % ROWS, "steady": True}
 
@@ -33,22 +35,24 @@ STEADY: dict[str, Any] = {"place_of": lambda index: index % ROWS, "steady": True
 @pytest.fixture(scope="module")
 def drawn() -> Callable[..., Examples]:
     """Drawings that are encoded again as JPEG of a random quality, and their corrupted images."""
-    return partial(Examples, mixed(Source(format="shapes", limit=ROWS, augment="jpeg")), PAIRS, seed=3, spoils=5)
+    return partial(
+        Examples, mixed(Source(format="shapes", limit=ROWS, augment="jpeg")), PAIRS, seed=3, corruption_seed=5
+    )
 
 
 def twins(augment: Literal["none", "jpeg"]) -> Examples:
     """The same drawing in rows of different numbers."""
     same = [replace(shapes.example(0), origin=Origin("here", row)) for row in range(8)]
     part = Part("here", same, augment=augment)
-    return Examples(mixture(survey([part], PAIRS), 0), PAIRS, seed=3, spoils=5, steady=True)
+    return Examples(mixture(survey([part], PAIRS), 0), PAIRS, seed=3, corruption_seed=5, steady=True)
 
 
 def seen(examples: Examples, index: int) -> torch.Tensor:
-    return _one(examples, index).seen["pixel_values"]
+    return _one(examples, index).image_inputs["pixel_values"]
 
 
-def spoiled(examples: Examples, index: int) -> torch.Tensor:
-    found = _one(examples, index).spoiled
+def corrupted(examples: Examples, index: int) -> torch.Tensor:
+    found = _one(examples, index).corrupted
     assert found is not None
     return found["pixel_values"]
 
@@ -68,13 +72,13 @@ def test_workers_do_not_change_batches(drawn: Callable[..., Examples]) -> None:
     workers = min(2, len(os.sched_getaffinity(0)))  # torch warns where there are more than cores
     for one, other in zip(batches(examples, order, 0), batches(examples, order, workers), strict=True):
         assert torch.equal(one.ids, other.ids) and one.origins == other.origins
-        assert torch.equal(one.seen["pixel_values"], other.seen["pixel_values"])
+        assert torch.equal(one.image_inputs["pixel_values"], other.image_inputs["pixel_values"])
 
 
 def test_who_has_a_reference_sees_the_same_pixels_at_every_visit(drawn: Callable[..., Examples]) -> None:
     examples = drawn(**STEADY)
     for index in range(4):
-        for look in (seen, spoiled):
+        for look in (seen, corrupted):
             assert torch.equal(look(examples, index), look(examples, index + ROWS))
 
 
@@ -83,13 +87,13 @@ def test_who_has_none_sees_others_in_the_next_epoch(drawn: Callable[..., Example
     first, second = ([seen(examples, index + epoch * ROWS) for index in range(8)] for epoch in range(2))
     assert differ(first, second)
     assert differ(first, [seen(replace(examples, seed=4), index) for index in range(8)])
-    plain = [PROCESSOR.encode(shapes.example(row)).seen["pixel_values"] for row in range(8)]
+    plain = [PROCESSOR.encode(shapes.example(row)).image_inputs["pixel_values"] for row in range(8)]
     assert differ(first, plain)
     unseeded = drawn(seed=None)
     assert not differ([seen(unseeded, index) for index in range(8)], plain), "held-out images are as they are"
 
 
-@pytest.mark.parametrize("look", [seen, spoiled])
+@pytest.mark.parametrize("look", [seen, corrupted])
 def test_each_row_has_a_draw_of_its_own(look: Any) -> None:
     """Although all of them have the same image."""
     examples = twins("jpeg")
@@ -101,19 +105,19 @@ def test_each_row_has_a_draw_of_its_own(look: Any) -> None:
 def test_the_corrupted_image_is_drawn_from_its_seed_and_its_row() -> None:
     """Not from where the row stands in the mixture or in the order of the run, nor from what else is drawn."""
     plain = twins("none")
-    pieces = [spoiled(plain, index) for index in range(8)]
-    assert differ(pieces, [spoiled(replace(plain, spoils=6), index) for index in range(8)])
+    pieces = [corrupted(plain, index) for index in range(8)]
+    assert differ(pieces, [corrupted(replace(plain, corruption_seed=6), index) for index in range(8)])
     turned = replace(plain, place_of=lambda index: 7 - index)
     moved = replace(plain, mixture=replace(plain.mixture, places=tuple(range(7, -1, -1))))
     for other in (turned, moved):
-        assert not differ(pieces, [spoiled(other, 7 - index) for index in range(8)])
-    assert not differ(pieces, [spoiled(replace(plain, seed=None), index) for index in range(8)])
+        assert not differ(pieces, [corrupted(other, 7 - index) for index in range(8)])
+    assert not differ(pieces, [corrupted(replace(plain, seed=None), index) for index in range(8)])
     assert all(not torch.equal(piece, seen(plain, index)) for index, piece in enumerate(pieces))
 
 
 def test_a_row_without_image_has_no_corrupted_one() -> None:
     examples = Examples(mixture(survey([Part("here", [text("?", "a", "b")])], PAIRS), 0), PAIRS)
-    assert _one(examples, 0).spoiled is None
+    assert _one(examples, 0).corrupted is None
 
 
 def test_a_stranger_is_the_best_answer_of_the_next_place() -> None:
@@ -121,10 +125,10 @@ def test_a_stranger_is_the_best_answer_of_the_next_place() -> None:
     rows = [text(f"{n}?", f"best of {n}", f"other of {n}", row=n) for n in range(3)]
     examples = Examples(mixture(survey([Part("here", rows)], PAIRS), 0), PAIRS)
     examples = replace(examples, place_of=lambda index: 2 - index)
-    strangers = [_one(examples, 2 - place).stranger for place in range(3)]
-    said = [bytes(found.ids[:-1]).decode() for found in strangers if found is not None]
+    mismatched = [_one(examples, 2 - place).mismatched for place in range(3)]
+    said = [bytes(found.ids[:-1]).decode() for found in mismatched if found is not None]
     assert said == ["best of 1", "best of 2", "best of 0"]
-    assert all(found is not None and found.ids[-1] == 257 and all(found.learnt) for found in strangers)
+    assert all(found is not None and found.ids[-1] == 257 and all(found.loss_mask) for found in mismatched)
 
 
 def test_the_spread_is_that_of_the_first_gaps() -> None:
@@ -138,12 +142,12 @@ def test_the_spread_is_that_of_the_first_gaps() -> None:
         )
 
     rows = [scored(0, 3.0, 2.0, -9.0), scored(1, 1.0, -2.0), scored(2, 9.0, 4.0), scored(3, 1.0), scored(4, None, 1.0)]
-    wide = Processor(CHAT, PIXELS, 128, wants=Wants(prompts=False))
+    wide = Processor(CHAT, PIXELS, 128, requirements=Requirements(prompts=False))
     spread = [mixture(survey([Part("here", rows[start:])], wide), 0).spread for start in (0, 2, 3)]
     assert spread == pytest.approx([(8 / 3) ** 0.5, 1, 1])
 
 
-KEYED = PAIRS.encode(shapes.example(0), spoil=lambda image: image.rotate(90), stranger="else")
+KEYED = PAIRS.encode(shapes.example(0), spoil=lambda image: image.rotate(90), mismatched="else")
 
 
 def _turned(seen: dict[str, Any]) -> dict[str, Any]:
@@ -152,15 +156,15 @@ def _turned(seen: dict[str, Any]) -> dict[str, Any]:
     return {**seen, "pixel_values": pixels}
 
 
-@pytest.mark.parametrize("part", ["prompt", "answers", "border", "stranger", "seen", "spoiled", "type"])
+@pytest.mark.parametrize("part", ["prompt", "answers", "border", "mismatched", "image_inputs", "corrupted", "type"])
 def test_an_example_is_known_by_all_that_its_reference_saw(part: str) -> None:
     first, second = KEYED.answers
     one = first[:-1], type(first)([*first.ids[-1:], *second.ids], [True] * (len(second) + 1))
     other: dict[str, Any] = {
         "prompt": {"prompt": KEYED.prompt[:-1]}, "answers": {"answers": (first, second[:-1])},
-        "border": {"answers": one}, "stranger": {"stranger": first}, "seen": {"seen": _turned(KEYED.seen)},
-        "spoiled": {"spoiled": _turned(KEYED.spoiled or {})},
-        "type": {"seen": {name: value.view(torch.int8) for name, value in KEYED.seen.items()}},
+        "border": {"answers": one}, "mismatched": {"mismatched": first}, "image_inputs": {"image_inputs": _turned(KEYED.image_inputs)},
+        "corrupted": {"corrupted": _turned(KEYED.corrupted or {})},
+        "type": {"image_inputs": {name: value.view(torch.int8) for name, value in KEYED.image_inputs.items()}},
     }  # fmt: skip
     assert replace(KEYED).key == KEYED.key != replace(KEYED, **other[part]).key
 
@@ -168,15 +172,15 @@ def test_an_example_is_known_by_all_that_its_reference_saw(part: str) -> None:
 def test_learnt_tokens_are_counted_as_a_batch_has_them() -> None:
     """Those of the answers, of the stranger, and of the best answer again."""
     batch = collate([KEYED], PIXELS, 258, packed=True)
-    assert KEYED.learnt == tuple(batch.owners[batch.learnt].bincount().tolist())
-    assert len(KEYED.learnt) == 4
+    assert KEYED.loss_tokens == tuple(batch.owners[batch.loss_mask].bincount().tolist())
+    assert len(KEYED.loss_tokens) == 4
 
 
 def test_what_the_reference_says_is_handed_on_and_missed() -> None:
     rows = [text(f"{n}?", "yes", "oh no", row=n) for n in range(2)]
-    plain = Processor(CHAT, PIXELS, 128, wants=Wants(least=2, most=2, prompts=False))
+    plain = Processor(CHAT, PIXELS, 128, requirements=Requirements(least=2, most=2, prompts=False))
     examples = Examples(mixture(survey([Part("here", rows)], plain), 0), plain)
-    store = Store()
+    store = ReferenceStore()
     store.add({_one(examples, 0).key: torch.arange(10.0), _one(examples, 1).key: torch.arange(9.0)})
     known = replace(examples, reference=store)
     found = _one(known, 0).reference
@@ -184,7 +188,7 @@ def test_what_the_reference_says_is_handed_on_and_missed() -> None:
     with pytest.raises(BadInput, match="here:1: the reference has not seen it as it is now"):
         known[1]
     with pytest.raises(BadInput, match="here:0: the reference has not seen it as it is now"):
-        replace(examples, reference=Store())[0]
+        replace(examples, reference=ReferenceStore())[0]
 
 
 def test_batches_tell_keys_where_somebody_asks(drawn: Callable[..., Examples]) -> None:

@@ -10,40 +10,42 @@ import pytest
 from tests.jobs.small import text
 
 from mmjobs.data.example import Answer
-from mmjobs.data.requirements import Wants, lone, of
+from mmjobs.data.requirements import Requirements, of, unpaired_label
 from mmlaunch.recipe import Recipe
 
-PAIR = Wants(least=2, most=2, prompts=False)
-WANTED: list[tuple[Any, Wants]] = [
-    ("sft", Wants(most=1)),
-    ("reward", Wants(least=2, prompts=False)),
-    ({"method": "reward", "margin": True}, Wants(least=2, prompts=False, scores=True)),
-    ({"method": "reward", "soft_labels": 0.5}, Wants(least=2, prompts=False, scores=True)),
-    ({"method": "reward", "loss": "regression"}, Wants(least=1, prompts=False, scores=True)),
+PAIR = Requirements(least=2, most=2, prompts=False)
+WANTED: list[tuple[Any, Requirements]] = [
+    ("sft", Requirements(most=1)),
+    ("reward", Requirements(least=2, prompts=False)),
+    ({"method": "reward", "margin": True}, Requirements(least=2, prompts=False, scores=True)),
+    ({"method": "reward", "soft_labels": 0.5}, Requirements(least=2, prompts=False, scores=True)),
+    ({"method": "reward", "loss": "regression"}, Requirements(least=1, prompts=False, scores=True)),
     ("dpo", PAIR),
-    ("mdpo", replace(PAIR, spoiled=True)),
+    ("mdpo", replace(PAIR, corrupted=True)),
     ("mpo", PAIR),
     ("mmpo", replace(PAIR, scores=True)),
     ("plackett_luce", replace(PAIR, most=None)),
-    ("kto", replace(PAIR, stranger=True, labelled=True)),
-    ({"terms": {"kto": 1, "sigmoid": 1}}, replace(PAIR, stranger=True)),
-    ({"terms": {"kto": 1, "sft": 1}}, replace(PAIR, stranger=True)),
+    ("kto", replace(PAIR, mismatched=True, labelled=True)),
+    ({"terms": {"kto": 1, "sigmoid": 1}}, replace(PAIR, mismatched=True)),
+    ({"terms": {"kto": 1, "sft": 1}}, replace(PAIR, mismatched=True)),
     ({"terms": {"sigmoid": 1, "margin": 0, "plackett_luce": 0, "image_conditional": 0, "kto": 0}}, PAIR),
-    ({"terms": {"kto": 1, "sigmoid": 0}}, replace(PAIR, stranger=True, labelled=True)),
+    ({"terms": {"kto": 1, "sigmoid": 0}}, replace(PAIR, mismatched=True, labelled=True)),
 ]
 
 
 @pytest.mark.parametrize(("objective", "wanted"), WANTED, ids=lambda value: str(value)[:60])
-def test_an_objective_looks_at_what_its_terms_read(tiny: Callable[..., Recipe], objective: Any, wanted: Wants) -> None:
+def test_an_objective_looks_at_what_its_terms_read(
+    tiny: Callable[..., Recipe], objective: Any, wanted: Requirements
+) -> None:
     """A term without weight reads nothing."""
     assert of(tiny(objective=objective).objective) == wanted
 
 
 @pytest.mark.parametrize(
-    ("wants", "answers", "label", "lacks"),
+    ("requirements", "answers", "label", "missing"),
     [
-        (Wants(), [], None, "has no answer to learn from"),
-        (Wants(), [None], None, None),
+        (Requirements(), [], None, "has no answer to learn from"),
+        (Requirements(), [None], None, None),
         (PAIR, [None], None, "has 1 of 2 answers to learn from"),
         (PAIR, [None], "true", "has 1 of 2 answers to learn from"),
         (PAIR, [None, None], None, None),
@@ -58,15 +60,19 @@ def test_an_objective_looks_at_what_its_terms_read(tiny: Callable[..., Recipe], 
     ],
 )  # fmt: skip
 def test_what_an_example_lacks_is_said(
-    wants: Wants, answers: list[float | None], label: str | None, lacks: str | None
+    requirements: Requirements, answers: list[float | None], label: str | None, missing: str | None
 ) -> None:
     example = replace(text("?"), answers=tuple(Answer("a", score) for score in answers), label=label)
-    found = wants.lacks(example)
-    assert found is lacks if lacks is None else found is not None and found.startswith(lacks)
+    found = requirements.missing(example)
+    assert found is missing if missing is None else found is not None and found.startswith(missing)
 
 
 def test_only_a_single_answer_is_desirable_or_not() -> None:
     labels = {"true": 1, "True": 1, "1": 1, "false": -1, "0": -1, "maybe": 0, "": 0, None: 0}
     for label, wanted in labels.items():
-        assert lone(replace(text("?", "a"), label=label)) == wanted
-        assert lone(replace(text("?", "a", "b"), label=label)) == lone(replace(text("?"), label=label)) == 0
+        assert unpaired_label(replace(text("?", "a"), label=label)) == wanted
+        assert (
+            unpaired_label(replace(text("?", "a", "b"), label=label))
+            == unpaired_label(replace(text("?"), label=label))
+            == 0
+        )

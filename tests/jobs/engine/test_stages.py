@@ -56,7 +56,7 @@ def alone(recipe: Recipe, steps: int) -> list[float]:
         total = 0.0
         for one in encoded:
             ids = torch.tensor([one.prompt.ids + one.answers[0].ids])
-            logits = network(input_ids=ids, **one.seen).logits[0, len(one.prompt) - 1 : -1]
+            logits = network(input_ids=ids, **one.image_inputs).logits[0, len(one.prompt) - 1 : -1]
             loss = torch.nn.functional.cross_entropy(logits, ids[0, len(one.prompt) :], reduction="sum") / units
             loss.backward()
             total += loss.item()

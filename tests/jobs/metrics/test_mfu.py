@@ -13,10 +13,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from mmjobs.data.batch import collate
 from mmjobs.data.encode import Processor
 from mmjobs.data.formats import shapes
-from mmjobs.data.requirements import Wants
+from mmjobs.data.requirements import Requirements
 from mmjobs.metrics import mfu
-from mmjobs.metrics.mfu import Work, peak
-from mmjobs.metrics.throughput import Pace
+from mmjobs.metrics.mfu import ModelFlops, peak
+from mmjobs.metrics.throughput import Throughput
 from mmjobs.model.build import build
 from mmjobs.objectives.sft import Sft
 from mmlaunch.recipe import Recipe
@@ -48,9 +48,9 @@ def test_it_is_what_a_step_computes(tiny: Callable[..., Recipe], train: dict[str
     lora = {"model__lora": {"rank": 4, "alpha": 4}} if train["language"] == "lora" else {}
     recipe = tiny(model__vision=VISION, model__language=LANGUAGE, model__train=train, **lora)
     built = build(recipe.model)
-    processor = Processor(built.chat, built.pixels, built.positions, wants=Wants(most=1))
+    processor = Processor(built.chat, built.pixels, built.positions, requirements=Requirements(most=1))
     batch = collate([processor.encode(shapes.example(row)) for row in (0, 0)], built.pixels, 0, packed)
-    work = Work.of(built.network, peak=1e12)
+    work = ModelFlops.of(built.network, peak=1e12)
     done = counted(lambda: Sft()(built.network, batch).loss.backward())
     attention = work.squares * 2 * batch.ids.numel() ** 2 / 4
     assert work.flop(batch) - attention == pytest.approx(done, rel=0.03)
@@ -58,11 +58,11 @@ def test_it_is_what_a_step_computes(tiny: Callable[..., Recipe], train: dict[str
 
 def test_attention_and_padding(tiny: Callable[..., Recipe]) -> None:
     built = build(tiny(model__language=LANGUAGE).model)
-    processor = Processor(built.chat, built.pixels, built.positions, wants=Wants(most=1))
+    processor = Processor(built.chat, built.pixels, built.positions, requirements=Requirements(most=1))
     found = [processor.encode(shapes.example(row)) for row in range(5)]
     lengths = [len(one.prompt.ids) + len(one.answers[0].ids) for one in found]
     assert len(set(lengths)) > 1
-    work = Work.of(built.network, peak=1e12)
+    work = ModelFlops.of(built.network, peak=1e12)
     padded, packed = (work.flop(collate(found, built.pixels, 0, packed)) for packed in (False, True))
     assert padded == packed == pytest.approx(sum(work.flop(collate([one], built.pixels, 0)) for one in found))
     # scores and their sums over values: 2 x 2 T^2 D in each of 8 layers, half of it masked; twice as much backward
@@ -94,7 +94,7 @@ def test_peaks_of_known_devices_only(device: str, precision: str, expected: floa
 
 def test_no_guess_on_cpu(tiny: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch) -> None:
     network = build(tiny().model).network
-    assert mfu.here(network, "bf16") is None and "mfu" not in Pace(8).lap().numbers()
+    assert mfu.here(network, "bf16") is None and "mfu" not in Throughput(8).lap().numbers()
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA A40")
     found = mfu.here(network, "bf16")
@@ -104,14 +104,18 @@ def test_no_guess_on_cpu(tiny: Callable[..., Recipe], monkeypatch: pytest.Monkey
 def test_the_share_of_a_lap(tiny: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch) -> None:
     built = build(tiny().model)
     batch = collate(
-        [Processor(built.chat, built.pixels, built.positions, wants=Wants(most=1)).encode(shapes.example(0))],
+        [
+            Processor(built.chat, built.pixels, built.positions, requirements=Requirements(most=1)).encode(
+                shapes.example(0)
+            )
+        ],
         built.pixels,
         0,
     )
     clock = iter([10.0, 12.0, 14.0, 15.0])
     monkeypatch.setattr(time, "monotonic", lambda: next(clock))
-    work = Work.of(built.network, peak=1e6)
-    pace = Pace(8, work)
+    work = ModelFlops.of(built.network, peak=1e6)
+    pace = Throughput(8, work)
     for _ in range(2):
         pace.step(5, [batch, batch])
     numbers = pace.lap().numbers()

@@ -58,10 +58,10 @@ def test_logits_are_those_of_transformers(parts: Path, language: str, vision: st
     encoded = Processor(built.chat, built.pixels, 500).encode(question(images=2))
     ids = torch.tensor([encoded.prompt.ids + encoded.answers[0].ids])
     with torch.no_grad():
-        ours = built.network(input_ids=ids, **encoded.seen).logits
-        features = tower(built.pixels.normal(encoded.seen["pixel_values"]), output_hidden_states=True).hidden_states[
-            -2
-        ][:, 1:]
+        ours = built.network(input_ids=ids, **encoded.image_inputs).logits
+        features = tower(
+            built.pixels.normal(encoded.image_inputs["pixel_values"]), output_hidden_states=True
+        ).hidden_states[-2][:, 1:]
         features = built.network.model.multi_modal_projector(features)
         vocabulary = text.get_input_embeddings().num_embeddings
         embedded = text.get_input_embeddings()(ids.clamp(max=vocabulary - 1))
@@ -103,9 +103,9 @@ def test_saved_and_loaded_again(parts: Path, tmp_path: Path, projector: str, att
     assert type(again) is llava.Assembled and again.config.projector == projector
     assert isinstance(built.pixels, Squares)
     encoded = Processor(built.chat, built.pixels, 500).encode(question())
-    ids, normal = torch.tensor([encoded.prompt.ids]), built.pixels.normal(encoded.seen["pixel_values"])
+    ids, normal = torch.tensor([encoded.prompt.ids]), built.pixels.normal(encoded.image_inputs["pixel_values"])
     with torch.no_grad():
-        expected = built.network(input_ids=ids, **encoded.seen).logits
+        expected = built.network(input_ids=ids, **encoded.image_inputs).logits
         torch.testing.assert_close(again(input_ids=ids, pixel_values=normal).logits, expected, atol=1e-5, rtol=1e-5)
 
 
@@ -115,10 +115,10 @@ def test_rows_with_and_without_images_share_a_batch(parts: Path) -> None:
     examples = [question(images=count) for count in (0, 2, 1)]
     batch = collate([processor.encode(example) for example in examples], built.pixels, 0)
     with torch.no_grad():
-        together = built.network.model(input_ids=batch.ids, attention_mask=batch.attention, **batch.seen)[0]
+        together = built.network.model(input_ids=batch.ids, attention_mask=batch.attention, **batch.image_inputs)[0]
         for row, example in enumerate(examples):
             one = collate([processor.encode(example)], built.pixels, 0)
-            alone = built.network.model(input_ids=one.ids, **one.seen)[0]
+            alone = built.network.model(input_ids=one.ids, **one.image_inputs)[0]
             torch.testing.assert_close(together[row, : alone.shape[1]], alone[0], atol=1e-5, rtol=1e-4)
 
 
@@ -175,5 +175,5 @@ def test_the_saved_processor_counts_what_the_projector_makes(parts: Path, projec
         *theirs["input_ids"][0][len(encoded.prompt) :].tolist(),
     ]
     assert int((theirs["input_ids"] == built.chat.image_id).sum()) == encoded.prompt.ids.count(built.chat.image_id)
-    ours = built.pixels.normal(encoded.seen["pixel_values"])
+    ours = built.pixels.normal(encoded.image_inputs["pixel_values"])
     torch.testing.assert_close(theirs["pixel_values"], ours, atol=1e-6, rtol=0)

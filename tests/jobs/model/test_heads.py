@@ -27,7 +27,7 @@ def test_padding_packing_and_neighbours_do_not_matter(tiny: Callable[..., Recipe
     recipe = tiny(objective="reward", model__attention=attention)
     built = build(recipe.model, scored=True)
     built.network.eval()
-    processor = Processor(built.chat, built.pixels, built.positions, wants=wants_of(recipe.objective))
+    processor = Processor(built.chat, built.pixels, built.positions, requirements=wants_of(recipe.objective))
     encoded = [processor.encode(example(row)) for row in range(4)]
 
     def scores(rows: list[int], padding: int, packed: bool) -> torch.Tensor:

@@ -25,9 +25,9 @@ def test_only_what_is_read_passes_the_last_mlp(tiny: Callable[..., Recipe], pack
     torch.manual_seed(0)
     built = build(recipe.model)
     network: Any = built.network.double().eval()
-    processor = Processor(built.chat, built.pixels, built.positions, wants=wants_of(recipe.objective))
+    processor = Processor(built.chat, built.pixels, built.positions, requirements=wants_of(recipe.objective))
     batch = collate([processor.encode(shapes.example(n)) for n in range(3)], built.pixels, 258, packed=packed)
-    read = batch.before[batch.learnt]
+    read = batch.before[batch.loss_mask]
     assert 0 < len(read) < batch.tokens
     passed: list[int] = []
     last = network.get_decoder().layers[-1]

@@ -100,7 +100,7 @@ def test_accuracy_is_that_of_greedy_generation(made: Made) -> None:
     seen = set()
     for _ in range(60):
         measured = sft(built.network, batch)
-        said = [greedy(built.network, built.chat, built.pixels, one.prompt.ids, one.seen) for one in encoded]
+        said = [greedy(built.network, built.chat, built.pixels, one.prompt.ids, one.image_inputs) for one in encoded]
         right = sum(text == answer for text, answer in zip(said, answers, strict=True))
         assert [float(value) for value in measured.metrics["accuracy"]] == [right, 2]
         seen.add(right)
@@ -114,7 +114,7 @@ def test_images_matter_and_their_tokens_are_counted(made: Made) -> None:
     built, processor = made()
     sft = Sft()
     one, other = (processor.encode(answered(row, "red")) for row in (1, 2))
-    swapped = replace(one, seen=other.seen)
+    swapped = replace(one, image_inputs=other.image_inputs)
     assert one.prompt.ids.count(259) == 4
     with torch.no_grad():
         assert (

@@ -16,7 +16,7 @@ from mmjobs.data.batch import collate
 from mmjobs.data.encode import Processor
 from mmjobs.data.example import IMAGE, Answer, BadRow, Example, Origin, Turn
 from mmjobs.data.images.image_file import BytesPicture
-from mmjobs.data.requirements import Wants
+from mmjobs.data.requirements import Requirements
 from mmjobs.data.requirements import of as wants_of
 from mmjobs.model import parts
 from mmjobs.model.build import Built, build
@@ -57,13 +57,13 @@ def test_tokens_and_pixels_are_those_of_the_processor(built: Built) -> None:
     images = [picture.open() for picture in example.images]
     theirs = built.processor(text=[text], images=[images], return_tensors="pt")
     assert encoded.prompt.ids == theirs["input_ids"][0].tolist()
-    for name, value in encoded.seen.items():
+    for name, value in encoded.image_inputs.items():
         assert torch.equal(value, theirs[name])
-    assert "pixel_values" in encoded.seen
+    assert "pixel_values" in encoded.image_inputs
 
 
 def test_rows_of_all_kinds_share_a_batch(built: Built) -> None:
-    processor, sft = Processor(built.chat, built.pixels, 900, wants=Wants(most=1)), Sft()
+    processor, sft = Processor(built.chat, built.pixels, 900, requirements=Requirements(most=1)), Sft()
     encoded = [processor.encode(one) for one in (asks(), asks((60, 40)), asks((30, 50), (60, 60)), asks((40, 40)))]
     with torch.no_grad():
         together = sft(built.network, collate(encoded, built.pixels, 0)).each
@@ -74,7 +74,10 @@ def test_rows_of_all_kinds_share_a_batch(built: Built) -> None:
 def test_answers_branch_off_in_all_families_that_can(built: Built) -> None:
     """Losses and gradients of packed trees are those of padded rows, where each answer has a row of its own."""
     settings = Preference.model_validate({"method": "mpo", "terms": {"plackett_luce": {}}, "reference": "none"})
-    processor, objective = Processor(built.chat, built.pixels, 900, wants=wants_of(settings)), objective_of(settings)
+    processor, objective = (
+        Processor(built.chat, built.pixels, 900, requirements=wants_of(settings)),
+        objective_of(settings),
+    )
     encoded = [processor.encode(one) for one in (asks(), asks((60, 40)), asks((30, 50), (60, 60)))]
     assert built.branches == (built.network.config.model_type != "qwen2_vl")
     found = []
@@ -115,7 +118,7 @@ def test_lora_reaches_the_language_model_alone(built: Built) -> None:
 
 def test_text_models_take_no_images(tmp_path: Path) -> None:
     made = build(Model.model_validate({"pretrained": str(checkpoints.gemma(tmp_path / "gemma"))}))
-    processor = Processor(made.chat, made.pixels, 200, wants=Wants(most=1))
+    processor = Processor(made.chat, made.pixels, 200, requirements=Requirements(most=1))
     encoded = processor.encode(asks())
     assert made.chat.tokenizer.decode(encoded.answers[0].ids) == "A circle<end_of_turn>"
     assert Sft()(made.network, collate([encoded], made.pixels, 0)).each.item() > 0

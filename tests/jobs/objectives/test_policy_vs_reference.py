@@ -15,7 +15,7 @@ from mmjobs.data.chat import Tokens
 from mmjobs.data.encode import Encoded
 from mmjobs.data.example import Origin
 from mmjobs.objectives.global_batch import among
-from mmjobs.objectives.policy_vs_reference import Compared, Side, Sides, divergence
+from mmjobs.objectives.policy_vs_reference import Completion, CompletionSums, PolicyVsReference, divergence
 from mmjobs.objectives.terms import TERMS
 from mmjobs.objectives.terms.others import ranked
 from mmjobs.objectives.terms.pairs import labels
@@ -31,11 +31,11 @@ def test_the_best_margin_of_mmpo_is_gamma_times_the_gap_of_the_scores() -> None:
     """Also for gaps of thousands, whose label is 1; a tie pushes nothing."""
     gaps = torch.tensor([0.0, 0.5, 2.0, -1.0, 4000.0], dtype=torch.float64)
     delta = (1.1 * gaps / 0.3).requires_grad_()
-    side = partial(Side, *[torch.zeros(5, dtype=torch.float64)] * 4)
+    side = partial(Completion, *[torch.zeros(5, dtype=torch.float64)] * 4)
     one = torch.ones(5, dtype=torch.float64)
-    pairs = Compared(
+    pairs = PolicyVsReference(
         0.3, side(delta, one, gaps), side(0 * one, one, 0 * gaps), side(0 * one, one, gaps),
-        ratios=one[:, None], there=one[:, None] > 0, lone=one, strangers=one, paired=one > 0,
+        ratios=one[:, None], there=one[:, None] > 0, unpaired_label=one, mismatched=one, paired=one > 0,
     )  # fmt: skip
     loss = TERMS["margin"](pairs, Margin(gamma=1.1))
     (slope,) = torch.autograd.grad(loss.sum(), delta)
@@ -63,10 +63,10 @@ def test_odds_of_a_certain_answer_are_finite() -> None:
     assert found[1] == pytest.approx(math.log1p(math.exp(-odds)), rel=0.05) and found[0] < found[1]
 
 
-def of_means(chosen: torch.Tensor, rejected: torch.Tensor) -> Compared:
+def of_means(chosen: torch.Tensor, rejected: torch.Tensor) -> PolicyVsReference:
     none = torch.zeros_like(chosen).detach()
-    sides = [Side(mean, mean, none, none, none, none + 1, none) for mean in (chosen, rejected)]
-    return Compared(0.1, *sides, sides[1], none[:, None], none[:, None] == 0, none, none, none == 0)
+    sides = [Completion(mean, mean, none, none, none, none + 1, none) for mean in (chosen, rejected)]
+    return PolicyVsReference(0.1, *sides, sides[1], none[:, None], none[:, None] == 0, none, none, none == 0)
 
 
 def test_a_small_ratio_of_a_long_answer_keeps_its_digits() -> None:
@@ -78,7 +78,7 @@ def test_a_small_ratio_of_a_long_answer_keeps_its_digits() -> None:
     generator = torch.Generator().manual_seed(0)
     policy = -5 * torch.rand(count + 1, generator=generator)
     reference = policy + 1e-5 * torch.rand(count + 1, generator=generator)
-    sides = Sides(batch, policy, reference, Settings.model_validate("dpo"))
+    sides = CompletionSums(batch, policy, reference, Settings.model_validate("dpo"))
     exact = (policy.double() - reference.double())[:count].sum()
     assert float(sides.side(sides.arranged.chosen).ratio) == pytest.approx(float(exact), rel=1e-5)
 
@@ -115,9 +115,9 @@ def test_what_has_left_its_reference_far_behind_is_finite(kind: str, term: str) 
     """A divergence grows with the exponential, and ipo squares it."""
     ratio = torch.tensor([-500.0, -50.0, 0.0, 50.0], requires_grad=True)
     one, score = torch.ones(4), divergence(ratio, kind, 0.3)
-    chosen, rejected = (Side(one, one, ratio, one, value, one, one) for value in (score, 0 * one))
-    pairs = Compared(
-        0.3, chosen, rejected, rejected, ratios=one[:, None], there=one[:, None] > 0, lone=one, strangers=one,
+    chosen, rejected = (Completion(one, one, ratio, one, value, one, one) for value in (score, 0 * one))
+    pairs = PolicyVsReference(
+        0.3, chosen, rejected, rejected, ratios=one[:, None], there=one[:, None] > 0, unpaired_label=one, mismatched=one,
         paired=one > 0,
     )  # fmt: skip
     found = TERMS[term](pairs, getattr(Terms.model_validate({term: {}}), term))
@@ -128,12 +128,12 @@ def test_every_rank_is_told_of_all_others_and_of_its_own() -> None:
     """Three micro-batches of two ranks: who meets whom, and the reference point of all."""
     policy, known = [3.0, 1.0, 2.0, 5.0], [10.0, 40.0, 20.0, 30.0]
     chosen, rejected = [1.0, 4.0, 2.0, 3.0], [0.5, -1.0, 7.0, 2.0]
-    strangers, cuts = [[-3.0, 2.0], [10.0], []], [(0, 2), (2, 3), (3, 4)]
+    mismatched, cuts = [[-3.0, 2.0], [10.0], []], [(0, 2), (2, 3), (3, 4)]
     batches = [
         {
             "policy": torch.tensor(policy[a:b]), "reference": torch.tensor(known[a:b]),
             "chosen": torch.tensor(chosen[a:b]), "rejected": torch.tensor(rejected[a:b]),
-            "strangers": torch.tensor(strangers[number]),
+            "strangers": torch.tensor(mismatched[number]),
         }
         for number, (a, b) in enumerate(cuts)
     ]  # fmt: skip

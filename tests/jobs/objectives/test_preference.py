@@ -106,14 +106,14 @@ def test_a_killed_run_goes_on_bit_for_bit(job: Jobs, tiny: Recipes, method: str,
 
 def tell_what_is_read() -> None:
     """A rank prints the log-probabilities of each look at its batches."""
-    read = preference.learnt
+    read = preference.answer_log_probs
 
     def told(*arguments: Any) -> Any:
         found = read(*arguments)
         print("read", arguments[0].training, found.values.double().sum().item(), flush=True)
         return found
 
-    preference.learnt = told  # in a rank's own process, which ends
+    preference.answer_log_probs = told  # in a rank's own process, which ends
 
 
 @pytest.mark.parametrize("stage", [0, 3])

@@ -150,7 +150,7 @@ def test_a_reward_is_read_after_the_last_token_and_learnt_as_its_formula_says(
     built = build(recipe.model, scored=True)
     network: Any = built.network.double().eval()
     torch.nn.init.normal_(network.score.weight, std=0.5)
-    processor = Processor(built.chat, built.pixels, 128, wants=wants_of(recipe.objective))
+    processor = Processor(built.chat, built.pixels, 128, requirements=wants_of(recipe.objective))
     answered = [(Answer("red", 2.0), Answer("of course", 0.5)), (Answer("a", 3.0), Answer("bc", 1.0), Answer("d", 0.0))]
     found = [
         processor.encode(Example((), (Turn("user", (f"Which {number}?",)),), answers, Origin("here", number)))

@@ -21,7 +21,7 @@ from mmjobs.data.formats import shapes
 from mmjobs.data.requirements import of as wants_of
 from mmjobs.model.build import Built, build
 from mmjobs.objectives import objective_of
-from mmjobs.objectives.forward import values_of
+from mmjobs.objectives.forward import answer_token_log_probs
 from mmjobs.objectives.preference import Preference
 from mmjobs.objectives.terms import TERMS
 from mmlaunch.errors import UserError
@@ -84,7 +84,7 @@ def made(models: dict[Any, Any], tiny: Recipes, objective: Any, attention: str, 
                 torch.nn.init.normal_(parameter, std=0.3)
         models[key] = built
     built = models[key]
-    return recipe, built, Processor(built.chat, built.pixels, built.positions, wants=wants_of(recipe.objective))
+    return recipe, built, Processor(built.chat, built.pixels, built.positions, requirements=wants_of(recipe.objective))
 
 
 def example(number: int, answers: list[str], image: bool) -> Example:
@@ -97,11 +97,11 @@ def example(number: int, answers: list[str], image: bool) -> Example:
 
 def encoded(processor: Processor, one: Example, spoil: int, level: float = 0.0) -> Encoded:
     """With what the objective wants beside it, and a reference that says anything above a `level`."""
-    wants = processor.wants
-    turned = (lambda image: image.rotate(90 * spoil)) if wants.spoiled and one.images else None
-    found = processor.encode(one, spoil=turned, stranger="something else" if wants.stranger else None)
+    requirements = processor.requirements
+    turned = (lambda image: image.rotate(90 * spoil)) if requirements.corrupted and one.images else None
+    found = processor.encode(one, spoil=turned, mismatched="something else" if requirements.mismatched else None)
     generator = torch.Generator().manual_seed(spoil)
-    known = [level - 3 * torch.rand(count, generator=generator, dtype=torch.float64) for count in found.learnt]
+    known = [level - 3 * torch.rand(count, generator=generator, dtype=torch.float64) for count in found.loss_tokens]
     return replace(found, reference=torch.cat(known))
 
 
@@ -112,7 +112,7 @@ def gradients(network: Any, loss: torch.Tensor) -> dict[str, torch.Tensor]:
 
 
 def judged_alone(built: Built, found: list[Encoded], options: dict[str, Any]) -> list[judged.Judged]:
-    known = [() if one.reference is None else torch.split(one.reference, one.learnt) for one in found]
+    known = [() if one.reference is None else torch.split(one.reference, one.loss_tokens) for one in found]
     return [judged.Judged(built.network, built.pixels, *pair, options) for pair in zip(found, known, strict=True)]
 
 
@@ -154,7 +154,7 @@ def test_every_mixture_is_what_its_formula_says(
     """Of a policy that finds the answers less likely than its reference does, and of one that finds them likelier."""
     objective = {"method": "preference", "terms": MIXTURES[mixture], "beta": 0.3}
     recipe, built, processor = made(models, tiny, objective, "plain", "off", "full")
-    count = processor.wants.most or 3
+    count = processor.requirements.most or 3
     rows = [example(n, list(WORDS[n : n + count]), image=n != 1) for n in range(4)]
     found = [encoded(processor, row, spoil=1 + n, level=level) for n, row in enumerate(rows)]
     preference = objective_of(recipe.objective, spread=SPREAD)
@@ -190,7 +190,7 @@ def test_packed_trees_are_separate_sequences(models: dict[Any, Any], tiny: Recip
     saving, train = data.draw(st.sampled_from(["off", "on"])), data.draw(st.sampled_from(["full", "lora"]))
     objective = {"method": "preference", "terms": terms}
     recipe, built, processor = made(models, tiny, objective, attention, saving, train)
-    least, most = 1 if processor.wants.labelled else 2, processor.wants.most or 4
+    least, most = 1 if processor.requirements.labelled else 2, processor.requirements.most or 4
     words = st.lists(st.sampled_from(WORDS), min_size=least, max_size=most, unique=True)
     rows = [example(n, data.draw(words), data.draw(st.booleans())) for n in range(data.draw(st.integers(1, 4)))]
     rows = [replace(row, label="false" if n % 2 else "true") for n, row in enumerate(rows)]
@@ -250,7 +250,7 @@ def test_who_is_its_reference_is_never_right(models: dict[Any, Any], tiny: Recip
     alone = judged_alone(built, found, {})
     found = [replace(one, reference=torch.cat(own.each).detach()) for one, own in zip(found, alone, strict=True)]
     batch = collate(found, built.pixels, 258, packed=True)
-    said = values_of(built.network, batch).detach()
+    said = answer_token_log_probs(built.network, batch).detach()
     measured = objective_of(recipe.objective)(built.network, replace(batch, reference=said))
     assert measured.loss.item() == pytest.approx(3 * 3 * math.log(2))
     for name in ("accuracy", "conditional_accuracy", "rewards/margin", "kl"):

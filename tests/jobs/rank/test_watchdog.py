@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from mmjobs.rank.position import Whereabouts
+from mmjobs.rank.position import Position
 from mmjobs.rank.watchdog import ALLOWED, Phase, Watchdog
 from mmlaunch.recipe import Recipe
 from mmlaunch.restart import policy
@@ -122,7 +122,7 @@ def test_a_process_that_stood_still_is_not_heard_at_once(tmp_path: Path) -> None
 
 
 def test_allowance_of_a_step_comes_from_the_steps_before(tmp_path: Path) -> None:
-    watch = Watchdog(RunPaths(tmp_path), Whereabouts())
+    watch = Watchdog(RunPaths(tmp_path), Position())
 
     def allowed(phase: Phase) -> float:
         watch.enter(phase)

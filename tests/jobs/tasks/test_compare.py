@@ -62,12 +62,12 @@ def by_hand(run: Any, recipe: Recipe, rows: Sequence[int]) -> list[float]:
 
 
 def _log_probability(network: Any, built: Built, one: Encoded, answer: list[int]) -> float:
-    return float(log_probs(network, built.pixels, one.prompt.ids, answer, one.seen).sum())
+    return float(log_probs(network, built.pixels, one.prompt.ids, answer, one.image_inputs).sum())
 
 
 def _score(network: Any, built: Built, one: Encoded, answer: list[int]) -> float:
     ids = torch.tensor([one.prompt.ids + answer])
-    seen = built.pixels.join([one.seen], ids)
+    seen = built.pixels.join([one.image_inputs], ids)
     out = network.model(input_ids=ids, attention_mask=torch.ones_like(ids), **seen, use_cache=False)
     return float(network.score.weight[0].double() @ out.last_hidden_state[0, -1].double())
 

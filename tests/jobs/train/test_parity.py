@@ -17,7 +17,7 @@ from mmjobs.data.encode import Processor
 from mmjobs.data.example import IMAGE, BadRow, Turn
 from mmjobs.data.formats import shapes
 from mmjobs.data.images.preprocess import Processed
-from mmjobs.data.requirements import Wants
+from mmjobs.data.requirements import Requirements
 from mmjobs.model import log_probs, trees
 from mmjobs.model.build import build
 from mmjobs.tasks.export import export
@@ -163,7 +163,7 @@ def test_a_reward_model_reads_the_end_of_an_answer(job: Jobs, tiny: Recipes, tmp
 def test_several_images_that_are_read_otherwise_are_refused(tmp_path: Path) -> None:
     """LLaVA-OneVision makes fewer tokens of each image where there are several."""
     made = build(Model.model_validate({"pretrained": str(checkpoints.onevision(tmp_path / "onevision"))}))
-    processor = Processor(made.chat, made.pixels, 600, wants=Wants(most=1))
+    processor = Processor(made.chat, made.pixels, 600, requirements=Requirements(most=1))
     one = shapes.example(0)
     assert processor.encode(one).prompt.ids.count(made.chat.image_id or 0) > 1
     two = replace(one, images=one.images * 2, prompt=(Turn("user", (IMAGE, IMAGE, "Which?")),))

@@ -23,11 +23,11 @@ from mmjobs.data.batch import collate
 from mmjobs.data.encode import Processor
 from mmjobs.data.formats import shapes
 from mmjobs.data.loader import Examples
-from mmjobs.data.requirements import Wants
+from mmjobs.data.requirements import Requirements
 from mmjobs.data.requirements import of as wants_of
 from mmjobs.model.build import build
 from mmjobs.objectives.adapter_off import adapter_off
-from mmjobs.objectives.forward import values_of
+from mmjobs.objectives.forward import answer_token_log_probs
 from mmjobs.train import precompute_reference
 from mmlaunch.recipe import Recipe
 from mmlaunch.recipe.data import Source
@@ -92,11 +92,11 @@ def test_who_would_say_something_else_is_asked_again(job: Jobs, tiny: Recipes, t
 def test_what_is_complete_is_complete_for_these_examples_looked_at_in_this_way() -> None:
     """A marker that stood for more would hide what was never measured."""
     source, whole = Source(format="shapes", limit=4), [0, 1, 2, 3]
-    plain = Examples(mixed(source), PROCESSOR, seed=1, spoils=2)
+    plain = Examples(mixed(source), PROCESSOR, seed=1, corruption_seed=2)
     sources: list[dict[str, Any]] = [{"augment": "jpeg"}, {"max_tiles": 1}, {"skip": 1}]
-    processors: list[dict[str, Any]] = [{"longest": 127}, {"overlong": "cut"}, {"wants": Wants(spoiled=True)}]
+    processors: list[dict[str, Any]] = [{"longest": 127}, {"overlong": "cut"}, {"wants": Requirements(corrupted=True)}]
     others = [
-        replace(plain, seed=5), replace(plain, spoils=5),
+        replace(plain, seed=5), replace(plain, corruption_seed=5),
         *(replace(plain, mixture=mixed(source.model_copy(update=change))) for change in sources),
         *(replace(plain, processor=replace(PROCESSOR, **change)) for change in processors),
     ]  # fmt: skip
@@ -249,17 +249,17 @@ def test_adapters_are_off_and_nothing_is_dropped(tiny: Recipes) -> None:
     for name, parameter in network.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.3)
-    processor = Processor(built.chat, built.pixels, built.positions, wants=wants_of(recipe.objective))
+    processor = Processor(built.chat, built.pixels, built.positions, requirements=wants_of(recipe.objective))
     batch = collate([processor.encode(shapes.example(row)) for row in range(3)], built.pixels, 258, packed=True)
     with torch.no_grad():
-        wanted, changed = values_of(plain, batch), values_of(network.eval(), batch)
+        wanted, changed = answer_token_log_probs(plain, batch), answer_token_log_probs(network.eval(), batch)
     assert (changed - wanted).abs().max() > 1e-3
     for learning in (True, False):
         network.train(learning)
         found = adapter_off(network, batch)
         assert network.training is learning and not found.requires_grad
         torch.testing.assert_close(found, wanted)
-    assert not torch.equal(values_of(network, batch), found), "adapters are on again"
+    assert not torch.equal(answer_token_log_probs(network, batch), found), "adapters are on again"
 
 
 def test_a_copy_has_a_stage_of_its_own(job: Jobs, tiny: Recipes) -> None:

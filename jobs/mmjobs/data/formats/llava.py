@@ -33,7 +33,7 @@ def conversation(row: Row, folder: Folder) -> Example:
     if not before:
         raise row.bad(f"{COLUMN} has an answer and no question")
     listed = _texts(final)
-    turns = prompt(row, before, len(images), learnt=listed is None)
+    turns = prompt(row, before, len(images), in_loss=listed is None)
     if not images and row.get("image") in ("", []) and any(PLACEHOLDER in turn.text for turn in turns):
         raise row.bad(f"image is empty, and the text has {PLACEHOLDER}; name a file, or leave image out for a text row")
     return Example(images, turns, _answers(row, final, listed), row.origin, row.label())

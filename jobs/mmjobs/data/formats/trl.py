@@ -25,24 +25,24 @@ def rows(source: Source) -> Rows:
 
 
 def _example(row: Row, folder: Folder) -> Example:
-    learnt = False
+    in_loss = False
     found: Sequence[Message]
     answers: tuple[Answer, ...]
     if row.get("chosen") is not None or row.get("rejected") is not None:
         found, answers = _preference(row)
     elif row.get("completion") is not None:
         found, answers = _completion(row)
-        learnt = True
+        in_loss = True
     elif row.get("messages") is not None:
         found, final = last(row, messages(row, row.need("messages"), "messages"), "messages")
-        answers, learnt = (Answer(spoken(row, final)),), True
+        answers, in_loss = (Answer(spoken(row, final)),), True
     else:
         has = ", ".join(name for name, value in row.values.items() if value is not None)
         raise row.bad(f"has no answer: one of chosen and rejected, completion, or messages is needed; it has {has}")
     if not found:
         raise row.bad("has an answer and nothing that it answers; add the column prompt")
     images = pictures(row, found, folder)
-    return Example(images, prompt(row, found, len(images), learnt), answers, row.origin, row.label())
+    return Example(images, prompt(row, found, len(images), in_loss), answers, row.origin, row.label())
 
 
 def asked(row: Row) -> tuple[Message, ...]:

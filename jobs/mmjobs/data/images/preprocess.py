@@ -15,7 +15,7 @@ from mmlaunch.errors import BadInput
 from mmlaunch.recipe.model import Tiling
 
 _BLANK = (64, 64)
-Seen = dict[str, torch.Tensor]
+ImageInputs = dict[str, torch.Tensor]
 """Arguments of a model's forward that hold the images of one or more sequences."""
 
 
@@ -29,19 +29,19 @@ class Pixels(Protocol):
     def tokens(self, sizes: Sequence[Size], budget: int | None = None) -> list[int]:
         """The tokens of images of these sizes that stand next to each other."""
 
-    def read(self, images: Sequence[Image.Image], budget: int | None = None) -> Seen:
+    def read(self, images: Sequence[Image.Image], budget: int | None = None) -> ImageInputs:
         """What the model sees of the images of one sequence; at most `budget` tiles of each."""
 
-    def join(self, seen: Sequence[Seen], ids: torch.Tensor) -> Seen:
+    def join(self, image_inputs: Sequence[ImageInputs], ids: torch.Tensor) -> ImageInputs:
         """What it sees of several sequences, whose tokens are `ids`: [B, T]."""
 
-    def blank(self) -> tuple[list[int], Seen]:
+    def blank(self) -> tuple[list[int], ImageInputs]:
         """The tokens of a blank image, and the image."""
 
-    def features_of(self, seen: Seen) -> int | None:
+    def features_of(self, image_inputs: ImageInputs) -> int | None:
         """How many tokens the prompt must hold for them, where it can be told without the model."""
 
-    def visible(self, seen: Seen) -> torch.Tensor:
+    def visible(self, image_inputs: ImageInputs) -> torch.Tensor:
         """Pictures that a person can look at: [N, 3, H, W] from 0 to 1."""
 
 
@@ -71,7 +71,7 @@ class Squares:
         count = sum(tiles(size, self.tiling, self.side, budget) for size in sizes)
         return [self.image_id] * (count * self.features)
 
-    def read(self, images: Sequence[Image.Image], budget: int | None = None) -> Seen:
+    def read(self, images: Sequence[Image.Image], budget: int | None = None) -> ImageInputs:
         parts = [part for image in images for part in squares(image, self.tiling, self.side, self._ground, budget)]
         if not parts:
             return {}
@@ -85,20 +85,20 @@ class Squares:
         mean, spread = (torch.tensor(n, device=values.device).view(3, 1, 1) for n in (self.mean, self.spread))
         return (values / 255 - mean) / spread
 
-    def join(self, seen: Sequence[Seen], ids: torch.Tensor) -> Seen:
-        parts = [one["pixel_values"] for one in seen if one]
+    def join(self, image_inputs: Sequence[ImageInputs], ids: torch.Tensor) -> ImageInputs:
+        parts = [one["pixel_values"] for one in image_inputs if one]
         return {"pixel_values": torch.cat(parts)} if parts else {}
 
-    def blank(self) -> tuple[list[int], Seen]:
+    def blank(self) -> tuple[list[int], ImageInputs]:
         return [self.image_id] * self.features, {
             "pixel_values": torch.zeros(1, 3, self.side, self.side, dtype=torch.uint8)
         }
 
-    def features_of(self, seen: Seen) -> int | None:
-        return len(seen["pixel_values"]) * self.features if seen else 0
+    def features_of(self, image_inputs: ImageInputs) -> int | None:
+        return len(image_inputs["pixel_values"]) * self.features if image_inputs else 0
 
-    def visible(self, seen: Seen) -> torch.Tensor:
-        return seen["pixel_values"] / 255 if seen else torch.empty(0, 3, self.side, self.side)
+    def visible(self, image_inputs: ImageInputs) -> torch.Tensor:
+        return image_inputs["pixel_values"] / 255 if image_inputs else torch.empty(0, 3, self.side, self.side)
 
 
 class Processed:
@@ -125,14 +125,14 @@ class Processed:
         ids = made["input_ids"][0]
         return tuple(int(token) for token in ids)
 
-    def read(self, images: Sequence[Image.Image], budget: int | None = None) -> Seen:
+    def read(self, images: Sequence[Image.Image], budget: int | None = None) -> ImageInputs:
         if not images:
             return {}
         made = self.processor.image_processor(images=list(images), return_tensors="pt", **self._limit(budget))
         return {name: value for name, value in made.items() if name in self.arguments}
 
-    def join(self, seen: Sequence[Seen], ids: torch.Tensor) -> Seen:
-        parts = [one for one in seen if one]
+    def join(self, image_inputs: Sequence[ImageInputs], ids: torch.Tensor) -> ImageInputs:
+        parts = [one for one in image_inputs if one]
         if not parts:
             return {}
         joined = {name: _joined([one[name] for one in parts]) for name in parts[0]}
@@ -162,14 +162,14 @@ class Processed:
                 found[name] = marked
         return found
 
-    def blank(self) -> tuple[list[int], Seen]:
+    def blank(self) -> tuple[list[int], ImageInputs]:
         return self.tokens([_BLANK]), self.read([Image.new("RGB", _BLANK)])
 
-    def features_of(self, seen: Seen) -> int | None:
+    def features_of(self, image_inputs: ImageInputs) -> int | None:
         return None  # `tokens` asked the processor itself
 
-    def visible(self, seen: Seen) -> torch.Tensor:
-        values = seen.get("pixel_values")
+    def visible(self, image_inputs: ImageInputs) -> torch.Tensor:
+        values = image_inputs.get("pixel_values")
         if values is None or values.ndim < 4:
             return torch.empty(0, 3, 1, 1)  # Qwen's are patches in a row, which nobody can look at
         mean = torch.tensor(self.processor.image_processor.image_mean).view(3, 1, 1)
@@ -192,19 +192,19 @@ class Blind:
     def tokens(self, sizes: Sequence[Size], budget: int | None = None) -> list[int]:
         raise BadInput("this model takes no images")
 
-    def read(self, images: Sequence[Image.Image], budget: int | None = None) -> Seen:
+    def read(self, images: Sequence[Image.Image], budget: int | None = None) -> ImageInputs:
         return {}
 
-    def join(self, seen: Sequence[Seen], ids: torch.Tensor) -> Seen:
+    def join(self, image_inputs: Sequence[ImageInputs], ids: torch.Tensor) -> ImageInputs:
         return {}
 
-    def blank(self) -> tuple[list[int], Seen]:
+    def blank(self) -> tuple[list[int], ImageInputs]:
         return [], {}
 
-    def features_of(self, seen: Seen) -> int | None:
+    def features_of(self, image_inputs: ImageInputs) -> int | None:
         return 0
 
-    def visible(self, seen: Seen) -> torch.Tensor:
+    def visible(self, image_inputs: ImageInputs) -> torch.Tensor:
         return torch.empty(0, 3, 1, 1)
 
 

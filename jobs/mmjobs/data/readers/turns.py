@@ -76,7 +76,7 @@ def _misplaced(row: Row, message: Message, before: str | None) -> None:
     raise row.bad(f"{message.where}: two {before} turns in a row; {between} has to stand between them")
 
 
-def turn(row: Row, message: Message, learnt: bool = False) -> Turn:
+def turn(row: Row, message: Message, in_loss: bool = False) -> Turn:
     """A message as a turn: the items of a list keep their order, text stays as it is written."""
     items = message.content if isinstance(message.content, list) else [{"type": "text", "text": message.content}]
     parts: list[str | Slot] = []
@@ -90,7 +90,7 @@ def turn(row: Row, message: Message, learnt: bool = False) -> Turn:
         else:
             said = f"of type {sort!r}" if isinstance(item, dict) else kind(item)
             raise row.bad(f"{where} is {said}; items are of type text or image")
-    return Turn(message.role, joined(parts), learnt and message.role == "assistant")
+    return Turn(message.role, joined(parts), in_loss and message.role == "assistant")
 
 
 def joined(parts: Sequence[str | Slot]) -> Content:
@@ -104,15 +104,15 @@ def joined(parts: Sequence[str | Slot]) -> Content:
     return tuple(whole)
 
 
-def prompt(row: Row, found: Sequence[Message], images: int, learnt: bool = False) -> tuple[Turn, ...]:
-    """The messages before the answer as turns, with a slot for each image; `learnt` marks earlier answers.
+def prompt(row: Row, found: Sequence[Message], images: int, in_loss: bool = False) -> tuple[Turn, ...]:
+    """The messages before the answer as turns, with a slot for each image; `in_loss` marks earlier answers.
 
     * Items of type image are the slots, and text that reads `<image>` is text.
     * Otherwise each `<image>` in what the user says is a slot when there are as many as images.
     * Where nothing marks a place, all images come first in the first user turn, each with a newline after it.
     * Without images, `<image>` is text like any other. Answers are never searched.
     """
-    turns = tuple(turn(row, message, learnt) for message in found)
+    turns = tuple(turn(row, message, in_loss) for message in found)
     slots = sum(isinstance(part, Slot) for one in turns for part in one.content)
     typed = any(isinstance(message.content, list) for message in found)
     written = sum(one.text.count(PLACEHOLDER) for one in turns if one.role == "user") if not typed else 0

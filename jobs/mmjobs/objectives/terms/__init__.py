@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 
-from mmjobs.objectives.policy_vs_reference import Compared
+from mmjobs.objectives.policy_vs_reference import PolicyVsReference
 from mmjobs.objectives.terms import others, pairs, single
 
-TERMS: dict[str, Callable[[Compared, Any], torch.Tensor]] = {
+TERMS: dict[str, Callable[[PolicyVsReference, Any], torch.Tensor]] = {
     "sigmoid": pairs.sigmoid, "robust": pairs.robust, "margin": pairs.margin, "hinge": pairs.hinge, "ipo": pairs.ipo,
     "exo": pairs.exo, "discopop": pairs.discopop, "aot": pairs.aot, "simpo": pairs.simpo, "orpo": pairs.orpo,
     "anchor": single.anchor, "bco": single.bco, "nca": single.nca, "sppo": single.sppo, "apo_zero": single.apo_zero,

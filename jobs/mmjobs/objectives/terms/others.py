@@ -5,17 +5,17 @@ from __future__ import annotations
 import torch
 from torch.nn.functional import logsigmoid
 
-from mmjobs.objectives.policy_vs_reference import Compared
+from mmjobs.objectives.policy_vs_reference import PolicyVsReference
 from mmlaunch.recipe.terms import Term
 
 
-def image_conditional(pairs: Compared, term: Term) -> torch.Tensor:
+def image_conditional(pairs: PolicyVsReference, term: Term) -> torch.Tensor:
     """mDPO (eq. 3): the chosen answer with its image against the same with a spoiled one; 0 where there is no image."""
-    loss = -logsigmoid(pairs.beta * (pairs.chosen.score - pairs.spoiled.score))
-    return torch.where(pairs.spoiled.tokens > 0, loss, 0)
+    loss = -logsigmoid(pairs.beta * (pairs.chosen.score - pairs.corrupted.score))
+    return torch.where(pairs.corrupted.tokens > 0, loss, 0)
 
 
-def plackett_luce(pairs: Compared, term: Term) -> torch.Tensor:
+def plackett_luce(pairs: PolicyVsReference, term: Term) -> torch.Tensor:
     """DPO over K ranked answers (DPO, eq. 20): each is the best of those that are left: [E]."""
     return ranked(pairs.beta * pairs.ratios, pairs.there)
 

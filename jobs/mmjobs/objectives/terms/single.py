@@ -5,52 +5,52 @@ from __future__ import annotations
 import torch
 from torch.nn.functional import logsigmoid
 
-from mmjobs.objectives.policy_vs_reference import Compared
+from mmjobs.objectives.policy_vs_reference import PolicyVsReference
 from mmlaunch.recipe.terms import Anchor, Kto, Term
 
 
-def anchor(pairs: Compared, term: Anchor) -> torch.Tensor:
+def anchor(pairs: PolicyVsReference, term: Anchor) -> torch.Tensor:
     """mDPO (eq. 4): keeps the chosen answer from becoming less likely than it was."""
     return -logsigmoid(pairs.beta * pairs.chosen.ratio - term.delta)
 
 
-def bco(pairs: Compared, term: Term) -> torch.Tensor:
+def bco(pairs: PolicyVsReference, term: Term) -> torch.Tensor:
     """BCO (MPO, eq. 5): good and bad answers apart, on either side of the mean of all earlier rewards."""
     good, bad = (pairs.beta * side.ratio - pairs.shift for side in (pairs.chosen, pairs.rejected))
     return -logsigmoid(good) - logsigmoid(-bad)
 
 
-def nca(pairs: Compared, term: Term) -> torch.Tensor:
+def nca(pairs: PolicyVsReference, term: Term) -> torch.Tensor:
     """NCA for pairs: also keeps the chosen answer's probability up."""
     good, bad = (pairs.beta * side.ratio for side in (pairs.chosen, pairs.rejected))
     return -logsigmoid(good) - 0.5 * logsigmoid(-good) - 0.5 * logsigmoid(-bad)
 
 
-def sppo(pairs: Compared, term: Term) -> torch.Tensor:
+def sppo(pairs: PolicyVsReference, term: Term) -> torch.Tensor:
     """SPPO with hard labels: log-ratios of plus and minus 1 / (2 beta)."""
     target = 1 / (2 * pairs.beta)
     return (pairs.chosen.ratio - target) ** 2 + (pairs.rejected.ratio + target) ** 2
 
 
-def apo_zero(pairs: Compared, term: Term) -> torch.Tensor:
+def apo_zero(pairs: PolicyVsReference, term: Term) -> torch.Tensor:
     """APO-zero: chosen up, rejected down; for chosen answers that are better than the model's own."""
     good, bad = (pairs.beta * side.ratio for side in (pairs.chosen, pairs.rejected))
     return 1 - torch.sigmoid(good) + torch.sigmoid(bad)
 
 
-def apo_down(pairs: Compared, term: Term) -> torch.Tensor:
+def apo_down(pairs: PolicyVsReference, term: Term) -> torch.Tensor:
     """APO-down: both down, the rejected further; for chosen answers that are worse than the model's own."""
     good = pairs.beta * pairs.chosen.ratio
     return torch.sigmoid(good) + 1 - torch.sigmoid(good - pairs.beta * pairs.rejected.ratio)
 
 
-def kto(pairs: Compared, term: Kto) -> torch.Tensor:
+def kto(pairs: PolicyVsReference, term: Kto) -> torch.Tensor:
     """KTO (eq. 8), the mean over an example's answers: [E]. A pair is one desirable answer and one that is not."""
     assert pairs.ahead is not None
     rewards = pairs.beta * pairs.ratios  # [E, K]
     best = torch.zeros_like(pairs.there)
     best[:, 0] = True
-    desirable = torch.where(pairs.paired[:, None], best, (pairs.lone > 0)[:, None])
+    desirable = torch.where(pairs.paired[:, None], best, (pairs.unpaired_label > 0)[:, None])
     point = pairs.beta * pairs.ahead["point"]
     gain = term.desirable * (1 - torch.sigmoid(rewards - point))
     loss = term.undesirable * (1 - torch.sigmoid(point - rewards))
