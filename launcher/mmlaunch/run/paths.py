@@ -33,6 +33,11 @@ class AttemptPaths:
         return self.root / "stacks"
 
     @property
+    def not_finite(self) -> Path:
+        """The batches whose loss or gradient was not finite, as each rank had them."""
+        return self.root / "not-finite"
+
+    @property
     def heartbeats(self) -> Path:
         """`rank-<r>.json` for each rank: its phase, its step, and when it last moved."""
         return self.root / "heartbeats"
@@ -47,6 +52,35 @@ class AttemptPaths:
     @property
     def rank_errors(self) -> list[Path]:
         return sorted(self.logs.glob("rank-*.error.json"))
+
+
+@dataclass(frozen=True)
+class CheckpointPaths:
+    """What is inside a checkpoint folder."""
+
+    root: Path
+
+    @property
+    def manifest(self) -> Path:
+        return self.root / "MANIFEST.json"
+
+    @property
+    def state(self) -> Path:
+        """The train state: the step, the state of the data source, the best metric."""
+        return self.root / "state.json"
+
+    def random(self, rank: int) -> Path:
+        """The random states of a rank."""
+        return self.root / f"rank-{rank}.pt"
+
+    def engine(self, name: str) -> Path:
+        """The folder that an engine is loaded from. A checkpoint of version 0.1 has one engine, in its root."""
+        folder = self.new_engine(name)
+        return folder if folder.is_dir() else self.root
+
+    def new_engine(self, name: str) -> Path:
+        """The folder that an engine is saved in."""
+        return self.root / name
 
 
 @dataclass(frozen=True)
