@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from typing import Protocol
 
 import pytest
+from tests import stub_job
+from tests.runs import submit
+
+from mmlaunch.run.paths import RunPaths
+
+ROOT = Path(__file__).resolve().parents[1]
 
 SMALL = """\
 name: small
@@ -57,3 +65,31 @@ def write(tmp_path: Path) -> Callable[..., Path]:
         return path
 
     return _write
+
+
+class SubmitStub(Protocol):
+    """Submit a run whose ranks do `stub_job` in place of training."""
+
+    def __call__(
+        self, *arguments: str | Path, cluster: str, fault: stub_job.Fault | None = None, **environment: str
+    ) -> RunPaths: ...
+
+
+@pytest.fixture(scope="session")
+def stub_code(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for PYTHONPATH: the training side as it is, but for its `main.py`. The snapshot of a run copies it."""
+    folder = tmp_path_factory.mktemp("stub")
+    shutil.copytree(ROOT / "jobs" / "mmjobs", folder / "mmjobs", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copyfile(stub_job.__file__, folder / "mmjobs" / "main.py")
+    return folder
+
+
+@pytest.fixture
+def submit_stub(stub_code: Path) -> SubmitStub:
+    def _submit(
+        *arguments: str | Path, cluster: str, fault: stub_job.Fault | None = None, **environment: str
+    ) -> RunPaths:
+        environment |= {"PYTHONPATH": str(stub_code), "STUB_FAULT": fault.value if fault else ""}
+        return submit(*arguments, cluster=cluster, **environment)
+
+    return _submit

@@ -6,10 +6,7 @@ import os
 from collections.abc import Iterator
 
 import pytest
-from tests.conftest import SMALL
-from tests.runs import losses, submit
 from tests.slurm.cluster import INSTALL, SlurmCluster, missing, running
-from tests.slurm.jobs import PAIR, finished
 
 
 @pytest.fixture(scope="session")
@@ -37,13 +34,3 @@ def empty_queue(slurm: SlurmCluster) -> Iterator[None]:
     """No job of a test outlives it."""
     yield
     slurm.run("scancel", "--user=root", check=False)
-
-
-@pytest.fixture(scope="session")
-def unbroken(cluster: SlurmCluster, tmp_path_factory: pytest.TempPathFactory) -> dict[int, float]:
-    """The losses of a PAIR that nothing stops."""
-    home = tmp_path_factory.mktemp("unbroken")
-    (home / "small.yaml").write_text(SMALL)
-    environment = {name: cluster.environment[name] for name in ("SLURM_CONF", "PATH")}
-    run = submit(home / "small.yaml", *PAIR, cluster="slurm", MMLAUNCH_RUNS=str(home), **environment)
-    return losses(finished(run))

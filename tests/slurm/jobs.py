@@ -1,4 +1,4 @@
-"""What tests of Slurm runs share: their size, their job, its processes, and ways to make real ranks fail on purpose."""
+"""What tests of Slurm runs share: their size, their job, its processes, and what must be true after an interruption."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.runs import ended, mmlaunch, submit, wait_for
+from tests.runs import ended, losses, mmlaunch, wait_for
+from tests.stub_job import losses_of
 
 from mmlaunch.run.ledger import Event
 from mmlaunch.run.paths import RunPaths
@@ -19,8 +20,10 @@ TWO_BY_TWO = ["-s", RESOURCES.format(2), *BRISK]
 QUICK = ["-s", RESOURCES.format(1), *BRISK]
 """One rank on each of two nodes: the quickest start."""
 LONG = [*QUICK, "-s", "steps=100000"]
-PAIR = [*QUICK, "-s", "steps=300", "-s", "model.dropout=0.1", "-s", "restarts.crash=0"]
-"""What is broken, mended, and compared with `unbroken`."""
+PAIR = [*QUICK, "-s", "steps=300", "-s", "restarts.crash=0"]
+"""What is interrupted, goes on, and is compared with `UNBROKEN`."""
+UNBROKEN = losses_of(300)
+"""The losses of a PAIR of stubs that nothing stops."""
 
 
 def status(run: RunPaths) -> dict[str, Any]:
@@ -42,14 +45,14 @@ def requeues(events: Sequence[Event]) -> list[str]:
     return [event["cause"] for event in events if event["event"] == "requeued"]
 
 
-def tampered(small: Path, *options: str, file: str, before: str, after: str, cluster: str = "slurm") -> RunPaths:
-    """A run whose code snapshot is changed before its ranks start: a way to make real ranks fail on purpose."""
-    run = submit(small, *options, cluster=cluster)
-    path = run.code / "mmjobs" / file
-    text = path.read_text()
-    assert before in text
-    path.write_text(text.replace(before, after, 1))
-    return run
+def check_nothing_lost(events: list[Event], unbroken: dict[int, float], *causes: str) -> None:
+    """Saved once by all, at the step at which it stopped, and continued there to the same end."""
+    assert events[-1]["state"] == "done" and losses(events) == unbroken
+    assert requeues(events) in [[cause] for cause in causes]
+    told = next(e for e in events if e["event"] == "signal")
+    assert [e["step"] for e in events if e["event"] == "checkpoint"].count(told["step"]) == 1
+    assert next(e for e in events if e["event"] == "resumed")["step"] == told["step"]
+    assert max(e["step"] for e in events if e["event"] == "step" and e["attempt"] == 1) == told["step"]
 
 
 def ranks(run: RunPaths) -> dict[int, int]:

@@ -13,9 +13,11 @@ import time
 from pathlib import Path
 
 import pytest
-from tests.runs import at_step, losses, mmlaunch, saved_at, submit, wait_for
+from tests.conftest import SubmitStub
+from tests.runs import at_step, losses, mmlaunch, saved_at, wait_for
 from tests.slurm.cluster import SlurmCluster
-from tests.slurm.jobs import LONG, PAIR, QUICK, TWO_BY_TWO, finished, job_of, ranks, requeues, status, tampered
+from tests.slurm.jobs import LONG, PAIR, QUICK, TWO_BY_TWO, UNBROKEN, finished, job_of, ranks, requeues, status
+from tests.stub_job import Fault
 
 from mmlaunch.cli import follow
 from mmlaunch.monitor import watch
@@ -23,44 +25,29 @@ from mmlaunch.run import manifest
 from mmlaunch.schedulers.slurm.queue import FLOOR
 
 
-def test_two_nodes_with_two_ranks_each(small: Path, slurm: SlurmCluster) -> None:
-    rendered = mmlaunch("render", "--cluster", "slurm", small, *TWO_BY_TWO)
-    run = submit(small, *TWO_BY_TWO, cluster="slurm")
+def test_requeued_by_a_human(small: Path, slurm: SlurmCluster, submit_stub: SubmitStub) -> None:
+    run = submit_stub(small, *PAIR, cluster="slurm")
+    slurm.run("scontrol", "requeue", job_of(wait_for(run, saved_at(12))))
     events = finished(run)
-    assert events[-1]["state"] == "done"
-    assert run.attempt(1).script.read_text() == rendered.stdout
-    assert next(e for e in events if e["event"] == "ready")["world"] == 4
-    assert len(list(run.attempt(1).logs.glob("rank-*.out"))) == 4
-    assert (status(run)["state"], status(run)["step"]) == ("done", 4)
-    nodes = slurm.run("sacct", "-X", "-n", "-P", "-j", job_of(events), "-o", "NNodes,NTasks%9,ReqCPUS")
-    assert nodes.startswith("2|")
-    local = submit(small, *TWO_BY_TWO, "-s", "resources={nodes: 1, gpus_per_node: 0, tasks_per_node: 4}")
-    assert losses(finished(local)) == losses(events)  # four ranks are four ranks, wherever they run
-
-
-def test_requeued_by_a_human(small: Path, slurm: SlurmCluster, unbroken: dict[int, float]) -> None:
-    run = submit(small, *PAIR, cluster="slurm")
-    slurm.run("scontrol", "requeue", job_of(wait_for(run, saved_at(12), seconds=180)))
-    events = finished(run)
-    assert events[-1]["state"] == "done" and losses(events) == unbroken
+    assert events[-1]["state"] == "done" and losses(events) == UNBROKEN
     assert [e["event"] for e in events if e["event"] in ("requeued", "resumed", "failed")] == ["requeued", "resumed"]
     assert requeues(events)[0] in ("preempted", "saved")
 
 
-def test_the_time_limit_costs_nothing(small: Path, slurm: SlurmCluster) -> None:
-    """The warning comes up to half a minute early: with a lead of 70 s in a limit of 2 min, after 20 to 50 s."""
+def test_the_time_limit_costs_nothing(small: Path, slurm: SlurmCluster, submit_stub: SubmitStub) -> None:
+    """The warning comes up to half a minute early: with a lead of 40 s in a limit of 1 min, within 20 s."""
     profile = small.parent / "brisk.yaml"
-    profile.write_text("signal: {lead: 70s}\n")
-    run = submit(small, *LONG, "-s", "resources.time=2m", cluster=str(profile))
+    profile.write_text("signal: {lead: 40s}\n")
+    run = submit_stub(small, *LONG, "-s", "resources.time=1m", cluster=str(profile))
     events = wait_for(run, lambda events: any(e["event"] == "resumed" for e in events), seconds=300)
     assert next(e for e in events if e["event"] == "requeued")["cause"] == "saved"
-    saved = [e["step"] for e in events if e["event"] == "checkpoint" and e.get("step")]
+    saved = [e["step"] for e in events if e["event"] == "checkpoint" and e["attempt"] == 1]
     assert next(e for e in events if e["event"] == "resumed")["step"] == saved[-1]
     mmlaunch("cancel", "--now", run.name)
 
 
-def test_cancel_while_running_saves_first(small: Path) -> None:
-    run = submit(small, *LONG, cluster="slurm")
+def test_cancel_while_running_saves_first(small: Path, submit_stub: SubmitStub) -> None:
+    run = submit_stub(small, *LONG, cluster="slurm")
     wait_for(run, at_step(3))
     assert status(run)["state"] == "running"
     done = mmlaunch("cancel", run.name)
@@ -70,18 +57,18 @@ def test_cancel_while_running_saves_first(small: Path) -> None:
     assert manifest.newest(run.checkpoints)[0] is not None and status(run)["state"] == "cancelled"
 
 
-def test_scancel_is_a_cancel(small: Path, slurm: SlurmCluster) -> None:
+def test_scancel_is_a_cancel(small: Path, slurm: SlurmCluster, submit_stub: SubmitStub) -> None:
     """The ranks save as they do for a preemption, but nobody wants the run back."""
-    run = submit(small, *LONG, cluster="slurm")
+    run = submit_stub(small, *LONG, cluster="slurm")
     slurm.run("scancel", job_of(wait_for(run, at_step(3))))
     ending = finished(run)[-1]
     assert (ending["state"], ending["reason"]) == ("cancelled", "cancelled with scancel")
     assert manifest.newest(run.checkpoints)[0] is not None and status(run)["state"] == "cancelled"
 
 
-def test_cancel_while_pending(small: Path, slurm: SlurmCluster) -> None:
+def test_cancel_while_pending(small: Path, slurm: SlurmCluster, submit_stub: SubmitStub) -> None:
     hog = slurm.run("sbatch", "--parsable", "-N4", "--exclusive", "--wrap", "sleep 300").strip()
-    run = submit(small, *QUICK, cluster="slurm")
+    run = submit_stub(small, *QUICK, cluster="slurm")
     waiting = status(run)
     assert waiting["state"] == "pending" and waiting["reason"].startswith(("Resources", "Priority", "None"))
     assert mmlaunch("cancel", run.name).returncode == 0
@@ -90,9 +77,9 @@ def test_cancel_while_pending(small: Path, slurm: SlurmCluster) -> None:
     assert queued == [hog]
 
 
-def test_what_a_human_must_do(small: Path, slurm: SlurmCluster) -> None:
+def test_what_a_human_must_do(small: Path, slurm: SlurmCluster, submit_stub: SubmitStub) -> None:
     slurm.run("sbatch", "--parsable", "-N4", "--exclusive", "--wrap", "sleep 300")
-    run = submit(small, *QUICK, cluster="slurm")
+    run = submit_stub(small, *QUICK, cluster="slurm")
     job = str(json.loads(run.events.read_text().splitlines()[1])["job"])
     slurm.run("scontrol", "uhold", job)
     held = status(run)
@@ -111,13 +98,8 @@ def test_a_refused_job_leaves_no_run(small: Path, own_home: Path) -> None:
     assert list((own_home / "runs").glob("*")) == []
 
 
-HEAD = "    def run(self) -> dict[str, Any]:\n"
-CRASH = HEAD + '        raise ValueError("always the same")\n\n    def _run(self) -> dict[str, Any]:\n'
-MEMORY = CRASH.replace("ValueError(", "__import__('torch').OutOfMemoryError(")
-
-
-def test_a_deterministic_crash_costs_two_attempts(small: Path) -> None:
-    run = tampered(small, *PAIR, "-s", "restarts.crash=5", file="train/trainer.py", before=HEAD, after=CRASH)
+def test_a_deterministic_crash_costs_two_attempts(small: Path, submit_stub: SubmitStub) -> None:
+    run = submit_stub(small, *PAIR, "-s", "restarts.crash=5", cluster="slurm", fault=Fault.RAISE)
     events = finished(run)
     assert sum(e["event"] == "started" for e in events) <= 2
     assert events[-1]["state"] == "failed" and "same way twice" in events[-1]["reason"]
@@ -125,10 +107,10 @@ def test_a_deterministic_crash_costs_two_attempts(small: Path) -> None:
     assert "ValueError: always the same" in story["evidence"] and story["place"].startswith("attempts/2/logs/rank-")
 
 
-def test_the_pause_before_a_restart(small: Path) -> None:
+def test_the_pause_before_a_restart(small: Path, submit_stub: SubmitStub) -> None:
     """The second restart for one cause waits in the queue, not on the nodes; Slurm's own delay is 6 s here."""
-    killed = {"before": "    stop = signals.listen()\n", "after": "    os.kill(os.getpid(), 9)\n"}
-    run = tampered(small, *PAIR, "-s", "restarts={crash: 2, backoff: 15s}", file="main.py", **killed)
+    budget = ["-s", "restarts={crash: 2, backoff: 15s}"]
+    run = submit_stub(small, *PAIR, *budget, cluster="slurm", fault=Fault.KILLED)
     wait_for(run, lambda events: len(requeues(events)) == 2)
     until = time.monotonic() + 12
     while (waiting := status(run))["state"] == "restarting" and time.monotonic() < until:
@@ -142,49 +124,38 @@ def test_the_pause_before_a_restart(small: Path) -> None:
     assert events[-1]["state"] == "failed" and "restarts.crash: 2" in events[-1]["reason"]
 
 
-def test_out_of_memory_costs_one_attempt(small: Path) -> None:
-    run = tampered(small, *PAIR, file="train/trainer.py", before=HEAD, after=MEMORY)
+def test_out_of_memory_costs_one_attempt(small: Path, submit_stub: SubmitStub) -> None:
+    run = submit_stub(small, *PAIR, cluster="slurm", fault=Fault.OUT_OF_MEMORY)
     events = finished(run)
     assert sum(e["event"] == "started" for e in events) == 1
     assert events[-1]["cause"] == "out of memory" and events[-1]["state"] == "failed"
 
 
-def test_a_bad_recipe_found_in_the_job_costs_one_attempt(small: Path, slurm: SlurmCluster) -> None:
-    run = submit(small, *QUICK, cluster="slurm")
+def test_a_bad_recipe_found_in_the_job_costs_one_attempt(
+    small: Path, slurm: SlurmCluster, submit_stub: SubmitStub
+) -> None:
+    hog = slurm.run("sbatch", "--parsable", "-N4", "--exclusive", "--wrap", "sleep 300").strip()
+    run = submit_stub(small, *QUICK, cluster="slurm")
     run.resolved.chmod(0o644)
     run.resolved.write_text(run.resolved.read_text().replace("method: sft", "method: stf"))
+    slurm.run("scancel", hog)
     events = finished(run)
     assert sum(e["event"] == "started" for e in events) == 1 and events[-1]["exit_code"] == 94
 
 
-def test_a_killed_rank_is_restarted(small: Path, unbroken: dict[int, float]) -> None:
-    run = submit(small, *PAIR, "-s", "restarts.crash=1", cluster="slurm")
-    wait_for(run, saved_at(12), seconds=180)
+def test_a_killed_rank_is_restarted(small: Path, submit_stub: SubmitStub) -> None:
+    run = submit_stub(small, *PAIR, "-s", "restarts.crash=1", cluster="slurm")
+    wait_for(run, saved_at(12))
     os.kill(ranks(run)[1], signal.SIGKILL)
     events = finished(run)
-    assert events[-1]["state"] == "done" and losses(events) == unbroken
+    assert events[-1]["state"] == "done" and losses(events) == UNBROKEN
     assert requeues(events) == ["crash"] and any(e["event"] == "resumed" for e in events)
     failed = next(e for e in events if e["event"] == "failed")["evidence"]
     assert failed.startswith("a rank was killed (signal 9)") and "; task 1 on node" in failed
 
 
-def test_a_node_that_dies(small: Path, slurm: SlurmCluster, unbroken: dict[int, float]) -> None:
-    """With it goes the batch script: the next attempt learns from Slurm what became of this one."""
-    run = submit(small, *PAIR, cluster="slurm")
-    node = slurm.run("squeue", "-h", "-j", job_of(wait_for(run, saved_at(7))), "-o", "%B").strip()
-    slurm.kill_node(node)
-    try:
-        events = finished(run)
-    finally:
-        slurm.revive_node(node)
-    assert events[-1]["state"] == "done", events[-1]
-    assert losses(events) == unbroken
-    assert requeues(events) == ["node"]
-    assert next(e for e in events if e["event"] == "failed")["evidence"] == "Slurm says NODE_FAIL: a node went down"
-
-
-def test_the_daemons_may_go_and_come_back(small: Path, slurm: SlurmCluster) -> None:
-    run = submit(small, *LONG, cluster="slurm")
+def test_the_daemons_may_go_and_come_back(small: Path, slurm: SlurmCluster, submit_stub: SubmitStub) -> None:
+    run = submit_stub(small, *LONG, cluster="slurm")
     wait_for(run, at_step(3))
     slurm.kill(
         "slurmctld", signal.SIGTERM
@@ -199,11 +170,11 @@ def test_the_daemons_may_go_and_come_back(small: Path, slurm: SlurmCluster) -> N
     assert status(run)["state"] == "cancelled"
 
 
-def test_a_rank_that_hangs(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MMLAUNCH_HANG_SECONDS", "30")
-    run = submit(small, *PAIR, "-s", "checkpoint.every=900", "-s", "steps=900", cluster="slurm")  # always in a step
+def test_a_rank_that_hangs(small: Path, monkeypatch: pytest.MonkeyPatch, submit_stub: SubmitStub) -> None:
+    monkeypatch.setenv("MMLAUNCH_HANG_SECONDS", "14")  # rank 0 must outlive what the policy calls frozen
+    run = submit_stub(small, *PAIR, "-s", "checkpoint.every=300", cluster="slurm")  # always in a step
     heartbeat = run.attempt(1).heartbeats / "rank-1.json"
-    wait_for(run, lambda _: heartbeat.exists() and '"training"' in heartbeat.read_text(), seconds=180)
+    wait_for(run, lambda _: heartbeat.exists() and '"training"' in heartbeat.read_text())
     os.kill(ranks(run)[1], signal.SIGSTOP)
     events = finished(run)
     assert events[-1]["state"] == "done"
@@ -247,26 +218,23 @@ def test_two_hundred_runs_are_one_question(slurm: SlurmCluster, own_home: Path, 
     assert sorted(counts.read_text().split()) == ["sacct", "sacct", "squeue", "squeue"]
 
 
-def test_a_job_that_was_accepted_is_not_submitted_twice(small: Path, slurm: SlurmCluster, tmp_path: Path) -> None:
+def test_a_job_that_was_accepted_is_not_submitted_twice(
+    small: Path, slurm: SlurmCluster, tmp_path: Path, submit_stub: SubmitStub
+) -> None:
     """sbatch may time out after the controller has taken the job."""
     shim = tmp_path / "bin" / "sbatch"
     shim.parent.mkdir()
     real = shutil.which("sbatch")
     shim.write_text(f'#!/bin/bash\n{real} "$@" >/dev/null\necho "sbatch: error: Socket timed out" >&2\nexit 1\n')
     shim.chmod(0o755)
-    run = submit(small, *QUICK, cluster="slurm", PATH=f"{shim.parent}:{os.environ['PATH']}")
+    run = submit_stub(small, *QUICK, cluster="slurm", PATH=f"{shim.parent}:{os.environ['PATH']}")
     assert len(slurm.run("squeue", "-h", f"--name={run.name}").splitlines()) == 1
     assert finished(run)[-1]["state"] == "done"
 
 
-def test_an_unfit_node_is_left_out(small: Path, slurm: SlurmCluster) -> None:
-    """The preflight's answer on one node is changed in the run's snapshot: the run goes on without that node only."""
-    run = submit(small, *QUICK, cluster="slurm")
-    preflight = run.code / "mmjobs" / "rank" / "preflight.py"
-    head = "def _folders(paths: RunPaths) -> str | None:\n"
-    assert head in preflight.read_text()
-    sick = head + '    if node() == "node1":\n        return "it is sick today"\n'
-    preflight.write_text(preflight.read_text().replace(head, sick))
+def test_an_unfit_node_is_left_out(small: Path, slurm: SlurmCluster, submit_stub: SubmitStub) -> None:
+    """The run goes on without that node only."""
+    run = submit_stub(small, *QUICK, cluster="slurm", fault=Fault.SICK_NODE)
     events = finished(run)
     assert events[-1]["state"] == "done"
     assert [e["node"] for e in events if e["event"] == "excluded"] == ["node1"]
@@ -277,8 +245,8 @@ def test_an_unfit_node_is_left_out(small: Path, slurm: SlurmCluster) -> None:
     assert "node1" not in events[-1].get("nodes", "") and status(run)["state"] == "done"
 
 
-def test_more_steps_on_other_resources(small: Path) -> None:
-    run = submit(small, *TWO_BY_TWO, cluster="slurm")
+def test_more_steps_on_other_resources(small: Path, submit_stub: SubmitStub) -> None:
+    run = submit_stub(small, *TWO_BY_TWO, cluster="slurm")
     assert [e["world"] for e in finished(run) if e["event"] == "ready"] == [4]
     done = mmlaunch("resume", run.name, "-s", "steps=8", "-s", "resources.nodes=1")
     assert done.returncode == 0 and "2 ranks" in done.stdout

@@ -1,0 +1,93 @@
+"""Real training on the real cluster, where a stub would not do: its losses are compared to the last bit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from tests.conftest import SMALL, SubmitStub
+from tests.runs import losses, mmlaunch, saved_at, submit, wait_for
+from tests.slurm.cluster import SlurmCluster
+from tests.slurm.jobs import BRISK, QUICK, TWO_BY_TWO, check_nothing_lost, finished, job_of, requeues, status
+
+TRAINING = [*QUICK, "-s", "steps=300", "-s", "model.dropout=0.1", "-s", "restarts.crash=0"]
+"""What is broken, mended, and compared with `unbroken`."""
+FOUR = "resources={nodes: 4, gpus_per_node: 0, tasks_per_node: 1, cpus_per_rank: 1, memory: 1G, time: 10m}"
+DPO = ["-s", FOUR, *BRISK, "-s", "steps=60", "-s", "objective=dpo", "-s", "model.dropout=0.1"]
+DPO += ["-s", "model.train.language=lora", "-s", "model.lora.rank=4"]
+
+
+@pytest.fixture(scope="module")
+def unbroken(cluster: SlurmCluster, tmp_path_factory: pytest.TempPathFactory) -> dict[int, float]:
+    """The losses of a TRAINING that nothing stops."""
+    home = tmp_path_factory.mktemp("unbroken")
+    (home / "small.yaml").write_text(SMALL)
+    environment = {name: cluster.environment[name] for name in ("SLURM_CONF", "PATH")}
+    run = submit(home / "small.yaml", *TRAINING, cluster="slurm", MMLAUNCH_RUNS=str(home), **environment)
+    return losses(finished(run))
+
+
+def test_two_nodes_with_two_ranks_each(small: Path, slurm: SlurmCluster) -> None:
+    rendered = mmlaunch("render", "--cluster", "slurm", small, *TWO_BY_TWO)
+    run = submit(small, *TWO_BY_TWO, cluster="slurm")
+    events = finished(run)
+    assert events[-1]["state"] == "done"
+    assert run.attempt(1).script.read_text() == rendered.stdout
+    assert next(e for e in events if e["event"] == "ready")["world"] == 4
+    assert len(list(run.attempt(1).logs.glob("rank-*.out"))) == 4
+    assert (status(run)["state"], status(run)["step"]) == ("done", 4)
+    nodes = slurm.run("sacct", "-X", "-n", "-P", "-j", job_of(events), "-o", "NNodes,NTasks%9,ReqCPUS")
+    assert nodes.startswith("2|")
+    local = submit(small, *TWO_BY_TWO, "-s", "resources={nodes: 1, gpus_per_node: 0, tasks_per_node: 4}")
+    assert losses(finished(local)) == losses(events)  # four ranks are four ranks, wherever they run
+
+
+def test_the_stub_writes_what_training_writes(small: Path, submit_stub: SubmitStub) -> None:
+    """The other tests of this folder are worth as much as their stub is like the real job."""
+    real, stub = (finished(start(small, *BRISK, "-s", "steps=6", cluster="local")) for start in (submit, submit_stub))
+    kinds = [[event["event"] for event in events if event["event"] != "step"] for events in (real, stub)]
+    only_real = {"preflight", "evaluated", "warning"}
+    assert [kind for kind in kinds[0] if kind not in only_real] == kinds[1]
+    for event in stub:
+        (like, *_) = (one for one in real if one["event"] == event["event"])
+        assert event.keys() <= like.keys(), event["event"]
+
+
+def test_preempted_with_a_grace_time(small: Path, slurm: SlurmCluster, unbroken: dict[int, float]) -> None:
+    """SIGTERM at once, without the pre-signal, and the partition's GraceTime to leave in."""
+    run = submit(small, *TRAINING, "-s", "resources.partition=gentle", cluster="slurm")
+    wait_for(run, saved_at(12), seconds=180)
+    slurm.run("sbatch", "-p", "urgent", "-N4", "--exclusive", "--wrap", "true")
+    events = finished(run)
+    check_nothing_lost(events, unbroken, "saved", "preempted")
+    assert next(e for e in events if e["event"] == "signal")["name"] == "SIGTERM"
+
+
+def test_a_node_that_dies(small: Path, slurm: SlurmCluster, unbroken: dict[int, float]) -> None:
+    """With it goes the batch script: the next attempt learns from Slurm what became of this one."""
+    run = submit(small, *TRAINING, cluster="slurm")
+    node = slurm.run("squeue", "-h", "-j", job_of(wait_for(run, saved_at(7))), "-o", "%B").strip()
+    slurm.kill_node(node)
+    try:
+        events = finished(run)
+    finally:
+        slurm.revive_node(node)
+    assert events[-1]["state"] == "done", events[-1]
+    assert losses(events) == unbroken
+    assert requeues(events) == ["node"]
+    assert next(e for e in events if e["event"] == "failed")["evidence"] == "Slurm says NODE_FAIL: a node went down"
+
+
+def test_dpo_on_four_nodes_is_preempted_and_ends_as_if_it_were_not(small: Path, slurm: SlurmCluster) -> None:
+    whole = finished(submit(small, *DPO, cluster="slurm"))
+    assert whole[-1]["state"] == "done"
+    assert next(event for event in whole if event["event"] == "ready")["world"] == 4
+    assert abs(losses(whole)[1] - 0.6931) < 0.02, "but for dropout"
+    run = submit(small, *DPO, "-s", "resources.partition=gentle", cluster="slurm")
+    wait_for(run, saved_at(5), seconds=180)
+    slurm.run("sbatch", "-p", "urgent", "-N4", "--exclusive", "--wrap", "true")
+    events = finished(run)
+    assert events[-1]["state"] == "done" and set(requeues(events)) <= {"saved", "preempted"} and requeues(events)
+    assert losses(events) == losses(whole)
+    new = [event["new"] for event in events if event["event"] == "reference"]
+    assert new and not any(new), "another run beside it has measured the same weights"
