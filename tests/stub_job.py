@@ -133,7 +133,7 @@ class Ranks:
         while not path.exists():
             time.sleep(POLL)
             waited += 1
-            if waited % 50 == 0 and self._pids and not _runs(self._pids[rank]):
+            if waited % 50 == 0 and self._pids and not runs(self._pids[rank]):
                 raise PeerLostError(f"rank {rank} went away")
         return json.loads(path.read_text())
 
@@ -303,7 +303,7 @@ def _failed(paths: RunPaths, position: Position, error: Exception, kind: str, co
     return code
 
 
-def _runs(pid: int) -> bool:
+def runs(pid: int) -> bool:
     """Whether a process of this machine is there; a zombie is not."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"

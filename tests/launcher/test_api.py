@@ -24,7 +24,8 @@ def test_the_lines_of_the_readme_run_as_they_stand(
     assert sum(bool(line.strip()) for line in block.splitlines()) <= 10
     monkeypatch.chdir(tmp_path)
     (tmp_path / "recipes").mkdir()
-    small.rename(tmp_path / "recipes" / "quickstart.yaml")
+    recipe = small.read_text().replace("tasks_per_node: 2", "tasks_per_node: 1")
+    (tmp_path / "recipes" / "quickstart.yaml").write_text(recipe)
     exec(block, {})
     *steps, last = capsys.readouterr().out.splitlines()
     assert [int(line.split()[0]) for line in steps] == [1, *range(10, 101, 10)]
@@ -39,7 +40,7 @@ def test_the_lines_of_the_readme_run_as_they_stand(
 
 @pytest.mark.usefixtures("stop_all")
 def test_cancelling_from_another_thread_ends_the_wait(small: Path) -> None:
-    run = api.submit(api.load(small, "steps=100000"), cluster="local")
+    run = api.submit(api.load(small, "steps=100000", "resources.tasks_per_node=1"), cluster="local")
     assert [one.name for one in api.runs()] == [run.name]
     for event in run.events(follow=True):
         if event["event"] == "step":

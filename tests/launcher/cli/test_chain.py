@@ -88,6 +88,15 @@ def trained(world: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) ->
     return run
 
 
+@pytest.fixture(scope="module")
+def merged(trained: RunPaths, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `trained` learnt, as a Hugging Face directory with its adapter merged."""
+    folder = tmp_path_factory.mktemp("export") / "merged"
+    done = mmlaunch("export", trained.root, "--to", folder, "--merge-lora")
+    assert done.returncode == 0 and "step 3" in done.stdout, done.stderr
+    return folder
+
+
 def stranger(folder: Path, image: Path) -> list[str]:
     command = [sys.executable, "-c", STRANGER, str(folder), str(image)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd="/")
@@ -107,33 +116,32 @@ def test_what_is_left_out_is_listed(world: dict[str, Path], trained: RunPaths) -
     assert done.returncode != 0 and "gone.jpg: no such file" in done.stdout + done.stderr
 
 
-def test_the_export_is_a_llava_to_everybody(world: dict[str, Path], trained: RunPaths, tmp_path: Path) -> None:
-    done = mmlaunch("export", trained.root, "--to", tmp_path / "merged", "--merge-lora")
-    assert done.returncode == 0 and "step 3" in done.stdout, done.stderr
-    merged = stranger(tmp_path / "merged", world["image"])
-    assert merged[0].startswith("LlavaForConditionalGeneration") and merged[1] == "True False"
+def test_the_export_is_a_llava_to_everybody(
+    world: dict[str, Path], trained: RunPaths, merged: Path, tmp_path: Path
+) -> None:
+    said = stranger(merged, world["image"])
+    assert said[0].startswith("LlavaForConditionalGeneration") and said[1] == "True False"
     assert mmlaunch("export", trained.root, "--to", tmp_path / "beside").returncode == 0
     beside = stranger(tmp_path / "beside", world["image"])
-    assert beside[0] != merged[0] and (tmp_path / "beside" / "adapter" / "adapter_config.json").exists()
-    names = {path.name for path in (tmp_path / "merged").iterdir()}
+    assert beside[0] != said[0] and (tmp_path / "beside" / "adapter" / "adapter_config.json").exists()
+    names = {path.name for path in merged.iterdir()}
     assert {"README.md", "config.json", "chat_template.jinja", "generation_config.json", "tokenizer.json"} <= names
-    card = (tmp_path / "merged" / "README.md").read_text()
+    card = (merged / "README.md").read_text()
     assert "sft, step 3" in card and "AutoModelForImageTextToText" in card
-    again = mmlaunch("export", trained.root, "--to", tmp_path / "merged")
+    again = mmlaunch("export", trained.root, "--to", merged)
     assert again.returncode == 2 and "exists already" in again.stderr
     wrong = mmlaunch("export", trained.root, "--to", tmp_path / "x", "--checkpoint", "2")
     assert wrong.returncode == 1 and "no checkpoint of step 2; there are: 3" in wrong.stderr
 
 
-def test_a_run_and_its_export_are_the_same_start(world: dict[str, Path], trained: RunPaths, tmp_path: Path) -> None:
-    mmlaunch("export", trained.root, "--to", tmp_path / "merged", "--merge-lora")
+def test_a_run_and_its_export_are_the_same_start(world: dict[str, Path], trained: RunPaths, merged: Path) -> None:
     full = world["folder"] / "full.yaml"
     plain = world["recipe"].read_text().replace("language: lora", "language: full")
     full.write_text(plain.replace("  lora: {rank: 4, alpha: 8}\n", ""))
-    options: list[Any] = [full, "-s", "steps=1", "-s", "seed=3"]
+    options: list[Any] = [full, "-s", "steps=1", "-s", "seed=3", "-s", "resources.tasks_per_node=1"]
     first, second = (
         losses(wait_for(submit(*options, "-s", f"model.init_from={start}"), ended))[1]
-        for start in (trained.root, tmp_path / "merged")
+        for start in (trained.root, merged)
     )
     assert first == pytest.approx(second, rel=1e-5)
     assert first < losses(list(ledger.read(trained.events)))[1] - 0.1
