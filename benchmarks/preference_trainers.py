@@ -86,43 +86,38 @@ def same_adapters(network: Any) -> None:
 def ours(line: Connection, data: Path, own: Path, options: dict[str, Any]) -> None:
     """A rank of mmlaunch: its session, its loop, its engine."""
     from mmjobs.model import last_layer, log_probs
+    from mmjobs.rank.context import Context
     from mmjobs.rank.events import EventWriter
     from mmjobs.rank.position import Position
     from mmjobs.rank.ranks import join
     from mmjobs.rank.signals import StopRequest
     from mmjobs.rank.watchdog import Watchdog
     from mmjobs.train import datasets, setup
-    from mmjobs.train.precompute_reference import Precomputing
     from mmlaunch.recipe.check import recipe_of
     from mmlaunch.run.paths import RunPaths
     from mmlaunch.submit.plan import deepspeed
 
-    class Told(EventWriter):
-        def event(self, kind: str, **fields: Any) -> None:
+    class Reporting(EventWriter):
+        def write(self, kind: str, **fields: Any) -> None:
             if kind == "step":
                 turns.more["mfu"] = fields.get("mfu")
                 turns.step(fields["loss"], fields["grad_norm"])
 
-    made, asked = setup._model, Precomputing.run
+    precompute = setup.precompute_reference
 
-    def model(*arguments: Any) -> Any:
-        built = made(*arguments)
-        same_adapters(built.network)
-        return built
-
-    def phase(self: Any, *arguments: Any) -> Any:
+    def timed(*arguments: Any) -> Any:
         began = turns.meter.seconds()
-        store = asked(self, *arguments)
+        store = precompute(*arguments)
         turns.more["reference"] = (turns.meter.seconds() - began) / len(store)
         return store
 
-    setup._model, Precomputing.run = model, phase  # type: ignore[method-assign]  # this process does nothing else
+    setup.precompute_reference = timed  # this process does nothing else
     if options.get("whole_logits"):
         log_probs.use = lambda network: None
     if options.get("whole_layer"):
         last_layer.use = lambda network: None
     if options.get("rows"):
-        datasets.packs = lambda recipe, built: False
+        datasets.shares_rows = lambda recipe, built: False
     train = RECIPE["model"]["train"] | ({"projector": "frozen", "language": "lora"} if options.get("lora") else {})
     lora = LORA | {"rank": options.get("rank", LORA["rank"])}
     changed = {"pretrained": str(data / "model"), "train": train, **({"lora": lora} if options.get("lora") else {})}
@@ -136,13 +131,16 @@ def ours(line: Connection, data: Path, own: Path, options: dict[str, Any]) -> No
         | {"objective": options.get("objective", "dpo"), "steps": options.get("steps", RECIPE["steps"])}
         | (_on_gpu(options) if options.get("gpu") else {})
     )
-    paths, where = RunPaths(own / "run"), Position()  # alone there: runs side by side share their references
+    paths, position = RunPaths(own / "run"), Position()  # alone there: runs side by side share their references
     paths.attempt(1).logs.mkdir(parents=True)
     paths.attempt(1).deepspeed.write_text(json.dumps(deepspeed(recipe, pairs, 1)))
-    with Watchdog(paths, where) as watch:
+    with Watchdog(paths, position) as watch:
         ranks = join(watch)
         turns = Turns(line)
-        setup._trainer(recipe, paths, StopRequest(), where, ranks, Told(paths.events, 1, True)).run()
+        context = Context(recipe, paths, ranks, Reporting(paths.events, 1, True), position, StopRequest())
+        built = setup.build_model(context)
+        same_adapters(built.network)
+        setup.build_trainer(context, built).run()
 
 
 def _on_gpu(options: dict[str, Any]) -> dict[str, Any]:

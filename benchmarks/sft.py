@@ -49,7 +49,7 @@ HEAD = """\
 |---|---|---|---|---|---|---|---|"""
 ABOUT = """\
 Toy LLaVA (CLIP frozen, projector and LLaMA trained), fp32, AdamW, {batch} examples a step, one image each; answers of
-{shape}. mmlaunch packs them in rows of {budget} tokens, without activation checkpointing.
+{shape}. mmlaunch shares_rows them in rows of {budget} tokens, without activation checkpointing.
 The losses of the first step agree to 1e-4. Goals: 1.5 times the samples per second, 0.7 times the memory.
 """
 NOTES = """

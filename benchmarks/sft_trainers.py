@@ -32,6 +32,7 @@ BATCH: int = RECIPE["batch"]["global"]
 
 def ours(line: Connection, data: Path, own: Path, options: dict[str, Any]) -> None:
     """A rank of mmlaunch: its session, its loop, its engine."""
+    from mmjobs.rank.context import Context
     from mmjobs.rank.events import EventWriter
     from mmjobs.rank.position import Position
     from mmjobs.rank.ranks import join
@@ -42,21 +43,22 @@ def ours(line: Connection, data: Path, own: Path, options: dict[str, Any]) -> No
     from mmlaunch.run.paths import RunPaths
     from mmlaunch.submit.plan import deepspeed
 
-    class Told(EventWriter):
-        def event(self, kind: str, **fields: Any) -> None:
+    class Reporting(EventWriter):
+        def write(self, kind: str, **fields: Any) -> None:
             if kind == "step":
                 turns.step(fields["loss"])
 
     source = {"path": str(data / "rows.json"), "format": "llava", "images": str(data)}
     model = RECIPE["model"] | {"init_from": str(data / "model")}
     recipe = recipe_of(RECIPE | {"model": model, "data": RECIPE["data"] | {"train": source}})
-    paths, where = RunPaths(own), Position()
+    paths, position = RunPaths(own), Position()
     paths.attempt(1).logs.mkdir(parents=True)
     paths.attempt(1).deepspeed.write_text(json.dumps(deepspeed(recipe, BATCH, 1)))
-    with Watchdog(paths, where) as watch:
+    with Watchdog(paths, position) as watch:
         ranks = join(watch)
         turns = Turns(line)
-        setup._trainer(recipe, paths, StopRequest(), where, ranks, Told(paths.events, 1, True)).run()
+        context = Context(recipe, paths, ranks, Reporting(paths.events, 1, True), position, StopRequest())
+        setup.build_trainer(context).run()
 
 
 def theirs(line: Connection, data: Path, own: Path, options: dict[str, Any]) -> None:

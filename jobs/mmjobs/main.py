@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 import traceback
@@ -13,6 +14,7 @@ from mmjobs.rank.disk import DiskFull
 from mmjobs.rank.position import Position
 from mmjobs.rank.watchdog import Watchdog
 from mmlaunch.errors import BadInput
+from mmlaunch.recipe import resolved
 from mmlaunch.run.exits import JobExit
 from mmlaunch.run.paths import RunPaths
 
@@ -20,41 +22,48 @@ from mmlaunch.run.paths import RunPaths
 def run(run_dir: str) -> dict[str, Any]:
     """Run this rank's part of one attempt. Returns when the run is finished; every other end is a `SystemExit`."""
     stop = signals.listen()
-    paths, where = RunPaths(Path(run_dir)), Position()
+    paths, position = RunPaths(Path(run_dir)), Position()
     try:
-        with Watchdog(paths, where) as watch:
+        with Watchdog(paths, position) as watch:
             from mmjobs.rank.boundary import RequeueRequested
             from mmjobs.rank.preflight import Unfit  # after the handlers: torch takes seconds
-            from mmjobs.train.setup import train
 
             try:
-                return train(paths, stop, where, watch)
+                return _task(paths, stop, position, watch)
             except RequeueRequested:
                 code = int(JobExit.AGAIN)
             except Unfit as reason:  # whose record is written
                 error_record.say(f"the preflight ends this attempt: {reason}")
                 code = int(JobExit.UNFIT_NODE)
     except BadInput as error:
-        code = _failed(paths, where, error, JobExit.BAD_INPUT)
+        code = _failed(paths, position, error, JobExit.BAD_INPUT)
     except DiskFull as error:
-        code = _failed(paths, where, error, JobExit.STOP)
+        code = _failed(paths, position, error, JobExit.STOP)
     except Exception as error:  # noqa: BLE001  the boundary: whatever it was is recorded, and the process ends
-        code = _failed(paths, where, error, 1)
+        code = _failed(paths, position, error, 1)
     finally:
         signals.ignore_signals()
     _flush()
     raise SystemExit(code)
 
 
-def _failed(paths: RunPaths, where: Position, error: Exception, code: int) -> int:
+def _task(paths: RunPaths, stop: signals.StopRequest, position: Position, watch: Watchdog) -> dict[str, Any]:
+    """Run the task that the method of the recipe names: a file in `mmjobs/tasks`."""
+    recipe = resolved.read(paths.resolved)
+    task = importlib.import_module(f"mmjobs.tasks.{recipe.objective.TASK}")
+    result: dict[str, Any] = task.run(recipe, paths, stop, position, watch)
+    return result
+
+
+def _failed(paths: RunPaths, position: Position, error: Exception, code: int) -> int:
     """Leave the record that tells the restart policy and the user what happened on this rank."""
     if code == 1:
         error_record.say(traceback.format_exc())
     else:  # not a bug: one sentence says it all
         error_record.say(f"{type(error).__name__}: {error}")
-    sample = getattr(error, "sample", None) or where.sample
+    sample = getattr(error, "sample", None) or position.sample
     error_record.leave(
-        paths, where.step, type(error).__name__, str(error), sample=sample, traceback=traceback.format_exc()
+        paths, position.step, type(error).__name__, str(error), sample=sample, traceback=traceback.format_exc()
     )
     return code
 

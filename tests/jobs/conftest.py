@@ -25,11 +25,11 @@ from mmlaunch.recipe import Recipe, resolved
 from mmlaunch.recipe.batch import split
 from mmlaunch.recipe.check import recipe_of
 from mmlaunch.run import ledger, manifest
-from mmlaunch.run.paths import RunPaths
+from mmlaunch.run.paths import CheckpointPaths, RunPaths
 from mmlaunch.submit.plan import deepspeed
 
 _server = multiprocessing.get_context("forkserver")
-_server.set_forkserver_preload(["mmjobs.train.setup", "torch.utils.tensorboard"])
+_server.set_forkserver_preload(["mmjobs.tasks.train", "torch.utils.tensorboard"])
 
 
 @pytest.fixture
@@ -149,7 +149,9 @@ class Job:
         return found
 
     def weights(self, step: int) -> dict[str, torch.Tensor]:
-        return safetensors.torch.load((self.paths.checkpoint(step) / "model.safetensors").read_bytes())
+        return safetensors.torch.load(
+            (CheckpointPaths(self.paths.checkpoint(step)).engine("model") / "model.safetensors").read_bytes()
+        )
 
     def saved(self) -> list[int]:
         return manifest.steps(self.paths.checkpoints)

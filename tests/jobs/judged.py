@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from mmjobs.data.encode import Encoded
-from mmlaunch.recipe.metrics import BINS
+from mmlaunch.recipe.preference import LABEL_BINS
 
 Number = torch.Tensor
 Options = dict[str, Any]
@@ -245,7 +245,7 @@ def metrics(
     if "margin" in terms:
         sure = [label(terms["margin"], one, spread) for one in pairs]
         bins = [0 if p < 0.5 else 1 + min(4, int(10 * p) - 5) for p in sure]
-        told |= {f"labels/{name}": [torch.tensor(n == own) for own in bins] for n, name in enumerate(BINS)}
+        told |= {f"labels/{name}": [torch.tensor(n == own) for own in bins] for n, name in enumerate(LABEL_BINS)}
     sums = {name: (sum(float(one.detach()) for one in values), float(len(values))) for name, values in told.items()}
     for term, values in found.items():
         count = sum(len(one.each[0]) for one in batch) if term == "sft" else len(values)

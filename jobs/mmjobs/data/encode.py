@@ -16,8 +16,9 @@ from mmjobs.data.chat import CannotSay, Chat, Tokens, Tree
 from mmjobs.data.example import BadPicture, BadRow, Example, Origin
 from mmjobs.data.images.preprocess import ImageInputs, Pixels
 from mmjobs.data.images.tiling import Size
-from mmjobs.data.requirements import Requirements, unpaired_label
+from mmjobs.data.requirements import unpaired_label
 from mmlaunch.errors import BadInput
+from mmlaunch.recipe.requirements import Requirements
 
 Spoil = Callable[[Image.Image], Image.Image]
 

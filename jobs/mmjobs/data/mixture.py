@@ -9,10 +9,10 @@ from functools import cached_property
 
 from mmjobs.data.example import Example
 from mmjobs.data.readers.rows import Part
-from mmjobs.data.requirements import Requirements
 from mmjobs.data.sampler import repeated
 from mmjobs.data.survey import Survey, Usable
 from mmlaunch.errors import BadInput
+from mmlaunch.recipe.requirements import Requirements
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Mixture:
         return length
 
     @cached_property
-    def spread(self) -> float:
+    def std(self) -> float:
         """The standard deviation of the score gaps between the first two answers; 1 where there is none."""
         scores = [self.usable(place).scores for place in range(len(self))]
         gaps = [two[0] - two[1] for two in scores if len(two) > 1 and two[0] is not None and two[1] is not None]

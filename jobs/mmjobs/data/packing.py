@@ -37,9 +37,9 @@ def pack(lengths: Sequence[int], world: int, budget: int) -> Packed:
             rows[number].append(place)
             room[number] -= length
     each = -(-len(rows) // world)
-    dealt = _deal([(sum(lengths[place] for place in row), tuple(sorted(row))) for row in rows], world, each)
+    split_over_ranks = _deal([(sum(lengths[place] for place in row), tuple(sorted(row))) for row in rows], world, each)
     held = sum(max(budget, sum(lengths[place] for place in row)) for row in rows) + (each * world - len(rows)) * budget
-    return Packed(dealt, sum(lengths) / held if held else 0.0)
+    return Packed(split_over_ranks, sum(lengths) / held if held else 0.0)
 
 
 def _deal(rows: list[tuple[int, Row]], world: int, each: int) -> tuple[tuple[Row, ...], ...]:

@@ -43,11 +43,11 @@ def position(index: int, count: int, seed: int) -> int:
     return _epoch(seed, epoch, count)[place]
 
 
-Batches = Callable[[int], list[list[int]]]
+MicroBatches = Callable[[int], list[list[int]]]
 """The micro-batches of one rank, by the global index that a step begins at: each is a list of global indices."""
 
 
-def equal_batches(examples: int, rank: int, world: int, micro: int) -> Batches:
+def equal_batches(examples: int, rank: int, world: int, micro: int) -> MicroBatches:
     """`micro` examples in each. The global batch of a step is the same whatever the world: ranks take their shares."""
     share = examples // world
 
@@ -58,7 +58,7 @@ def equal_batches(examples: int, rank: int, world: int, micro: int) -> Batches:
     return of_step
 
 
-def packed_batches(examples: int, rank: int, world: int, budget: int, tokens: Callable[[int], int]) -> Batches:
+def packed_batches(examples: int, rank: int, world: int, budget: int, tokens: Callable[[int], int]) -> MicroBatches:
     """Rows of at most `budget` tokens, as many on each rank; `tokens` tells the length of the example of an index."""
 
     @lru_cache(maxsize=4)
@@ -69,30 +69,32 @@ def packed_batches(examples: int, rank: int, world: int, budget: int, tokens: Ca
     return of_step
 
 
-def in_order(batches: Batches, start: int, steps: int, examples: int) -> Iterator[list[int]]:
+def in_order(batches: MicroBatches, start: int, steps: int, examples: int) -> Iterator[list[int]]:
     """The micro-batches of one rank in the `steps` steps from global index `start` on."""
     for step in range(steps):
         yield from batches(start + step * examples)
 
 
-def dealt(places: Sequence[int], room: Callable[[int], int], budget: int, rank: int, world: int) -> list[list[int]]:
-    """What a rank takes of these places, in turns whose places need no more room than the budget, or are alone.
+def split_over_ranks(
+    places: Sequence[int], size_of: Callable[[int], int], budget: int, rank: int, world: int
+) -> list[list[int]]:
+    """The batches of a rank: each holds places whose sizes fit the budget together, or one that is larger alone.
 
-    All ranks have as many turns; the last one may be empty.
+    All ranks have as many batches; the last one may be empty.
     """
-    chunks: list[list[int]] = []
+    batches: list[list[int]] = []
     left = 0
     for place in places:
-        needed = room(place)
-        if not chunks or needed > left:
-            chunks.append([])
+        size = size_of(place)
+        if not batches or size > left:
+            batches.append([])
             left = budget
-        chunks[-1].append(place)
-        left -= needed
-    chunks += [[]] * (-len(chunks) % world)
-    return chunks[rank::world]
+        batches[-1].append(place)
+        left -= size
+    batches += [[]] * (-len(batches) % world)
+    return batches[rank::world]
 
 
 def one_each(place: int) -> int:
-    """The room of a place where they are counted."""
+    """The size of a place where they are counted."""
     return 1

@@ -13,6 +13,7 @@ from mmjobs.data.encode import Processor
 from mmjobs.data.example import BadRow, Example, Surplus
 from mmjobs.data.images.tiling import Size
 from mmjobs.data.readers.rows import Part
+from mmjobs.data.requirements import missing
 
 Gather = Callable[[Any], list[Any]]
 
@@ -92,7 +93,7 @@ def _look(part: Part, number: int, row: int, processor: Processor, held_out: Col
         question = fingerprint(example)
         if question in held_out:
             return Left(number, row, "held out", str(example.origin), "its question stands in the evaluation data too")
-        if what := processor.requirements.missing(example):
+        if what := missing(processor.requirements, example):
             raise BadRow(example.origin, what)
         tree = processor.tree(example, part.max_tiles)
         sizes = processor.sizes(example)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import os
@@ -18,14 +17,15 @@ import torch
 from torch import nn
 
 from mmjobs.data.batch import Batch
-from mmjobs.engine.lr_schedule import share
+from mmjobs.engine.lr_schedule import lr_factor
 from mmjobs.model import sharded
-from mmjobs.model.parts import decays, drops, part_of
+from mmjobs.model.parts import decays, has_dropout
 from mmjobs.model.weights import FILE as WEIGHTS
-from mmjobs.objectives.objective import Objective, ObjectiveOutput, Units
+from mmjobs.objectives.objective import ObjectiveOutput, Units
 from mmjobs.rank.position import Position
 from mmjobs.rank.ranks import Ranks, peers
 from mmlaunch.recipe.optim import Optim
+from mmlaunch.recipe.parts import part_of
 
 os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
 logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
@@ -46,49 +46,34 @@ class Update:
 
     lr: float
     norm: float
-    """Of the gradient, before it was clipped; one that is not finite has changed nothing."""
+    """The norm of the gradient before it was clipped. One that is not finite has changed no weight."""
     rescaled: bool = False
     """Whether half precision only overflowed: the next losses are scaled less."""
 
 
-class _Step(nn.Module):
-    """One call from DeepSpeed's point of view, whatever the objective does inside: its hooks count on that."""
+class Step(nn.Module):
+    """One forward call for DeepSpeed, whatever is computed inside: its hooks need exactly one."""
 
-    def __init__(self, network: nn.Module, arithmetic: Callable[[], AbstractContextManager[None]]) -> None:
+    def __init__(self, network: nn.Module, autocast: Callable[[], AbstractContextManager[None]]) -> None:
         super().__init__()
-        self.network, self._arithmetic = network, arithmetic
-        self.universal_checkpoint_info = universal.INFO  # DeepSpeed saves what it finds under this name
+        self.network, self._autocast = network, autocast
+        self.universal_checkpoint_info = universal.INFO  # DeepSpeed saves the attribute of this name
 
     def forward(self, read: Callable[[nn.Module, Batch], T], batch: Batch) -> T:
-        with self._arithmetic():
+        with self._autocast():
             return read(self.network, batch)
 
 
 @contextmanager
-def reading(settings: dict[str, Any]) -> Iterator[None]:
-    """In here a model is built; what it reads is divided over the ranks at once where the configuration says so."""
-    deepspeed.init_distributed(dist_init_required=False)  # it takes the process group that there is
+def building(settings: dict[str, Any]) -> Iterator[None]:
+    """In this context a model is built; at ZeRO stage 3 its weights are divided over the ranks as they are read."""
+    deepspeed.init_distributed(dist_init_required=False)  # it uses the process group that exists
     with sharded.reading(settings):
         yield
 
 
-def answering(network: nn.Module, precision: str, settings: dict[str, Any]) -> nn.Module:
-    """A network that never learns, called like an engine, as precise; at stage 3, each rank keeps its share of it."""
-    _cast(network, settings)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    half = precision == "bf16" and not settings["bf16"]["enabled"]
-    step = _Step(network, lambda: torch.autocast(device.type, dtype=torch.bfloat16, enabled=half))
-    if settings["zero_optimization"]["stage"] < 3:
-        return step.to(device)
-    kept = {key: value for key, value in settings.items() if key not in ("optimizer", "scheduler")}
-    zero = {key: value for key, value in settings["zero_optimization"].items() if key != "offload_optimizer"}
-    config = {**kept, "zero_optimization": zero}
-    found: nn.Module = deepspeed.initialize(model=step, config=config, dist_init_required=False)[0]
-    return found
-
-
-def _cast(network: nn.Module, settings: dict[str, Any]) -> None:
-    """Into the half precision that a configuration asks for; DeepSpeed does so with whole parameters only."""
+def cast_to_half(network: nn.Module, settings: dict[str, Any]) -> None:
+    """To the half precision that a configuration asks for; DeepSpeed casts whole parameters only."""
     for kind, dtype in (("bf16", torch.bfloat16), ("fp16", torch.float16)):
         if settings[kind]["enabled"]:
             for parameter in network.parameters():
@@ -96,7 +81,7 @@ def _cast(network: nn.Module, settings: dict[str, Any]) -> None:
 
 
 class Engine:
-    """Adds up the gradients of loss sums over micro-batches and ranks, over the units of the whole global batch."""
+    """Accumulates the gradients of loss sums over micro-batches and ranks, divided by the units of the global batch."""
 
     def __init__(
         self,
@@ -104,24 +89,24 @@ class Engine:
         optim: Optim,
         steps: int,
         precision: str,
-        config: Path,
+        settings: dict[str, Any],
         ranks: Ranks,
-        where: Position,
+        position: Position,
     ) -> None:
-        self.network, self._precision, self._where = network, precision, where
+        """`settings`: DeepSpeed's configuration; `steps`: the length of the learning rate's schedule."""
+        self.network, self._precision, self._position = network, precision, position
         self._optim, self._steps, self._ranks = optim, steps, ranks
-        settings = json.loads(config.read_text())
         self.stage: int = settings["zero_optimization"]["stage"]
         self._scaled = bool(settings["fp16"]["enabled"])
         self._half = precision == "bf16" and not settings["bf16"]["enabled"]  # stage 0 has no masters of half weights
         trained = [(name, parameter) for name, parameter in network.named_parameters() if parameter.requires_grad]
         self._trained = [parameter for _, parameter in trained]
-        self._drops = drops(network)
-        _cast(network, settings)
-        groups = _groups(trained, decays(network), optim)
+        self._has_dropout = has_dropout(network)
+        cast_to_half(network, settings)
+        groups = _parameter_groups(trained, decays(network), optim)
         self._groups = [list(group["params"]) for group in groups]
         self._engine, self._optimizer, _, _ = deepspeed.initialize(
-            model=_Step(network, self.precision),
+            model=Step(network, self.autocast),
             model_parameters=groups,
             config=settings,
             dist_init_required=False,
@@ -129,7 +114,7 @@ class Engine:
         if ranks.world == 1 and not self.stage:  # it would copy all gradients together and apart, for nobody
             self._engine.enable_backward_allreduce = False
         self._engine.checkpoint_engine = self._files = EngineFiles()
-        self._engine._copy_recovery_script = lambda path: None  # programs, written past `EngineFiles`
+        self._engine._copy_recovery_script = lambda path: None  # programs, written without `EngineFiles`
         self._settings = [{k: v for k, v in group.items() if k in _SETTINGS} for group in self._optimizer.param_groups]
 
     @property
@@ -139,37 +124,45 @@ class Engine:
         return {"stage": self.stage, "precision": self._precision, "groups": groups}
 
     @property
+    def divided(self) -> bool:
+        """Whether each rank saves a part of its own, which other numbers of ranks cannot load as it is."""
+        return self.stage > 0
+
+    @property
     def sharded(self) -> bool:
-        """Whether no rank has all weights: whatever is done with the network, all ranks do it together."""
+        """Whether no rank has all weights: whatever uses the network, all ranks run it together."""
         return self.stage == 3
 
     @peers()
-    def train_on(self, batches: Sequence[Batch], objective: Objective, units: Units) -> list[ObjectiveOutput]:
-        """Measure the micro-batches of a step, and add up the gradients of their loss sums over the global `units`."""
+    def accumulate(
+        self, batches: Sequence[Batch], measure: Callable[[nn.Module, Batch], ObjectiveOutput], units: Units
+    ) -> list[ObjectiveOutput]:
+        """Forward and backward of the micro-batches of a step.
+
+        The gradient is that of the loss sums of all ranks, each divided by its `units` in the global batch.
+        """
         self._engine.train()
-        found = []
+        outputs = []
         for number, batch in enumerate(batches, 1):
-            self._where.samples = batch.origins
+            self._position.samples = batch.origins
             self._engine.set_gradient_accumulation_boundary(number == len(batches))
-            measured = self._engine(objective, batch.to(self._engine.device))
-            parts = [
-                total * (self._ranks.world / units[unit]) for unit, total in measured.losses.items() if units[unit]
-            ]
-            self._engine.backward(torch.stack(parts).sum(), scale_wrt_gas=False)  # it averages over ranks
-            found.append(measured)
+            output = self._engine(measure, batch.to(self._engine.device))
+            losses = [total * (self._ranks.world / units[unit]) for unit, total in output.losses.items() if units[unit]]
+            self._engine.backward(torch.stack(losses).sum(), scale_wrt_gas=False)  # it averages over ranks
+            outputs.append(output)
             if number < len(batches):
                 self._engine.step()  # between the micro-batches of a step it only counts
-        self._where.samples = ()
-        return found
+        self._position.samples = ()
+        return outputs
 
     @peers()
     def step(self, step: int) -> Update:
-        """Update the weights with the gradient of the step, clipped; one that is not finite leaves them as they are."""
-        factor = share(self._optim, step, self._steps)
+        """Update the weights with the clipped gradient of the step; one that is not finite leaves them as they are."""
+        factor = lr_factor(self._optim, step, self._steps)
         for group, settings in zip(self._optimizer.param_groups, self._settings, strict=True):
             group.update({**settings, "lr": settings["lr"] * factor})  # the recipe's, not those of a checkpoint
         if self.stage:
-            self._engine.step()  # it looks for itself
+            self._engine.step()  # it checks the gradient itself
             norm = float("inf") if self._optimizer.overflow else float(self._engine.get_global_grad_norm())
         elif math.isfinite(norm := self._norm()):
             self._engine.step()
@@ -178,23 +171,22 @@ class Engine:
         return Update(self._optim.lr * factor, norm, rescaled=self._scaled and not math.isfinite(norm))
 
     @peers()
-    def look_at(self, batch: Batch, read: Callable[[nn.Module, Batch], T], learning: bool = False) -> T:
-        """Measure or read a batch without learning from it; as a model that answers, or with the dropout of one that is
-        `learning`."""
-        self._engine.train(learning and self._drops)
-        self._where.samples = batch.origins
+    def compute(self, batch: Batch, read: Callable[[nn.Module, Batch], T], dropout: bool = False) -> T:
+        """The result of `read` on a batch, without gradients; with `dropout`, as the network is while it trains."""
+        self._engine.train(dropout and self._has_dropout)
+        self._position.samples = batch.origins
         with torch.no_grad():
-            found: T = self._engine(read, batch.to(self._engine.device))
-        self._where.samples = ()
-        return found
+            result: T = self._engine(read, batch.to(self._engine.device))
+        self._position.samples = ()
+        return result
 
     def is_finite(self) -> bool:
-        """Whether all weights are numbers, those that this rank has."""
+        """Whether all weights that this rank has are finite numbers."""
         return all(bool(sharded.own(parameter).isfinite().all()) for parameter in self.network.parameters())
 
     @peers()
     def snapshot(self, folder: Path) -> Files:
-        """Weights and optimiser state as files in memory, of each rank its own part; all ranks together."""
+        """Weights and optimiser state as files in memory, each rank its own part; all ranks together."""
         self._files.collected = {}
         self._engine.save_checkpoint(str(folder), tag=TAG, client_state={}, save_latest=False)
         weights = self._weights()
@@ -214,21 +206,21 @@ class Engine:
     @peers()
     def load_converted(self, folder: Path, converted: Path) -> None:
         """Take weights and optimiser state from a checkpoint of any number of ranks, on every rank."""
-        still = {name: value for name, value in self.network.named_parameters() if not value.requires_grad}
+        frozen = {name: value for name, value in self.network.named_parameters() if not value.requires_grad}
         with safetensors.safe_open(folder / WEIGHTS, "pt") as file:
             saved = set(file.keys())
-            for name, value in [*still.items(), *self.network.named_buffers()]:
+            for name, value in [*frozen.items(), *self.network.named_buffers()]:
                 if name in saved:
                     with torch.no_grad(), deepspeed.zero.GatheredParameters([value], modifier_rank=0):
                         value.copy_(file.get_tensor(name))
         universal.restore(self._optimizer, converted, self.stage)
 
-    def evaluating(self) -> nn.Module:
-        """The network as it answers, not as it learns."""
+    def eval_network(self) -> nn.Module:
+        """The network in evaluation mode, without dropout."""
         return self.network.eval()
 
-    def precision(self) -> AbstractContextManager[None]:
-        """The arithmetic of this run, for what is done with the network elsewhere."""
+    def autocast(self) -> AbstractContextManager[None]:
+        """The precision of this run, for what uses the network without the engine."""
         return torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=self._half)
 
     @property
@@ -236,7 +228,7 @@ class Engine:
         return next(self.network.parameters()).device
 
     def _norm(self) -> float:
-        """Of a gradient that DeepSpeed has reduced: at stage 0 it keeps its own norm to itself."""
+        """The norm of a gradient that DeepSpeed has reduced: at stage 0 it does not tell its own."""
         gradients = [parameter.grad for parameter in self._trained if parameter.grad is not None]
         return float(nn.utils.get_total_norm(gradients))
 
@@ -247,17 +239,17 @@ class Engine:
             state = {name.removeprefix(PREFIX): value for name, value in state.items()}
         else:
             state = self.network.state_dict()
-        found: dict[str, torch.Tensor] = {}
-        seen: set[int] = set()
+        weights: dict[str, torch.Tensor] = {}
+        pointers: set[int] = set()
         for name, value in state.items():
-            found[name] = value.detach().cpu().contiguous()
-            if found[name].data_ptr() in seen:  # tied weights: each name has its own copy in the file
-                found[name] = found[name].clone()
-            seen.add(found[name].data_ptr())
-        return found
+            weights[name] = value.detach().cpu().contiguous()
+            if weights[name].data_ptr() in pointers:  # tied weights: each name has its own copy in the file
+                weights[name] = weights[name].clone()
+            pointers.add(weights[name].data_ptr())
+        return weights
 
 
-def _groups(trained: list[tuple[str, nn.Parameter]], decayed: set[str], optim: Optim) -> list[dict[str, Any]]:
+def _parameter_groups(trained: list[tuple[str, nn.Parameter]], decayed: set[str], optim: Optim) -> list[dict[str, Any]]:
     """Parameters that share a learning rate and a weight decay, in the order of the model."""
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in trained:

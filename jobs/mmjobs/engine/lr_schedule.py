@@ -1,4 +1,4 @@
-"""The schedule of the learning rate."""
+"""The learning rate schedule: warm-up, then constant, linear or cosine decay."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import math
 from mmlaunch.recipe.optim import Optim
 
 
-def share(optim: Optim, step: int, steps: int) -> float:
-    """The share of the peak learning rate that step `step` (counted from 0) of `steps` uses."""
+def lr_factor(optim: Optim, step: int, steps: int) -> float:
+    """What the peak learning rate is multiplied with in step `step` (counted from 0) of `steps`."""
     warmup = optim.warmup.of(steps)
     if step < warmup:
         return (step + 1) / warmup

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from mmjobs.data.batch import Batch
-from mmjobs.model.parts import PARTS, part_of
 from mmjobs.model.sharded import shape
+from mmlaunch.recipe.parts import PARTS, part_of
 
 _PEAKS = {
     r"\bA100\b": 312e12,
@@ -90,7 +90,7 @@ class ModelFlops:
         return sum(self.rows[part] * count for part, count in counts.items()) + attention
 
 
-def here(network: Any, precision: str) -> ModelFlops | None:
+def model_flops(network: Any, precision: str) -> ModelFlops | None:
     """The work of this network, where the peak of this rank's device is known."""
     known = peak(torch.cuda.get_device_name(), precision) if torch.cuda.is_available() else None
     return ModelFlops.of(network, known) if known else None

@@ -23,7 +23,7 @@ class Sample:
     pixels: torch.Tensor  # [N, 3, H, W], from 0 to 1
 
 
-class Board:
+class TensorBoardWriter:
     """Writes where it is wanted: on rank 0, when the recipe says so."""
 
     def __init__(self, folder: Path, wanted: bool, resumed: int, again: bool = False) -> None:

@@ -1,4 +1,4 @@
-"""The pace of a run: how fast it is, how long it still takes, how much memory it uses."""
+"""Throughput: examples and tokens a second, the time that is left, the memory in use, and MFU where it is known."""
 
 from __future__ import annotations
 
@@ -12,81 +12,90 @@ import torch
 
 from mmjobs.data.batch import Batch
 from mmjobs.metrics.mfu import ModelFlops
+from mmjobs.rank.ranks import Ranks
 
 
 @dataclass(frozen=True)
 class Rates:
-    """The time between two log lines."""
+    """The averages between two log lines."""
 
-    rate: float
+    examples: float
     """Examples a second, over all ranks."""
     tokens: float
-    """Learnt tokens a second, over all ranks."""
+    """Tokens in the loss a second, over all ranks."""
     step_seconds: float
     fill: float = 1.0
-    """The share of all rows that is not padding, nor empty."""
+    """The share of all rows that is neither padding nor empty."""
     mfu: float | None = None
     """The share of this rank's device that useful arithmetic takes, where its peak is known."""
 
     def __str__(self) -> str:
         share = "" if self.mfu is None else f"  MFU {self.mfu:.0%}"
-        return f"{self.rate:.1f} examples/s  {self.tokens:.0f} tokens/s{share}  {memory() / 1e9:.1f} GB"
+        return f"{self.examples:.1f} examples/s  {self.tokens:.0f} tokens/s{share}  {memory() / 1e9:.1f} GB"
 
-    def numbers(self) -> dict[str, float | int]:
-        numbers: dict[str, float | int] = {"rate": round(self.rate, 3), "tokens_per_second": round(self.tokens, 3)}
-        numbers |= {"fill": round(self.fill, 4), "memory": memory()}
-        return numbers if self.mfu is None else {**numbers, "mfu": round(self.mfu, 4)}
+    def as_fields(self) -> dict[str, float | int]:
+        """The fields of a `step` event."""
+        fields: dict[str, float | int] = {"rate": round(self.examples, 3), "tokens_per_second": round(self.tokens, 3)}
+        fields |= {"fill": round(self.fill, 4), "memory": memory()}
+        return fields if self.mfu is None else {**fields, "mfu": round(self.mfu, 4)}
 
     def left(self, steps: int) -> str:
-        """`1m02s` for the steps that are left."""
+        """The time for the steps that are left, like `1m02s`."""
         seconds = round(steps * self.step_seconds)
         if seconds < 60:
             return f"{seconds}s"
-        return (
-            f"{seconds // 60}m{seconds % 60:02d}s"
-            if seconds < 3600
-            else f"{seconds // 3600}h{seconds % 3600 // 60:02d}m"
-        )
+        if seconds < 3600:
+            return f"{seconds // 60}m{seconds % 60:02d}s"
+        return f"{seconds // 3600}h{seconds % 3600 // 60:02d}m"
 
 
 class Throughput:
-    """A stopwatch for steps; evaluations and saves do not count."""
+    """A stopwatch for steps. Evaluations and saves do not count."""
 
-    def __init__(self, examples: int, work: ModelFlops | None = None) -> None:
-        self._examples, self._work = examples, work
-        self._begun = time.monotonic()
-        self._begin()
+    def __init__(self, ranks: Ranks, examples: int, tokens_per_gpu: int | None, flops: ModelFlops | None) -> None:
+        """`examples`: those of a global batch."""
+        self._ranks, self._examples, self._row, self._flops = ranks, examples, tokens_per_gpu or 0, flops
+        self._since = time.monotonic()
+        self._reset()
 
-    def _begin(self) -> None:
-        self._steps, self._seconds, self._tokens, self._flop, self._fill = 0, 0.0, 0.0, 0.0, 0.0
+    def _reset(self) -> None:
+        self._steps, self._seconds, self._flop = 0, 0.0, 0.0
+        self._loss_tokens, self._filled, self._capacity = 0, 0, 0  # of this rank
 
-    def step(self, tokens: float, batches: Sequence[Batch] = (), fill: float = 1.0) -> float:
-        """A step over these batches of this rank has ended; its duration."""
+    def step(self, batches: Sequence[Batch]) -> float:
+        """A step over these micro-batches of this rank has ended; returns its seconds."""
         now = time.monotonic()
-        seconds, self._begun = now - self._begun, now
-        self._steps, self._seconds, self._tokens = self._steps + 1, self._seconds + seconds, self._tokens + tokens
-        self._fill += fill
-        if self._work is not None:
-            self._flop += sum(self._work.flop(batch) for batch in batches)
+        seconds, self._since = now - self._since, now
+        self._steps, self._seconds = self._steps + 1, self._seconds + seconds
+        for batch in batches:
+            self._loss_tokens += int(batch.loss_mask.sum())
+            self._filled += batch.tokens if len(batch) else 0  # an empty row has one token, for nothing
+            self._capacity += max(self._row, batch.ids.numel())
+            if self._flops is not None:
+                self._flop += self._flops.flop(batch)
         return seconds
 
     def pause(self) -> None:
-        """What has passed since the last step belongs to something else."""
-        self._begun = time.monotonic()
+        """The time since the last step belongs to something else."""
+        self._since = time.monotonic()
 
-    def lap(self) -> Rates:
-        """The steps since the last call."""
-        seconds = max(self._seconds, 1e-9)
-        mfu = self._flop / seconds / self._work.peak if self._work is not None else None
-        steps = max(1, self._steps)
-        rates = self._steps * self._examples / seconds, self._tokens / seconds
-        lap = Rates(*rates, step_seconds=seconds / steps, fill=self._fill / steps, mfu=mfu)
-        self._begin()
-        return lap
+    def rates(self) -> Rates:
+        """The averages of the steps since the last call; all ranks call it together."""
+        tokens, filled, capacity = self._ranks.sums(self._loss_tokens, self._filled, self._capacity)
+        seconds, steps = max(self._seconds, 1e-9), max(1, self._steps)
+        rates = Rates(
+            examples=self._steps * self._examples / seconds,
+            tokens=tokens / seconds,
+            step_seconds=seconds / steps,
+            fill=filled / capacity if capacity else 0.0,
+            mfu=self._flop / seconds / self._flops.peak if self._flops is not None else None,
+        )
+        self._reset()
+        return rates
 
 
 def memory() -> int:
-    """Bytes of the device that were in use at most; without one, those of this process that are in memory now."""
+    """Bytes of the device that were in use at most; without one, the resident memory of this process."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
     pages = int(Path("/proc/self/statm").read_text().split()[1])

@@ -14,10 +14,11 @@ from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import Linear, LoraLayer
 from torch import nn
 
-from mmjobs.model.parts import ADAPTER, idle_vision, part_of, training_of
+from mmjobs.model.parts import ADAPTER, idle_vision
 from mmjobs.model.sharded import whole
 from mmlaunch.errors import BadInput
 from mmlaunch.recipe.model import Lora, Model
+from mmlaunch.recipe.parts import ADAPTED, part_of, training_of
 
 _NAME = "default"
 FOLDER = "adapter"
@@ -146,7 +147,7 @@ def _config(lora: Lora, layers: list[str]) -> LoraConfig:
 
 def _targets(network: nn.Module, model: Model, lora: Lora) -> list[str]:
     """The linear layers of the parts that are trained with LoRA, those that `lora.targets` means."""
-    wanted = {part for part in ("vision", "projector", "language") if training_of(part, model) == "lora"}
+    wanted = {part for part in ADAPTED if training_of(part, model) == "lora"}
     idle = idle_vision(network, model.train.vision_layers)
     linear = [
         path

@@ -57,8 +57,8 @@ def assemble(model: Model, precision: str, empty: bool) -> Made:
     network = _joined(config, tower, language)
     features = llava.features(config)
     _check_features(network, features)
-    mean, spread = _colours(model.vision)
-    pixels = Squares(tower.config.image_size, features, config.image_token_id, model.tiling, mean, spread)
+    mean, std = _colours(model.vision)
+    pixels = Squares(tower.config.image_size, features, config.image_token_id, model.tiling, mean, std)
     tower.register_forward_pre_hook(partial(_normalise, pixels))
     chat = Chat(tokenizer, tokens.IMAGE)
     network.generation_config.eos_token_id = sorted({chat.end_id, tokenizer.eos_token_id})
@@ -150,7 +150,7 @@ def _joined(config: LlavaConfig, tower: Any, language: Any) -> LlavaForCondition
 def _projector(config: LlavaConfig) -> nn.Module:
     kind = getattr(config, "projector", "mlp")
     language: Any = config.text_config
-    return llava.initialise(PROJECTORS[kind].build(llava.widths(config)), random.spread(language.hidden_size))
+    return llava.initialise(PROJECTORS[kind].build(llava.widths(config)), random.init_std(language.hidden_size))
 
 
 def feature_layer(vision: Vision, layers: int) -> int:
@@ -195,7 +195,7 @@ def _processor(model: Model, config: Any, tokenizer: Any, pixels: Squares) -> Ll
         do_center_crop=crops,
         crop_size=square,
         image_mean=list(pixels.mean),
-        image_std=list(pixels.spread),
+        image_std=list(pixels.std),
     )
     return LlavaProcessor(
         image_processor=images,

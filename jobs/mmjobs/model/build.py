@@ -19,7 +19,7 @@ _LOOKS_BACK = {"full_attention", "sliding_attention", "chunked_attention"}
 
 
 @dataclass(frozen=True)
-class Built:
+class BuiltModel:
     """A model, and what its data must look like."""
 
     network: PreTrainedModel
@@ -35,9 +35,13 @@ class Built:
         """Whether several answers can stand behind one prompt; otherwise each has a row of its own."""
         return trees.kind(self.network) is not None
 
+    def longest(self, max_tokens: int) -> int:
+        """The longest example that is used, in tokens: what the recipe allows, or the model."""
+        return min(max_tokens, self.positions)
+
     @property
-    def apart(self) -> str | None:
-        """Why positions alone cannot tell several sequences in a row apart; None where they can."""
+    def cannot_pack(self) -> str | None:
+        """Why positions alone cannot separate several sequences in a row; None where they can."""
         text = self.network.config.get_text_config()
         if "mrope_section" in (getattr(text, "rope_parameters", None) or {}):
             return "this model places its tokens in two dimensions, and packed rows have one"
@@ -46,8 +50,8 @@ class Built:
         return None
 
     @property
-    def alike(self) -> int | None:
-        """The longest example that is read the same whatever stands beside it; None: any."""
+    def same_up_to(self) -> int | None:
+        """The longest example that the model reads in the same way beside longer ones in its batch; None: any."""
         text = self.network.config.get_text_config()
         rope = getattr(text, "rope_parameters", None) or {}
         if rope.get("rope_type") != "longrope":
@@ -55,20 +59,20 @@ class Built:
         return int(rope.get("original_max_position_embeddings") or text.original_max_position_embeddings)
 
 
-def build(model: Model, precision: str = "fp32", scored: bool = False) -> Built:
+def build(model: Model, precision: str = "fp32", scoring_head: bool = False) -> BuiltModel:
     """The model that a recipe describes, with the weights that it starts from; random ones come from torch's state.
 
-    A `scored` one gives answers a number, and no token a probability.
+    With a `scoring_head` it gives each answer a number, and no token a probability.
     """
     built = skeleton(model, precision, empty=model.init_from is not None)
     torch.manual_seed(torch.initial_seed())  # weights that are read draw more or fewer numbers, divided or whole
-    if scored:
+    if scoring_head:
         heads.add_score(built.network)
     if model.init_from is not None:
         weights.start_from(built.network, model.init_from)
     adapters.add(built.network, model)
     parts.freeze(built.network, model, precision)
-    if scored:
+    if scoring_head:
         heads.retire_words(built.network)
     if model.activation_checkpointing == "on":
         built.network.activation_checkpointing_enable()
@@ -76,10 +80,10 @@ def build(model: Model, precision: str = "fp32", scored: bool = False) -> Built:
     return built
 
 
-def skeleton(model: Model, precision: str, empty: bool) -> Built:
+def skeleton(model: Model, precision: str, empty: bool) -> BuiltModel:
     """The model without what training adds to it; an `empty` one waits for weights from elsewhere."""
     make = pretrained.load if model.pretrained else assemble.assemble
-    built = Built(*make(model, precision, empty))
+    built = BuiltModel(*make(model, precision, empty))
     _check_layers(built.network)
     trees.use(built.network)
     log_probs.use(built.network)

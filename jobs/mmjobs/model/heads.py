@@ -22,9 +22,9 @@ FILE, STATISTICS = "score.safetensors", "reward.json"
 class ScoreHead(nn.Linear):
     """A linear layer without bias: a constant would cancel in every comparison, and drift."""
 
-    def __init__(self, width: int, spread: float) -> None:
+    def __init__(self, width: int, std: float) -> None:
         super().__init__(width, 1, bias=False)
-        nn.init.normal_(self.weight, std=spread)
+        nn.init.normal_(self.weight, std=std)
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:  # [..., D] -> [...]
         """With all digits: half precision would make ties of answers that are nearly as good."""

@@ -77,10 +77,10 @@ def features(config: Any) -> int:
     return PROJECTORS[getattr(config, "projector", "mlp")].features(widths(config))
 
 
-def initialise(projector: nn.Module, spread: float) -> nn.Module:
+def initialise(projector: nn.Module, std: float) -> nn.Module:
     """Fresh weights that keep the scale of what passes through."""
     for module in projector.modules():
         if isinstance(module, nn.Linear):
-            nn.init.normal_(module.weight, std=spread)
+            nn.init.normal_(module.weight, std=std)
             nn.init.zeros_(module.bias)
     return projector

@@ -10,36 +10,10 @@ from torch import nn
 from mmjobs.model.sharded import cast, shape
 from mmlaunch.errors import BadInput
 from mmlaunch.recipe.model import Model
+from mmlaunch.recipe.parts import PARTS, frozen_vision, part_of, too_many_vision_layers, training_of
 
-PARTS = ("vision", "projector", "language", "embeddings", "head")
-_PLACES = (
-    ("head", ("score.",)),
-    (
-        "projector",
-        ("multi_modal_projector.", "connector.", "visual.merger.", "visual.deepstack_merger", "image_newline"),
-    ),
-    ("vision", ("vision_tower.", "visual.", "vision_model.")),
-    ("embeddings", ("embed_tokens.", "lm_head.")),
-)  # the first that fits; a merger stands inside the vision encoder, the embeddings inside the language model
 TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 ADAPTER = "lora_"
-
-
-def part_of(name: str) -> str:
-    """The part that a parameter belongs to, in all the families of models that are known here."""
-    dotted = f".{name}"
-    return next((part for part, places in _PLACES if any(f".{place}" in dotted for place in places)), "language")
-
-
-def training_of(part: str, model: Model) -> str:
-    """frozen, full or lora."""
-    if part == "head":
-        return "full"
-    if part == "embeddings":
-        train = model.train
-        wanted = train.embeddings if train.embeddings is not None else train.language == "full"
-        return "full" if wanted else "frozen"
-    return str(getattr(model.train, part))
 
 
 def dtype_of(part: str, model: Model, precision: str) -> torch.dtype:
@@ -76,8 +50,8 @@ def decays(network: nn.Module) -> set[str]:
     return {f"{path}.weight" for path, module in network.named_modules() if isinstance(module, kinds)}
 
 
-def drops(network: nn.Module) -> bool:
-    """Whether a network that learns says something else each time."""
+def has_dropout(network: nn.Module) -> bool:
+    """Whether a network has dropout: in training, each forward of the same batch is then a different one."""
     shares = ((getattr(module, "attention_dropout", 0), module) for module in network.modules())
     return any(share or (isinstance(module, nn.Dropout) and module.p) for share, module in shares)
 
@@ -98,15 +72,9 @@ def idle_vision(network: Any, last: int | None) -> tuple[str, ...]:
         return ()
     layers = config.vision_config.num_hidden_layers
     used = layers + 1 + config.vision_feature_layer  # hidden layer 0 is the embeddings
-    first = 0 if last is None else used - last
-    if first < 0 or (last is not None and used == 0):
-        raise BadInput(f"model.train.vision_layers: {last} are asked for, and {used} are used; write at most {used}")
-    names = [f"encoder.layers.{n}." for n in range(layers) if n >= used or n < first] + ["post_layernorm."]
-    if last is not None:
-        names += ["embeddings.", "pre_layrnorm."]
-    if used == 0:
-        names += ["embeddings.class_embedding"] if config.vision_feature_select_strategy == "default" else []
-    return tuple(f"model.vision_tower.{name}" for name in names)
+    if mistake := too_many_vision_layers(used, last):
+        raise BadInput(mistake)
+    return frozen_vision(layers, used, last, class_token=config.vision_feature_select_strategy != "default")
 
 
 def _keep_frozen_in(network: nn.Module, kept: torch.dtype) -> None:

@@ -19,7 +19,7 @@ def vision(shape: RandomVision) -> CLIPVisionConfig:
         num_attention_heads=shape.heads,
         image_size=shape.image_size,
         patch_size=shape.patch,
-        initializer_range=spread(shape.width),
+        initializer_range=init_std(shape.width),
     )
 
 
@@ -33,13 +33,13 @@ def language(shape: RandomLanguage, tokenizer: PreTrainedTokenizerFast) -> Llama
         num_attention_heads=shape.heads,
         num_key_value_heads=shape.heads,
         max_position_embeddings=shape.max_positions,
-        initializer_range=spread(shape.width),
+        initializer_range=init_std(shape.width),
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
     )
 
 
-def spread(width: int) -> float:
+def init_std(width: int) -> float:
     """1/sqrt(width), which keeps the scale of what passes through; the usual 0.02 fits widths of thousands only."""
     return 1 / math.sqrt(width)

@@ -26,7 +26,7 @@ from mmlaunch.errors import BadInput
 from mmlaunch.recipe import resolved
 from mmlaunch.recipe.model import Lora
 from mmlaunch.run import manifest
-from mmlaunch.run.paths import RunPaths
+from mmlaunch.run.paths import CheckpointPaths, RunPaths
 
 FILE = "model.safetensors"
 
@@ -93,7 +93,7 @@ def merged(state: dict[str, torch.Tensor], lora: Lora | None) -> dict[str, torch
 
 
 def _of_run(folder: Path) -> dict[str, torch.Tensor]:
-    file = folder / FILE
+    file = CheckpointPaths(folder).engine("model") / FILE
     if not file.is_file():
         raise BadInput(f"model.init_from: {folder} holds no {FILE}; give a run, a checkpoint or an export")
     try:

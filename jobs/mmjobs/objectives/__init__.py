@@ -1,23 +1,24 @@
-"""The objectives: what a batch is worth, as sums and counts."""
+"""The objectives by the names that recipe sections give them."""
 
 from __future__ import annotations
 
-from mmjobs.objectives.objective import Objective
-from mmjobs.objectives.preference import Preference, Reference
+from collections.abc import Callable
+from typing import Any
+
+from mmjobs.objectives.objective import Objective, Reference
+from mmjobs.objectives.preference import Preference
 from mmjobs.objectives.reward import Reward
 from mmjobs.objectives.sft import Sft
-from mmlaunch.errors import BadInput
-from mmlaunch.recipe import objective
+from mmlaunch.recipe.method import Method
 
-__all__ = ["Reference", "objective_of"]
+OBJECTIVES: dict[str, Callable[[Any, Reference | None, float], Objective]] = {
+    "sft": lambda settings, reference, std: Sft(),
+    "reward": lambda settings, reference, std: Reward(settings),
+    "preference": Preference,
+}
+"""Each is built from its section, the reference model that runs at every step, and the std of the data's score gaps."""
 
 
-def objective_of(settings: objective.Objective, reference: Reference | None = None, spread: float = 1.0) -> Objective:
-    """The objective of a recipe; `reference` where it is asked as the training goes on, `spread` of the score gaps."""
-    if isinstance(settings, objective.Sft):
-        return Sft()
-    if isinstance(settings, objective.Reward):
-        return Reward(settings)
-    if isinstance(settings, objective.Preference):
-        return Preference(settings, reference, spread)
-    raise BadInput(f"objective: {settings.method!r} is not trained by this version")
+def objective_of(settings: Method, reference: Reference | None = None, std: float = 1.0) -> Objective:
+    """The objective of a recipe."""
+    return OBJECTIVES[settings.OBJECTIVE](settings, reference, std)

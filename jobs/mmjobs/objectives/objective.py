@@ -1,8 +1,8 @@
-"""What an objective returns: sums and counts, never means; only the trainer divides."""
+"""The objective protocol: a loss as sums and unit counts, never means; only the learner divides."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -11,18 +11,21 @@ from torch import nn
 
 from mmjobs.data.batch import Batch
 
-Told = dict[str, torch.Tensor]
 Units = dict[str, float]
 """How much there is of what losses are averaged over: `tokens`, `examples` ..."""
+Statistics = dict[str, torch.Tensor]
+"""What an objective needs to know of a micro-batch of the global batch, by name."""
+Reference = Callable[[nn.Module, Batch], torch.Tensor]
+"""The reference model's log-probability of each token in the loss of a batch: [U]."""
 
 
 @dataclass(frozen=True)
 class ObjectiveOutput:
-    """One micro-batch, measured."""
+    """What an objective computes of one micro-batch."""
 
     losses: dict[str, torch.Tensor]
-    """unit -> the sum to be minimised; the trainer divides its gradient by the units of the whole global batch."""
-    each: torch.Tensor  # [B], the loss of each example, detached: it names those that are not finite
+    """unit -> the sum to be minimised; its gradient is divided by the units of the whole global batch."""
+    example_losses: torch.Tensor  # [B], detached: they name the examples whose loss is not finite
     metrics: dict[str, tuple[torch.Tensor, torch.Tensor]]
     """name -> (sum, count)"""
 
@@ -34,12 +37,12 @@ class ObjectiveOutput:
 
 
 class Objective(Protocol):
-    """What a run learns."""
+    """What a run minimises."""
 
     over: tuple[str, ...]
     """The units that its losses are averaged over."""
     metrics: tuple[str, ...]
-    """What it measures beside the loss."""
+    """The names of what it measures beside the loss."""
 
     def units(self, batch: Batch) -> Units:
         """What a batch counts for, before anything is computed: losses are divided by the sums of these over a step."""
@@ -55,25 +58,25 @@ class Stateful(Protocol):
 
     def restore(self, state: dict[str, Any]) -> None: ...
 
-    def learn(self, sums: dict[str, tuple[float, float]]) -> None:
-        """Take in the sums and counts of the metrics of a finished step, over the whole global batch."""
+    def update(self, sums: dict[str, tuple[float, float]]) -> None:
+        """Take the sums and counts of the metrics of a finished step, over the whole global batch."""
 
 
 @runtime_checkable
-class LooksAhead(Protocol):
-    """An objective whose loss of one example may depend on the others of the global batch."""
+class NeedsGlobalBatch(Protocol):
+    """An objective whose loss of one example may depend on the other examples of the global batch."""
 
-    looks_ahead: bool
+    needs_global_batch: bool
 
-    def ahead(self, network: nn.Module, batch: Batch) -> Told:
-        """What the others want to know of a batch before the first gradient is made."""
+    def statistics(self, network: nn.Module, batch: Batch) -> Statistics:
+        """What the other micro-batches need to know of this one."""
 
-    def know(self, everyone: Sequence[Sequence[Told]], rank: int) -> None:
-        """Take in what all batches of all ranks have said; this rank's are measured next, in this order."""
+    def set_global_batch(self, statistics: Sequence[Sequence[Statistics]], rank: int) -> None:
+        """Take the statistics of all micro-batches of all ranks; this rank's are computed next, in this order."""
 
 
 @runtime_checkable
 class Summarising(Protocol):
-    """An objective some of whose means stand for something else."""
+    """An objective that shows some of its means in another form."""
 
     def summary(self, means: dict[str, float]) -> dict[str, float]: ...

@@ -1,4 +1,4 @@
-"""Compared: the answers of a batch as the policy and the reference see them, arranged for the terms."""
+"""Policy versus reference: the log-probabilities of a batch's answers, arranged in pairs for the preference terms."""
 
 from __future__ import annotations
 
@@ -10,86 +10,86 @@ from torch.nn.functional import logsigmoid
 
 from mmjobs.data.batch import CORRUPTED, MISMATCHED, PLAIN, Batch
 from mmjobs.objectives.forward import by_answer
-from mmlaunch.recipe.objective import Preference as Settings
+from mmjobs.objectives.objective import Statistics
+from mmlaunch.recipe.preference import Preference as Settings
 
 _BOUND = 80
-"""Of exponents: beyond it fp32 overflows."""
+"""The largest exponent: beyond it fp32 overflows."""
 
 
 @dataclass(frozen=True)
 class Completion:
     """One answer of each of N examples."""
 
-    logp: torch.Tensor  # [N], of the whole answer, to the policy
-    mean: torch.Tensor  # [N], of one token of it
-    ratio: torch.Tensor  # [N], the log-ratio of policy and reference
-    known: torch.Tensor  # [N], the reference's part of it
-    score: torch.Tensor  # [N], what the divergence makes of the ratio
+    logp: torch.Tensor  # [N], log-probability of the whole answer under the policy
+    mean_logp: torch.Tensor  # [N], the same for each token on average
+    log_ratio: torch.Tensor  # [N], log-probability under the policy minus that under the reference
+    reference_logp: torch.Tensor  # [N], log-probability under the reference
+    score: torch.Tensor  # [N], the log-ratio after the divergence (f-DPO)
     tokens: torch.Tensor  # [N]
-    data: torch.Tensor  # [N], the score that the data give it
+    data_score: torch.Tensor  # [N], the score that the data give it
 
 
 @dataclass(frozen=True)
 class PolicyVsReference:
-    """N pairs, and what else there is. A term makes one number of each pair."""
+    """N pairs among E examples. A term computes one loss for each pair, or for each example."""
 
     beta: float
     chosen: Completion
     rejected: Completion
     corrupted: Completion
-    """The chosen answers with spoiled images; those without images are 0, and have no tokens."""
-    ratios: torch.Tensor  # [E, K], of all answers of all examples, best first
-    there: torch.Tensor  # [E, K], which of them there are
+    """The chosen answers with corrupted images; those without images are 0, and have no tokens."""
+    log_ratios: torch.Tensor  # [E, K], of all answers of all examples, best first
+    exists: torch.Tensor  # [E, K], which of these answers exist
     unpaired_label: torch.Tensor  # [E], 1 or -1 where the only answer is desirable or not
-    mismatched: torch.Tensor  # [E], ratios of answers to something else
+    mismatched: torch.Tensor  # [E], log-ratios of answers to other prompts
     paired: torch.Tensor  # [E], true for the N examples with two answers
     shift: float = 0.0
-    """The mean of all earlier rewards."""
-    spread: float = 1.0
-    """Of the score gaps in the training data."""
-    ahead: dict[str, torch.Tensor] | None = None
-    """What the others of the global batch are to these, where a term wants to know."""
+    """The mean of all earlier rewards (BCO)."""
+    std: float = 1.0
+    """The standard deviation of the score gaps in the training data."""
+    global_batch: Statistics | None = None
+    """What a term needs to know of the other examples of the global batch."""
 
     @property
     def gap(self) -> torch.Tensor:
-        """[N], how much better the chosen answer is to the policy than it was to the reference."""
+        """[N], how much the policy prefers the chosen answer, compared with the reference."""
         return self.chosen.score - self.rejected.score
 
 
 class CompletionIndex:
-    """Which answer of a batch stands where: [A] -> [N] and [E, K]."""
+    """Where the chosen, rejected, corrupted and mismatched answers stand among the A answers of a batch."""
 
     def __init__(self, batch: Batch) -> None:
         answers, device = batch.answers, batch.answers.place.device
         plain = answers.kind == PLAIN
-        examples = len(batch)
         widest = int(answers.place[plain].max()) + 1 if bool(plain.any()) else 1
-        self.table = torch.full((examples, max(widest, 2)), -1, dtype=torch.long, device=device)  # [E, K]
         numbers = torch.arange(len(answers), device=device)
+        self.table = torch.full((len(batch), max(widest, 2)), -1, dtype=torch.long, device=device)  # [E, K]
         self.table[answers.example[plain], answers.place[plain]] = numbers[plain]
-        self.there = self.table >= 0
-        self.paired = self.there[:, 1]
+        self.exists = self.table >= 0
+        self.paired = self.exists[:, 1]
         self.chosen, self.rejected = self.table[self.paired, 0], self.table[self.paired, 1]
         self.corrupted = self._of_kind(answers.kind == CORRUPTED, answers.example, numbers)[self.paired]
         self.mismatched = self._of_kind(answers.kind == MISMATCHED, answers.example, numbers)
         first = self.table[:, 0].clamp_min(0)
         self.unpaired_label = torch.where(self.paired, 0, answers.unpaired_label[first] if len(answers) else first)
 
-    def _of_kind(self, mine: torch.Tensor, example: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
+    def _of_kind(self, is_kind: torch.Tensor, example: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
         """[E], the number of the answer of this kind, or -1."""
-        found = torch.full((len(self.table),), -1, dtype=torch.long, device=example.device)
-        found[example[mine]] = numbers[mine]
-        return found
+        index = torch.full((len(self.table),), -1, dtype=torch.long, device=example.device)
+        index[example[is_kind]] = numbers[is_kind]
+        return index
 
 
-def picked(values: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
-    """The values at these places, and 0 where a place is -1."""
+def pick(values: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    """The values at these indices, and 0 where an index is -1."""
     padded = torch.cat([values, values.new_zeros(1)])
-    return padded[places]
+    return padded[index]
 
 
-def weights(batch: Batch, ld_alpha: float | None) -> torch.Tensor | None:
-    """[U], of each token: those beyond the shorter answer's length count less (LD-DPO, eq. 9)."""
+def length_weights(batch: Batch, ld_alpha: float | None) -> torch.Tensor | None:
+    """[U], the weight of each token: those beyond the shorter answer's length count less (LD-DPO, eq. 9)."""
     if ld_alpha is None:
         return None
     answers = batch.answers
@@ -102,45 +102,46 @@ def weights(batch: Batch, ld_alpha: float | None) -> torch.Tensor | None:
     order = owner.argsort(stable=True)
     place = torch.empty_like(owner)
     place[order] = torch.arange(len(owner), device=owner.device) - starts[owner[order]]
-    whole = torch.ones(len(owner), dtype=torch.float64, device=owner.device)
-    return whole.masked_fill(place >= shorter[answers.example[owner]], ld_alpha)
+    ones = torch.ones(len(owner), dtype=torch.float64, device=owner.device)
+    return ones.masked_fill(place >= shorter[answers.example[owner]], ld_alpha)
 
 
-def divergence(ratio: torch.Tensor, kind: str, alpha: float) -> torch.Tensor:
-    """f' of the ratio, whose logarithm is given (f-DPO, table 1)."""
+def divergence(log_ratio: torch.Tensor, kind: str, alpha: float) -> torch.Tensor:
+    """f' of the ratio whose logarithm is given (f-DPO, table 1)."""
     if kind == "forward_kl":
-        return 1 - torch.exp((-ratio).clamp_max(_BOUND))
+        return 1 - torch.exp((-log_ratio).clamp_max(_BOUND))
     if kind == "js":
-        return math.log(2) + logsigmoid(ratio)
+        return math.log(2) + logsigmoid(log_ratio)
     if kind == "alpha" and alpha != 1:
-        return torch.expm1(((alpha - 1) * ratio).clamp_max(_BOUND)) / (alpha - 1)
-    return ratio
+        return torch.expm1(((alpha - 1) * log_ratio).clamp_max(_BOUND)) / (alpha - 1)
+    return log_ratio
 
 
 class CompletionSums:
-    """Sums over the answers of a batch, with the weights of their tokens."""
+    """Log-probabilities summed over the tokens of each answer of a batch, with the weights of its tokens."""
 
     def __init__(self, batch: Batch, policy: torch.Tensor, reference: torch.Tensor, settings: Settings) -> None:
-        self.arranged, self.owner = CompletionIndex(batch), batch.owners[batch.loss_mask]
+        """`policy`, `reference`: [U], log-probabilities of the tokens in the loss."""
+        self.index, self.owner = CompletionIndex(batch), batch.owners[batch.loss_mask]
         self.plain = batch.answers.kind[self.owner] == PLAIN  # [U]
-        weight = weights(batch, settings.ld_alpha)
-        factor = 1.0 if weight is None else weight.to(policy)
+        weights = length_weights(batch, settings.ld_alpha)
+        factor = 1.0 if weights is None else weights.to(policy)
         self._logp = by_answer(policy * factor, batch)  # [A]
-        self.known = by_answer(reference * factor, batch)
+        self._reference_logp = by_answer(reference * factor, batch)
         # Token by token, before they are added up: the difference of two long sums would lose the last digits.
-        self.ratio = by_answer((policy - reference) * factor, batch)
+        self.log_ratio = by_answer((policy - reference) * factor, batch)
         self.tokens = by_answer(torch.ones_like(policy), batch)
-        self._data, self._settings = batch.answers.score, settings
+        self._data_score, self._settings = batch.answers.score, settings
 
-    def side(self, places: torch.Tensor) -> Completion:
-        """The answers at these places, with zeros where there is none."""
-        logp, ratio, tokens = (picked(values, places) for values in (self._logp, self.ratio, self.tokens))
+    def completion(self, index: torch.Tensor) -> Completion:
+        """The answers with these numbers; zeros where a number is -1."""
+        logp, log_ratio, tokens = (pick(values, index) for values in (self._logp, self.log_ratio, self.tokens))
         return Completion(
             logp=logp,
-            mean=logp / tokens.clamp_min(1),
-            ratio=ratio,
-            known=picked(self.known, places),
-            score=divergence(ratio, self._settings.divergence, self._settings.divergence_alpha),
+            mean_logp=logp / tokens.clamp_min(1),
+            log_ratio=log_ratio,
+            reference_logp=pick(self._reference_logp, index),
+            score=divergence(log_ratio, self._settings.divergence, self._settings.divergence_alpha),
             tokens=tokens,
-            data=picked(self._data, places),
+            data_score=pick(self._data_score, index),
         )

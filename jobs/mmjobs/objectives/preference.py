@@ -1,8 +1,8 @@
-"""Preference optimisation: a weighted sum of terms over what policy and reference make of the same answers."""
+"""Preference optimisation: a weighted sum of terms over the log-probabilities of policy and reference."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,29 +11,34 @@ from torch import nn
 
 from mmjobs.data.batch import PLAIN, Batch
 from mmjobs.objectives.forward import answer_log_probs
-from mmjobs.objectives.global_batch import among, told
-from mmjobs.objectives.objective import ObjectiveOutput, Told, Units
-from mmjobs.objectives.policy_vs_reference import CompletionSums, PolicyVsReference, picked
-from mmjobs.objectives.terms import BY_EXAMPLE, TERMS
-from mmjobs.objectives.terms.pairs import labels
-from mmlaunch.recipe.metrics import BINS, metrics
-from mmlaunch.recipe.objective import Preference as Settings
+from mmjobs.objectives.global_batch import for_micro_batches, statistics_of
+from mmjobs.objectives.objective import ObjectiveOutput, Reference, Statistics, Units
+from mmjobs.objectives.policy_vs_reference import CompletionSums, PolicyVsReference, pick
+from mmjobs.objectives.terms import TERMS
+from mmjobs.objectives.terms.pairs import soft_labels
+from mmlaunch.recipe.preference import LABEL_BINS
+from mmlaunch.recipe.preference import Preference as Settings
 from mmlaunch.recipe.terms import Margin
 
-Reference = Callable[[nn.Module, Batch], torch.Tensor]
-"""The reference's log-probability of each learnt token of a batch: [U]."""
+Metrics = dict[str, tuple[torch.Tensor, torch.Tensor]]
+_BOUND = 80
+"""The largest exponent: beyond it fp32 overflows."""
 
 
 class Preference:
     """The unit of most terms is the example; that of `sft` is the chosen answer's token."""
 
-    def __init__(self, settings: Settings, reference: Reference | None, spread: float = 1.0) -> None:
-        self.settings, self._reference, self._spread = settings, reference, spread
+    def __init__(self, settings: Settings, reference: Reference | None, std: float = 1.0) -> None:
+        """`reference`: a model that runs at every step; None where batches hold its log-probabilities, or none is used.
+
+        `std`: the standard deviation of the score gaps in the training data.
+        """
+        self.settings, self._reference, self._std = settings, reference, std
         self._terms = settings.weighted
         self.over: tuple[str, ...] = ("examples", "tokens") if "sft" in self._terms else ("examples",)
-        self.metrics = metrics(settings)
+        self.metrics = settings.metrics
         self._rewards, self._count = 0.0, 0.0
-        self._ahead: list[Told] = []
+        self._global_batch: list[Statistics] = []
 
     @property
     def shift(self) -> float:
@@ -46,7 +51,7 @@ class Preference:
     def restore(self, state: dict[str, Any]) -> None:
         self._rewards, self._count = state.get("rewards", 0.0), state.get("count", 0.0)
 
-    def learn(self, sums: dict[str, tuple[float, float]]) -> None:
+    def update(self, sums: dict[str, tuple[float, float]]) -> None:
         for name in ("rewards/chosen", "rewards/rejected"):
             total, count = sums[name]
             self._rewards, self._count = self._rewards + total, self._count + count
@@ -54,117 +59,118 @@ class Preference:
     def units(self, batch: Batch) -> Units:
         units = {"examples": float(len(batch))}
         if "sft" in self._terms:
-            units["tokens"] = float(_of_chosen(batch).sum())
+            units["tokens"] = float(_in_chosen(batch).sum())
         return units
 
     def __call__(self, network: nn.Module, batch: Batch) -> ObjectiveOutput:
-        found = answer_log_probs(network, batch, *(["collision"] if self.settings.wpo else []))
-        policy = found.values  # [U]
-        reference = self._known(network, batch, policy)
-        sides = CompletionSums(batch, policy, reference, self.settings)
-        pairs = self._compared(batch, sides)
-        if self._ahead:
-            known = {name: values.to(policy) for name, values in self._ahead.pop(0).items()}
-            pairs = replace(pairs, ahead=known)
-        each, paired = policy.new_zeros(len(batch)), pairs.paired.nonzero()[:, 0]  # [E], [N]
-        measured: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
-        factor = _wpo(policy, found.collision, sides) if self.settings.wpo else None
+        computed = answer_log_probs(network, batch, *(["collision"] if self.settings.wpo else []))
+        policy = computed.values  # [U]
+        reference = self._reference_log_probs(network, batch, policy)
+        sums = CompletionSums(batch, policy, reference, self.settings)
+        pairs = self._pairs(batch, sums)
+        if self._global_batch:
+            statistics = {name: values.to(policy) for name, values in self._global_batch.pop(0).items()}
+            pairs = replace(pairs, global_batch=statistics)
+        losses, paired = policy.new_zeros(len(batch)), pairs.paired.nonzero()[:, 0]  # [E], [N]
+        metrics: Metrics = {}
+        weight = _wpo(policy, computed.collision, sums) if self.settings.wpo else None
         for name, term in self._terms.items():
             if name == "sft":
                 continue
-            values = TERMS[name](pairs, term)  # [E], or [N] of the pairs among them
-            if name not in BY_EXAMPLE:
-                values = values if factor is None else factor * values
+            values = TERMS[name].loss(pairs, term)  # [N], or [E]
+            if not TERMS[name].by_example:
+                values = values if weight is None else weight * values
                 values = values.new_zeros(len(batch)).index_add(0, paired, values)
-            each = each + term.weight * values
-            measured[f"loss/{name}"] = _sum_of(values)
-        losses = {"examples": each.sum()}
+            losses = losses + term.weight * values
+            metrics[f"loss/{name}"] = _sum(values)
+        totals = {"examples": losses.sum()}
         if (sft := self._terms.get("sft")) is not None:
-            chosen = _of_chosen(batch)
-            losses["tokens"] = -sft.weight * policy[chosen].sum()
-            measured["loss/sft"] = _sum_of(-policy[chosen])
-            each = each.index_add(0, batch.answers.example[sides.owner[chosen]], -sft.weight * policy[chosen])
-        return ObjectiveOutput(losses, each.detach(), measured | self._metrics(pairs, policy - reference, sides))
+            chosen = _in_chosen(batch)
+            totals["tokens"] = -sft.weight * policy[chosen].sum()
+            metrics["loss/sft"] = _sum(-policy[chosen])
+            owner = batch.answers.example[sums.owner[chosen]]
+            losses = losses.index_add(0, owner, -sft.weight * policy[chosen])
+        return ObjectiveOutput(totals, losses.detach(), metrics | self._metrics(pairs, policy - reference, sums))
 
     @property
-    def looks_ahead(self) -> bool:
+    def needs_global_batch(self) -> bool:
         """Whether the loss of an example depends on the others of the global batch."""
-        return not {"aot", "kto"}.isdisjoint(self._terms)
+        return any(name != "sft" and TERMS[name].needs_global_batch for name in self._terms)
 
-    def ahead(self, network: nn.Module, batch: Batch) -> Told:
-        """What the others want to know of a batch before the first gradient is made."""
+    def statistics(self, network: nn.Module, batch: Batch) -> Statistics:
+        """What the other micro-batches need to know of this one."""
         policy = answer_log_probs(network, batch).values
-        return told(
-            self._compared(batch, CompletionSums(batch, policy, self._known(network, batch, policy), self.settings))
-        )
+        reference = self._reference_log_probs(network, batch, policy)
+        return statistics_of(self._pairs(batch, CompletionSums(batch, policy, reference, self.settings)))
 
-    def know(self, everyone: Sequence[Sequence[Told]], rank: int) -> None:
-        """Take in what all batches of a step have said; they are measured next, in this order."""
-        self._ahead = among(everyone, rank, self._terms.get("aot"))
+    def set_global_batch(self, statistics: Sequence[Sequence[Statistics]], rank: int) -> None:
+        """Take the statistics of all micro-batches of a step; this rank's are computed next, in this order."""
+        self._global_batch = for_micro_batches(statistics, rank, self._terms.get("aot"))
 
-    def _known(self, network: nn.Module, batch: Batch, policy: torch.Tensor) -> torch.Tensor:
+    def _reference_log_probs(self, network: nn.Module, batch: Batch, policy: torch.Tensor) -> torch.Tensor:
+        """[U]; zeros for an objective without a reference."""
         if batch.reference is not None:
             return batch.reference.to(policy.dtype)
         return torch.zeros_like(policy) if self._reference is None else self._reference(network, batch)
 
-    def _compared(self, batch: Batch, sides: CompletionSums) -> PolicyVsReference:
-        arranged = sides.arranged
-        mismatched = arranged.mismatched[arranged.mismatched >= 0]
+    def _pairs(self, batch: Batch, sums: CompletionSums) -> PolicyVsReference:
+        index = sums.index
         return PolicyVsReference(
             beta=self.settings.beta,
-            chosen=sides.side(arranged.chosen),
-            rejected=sides.side(arranged.rejected),
-            corrupted=sides.side(arranged.corrupted),
-            ratios=picked(sides.ratio, arranged.table),
-            there=arranged.there,
-            unpaired_label=arranged.unpaired_label,
-            mismatched=sides.ratio[mismatched],
-            paired=arranged.paired,
+            chosen=sums.completion(index.chosen),
+            rejected=sums.completion(index.rejected),
+            corrupted=sums.completion(index.corrupted),
+            log_ratios=pick(sums.log_ratio, index.table),
+            exists=index.exists,
+            unpaired_label=index.unpaired_label,
+            mismatched=sums.log_ratio[index.mismatched[index.mismatched >= 0]],
+            paired=index.paired,
             shift=self.shift,
-            spread=self._spread,
+            std=self._std,
         )
 
-    def _metrics(
-        self, pairs: PolicyVsReference, ratio: torch.Tensor, sides: CompletionSums
-    ) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-        """What is the same for all mixtures, and what some terms add."""
-        chosen, rejected, ratio = pairs.beta * pairs.chosen.ratio, pairs.beta * pairs.rejected.ratio, ratio.detach()
-        good, bad = (
-            pairs.beta * pairs.ratios[pairs.unpaired_label == sign, 0] for sign in (1, -1)
-        )  # answers without a pair
-        found = {
-            "accuracy": _sum_of((chosen > rejected).to(ratio)),
-            "rewards/chosen": _sum_of(torch.cat([chosen, good])),
-            "rewards/rejected": _sum_of(torch.cat([rejected, bad])),
-            "rewards/margin": _sum_of(chosen - rejected),
-            "logps/chosen": _sum_of(pairs.chosen.logp),
-            "logps/rejected": _sum_of(pairs.rejected.logp),
+    def _metrics(self, pairs: PolicyVsReference, log_ratio: torch.Tensor, sums: CompletionSums) -> Metrics:
+        """The metrics of all mixtures, and those that some terms add. `log_ratio`: [U]."""
+        chosen, rejected = pairs.beta * pairs.chosen.log_ratio, pairs.beta * pairs.rejected.log_ratio
+        # Answers without a pair count for what their label says.
+        good, bad = (pairs.beta * pairs.log_ratios[pairs.unpaired_label == sign, 0] for sign in (1, -1))
+        log_ratio = log_ratio.detach()
+        metrics = {
+            "accuracy": _sum((chosen > rejected).to(log_ratio)),
+            "rewards/chosen": _sum(torch.cat([chosen, good])),
+            "rewards/rejected": _sum(torch.cat([rejected, bad])),
+            "rewards/margin": _sum(chosen - rejected),
+            "logps/chosen": _sum(pairs.chosen.logp),
+            "logps/rejected": _sum(pairs.rejected.logp),
         }
-        if self.settings.refers:  # per token; an estimate that is never below 0
-            found["kl"] = _sum_of((torch.expm1(-ratio.clamp(-80, 80)) + ratio)[sides.plain])
+        if self.settings.uses_reference:  # per token; an estimate that is never below 0
+            metrics["kl"] = _sum((torch.expm1(-log_ratio.clamp(-_BOUND, _BOUND)) + log_ratio)[sums.plain])
         if "image_conditional" in self._terms:
-            seen = pairs.corrupted.tokens > 0
-            found["conditional_accuracy"] = _sum_of((pairs.chosen.ratio > pairs.corrupted.ratio)[seen].to(ratio))
+            has_image = pairs.corrupted.tokens > 0
+            better = pairs.chosen.log_ratio > pairs.corrupted.log_ratio
+            metrics["conditional_accuracy"] = _sum(better[has_image].to(log_ratio))
         if "bco" in self._terms:
-            found["shift"] = ratio.new_tensor(self.shift), ratio.new_tensor(1.0)
+            metrics["shift"] = log_ratio.new_tensor(self.shift), log_ratio.new_tensor(1.0)
         if isinstance(term := self._terms.get("margin"), Margin):
-            bins = (10 * labels(pairs, term)).floor().sub(4).clamp(0, len(BINS) - 1)
-            found |= {f"labels/{name}": _sum_of((bins == number).to(ratio)) for number, name in enumerate(BINS)}
-        return found
+            bins = (10 * soft_labels(pairs, term)).floor().sub(4).clamp(0, len(LABEL_BINS) - 1)
+            for number, name in enumerate(LABEL_BINS):
+                metrics[f"labels/{name}"] = _sum((bins == number).to(log_ratio))
+        return metrics
 
 
-def _of_chosen(batch: Batch) -> torch.Tensor:
-    """[U], the tokens of the best answer of each example."""
+def _in_chosen(batch: Batch) -> torch.Tensor:
+    """[U], whether a token belongs to the best answer of its example."""
     answers, owner = batch.answers, batch.owners[batch.loss_mask]
     return ((answers.kind == PLAIN) & (answers.place == 0))[owner]
 
 
-def _wpo(policy: torch.Tensor, collision: torch.Tensor, sides: CompletionSums) -> torch.Tensor:
-    """[N], how likely the policy itself would have said both answers (WPO, eq. 2)."""
-    each = policy.new_zeros(len(sides.tokens)).index_add(0, sides.owner, policy.detach() - collision)
-    mean = each / sides.tokens.clamp_min(1)
-    return torch.exp(picked(mean, sides.arranged.chosen) + picked(mean, sides.arranged.rejected))
+def _wpo(policy: torch.Tensor, collision: torch.Tensor, sums: CompletionSums) -> torch.Tensor:
+    """[N], how likely the policy itself would have given both answers (WPO, eq. 2)."""
+    each = policy.new_zeros(len(sums.tokens)).index_add(0, sums.owner, policy.detach() - collision)
+    mean = each / sums.tokens.clamp_min(1)
+    return torch.exp(pick(mean, sums.index.chosen) + pick(mean, sums.index.rejected))
 
 
-def _sum_of(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _sum(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The sum of these values and their count."""
     return values.detach().sum(), values.new_tensor(values.numel())

@@ -12,10 +12,9 @@ from mmjobs.data.batch import Batch
 from mmjobs.model.heads import score_of
 from mmjobs.objectives.forward import hidden_states
 from mmjobs.objectives.objective import ObjectiveOutput, Units
-from mmjobs.objectives.policy_vs_reference import CompletionIndex, picked
+from mmjobs.objectives.policy_vs_reference import CompletionIndex, pick
 from mmjobs.objectives.terms.others import ranked
 from mmjobs.objectives.terms.pairs import smoothed
-from mmlaunch.recipe.metrics import metrics
 from mmlaunch.recipe.objective import Reward as Settings
 
 _MEMORY = 0.99
@@ -29,7 +28,7 @@ class Reward:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self.metrics = metrics(settings)
+        self.metrics = settings.metrics
         self._seen = [0.0, 0.0, 0.0]  # answers, their rewards, their squares
 
     def units(self, batch: Batch) -> Units:
@@ -37,9 +36,9 @@ class Reward:
 
     def __call__(self, network: nn.Module, batch: Batch) -> ObjectiveOutput:
         rewards = score_of(network, hidden_states(network, batch, batch.answers.last))  # [A]
-        arranged = CompletionIndex(batch)
-        table, there = picked(rewards, arranged.table), arranged.there  # [E, K]
-        scores = picked(batch.answers.score, arranged.table).to(table.dtype)
+        index = CompletionIndex(batch)
+        table, there = pick(rewards, index.table), index.exists  # [E, K]
+        scores = pick(batch.answers.score, index.table).to(table.dtype)
         loss = self._loss(table, scores, there)  # [E]
         total = (table * there).sum(1)
         each = loss + self._settings.centre * total**2
@@ -47,7 +46,7 @@ class Reward:
         ahead, pairs = _pairs(table.detach(), there)
         return ObjectiveOutput(
             losses={"examples": each.sum()},
-            each=each.detach(),
+            example_losses=each.detach(),
             metrics={
                 "reward": (seen.sum(), seen.new_tensor(len(seen))),
                 "reward_squared": (seen.square().sum(), seen.new_tensor(len(seen))),
@@ -89,7 +88,7 @@ class Reward:
     def restore(self, state: dict[str, Any]) -> None:
         self._seen = list(state.get("seen", self._seen))
 
-    def learn(self, sums: dict[str, tuple[float, float]]) -> None:
+    def update(self, sums: dict[str, tuple[float, float]]) -> None:
         (total, count), (squares, _) = sums["reward"], sums["reward_squared"]
         self._seen = [_MEMORY * old + new for old, new in zip(self._seen, (count, total, squares), strict=True)]
 

@@ -7,13 +7,14 @@ from torch import nn
 from mmjobs.data.batch import Batch
 from mmjobs.objectives.forward import answer_log_probs, by_answer
 from mmjobs.objectives.objective import ObjectiveOutput, Units
+from mmlaunch.recipe.objective import Sft as Settings
 
 
 class Sft:
     """The unit is the answer token, end token included; an example is right when all its tokens are the likeliest."""
 
     over: tuple[str, ...] = ("tokens",)
-    metrics: tuple[str, ...] = ("accuracy", "token_accuracy")
+    metrics: tuple[str, ...] = Settings().metrics
 
     def units(self, batch: Batch) -> Units:
         return {"tokens": float(batch.loss_mask.sum())}
@@ -25,7 +26,7 @@ class Sft:
         units, examples = losses.new_tensor(len(losses)), losses.new_tensor(len(batch))
         return ObjectiveOutput(
             losses={"tokens": losses.sum()},
-            each=by_answer(losses.detach(), batch),
+            example_losses=by_answer(losses.detach(), batch),
             metrics={
                 "accuracy": ((wrong_tokens == 0).float().sum(), examples),
                 "token_accuracy": (right.sum(), units),

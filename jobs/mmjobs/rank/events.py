@@ -19,7 +19,7 @@ class EventWriter:
     attempt: int
     first: bool
 
-    def event(self, kind: str, **fields: Any) -> None:
+    def write(self, kind: str, **fields: Any) -> None:
         """Append an event to the ledger; a full disk costs the event, not the run."""
         if not self.first:
             return
@@ -28,9 +28,9 @@ class EventWriter:
         except OSError as error:
             if not is_full(error):
                 raise
-            self.say(f"warning: no room to write the event {kind!r}: {error}")
+            self.log(f"warning: no room to write the event {kind!r}: {error}")
 
-    def say(self, line: str) -> None:
+    def log(self, line: str) -> None:
         """One line for whoever reads the log; the log may stand on the disk that is full."""
         if self.first:
             with suppress(OSError):
@@ -38,8 +38,8 @@ class EventWriter:
 
     def warn(self, what: str, **fields: Any) -> None:
         """Something that the run survives and its owner should know."""
-        self.event("warning", what=what, **fields)
-        self.say(f"warning: {what}")
+        self.write("warning", what=what, **fields)
+        self.log(f"warning: {what}")
 
 
 def _finite(value: Any) -> Any:

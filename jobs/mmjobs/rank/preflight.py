@@ -39,7 +39,7 @@ def check(paths: RunPaths, gpus: int, ranks: Ranks, events: EventWriter) -> None
             error_record.leave(paths, None, "UnfitNode", mine, node=node())
         ranks.leave()  # together: whoever watches the ranks may end them all when the first one is gone
         raise Unfit("; ".join(dict.fromkeys(problems)))
-    events.event("preflight", seconds=round(time.monotonic() - started, 3))
+    events.write("preflight", seconds=round(time.monotonic() - started, 3))
 
 
 def node() -> str:

@@ -22,11 +22,11 @@ from mmjobs.data.formats.registry import parts as parts_of
 from mmjobs.data.loader import Examples, batches
 from mmjobs.data.mixture import Mixture
 from mmjobs.data.readers.rows import Part
-from mmjobs.data.requirements import Requirements
-from mmjobs.data.sampler import dealt, one_each
+from mmjobs.data.sampler import one_each, split_over_ranks
 from mmjobs.data.survey import Survey, survey
-from mmjobs.model import adapters, heads, parts, weights
-from mmjobs.model.build import Built, skeleton
+from mmjobs.model import heads, parts
+from mmjobs.model.build import BuiltModel, skeleton
+from mmjobs.model.restore import restore
 from mmjobs.objectives.forward import answer_log_probs, by_answer, hidden_states
 from mmjobs.objectives.policy_vs_reference import CompletionIndex
 from mmjobs.tasks.statistics import around_mean, differing, wilson
@@ -34,7 +34,7 @@ from mmlaunch.errors import BadInput, MmlaunchError, UserError
 from mmlaunch.recipe import resolved
 from mmlaunch.recipe.check import section_of
 from mmlaunch.recipe.data import Source
-from mmlaunch.recipe.objective import Reward
+from mmlaunch.recipe.requirements import Requirements
 from mmlaunch.run import manifest
 from mmlaunch.run.paths import RunPaths
 
@@ -90,7 +90,7 @@ class Judge:
 
     def __init__(self, paths: RunPaths) -> None:
         self.paths, self.recipe = paths, resolved.read(paths.resolved)
-        self.scores = isinstance(self.recipe.objective, Reward)
+        self.scores = self.recipe.objective.SCORING_HEAD
 
     def step(self, contents: bool) -> int:
         """Of that checkpoint; its files are read as a whole only where their `contents` matter."""
@@ -112,7 +112,7 @@ class Judge:
         """What it is, and its margin of each pair; one whose image turns out to be damaged is left out as well."""
         step = self.step(contents=True)  # only now: a run that goes on has dropped older ones by the time they are read
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        built = self._load(step)
+        built = restore(self.recipe, self.paths.checkpoint(step))
         network: Any = built.network
         network.to(device).eval()
         places = tuple(n for n, row in enumerate(seen.usable) if (row.part, row.row) in common)
@@ -120,7 +120,9 @@ class Judge:
         precision = parts.TYPES[self.recipe.precision]
         moved = _Progress(self.paths.name, f"of {len(places):,} pairs")
         margins: dict[Origin, float] = {}
-        for batch in batches(pairs, dealt(range(len(places)), one_each, size, 0, 1), self.recipe.data.workers):
+        for batch in batches(
+            pairs, split_over_ranks(range(len(places)), one_each, size, 0, 1), self.recipe.data.workers
+        ):
             left.update({bad.sample: ("bad", bad.what) for bad in batch.skipped})
             if len(batch):
                 with torch.no_grad(), torch.autocast(device.type, precision, precision != torch.float32):
@@ -133,20 +135,9 @@ class Judge:
         by = "score" if self.scores else "log-probability"
         return {"run": self.paths.name, "step": step, "judges_by": by}, margins
 
-    def _load(self, step: int) -> Built:
-        """The model in the types that it was trained in, with the weights of a checkpoint."""
-        recipe = self.recipe
-        built = skeleton(recipe.model, recipe.precision, empty=True)
-        if self.scores:
-            heads.add_score(built.network)
-        adapters.add(built.network, recipe.model)
-        parts.freeze(built.network, recipe.model, recipe.precision)
-        weights.load(built.network, self.paths.checkpoint(step))
-        return built
-
-    def _processor(self, built: Built) -> Processor:
+    def _processor(self, built: BuiltModel) -> Processor:
         """Answers are judged whole: where training would cut a long one, its row is left out."""
-        longest = min(self.recipe.data.max_tokens, built.positions)
+        longest = built.longest(self.recipe.data.max_tokens)
         return Processor(built.chat, built.pixels, longest, "drop", Requirements(least=2, most=2, prompts=False))
 
 
@@ -156,8 +147,8 @@ def margins_of(network: nn.Module, batch: Batch, scores: bool) -> torch.Tensor:
         values = heads.score_of(network, hidden_states(network, batch, batch.answers.last))  # [A]
     else:
         values = by_answer(answer_log_probs(network, batch).values.double(), batch)  # [A]
-    arranged = CompletionIndex(batch)
-    return (values[arranged.chosen] - values[arranged.rejected]).double()
+    index = CompletionIndex(batch)
+    return (values[index.chosen] - values[index.rejected]).double()
 
 
 def _left(surveys: Sequence[Survey]) -> Reasons:

@@ -10,26 +10,23 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from mmjobs.checkpoint.train_state import TrainState
 from mmlaunch.errors import BadInput, MmlaunchError
 from mmlaunch.recipe import Recipe, resolved
-from mmlaunch.recipe.objective import Reward
 from mmlaunch.run import ledger, manifest
-from mmlaunch.run.paths import RunPaths
+from mmlaunch.run.paths import CheckpointPaths, RunPaths
 
 
 def export(run: Path, to: Path, step: int | None = None, merge: bool = False) -> tuple[int, str]:
     """Write the directory `to`, whole or not at all; the step that it holds, and the class that reads it."""
-    from mmjobs.model import adapters, build, heads, llava, parts, weights
+    from mmjobs.model import adapters, heads, llava, parts
+    from mmjobs.model.restore import restore
 
     paths = RunPaths(run)
     recipe = resolved.read(paths.resolved)
     step = _valid(paths, step)
-    built = build.skeleton(recipe.model, recipe.precision, empty=True)
+    built = restore(recipe, paths.checkpoint(step))
     network: Any = built.network
-    if isinstance(recipe.objective, Reward):
-        heads.add_score(network)
-    adapters.add(network, recipe.model)
-    weights.load(network, paths.checkpoint(step))
     partial = to.with_name(f".{to.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -39,7 +36,7 @@ def export(run: Path, to: Path, step: int | None = None, merge: bool = False) ->
         adapters.save(network, recipe.model.lora, partial / adapters.FOLDER, base=str(to.resolve()))
         adapters.detach(network)
     network.to(parts.TYPES[recipe.precision])
-    if isinstance(recipe.objective, Reward):
+    if recipe.objective.SCORING_HEAD:
         chat = built.chat
         network = heads.save_score(network, chat.tokenizer, chat.end_id, partial, _rewards(paths, step))
     network.save_pretrained(partial)
@@ -97,11 +94,10 @@ def _metrics(paths: RunPaths, step: int) -> dict[str, float]:
 
 def _rewards(paths: RunPaths, step: int) -> dict[str, float]:
     """How the rewards of this checkpoint are spread: over the evaluation, or over the last training steps."""
-    state = json.loads((paths.checkpoint(step) / "state.json").read_text())
-    measured, seen = state["metrics"], state["objective"]
-    if "eval/reward" in measured and state["evaluated"] == step:
-        return {"mean": measured["eval/reward"], "spread": measured["eval/reward_spread"]}
-    return {"mean": seen.get("mean", 0.0), "spread": seen.get("spread", 1.0)}
+    state = TrainState.read(CheckpointPaths(paths.checkpoint(step)).state)
+    if "eval/reward" in state.metrics and state.evaluated == step:
+        return {"mean": state.metrics["eval/reward"], "spread": state.metrics["eval/reward_spread"]}
+    return {"mean": state.learner.get("mean", 0.0), "spread": state.learner.get("spread", 1.0)}
 
 
 def _card(recipe: Recipe, step: int, metrics: dict[str, float], has_adapter: bool, kind: str, own: bool) -> str:

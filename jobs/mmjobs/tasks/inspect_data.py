@@ -22,7 +22,6 @@ def look(recipe: Recipe, samples: int, page: Path | None, decode: bool) -> dict[
     """Every source of a recipe, surveyed as training surveys it."""
     import torch
 
-    from mmjobs.data import requirements
     from mmjobs.data.encode import Processor
     from mmjobs.data.formats.registry import parts
     from mmjobs.data.mixture import mixture
@@ -31,8 +30,8 @@ def look(recipe: Recipe, samples: int, page: Path | None, decode: bool) -> dict[
 
     with torch.device("meta"):  # its tokens and pixels are asked for, never its weights
         built = skeleton(recipe.model, recipe.precision, empty=True)
-    longest = min(recipe.data.max_tokens, built.positions)
-    processor = Processor(built.chat, built.pixels, longest, recipe.data.overlong, requirements.of(recipe.objective))
+    longest = built.longest(recipe.data.max_tokens)
+    processor = Processor(built.chat, built.pixels, longest, recipe.data.overlong, recipe.objective.requirements)
     result: dict[str, Any] = {"longest": processor.longest, "groups": {}}
     shown: list[tuple[Any, int | None]] = []
     questions: set[bytes] = set()

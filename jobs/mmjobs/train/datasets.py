@@ -1,8 +1,8 @@
-"""The material of a run: what it learns from and what it is measured on, in the pieces of this rank."""
+"""The datasets of a run: training and evaluation examples, and which of them a rank works on at a time."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -11,92 +11,108 @@ from mmjobs.data.formats.registry import parts as parts_of
 from mmjobs.data.loader import Examples
 from mmjobs.data.mixture import Mixture, mixture
 from mmjobs.data.reference_store import ReferenceStore
-from mmjobs.data.requirements import of as wants_of
-from mmjobs.data.sampler import Batches, equal_batches, packed_batches, position
+from mmjobs.data.sampler import MicroBatches, equal_batches, one_each, packed_batches, position, split_over_ranks
 from mmjobs.data.survey import survey
-from mmjobs.model.build import Built
+from mmjobs.model.build import BuiltModel
+from mmjobs.rank.context import Context
 from mmjobs.rank.ranks import Ranks
 from mmjobs.rank.watchdog import Phase
 from mmjobs.train import skipped_rows
 from mmlaunch.errors import BadInput
 from mmlaunch.recipe import Recipe
+from mmlaunch.recipe.batch import Batch as BatchSize
 from mmlaunch.recipe.batch import split
-from mmlaunch.recipe.objective import Preference, Sft
-from mmlaunch.run.paths import RunPaths
+
+EXAMPLES_AT_A_TIME = 8
+"""Examples of a batch, where nothing else says how many."""
 
 
 @dataclass(frozen=True)
 class Datasets:
-    """Both mixtures as the loader wants them, and what a rank works on at a time."""
+    """Both mixtures as the loader reads them, and the micro-batches of this rank."""
 
     training: Examples
-    held: Examples
-    micro_batches: Batches
-    longer: int = 0
-    """How many training examples are longer than a row; each has one of its own, which is as long."""
+    evaluation: Examples
+    micro_batches: MicroBatches
+    longer_than_row: int = 0
+    """How many training examples are longer than a row; each has a row of its own, which is as long."""
 
-    def referring(self, store: ReferenceStore) -> Datasets:
-        """Every example with what a reference has said of it."""
-        return replace(self, training=replace(self.training, reference=store), held=replace(self.held, reference=store))
+    def with_reference(self, store: ReferenceStore) -> Datasets:
+        """Every example with the log-probabilities of the reference model."""
+        training, evaluation = (replace(one, reference=store) for one in (self.training, self.evaluation))
+        return replace(self, training=training, evaluation=evaluation)
 
 
-def material(recipe: Recipe, built: Built, ranks: Ranks, paths: RunPaths) -> Datasets:
-    """Look at all rows, all ranks together, and arrange them."""
-    longest = min(recipe.data.max_tokens, built.positions)
-    if built.alike is not None and longest > built.alike:
-        what = f"with more than {built.alike} tokens in a batch, this model reads its shorter examples otherwise too"
-        raise BadInput(f"data.max_tokens: {what} (longrope); write at most {built.alike}")
-    processor = Processor(built.chat, built.pixels, longest, recipe.data.overlong, wants_of(recipe.objective))
-    train, held = _looked_at(recipe, processor, ranks, paths)
-    place_of = partial(position, count=len(train), seed=recipe.seed)
-    both = partial(
-        Examples, processor=processor, tolerant=recipe.data.on_bad == "skip", corruption_seed=recipe.seed,
-        packed=packs(recipe, built),
-    )  # fmt: skip
-    if processor.requirements.corrupted and not train.has_images:
+def build_datasets(context: Context, built: BuiltModel) -> Datasets:
+    """Look at all rows, all ranks together, and arrange them into micro-batches."""
+    recipe, ranks = context.recipe, context.ranks
+    ranks.watch.enter(Phase.START)
+    longest = built.longest(recipe.data.max_tokens)
+    if built.same_up_to is not None and longest > built.same_up_to:
+        what = (
+            f"with more than {built.same_up_to} tokens in a batch, this model reads its shorter examples otherwise too"
+        )
+        raise BadInput(f"data.max_tokens: {what} (longrope); write at most {built.same_up_to}")
+    requirements = recipe.objective.requirements
+    processor = Processor(built.chat, built.pixels, longest, recipe.data.overlong, requirements)
+    train, held_out = _surveyed(context, processor)
+    if requirements.corrupted and not train.has_images:
         raise BadInput("objective.terms: image_conditional compares images, and no training row has one; remove it")
-    steady = isinstance(recipe.objective, Preference) and recipe.objective.refers
-    training = both(train, place_of=place_of, seed=recipe.seed, steady=steady)
+    place_of = partial(position, count=len(train), seed=recipe.seed)
+    examples = partial(
+        Examples, processor=processor, tolerant=recipe.data.on_bad == "skip", corruption_seed=recipe.seed,
+        packed=shares_rows(recipe, built),
+    )  # fmt: skip
+    training = examples(train, place_of=place_of, seed=recipe.seed, steady=recipe.objective.uses_reference)
     row = recipe.batch.tokens_per_gpu
     longer = sum(training.tokens(place) > row for place in range(len(train))) if row else 0
-    return Datasets(training, both(held), _micro_batches(recipe, built, ranks, training, place_of), longer)
+    return Datasets(training, examples(held_out), _micro_batches(recipe, built, ranks, training, place_of), longer)
 
 
-def packs(recipe: Recipe, built: Built) -> bool:
-    """Whether the examples of a micro-batch stand side by side in one row; otherwise each answer has its own."""
-    if isinstance(recipe.objective, Sft):
+def shares_rows(recipe: Recipe, built: BuiltModel) -> bool:
+    """Whether the examples of a micro-batch are packed side by side in one row; otherwise each answer has its own."""
+    if recipe.objective.requirements.most == 1:
         return recipe.batch.tokens_per_gpu is not None
     return built.branches
 
 
-def _looked_at(recipe: Recipe, processor: Processor, ranks: Ranks, paths: RunPaths) -> tuple[Mixture, Mixture]:
-    """What is trained on and what is held out; each rank looks at its share of the rows."""
+def batches_of_rank(examples: Examples, places: Iterable[int], size: BatchSize, ranks: Ranks) -> list[list[int]]:
+    """These places of a mixture in batches of this rank, as large as those that are trained on."""
+    if size.tokens_per_gpu and examples.packed:
+        return split_over_ranks(list(places), examples.tokens, size.tokens_per_gpu, ranks.rank, ranks.world)
+    return split_over_ranks(list(places), one_each, size.micro or EXAMPLES_AT_A_TIME, ranks.rank, ranks.world)
+
+
+def _surveyed(context: Context, processor: Processor) -> tuple[Mixture, Mixture]:
+    """The mixtures for training and evaluation; each rank looks at its share of the rows."""
+    recipe, ranks = context.recipe, context.ranks
     tolerant = recipe.data.on_bad == "skip"
     look = partial(
         survey, processor=processor, share=(ranks.rank, ranks.world), gather=ranks.gather, moved=ranks.watch.moved
     )
-    held = look(sum((parts_of(source) for source in recipe.data.eval), ()))
+    held_out = look(sum((parts_of(source) for source in recipe.data.eval), ()))
     ranks.watch.enter(Phase.START)
-    asked = held.questions if recipe.data.deduplicate else set()
-    train = look(sum((parts_of(source) for source in recipe.data.train), ()), held_out=asked)
+    questions = held_out.questions if recipe.data.deduplicate else set()
+    train = look(sum((parts_of(source) for source in recipe.data.train), ()), held_out=questions)
     if ranks.first:
-        skipped_rows.write(paths, [*train.left, *held.left])
-    return mixture(train, recipe.seed, tolerant), mixture(held, recipe.seed, tolerant)
+        skipped_rows.write(context.paths, [*train.left, *held_out.left])
+    return mixture(train, recipe.seed, tolerant), mixture(held_out, recipe.seed, tolerant)
 
 
 def _micro_batches(
-    recipe: Recipe, built: Built, ranks: Ranks, training: Examples, place_of: Callable[[int], int]
-) -> Batches:
+    recipe: Recipe, built: BuiltModel, ranks: Ranks, training: Examples, place_of: Callable[[int], int]
+) -> MicroBatches:
     """What a rank works on at a time: rows up to a token budget, or a fixed number of examples."""
     size, budget = recipe.batch.examples, recipe.batch.tokens_per_gpu
     if budget is not None:
-        what = built.apart
-        if not built.branches and not isinstance(recipe.objective, Sft):
+        what = built.cannot_pack
+        if not built.branches and recipe.objective.requirements.most != 1:
             what = what or "the attention of this model cannot branch, and each answer has a row of its own"
         if what:
             raise BadInput(f"batch.tokens_per_gpu: {what}; write batch.micro: 1 instead")
         return packed_batches(size, ranks.rank, ranks.world, budget, lambda index: training.tokens(place_of(index)))
-    found = split(size, ranks.world, recipe.batch.micro)
-    if found is None:
+    shares = split(size, ranks.world, recipe.batch.micro)
+    if shares is None:
         raise BadInput(f"batch.global: {size} examples do not divide over {ranks.world} ranks")
-    return equal_batches(size, ranks.rank, ranks.world, found[0])
+    micro, _ = shares
+    return equal_batches(size, ranks.rank, ranks.world, micro)

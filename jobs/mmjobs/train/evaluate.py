@@ -1,63 +1,73 @@
-"""Evaluation: the objective's metrics over all held-out examples."""
+"""Evaluation: the objective's metrics over all held-out examples, and generated answers to some of them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from typing import Protocol
 
 import torch
 
 from mmjobs.data.batch import Batch
 from mmjobs.data.loader import Examples, batches
-from mmjobs.data.sampler import dealt, one_each
 from mmjobs.engine.engine import Engine
+from mmjobs.metrics.tensorboard import Sample
 from mmjobs.metrics.totals import Totals, summary
-from mmjobs.objectives.objective import LooksAhead, Objective
-from mmjobs.rank.ranks import Ranks
-from mmlaunch.recipe.batch import Batch as Size
+from mmjobs.model.generate import greedy
+from mmjobs.objectives.objective import Objective
+from mmjobs.rank.context import Context
+from mmjobs.train.datasets import batches_of_rank
+from mmjobs.train.learner import share_statistics
 
-AT_A_TIME = 8
-"""Examples of a batch, where nothing else says how many."""
+
+class Evaluation(Protocol):
+    """Measures the model of a run on data that it does not train on."""
+
+    def __len__(self) -> int:
+        """The number of held-out examples."""
+
+    def measure(self, check: Callable[[], None]) -> dict[str, float]:
+        """`eval/loss` and so on; all ranks call `check` before each batch, which may raise."""
+
+    def samples(self) -> Sequence[Sample]:
+        """Generated answers for people to look at; on rank 0."""
 
 
-class Evaluation:
-    """The held-out examples, dealt out to the ranks."""
+class ObjectiveEvaluation:
+    """The held-out examples, split over the ranks."""
 
-    def __init__(self, examples: Examples, ranks: Ranks, size: Size, workers: int) -> None:
-        self.held_out, self.processor, self._examples = examples.mixture, examples.processor, examples
-        self._ranks, self._workers = ranks, workers
-        self._order = turns(examples, range(len(self.held_out)), size, ranks)
+    def __init__(self, context: Context, examples: Examples, engine: Engine, objective: Objective) -> None:
+        self._examples, self._engine, self._objective = examples, engine, objective
+        self._ranks, self._workers = context.ranks, context.recipe.data.workers
+        self._samples = context.recipe.evaluate.samples
+        self._order = batches_of_rank(examples, range(len(self)), context.recipe.batch, context.ranks)
 
-    def measure(self, engine: Engine, objective: Objective, check: Callable[[], None]) -> dict[str, float]:
-        """`eval/loss` and so on; all ranks `check` before each batch, which may raise."""
-        totals = Totals(objective)
-        look_ahead(objective, engine, self._ranks, self._batches(check))
+    def __len__(self) -> int:
+        return len(self._examples.mixture)
+
+    def measure(self, check: Callable[[], None]) -> dict[str, float]:
+        totals = Totals(self._objective)
+        share_statistics(self._objective, self._engine, self._ranks, self._batches(check))
         for batch in self._batches(check):
-            totals.add(engine.look_at(batch, objective), objective.units(batch))
+            totals.add(self._engine.compute(batch, self._objective), self._objective.units(batch))
         totals.reduce(self._ranks)
-        return {f"eval/{name}": value for name, value in summary(objective, totals.means()).items()}
+        return {f"eval/{name}": value for name, value in summary(self._objective, totals.means()).items()}
 
     def _batches(self, check: Callable[[], None]) -> Iterable[Batch]:
         for batch in batches(self._examples, self._order, self._workers):
             check()
             yield batch
 
+    def samples(self) -> Sequence[Sample]:
+        """The first held-out examples, answered by greedy generation; where weights are sharded, all ranks help."""
+        if not (self._ranks.first or self._engine.sharded):
+            return []
+        return [self._answer(place) for place in range(min(self._samples, len(self)))]
 
-def turns(examples: Examples, places: Iterable[int], size: Size, ranks: Ranks) -> list[list[int]]:
-    """These places in batches of this rank, as large as those that are trained on."""
-    if size.tokens_per_gpu and examples.packed:
-        return dealt(list(places), examples.tokens, size.tokens_per_gpu, ranks.rank, ranks.world)
-    return dealt(list(places), one_each, size.micro or AT_A_TIME, ranks.rank, ranks.world)
-
-
-def look_ahead(
-    objective: Objective, engine: Engine, ranks: Ranks, batches: Iterable[Batch], learning: bool = False
-) -> None:
-    """Let an objective that depends on all examples at once see them: those of all ranks.
-
-    Who is `learning` sees them once more, with the same dropout.
-    """
-    if isinstance(objective, LooksAhead) and objective.looks_ahead:
-        devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
-        with torch.random.fork_rng(devices, enabled=learning):
-            told = [engine.look_at(batch, objective.ahead, learning) for batch in batches]
-        objective.know(ranks.gather(told), ranks.rank)
+    def _answer(self, place: int) -> Sample:
+        example, processor = self._examples.mixture[place], self._examples.processor
+        images = processor.encode(example).image_inputs
+        with torch.no_grad(), self._engine.autocast():
+            network = self._engine.eval_network()
+            answer = greedy(network, processor.chat, processor.pixels, processor.question(example), images)
+        question = "\n".join(turn.text.strip() for turn in example.prompt)
+        return Sample(question, example.answers[0].text, answer, processor.pixels.visible(images))

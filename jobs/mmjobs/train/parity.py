@@ -1,8 +1,8 @@
-"""The proof: before a model learns, its own forward says the same of a few examples as what it will be trained with.
+"""The parity check: before training, the model's own forward agrees with the forward that it is trained with.
 
-Examples share rows and prompts here, and the head scores a few tokens: exact for the families that were looked at. One
-that caps its scores, carries a state from token to token or counts its positions otherwise would be trained on numbers
-that are nearly right, and nobody would see it.
+In training, examples share rows and prompts, and the head scores a few tokens: exact for the families that were tested.
+A model that caps its scores, carries a state from token to token or counts its positions in another way would be
+trained on numbers that are nearly right, and nobody would see it.
 """
 
 from __future__ import annotations
@@ -21,86 +21,87 @@ from mmjobs.engine.engine import Engine
 from mmjobs.objectives.forward import answer_token_log_probs, hidden_states
 from mmlaunch.errors import BadInput
 
-_AMONG, _FEW = 32, 2
-"""So many short ones of the first rows are looked at, with images and without."""
+_ROWS, _CHECKED = 32, 2
+"""Of the first rows, the shortest examples are checked: so many with images, and so many without."""
 _EXACT, _ROUNDED = 1e-3, 0.3
-"""How far numbers may be apart on average: in fp32, and where half precision rounds every layer."""
+"""The largest mean difference: in fp32, and where half precision rounds every layer."""
 
 
-def prove(engine: Engine, training: Examples, precision: str, scored: bool) -> None:
-    """Refuse a model that would be trained on other numbers than its own; all ranks together, on the same examples.
+def check_parity(engine: Engine, training: Examples, precision: str, scoring_head: bool) -> None:
+    """Refuse a model whose training forward differs from its own; all ranks together, on the same examples.
 
-    Of a `scored` one it is what its head reads, the last state of an answer; of others, log-probabilities.
+    With a `scoring_head` the last state of each answer is compared, which the head reads; otherwise log-probabilities.
     """
-    if not (found := _short(training)):
+    if not (examples := _short_examples(training)):
         return
-    ours, theirs = (_last, _own_last) if scored else (answer_token_log_probs, _own_values)
-    mine = engine.look_at(_batch(training, found, training.packed), ours)
-    own = torch.cat([engine.look_at(_batch(training, [one]), theirs) for one in _apart(found)])
-    apart = float((mine - own).abs().mean())
-    if not apart <= (_EXACT if precision == "fp32" else _ROUNDED):
+    ours, own = (_last_states, _own_last_states) if scoring_head else (answer_token_log_probs, _own_log_probs)
+    trained = engine.compute(_collate(training, examples, training.packed), ours)
+    expected = torch.cat([engine.compute(_collate(training, [one]), own) for one in _single_answers(examples)])
+    difference = float((trained - expected).abs().mean())
+    if not difference <= (_EXACT if precision == "fp32" else _ROUNDED):
         kind = type(engine.network).__name__
-        read = f"the last states of {len(own)} answers" if scored else f"log-probabilities of {len(own)} tokens"
-        what = f"{read} are {apart:.2g} apart from what {kind} itself makes of them"
+        compared = f"the last states of {len(expected)} answers"
+        compared = compared if scoring_head else f"log-probabilities of {len(expected)} tokens"
+        what = f"{compared} are {difference:.2g} apart from what {kind} itself makes of them"
         right = "remove batch.tokens_per_gpu, or choose another model" if training.packed else "choose another model"
         raise BadInput(f"model: {what}: this kind of model is not trained exactly here; {right}")
 
 
-def _short(training: Examples) -> list[Encoded]:
-    """Of the first rows, as they are learnt from."""
-    indices = range(min(_AMONG, len(training.mixture)))
-    places = sorted(indices, key=lambda index: training.tokens(training.place_of(index)))
-    seen: list[Encoded] = []
-    blind: list[Encoded] = []
-    for index in places:
-        images = training.mixture[training.place_of(index)].images
-        some = seen if images else blind
-        if len(some) < _FEW:
-            one = _encoded(training, index)
-            some += [one] if one else []
-    return [*seen, *blind]
+def _short_examples(training: Examples) -> list[Encoded]:
+    """The shortest of the first rows, as they are trained on: some with images, then some without."""
+    indices = range(min(_ROWS, len(training.mixture)))
+    shortest_first = sorted(indices, key=lambda index: training.tokens(training.place_of(index)))
+    with_images: list[Encoded] = []
+    text_only: list[Encoded] = []
+    for index in shortest_first:
+        group = with_images if training.mixture[training.place_of(index)].images else text_only
+        if len(group) < _CHECKED and (encoded := _encoded(training, index)) is not None:
+            group.append(encoded)
+    return [*with_images, *text_only]
 
 
 def _encoded(training: Examples, index: int) -> Encoded | None:
+    """An example with its own answers and images only; None where the row turns out to be damaged."""
     try:
-        one = training[index]
+        encoded = training[index]
     except BadRow:
         return None
-    if isinstance(one, BadRow):
+    if isinstance(encoded, BadRow):
         return None
-    return replace(one, corrupted=None, mismatched=None, reference=None)
+    return replace(encoded, corrupted=None, mismatched=None, reference=None)
 
 
-def _apart(found: Sequence[Encoded]) -> Iterator[Encoded]:
-    """Each answer behind a prompt of its own."""
-    for one in found:
+def _single_answers(examples: Sequence[Encoded]) -> Iterator[Encoded]:
+    """Each answer with a prompt of its own."""
+    for one in examples:
         for place, answer in enumerate(one.answers):
             yield replace(one, answers=(answer,), scores=one.scores[place : place + 1])
 
 
-def _batch(training: Examples, found: Sequence[Encoded], packed: bool = False) -> Batch:
+def _collate(training: Examples, examples: Sequence[Encoded], packed: bool = False) -> Batch:
     processor = training.processor
-    return collate(found, processor.pixels, processor.chat.tokenizer.pad_token_id, packed)
+    return collate(examples, processor.pixels, processor.chat.tokenizer.pad_token_id, packed)
 
 
-def _last(network: nn.Module, batch: Batch) -> torch.Tensor:
+def _last_states(network: nn.Module, batch: Batch) -> torch.Tensor:
     """[A, D]"""
     return hidden_states(network, batch, batch.answers.last)
 
 
-def _own_last(network: nn.Module, batch: Batch) -> torch.Tensor:
-    """Of one sequence, from all states that its model makes: [1, D]"""
-    made = network.get_submodule("model")(
+def _own_last_states(network: nn.Module, batch: Batch) -> torch.Tensor:
+    """Of one sequence, from all states of the model's own forward: [1, D]"""
+    output = network.get_submodule("model")(
         input_ids=batch.ids, attention_mask=batch.attention, **batch.image_inputs, use_cache=False
     )
-    states: torch.Tensor = made.last_hidden_state.flatten(0, 1)[batch.answers.last]
+    states: torch.Tensor = output.last_hidden_state.flatten(0, 1)[batch.answers.last]
     return states
 
 
-def _own_values(network: nn.Module, batch: Batch) -> torch.Tensor:
-    """Of one sequence, from all scores that its model makes: [U]"""
-    made = network(input_ids=batch.ids, attention_mask=batch.attention, **batch.image_inputs, use_cache=False)
-    scores = made.logits.flatten(0, 1)[batch.before[batch.loss_mask]]  # [U, V]
+def _own_log_probs(network: nn.Module, batch: Batch) -> torch.Tensor:
+    """Of one sequence, from all scores of the model's own forward: [U]"""
+    output = network(input_ids=batch.ids, attention_mask=batch.attention, **batch.image_inputs, use_cache=False)
+    scores = output.logits.flatten(0, 1)[batch.before[batch.loss_mask]]  # [U, V]
     exact = scores if scores.dtype == torch.float64 else scores.float()
-    values: torch.Tensor = exact.log_softmax(-1).gather(-1, batch.targets[batch.loss_mask][:, None])[:, 0]
+    tokens = batch.targets[batch.loss_mask][:, None]
+    values: torch.Tensor = exact.log_softmax(-1).gather(-1, tokens)[:, 0]
     return values

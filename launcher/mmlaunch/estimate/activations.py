@@ -21,12 +21,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mmlaunch.estimate.counts import Counts, training_of
+from mmlaunch.estimate.counts import Counts
 from mmlaunch.estimate.shapes.language import Decoder
 from mmlaunch.estimate.shapes.network import Network
 from mmlaunch.estimate.shapes.vision import Encoder
 from mmlaunch.recipe import Recipe
 from mmlaunch.recipe.batch import split
+from mmlaunch.recipe.parts import training_of
 
 TEXT = 256
 """Tokens of text that come with an image, where a row's number of images has to be guessed."""

@@ -10,13 +10,7 @@ from mmlaunch.errors import UserError
 from mmlaunch.estimate.shapes.network import Network
 from mmlaunch.estimate.shapes.weights import Weight
 from mmlaunch.recipe.model import Lora, Model
-
-PARTS = ("vision", "projector", "language", "embeddings")
-_PLACES = (
-    ("projector", ("multi_modal_projector.", "connector.", "visual.merger.", "image_newline")),
-    ("vision", ("vision_tower.", "visual.", "vision_model.")),
-    ("embeddings", ("embed_tokens.", "lm_head.")),
-)
+from mmlaunch.recipe.parts import ADAPTED, PARTS, frozen_vision, part_of, too_many_vision_layers, training_of
 
 
 @dataclass(frozen=True)
@@ -54,31 +48,17 @@ class Counts:
 def counts(network: Network, model: Model) -> Counts:
     """The table of a recipe's model."""
     training = {part: training_of(part, model) for part in PARTS}
-    idle = _idle(network, model.train.vision_layers)
+    frozen = _frozen_vision(network, model.train.vision_layers)
     totals, trained = dict.fromkeys(PARTS, 0), dict.fromkeys(PARTS, 0)
     for weight in network.weights:
         part = part_of(weight.name)
         totals[part] += weight.size
-        if training[part] == "full" and not weight.name.startswith(idle):
+        if training[part] == "full" and not weight.name.startswith(frozen):
             trained[part] += weight.size
     for part, size in _adapters(network, model):
         totals[part] += size
         trained[part] += size
     return Counts(tuple(Part(part, totals[part], trained[part]) for part in PARTS if totals[part]))
-
-
-def part_of(name: str) -> str:
-    """The part that a parameter belongs to."""
-    dotted = f".{name}"
-    return next((part for part, places in _PLACES if any(f".{place}" in dotted for place in places)), "language")
-
-
-def training_of(part: str, model: Model) -> str:
-    """frozen, full or lora."""
-    if part != "embeddings":
-        return str(getattr(model.train, part))
-    wanted = model.train.embeddings
-    return "full" if wanted or (wanted is None and model.train.language == "full") else "frozen"
 
 
 def lora_sizes(weights: tuple[Weight, ...], lora: Lora, parts: frozenset[str]) -> Iterator[tuple[str, int]]:
@@ -95,9 +75,9 @@ def lora_sizes(weights: tuple[Weight, ...], lora: Lora, parts: frozenset[str]) -
 def _adapters(network: Network, model: Model) -> list[tuple[str, int]]:
     if model.lora is None:
         return []
-    parts = frozenset(part for part in ("vision", "projector", "language") if training_of(part, model) == "lora")
-    idle = _idle(network, model.train.vision_layers)
-    weights = tuple(weight for weight in network.weights if not weight.name.startswith(idle))
+    parts = frozenset(part for part in ADAPTED if training_of(part, model) == "lora")
+    frozen = _frozen_vision(network, model.train.vision_layers)
+    weights = tuple(weight for weight in network.weights if not weight.name.startswith(frozen))
     found = [*lora_sizes(weights, model.lora, parts)]
     if not found:
         ends = {w.name.split(".")[-2] for w in network.weights if w.linear and part_of(w.name) in parts}
@@ -106,20 +86,12 @@ def _adapters(network: Network, model: Model) -> list[tuple[str, int]]:
     return found
 
 
-def _idle(network: Network, last: int | None) -> tuple[str, ...]:
-    """Vision weights that do not learn: behind the projected layer, or before the `last` layers up to it."""
+def _frozen_vision(network: Network, last: int | None) -> tuple[str, ...]:
+    """The beginnings of the names of vision parameters that are never trained."""
     if network.used is None or network.vision is None:
         if last is not None:
             raise UserError("model.train.vision_layers: only models with a CLIP encoder know it; remove it")
         return ()
-    first = 0 if last is None else network.used - last
-    if first < 0 or (last is not None and not network.used):
-        what = f"{last} are asked for, and {network.used} are used"
-        raise UserError(f"model.train.vision_layers: {what}; write at most {network.used}")
-    numbers = [n for n in range(network.vision.layers) if n >= network.used or n < first]
-    names = [f"encoder.layers.{n}." for n in numbers] + ["post_layernorm."]
-    if last is not None:
-        names += ["embeddings.", "pre_layrnorm."]
-    if not network.used and not network.class_token:
-        names.append("embeddings.class_embedding")
-    return tuple(f"model.vision_tower.{name}" for name in names)
+    if mistake := too_many_vision_layers(network.used, last):
+        raise UserError(mistake)
+    return frozen_vision(network.vision.layers, network.used, last, network.class_token)

@@ -15,7 +15,6 @@ from mmlaunch.estimate.activations import Row, row_of
 from mmlaunch.estimate.counts import Counts, counts
 from mmlaunch.estimate.shapes.network import Network, network_of
 from mmlaunch.recipe import Recipe
-from mmlaunch.recipe.objective import Ppo, Preference
 
 GIGA = 10**9
 """A GPU of 80 GB really has 85 of these: the rest is left for what allocators waste."""
@@ -76,7 +75,9 @@ class Estimate:
             parameters=own.parameters + critic.parameters,
             gradients=own.gradients + critic.gradients,
             optimiser=own.optimiser + critic.optimiser,
-            reference=_copies(recipe) * (self.counts.total - self._adapters) * kept(recipe),
+            reference=recipe.objective.frozen_models(lora=recipe.model.lora is not None)
+            * (self.counts.total - self._adapters)
+            * kept(recipe),
             activations=activations.activations(recipe, self.network, self.counts, self.row, checkpointing),
             logits=activations.logits(recipe, self.network.language, self.row),
             framework=_framework(recipe, self.counts),
@@ -121,16 +122,14 @@ def _share(size: int, divided: bool, world: int) -> int:
 
 
 def _policy(recipe: Recipe, table: Counts) -> States:
-    trained, frozen = (0, table.total) if recipe.objective.method == "predict" else (table.trained, table.frozen)
+    trained, frozen = (0, table.total) if recipe.objective.TASK != "train" else (table.trained, table.frozen)
     return _of(recipe, trained, frozen, recipe.deepspeed.stage)
 
 
 def _critic(recipe: Recipe, table: Counts) -> States:
     """PPO's value model has the policy's shape and is trained as the policy is."""
-    if not isinstance(recipe.objective, Ppo):
-        return States(0, 0, 0, 0)
-    stage = recipe.objective.critic.stage
-    return _of(recipe, table.trained, table.frozen, recipe.deepspeed.stage if stage is None else stage)
+    stage = recipe.objective.critic_stage(recipe.deepspeed.stage)
+    return States(0, 0, 0, 0) if stage is None else _of(recipe, table.trained, table.frozen, stage)
 
 
 def _of(recipe: Recipe, trained: int, frozen: int, stage: int) -> States:
@@ -140,19 +139,11 @@ def _of(recipe: Recipe, trained: int, frozen: int, stage: int) -> States:
     )
 
 
-def _copies(recipe: Recipe) -> int:
-    """Frozen models beside the policy. With LoRA the policy without its adapter is the reference."""
-    objective = recipe.objective
-    if isinstance(objective, Ppo):
-        return 1 + (recipe.model.lora is None)  # the reward model, and the reference
-    return int(isinstance(objective, Preference) and objective.reference == "copy")
-
-
 def _framework(recipe: Recipe, table: Counts) -> int:
     if not recipe.resources.gpus_per_node:
         return _PROCESS
     width, stage = activations.width_of(recipe.precision), recipe.deepspeed.stage
-    if recipe.objective.method == "predict" or (recipe.resources.world == 1 and not stage):
+    if recipe.objective.TASK != "train" or (recipe.resources.world == 1 and not stage):
         return _CONTEXT
     bucket = width * min(table.trained, _BUCKET)
     live = width * min(table.total, _LIVE) if stage == 3 else 0

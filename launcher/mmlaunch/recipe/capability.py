@@ -6,8 +6,6 @@ from collections.abc import Iterator
 from typing import Any
 
 from mmlaunch.errors import Problem
-from mmlaunch.recipe.metrics import evaluated
-from mmlaunch.recipe.objective import Ppo, Predict
 from mmlaunch.recipe.recipe import Recipe
 
 _LATER = "validate and render work; this version of the trainer cannot run it yet"
@@ -25,11 +23,11 @@ Asked = Iterator[tuple[tuple[str | int, ...], Any, str]]
 
 
 def _objective(recipe: Recipe) -> Asked:
-    if isinstance(recipe.objective, (Ppo, Predict)):
+    if not recipe.objective.SUPPORTED:
         yield ("objective",), recipe.objective.method, "it runs sft, reward and preference methods"
 
 
 def _training(recipe: Recipe) -> Asked:
-    measured = evaluated(recipe.objective)
+    measured = recipe.objective.evaluation_metrics
     if recipe.checkpoint.best not in (None, *measured):
         yield ("checkpoint", "best"), recipe.checkpoint.best, f"it measures {', '.join(measured)}"

@@ -1,6 +1,7 @@
 """`data`: where examples come from and what happens to those that do not fit."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
@@ -8,12 +9,33 @@ from pydantic import Field
 from mmlaunch.recipe.scalars import Count, Line, OneOrMore
 from mmlaunch.recipe.section import Mistake, Section, mistake, rule
 
-Format = Literal[
-    "auto", "llava", "mdpo", "internvl", "rlaif_v", "trl", "ultrafeedback", "shp", "prompts", "shapes"
-]  # fmt: skip
 
-NEEDS_IMAGES = ("llava", "mdpo")
-"""Formats whose rows name image files relative to a folder that the file does not tell."""
+@dataclass(frozen=True)
+class Format:
+    """What a recipe has to know of a data format; the file of its name in `mmjobs/data/formats` reads it."""
+
+    image_folder: bool = False
+    """Its rows name image files relative to a folder that the file does not tell."""
+    scores: bool = True
+    """Its rows may have scores."""
+    generated: bool = False
+    """Its rows come from no file."""
+
+
+FORMATS: dict[str, Format] = {
+    "auto": Format(),
+    "llava": Format(image_folder=True),
+    "mdpo": Format(image_folder=True, scores=False),
+    "internvl": Format(),
+    "rlaif_v": Format(scores=False),
+    "trl": Format(),
+    "ultrafeedback": Format(),
+    "shp": Format(),
+    "prompts": Format(scores=False),
+    "shapes": Format(generated=True),
+}
+"""By the name that a recipe writes."""
+_NAMES = tuple(FORMATS)
 
 
 class Source(Section):
@@ -29,7 +51,7 @@ class Source(Section):
 
     path: Annotated[Line, Field(examples=["data/rlaif-v"])] | None = None
     """A file or a folder; only `format: shapes` needs none."""
-    format: Format = "auto"
+    format: Literal[_NAMES] = "auto"  # type: ignore[valid-type]  # one table serves schema and rules
     images: Annotated[Line, Field(examples=["data/images"])] | None = None
     """The folder that image paths are relative to; `none` for text-only data."""
     repeat: Annotated[float, Field(gt=0, le=10_000, allow_inf_nan=False)] = 1.0
@@ -47,19 +69,19 @@ class Source(Section):
 
     @rule
     def _read_or_drawn(self) -> Iterator[Mistake]:
-        if self.format == "shapes" and self.path is not None:
+        if FORMATS[self.format].generated and self.path is not None:
             yield ("path",), self.path, mistake("shapes are drawn, not read", "remove path")
-        if self.format != "shapes" and self.path is None:
+        if not FORMATS[self.format].generated and self.path is None:
             yield (), None, mistake("names no file", "write path: data/train.json")
 
     @rule
     def _ends(self) -> Iterator[Mistake]:
-        if self.format == "shapes" and self.limit is None:
+        if FORMATS[self.format].generated and self.limit is None:
             yield ("format",), self.format, mistake("shapes never end", "add limit: 2000")
 
     @rule
     def _images_are_somewhere(self) -> Iterator[Mistake]:
-        if self.format in NEEDS_IMAGES and self.images is None:
+        if FORMATS[self.format].image_folder and self.images is None:
             what = f"rows of the {self.format} format name image files, and nothing says where they are"
             yield ("format",), self.format, mistake(what, "add images: data/images (or images: none for text)")
 

@@ -8,11 +8,11 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from mmlaunch.recipe.batch import Batch, neighbours, split
 from mmlaunch.recipe.checkpoint import Checkpoint, Evaluate, Log
-from mmlaunch.recipe.data import Data
+from mmlaunch.recipe.data import FORMATS, Data
 from mmlaunch.recipe.deepspeed import DeepSpeed
 from mmlaunch.recipe.environment import Env
 from mmlaunch.recipe.model import Model
-from mmlaunch.recipe.objective import Objective, Preference, Reward, objective_method
+from mmlaunch.recipe.objective import SECTIONS, Objective, section_name
 from mmlaunch.recipe.optim import Optim
 from mmlaunch.recipe.resources import Resources, Restarts
 from mmlaunch.recipe.scalars import Count, Positive, use_default_for_none
@@ -30,8 +30,8 @@ def _name(value: Any) -> Any:
 
 
 def completed(data: Any) -> Any:
-    """One pass and no optimiser: what training needs to be told, prediction need not be."""
-    if isinstance(data, dict) and objective_method(data.get("objective")) == "predict":
+    """A task that does not train needs no optimiser, and reads its data once."""
+    if isinstance(data, dict) and SECTIONS[section_name(data.get("objective"))].TASK != "train":
         length = {} if data.get("steps") is not None else {"epochs": 1}
         return {"optim": {"lr": 1e-6}, **length, **data}
     return data
@@ -106,7 +106,7 @@ class Recipe(Section):
 
     @rule
     def _adapter_off_needs_adapter(self) -> Iterator[Mistake]:
-        if not isinstance(self.objective, Preference) or self.objective.reference != "adapter off":
+        if self.objective.reference_source != "adapter off":
             return
         train = self.model.train
         learnt = [part for part in ("vision", "projector", "language") if getattr(train, part) == "full"]
@@ -120,9 +120,10 @@ class Recipe(Section):
 
     @rule
     def _only_whole_copies_move(self) -> Iterator[Mistake]:
-        if not isinstance(self.objective, Preference) or self.objective.reference_sync is None:
+        copy = self.objective.reference_copy
+        if copy is None or copy.sync is None:
             return
-        if self.deepspeed.stage == 3 or self.objective.reference_stage == 3:
+        if 3 in (self.deepspeed.stage, copy.stage):
             what = "a copy that is divided over the ranks cannot follow"
             yield ("objective", "reference_sync"), None, mistake(what, "write stage 2, or remove it")
         if self.model.lora is not None:
@@ -131,20 +132,14 @@ class Recipe(Section):
 
     @rule
     def _images_need_vision(self) -> Iterator[Mistake]:
-        compares = isinstance(self.objective, Preference) and self.objective.terms.image_conditional is not None
-        if compares and not self.model.pretrained and not self.model.vision:
+        if self.objective.requirements.corrupted and not self.model.pretrained and not self.model.vision:
             what = "image_conditional compares images, and the model has no vision encoder"
             yield ("objective", "terms"), None, mistake(what, "add model.vision, or leave the term out")
 
     @rule
     def _scores_need_source(self) -> Iterator[Mistake]:
-        wants, objective = False, self.objective
-        if isinstance(objective, Preference):
-            wants = objective.terms.margin is not None
-        elif isinstance(objective, Reward):
-            wants = objective.margin or objective.soft_labels is not None or objective.loss == "regression"
-        for index, source in enumerate(self.data.train if wants else ()):
-            if source.format in ("rlaif_v", "mdpo", "prompts"):
+        for index, source in enumerate(self.data.train if self.objective.requirements.scores else ()):
+            if not FORMATS[source.format].scores:
                 what = f"the objective needs scores, and rows of the {source.format} format have none"
                 right = "use ultrafeedback, shp, llava or trl data"
                 yield ("data", "train", index, "format"), source.format, mistake(what, right)
@@ -177,7 +172,7 @@ class Recipe(Section):
             return
         for group in ("train", "eval"):
             for index, source in enumerate(getattr(self.data, group)):
-                if source.format == "shapes":
+                if FORMATS[source.format].generated:
                     what = mistake("shapes are images, and the model has no vision encoder", "add model.vision")
                     yield ("data", group, index, "format"), source.format, what
 

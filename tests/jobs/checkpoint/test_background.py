@@ -13,18 +13,23 @@ import pytest
 import torch
 
 from mmjobs.checkpoint import background, save
-from mmjobs.checkpoint.save import DONE, FULL, GOING_ON, Checkpoints
-from mmjobs.checkpoint.train_state import Progress
+from mmjobs.checkpoint.save import DONE, FULL, WRITING, CheckpointWriter
+from mmjobs.checkpoint.train_state import TrainState
+from mmjobs.engine.checkpoint_io import Files
+from mmjobs.rank.context import Context
 from mmjobs.rank.disk import DiskFull
 from mmjobs.rank.events import EventWriter
+from mmjobs.rank.position import Position
 from mmjobs.rank.ranks import Ranks
+from mmjobs.rank.signals import StopRequest
+from mmjobs.rank.watchdog import Watchdog
 from mmlaunch.recipe import Recipe
-from mmlaunch.recipe.checkpoint import Checkpoint
 from mmlaunch.run import ledger, manifest
 from mmlaunch.run.paths import RunPaths
 
 Jobs = Callable[[str], Any]
 Recipes = Callable[..., Recipe]
+Made = Callable[..., Any]
 
 
 class Alone(Ranks):
@@ -41,12 +46,22 @@ class Weights:
     """What is trained, as far as a checkpoint is concerned."""
 
     layout: ClassVar[dict[str, Any]] = {}
+    divided = False
 
     def __init__(self) -> None:
         self.value = b"first"
 
-    def snapshot(self, folder: Path) -> background.Files:
+    def snapshot(self, folder: Path) -> Files:
         return {folder / "deepspeed" / "weights": self.value}
+
+    def load(self, folder: Path) -> None:
+        self.value = (folder / "deepspeed" / "weights").read_bytes()
+
+    def convert(self, folder: Path, converted: Path) -> Iterator[None]:
+        return iter(())
+
+    def load_converted(self, folder: Path, converted: Path) -> None:
+        self.load(folder)
 
 
 @pytest.fixture
@@ -54,7 +69,7 @@ def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
     """A disk that keeps its writers waiting until the gate is opened."""
     opened = threading.Event()
 
-    def slowly(files: background.Files) -> None:
+    def slowly(files: Files) -> None:
         assert opened.wait(30)
         background.write(files)
 
@@ -63,86 +78,97 @@ def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
     opened.set()
 
 
-def made(folder: Path, **settings: Any) -> tuple[Checkpoints, RunPaths, Any]:
-    paths = RunPaths(folder)
-    paths.checkpoints.mkdir()
-    section = Checkpoint.model_validate(settings)
-    ranks = Alone(0, 1, None)  # type: ignore[arg-type]  no watchdog for what ends in a second
-    return Checkpoints(paths, section, 1, ranks, EventWriter(paths.events, 1, True)), paths, Weights()
+@pytest.fixture
+def made(tiny: Recipes) -> Callable[..., tuple[CheckpointWriter, RunPaths, Weights]]:
+    """A writer of checkpoints in a folder, and what it saves."""
+
+    def make(folder: Path, **settings: Any) -> tuple[CheckpointWriter, RunPaths, Weights]:
+        paths, weights = RunPaths(folder), Weights()
+        paths.checkpoints.mkdir()
+        ranks = Alone(0, 1, Watchdog(paths, Position()))
+        events = EventWriter(paths.events, 1, True)
+        context = Context(tiny(checkpoint=settings), paths, ranks, events, Position(), StopRequest())
+        return CheckpointWriter(context, {"model": weights}, ()), paths, weights
+
+    return make
 
 
-def until(checkpoints: Checkpoints, state: int) -> None:
+def until(checkpoints: CheckpointWriter, state: int) -> None:
     end = time.monotonic() + 30
     while checkpoints.writing != state:
         assert time.monotonic() < end
         time.sleep(0.001)
 
 
-def test_training_goes_on_and_the_checkpoint_is_of_its_moment(tmp_path: Path, gate: threading.Event) -> None:
+def test_training_goes_on_and_the_checkpoint_is_of_its_moment(
+    tmp_path: Path, gate: threading.Event, made: Made
+) -> None:
     checkpoints, paths, weights = made(tmp_path)
-    progress = Progress(step=4, cursor=32)
-    assert checkpoints.save(weights, progress, wait=False)
-    weights.value, progress.step = b"later", 5
+    state = TrainState(step=4)
+    assert checkpoints.save(state, wait=False)
+    weights.value, state.step = b"later", 5
     time.sleep(0.1)
-    assert checkpoints.writing == GOING_ON and checkpoints.advance(GOING_ON)
+    assert checkpoints.writing == WRITING and checkpoints.advance(WRITING)
     assert manifest.steps(paths.checkpoints) == [], "a kill would find nothing new"
     gate.set()
     until(checkpoints, DONE)
-    checkpoints.advance(GOING_ON)  # another rank still writes
+    checkpoints.advance(WRITING)  # another rank still writes
     time.sleep(0.05)
     assert manifest.steps(paths.checkpoints) == []
     checkpoints.advance(DONE)
     until(checkpoints, DONE)
     assert manifest.validate(paths.checkpoint(4)).step == 4
-    assert (paths.checkpoint(4) / "deepspeed" / "weights").read_bytes() == b"first"
-    assert Progress.read(paths.checkpoint(4)) == Progress(step=4, cursor=32)
+    assert (paths.checkpoint(4) / "model" / "deepspeed" / "weights").read_bytes() == b"first"
+    assert TrainState.read(paths.checkpoint(4) / "state.json") == TrainState(step=4, layouts={"model": {}})
     assert not ledger.read(paths.events).all("checkpoint"), "not before the ranks have agreed on it"
     checkpoints.advance(DONE)
     (event,) = ledger.read(paths.events).all("checkpoint")
     assert event["step"] == 4 and event["stall"] < event["seconds"] - 0.1
 
 
-def test_the_next_one_waits_and_so_does_a_stop(tmp_path: Path, gate: threading.Event) -> None:
-    checkpoints, paths, weights = made(tmp_path)
-    checkpoints.save(weights, Progress(step=1), wait=False)
+def test_the_next_one_waits_and_so_does_a_stop(tmp_path: Path, gate: threading.Event, made: Made) -> None:
+    checkpoints, paths, _ = made(tmp_path)
+    checkpoints.save(TrainState(step=1), wait=False)
     threading.Timer(0.2, gate.set).start()
-    checkpoints.save(weights, Progress(step=2), wait=True)
+    checkpoints.save(TrainState(step=2), wait=True)
     assert manifest.steps(paths.checkpoints) == [1, 2] and checkpoints.writing == DONE
     first, second = ledger.read(paths.events).all("checkpoint")
     assert first["stall"] >= 0.19 and second["stall"] <= second["seconds"]
 
 
 @pytest.mark.parametrize("settings", [{"background": False}, {"on_full_disk": "stop"}])
-def test_recipe_may_ask_to_wait(tmp_path: Path, settings: dict[str, Any]) -> None:
-    checkpoints, paths, weights = made(tmp_path, **settings)
-    assert checkpoints.save(weights, Progress(step=1), wait=False)
+def test_recipe_may_ask_to_wait(tmp_path: Path, settings: dict[str, Any], made: Made) -> None:
+    checkpoints, paths, _ = made(tmp_path, **settings)
+    assert checkpoints.save(TrainState(step=1), wait=False)
     assert manifest.steps(paths.checkpoints) == [1]
 
 
-def test_full_disk_is_told_later_and_other_errors_end_the_rank(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    checkpoints, paths, weights = made(tmp_path)
+def test_full_disk_is_told_later_and_other_errors_end_the_rank(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, made: Made
+) -> None:
+    checkpoints, paths, _ = made(tmp_path)
 
-    def refused(number: int) -> Callable[[background.Files], None]:
-        def refuse(files: background.Files) -> None:
+    def refused(number: int) -> Callable[[Files], None]:
+        def refuse(files: Files) -> None:
             raise OSError(number, "refused")
 
         return refuse
 
     monkeypatch.setattr(save, "write", refused(errno.ENOSPC))
-    assert checkpoints.save(weights, Progress(step=3), wait=False)
+    assert checkpoints.save(TrainState(step=3), wait=False)
     until(checkpoints, FULL)
     assert not checkpoints.advance(FULL)
     (warning,) = ledger.read(paths.events).all("warning")
     assert warning["step"] == 3 and "refused" in warning["what"] and not list(paths.checkpoints.iterdir())
     monkeypatch.setattr(save, "write", refused(errno.EACCES))
-    checkpoints.save(weights, Progress(step=4), wait=False)
+    checkpoints.save(TrainState(step=4), wait=False)
     with pytest.raises(PermissionError):
         until(checkpoints, DONE)
     (tmp_path / "strict").mkdir()
     strict, _, _ = made(tmp_path / "strict", on_full_disk="stop")
     monkeypatch.setattr(save, "write", refused(errno.ENOSPC))
     with pytest.raises(DiskFull):
-        strict.save(weights, Progress(step=5), wait=False)
+        strict.save(TrainState(step=5), wait=False)
 
 
 def test_it_changes_nothing_but_the_time(job: Jobs, tiny: Recipes) -> None:

@@ -15,7 +15,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from mmjobs.train import setup
+from mmjobs.tasks import train
 from mmlaunch.recipe import Recipe
 from mmlaunch.run import manifest
 
@@ -79,13 +79,13 @@ def test_damaged_checkpoint_is_rejected_and_the_one_before_is_used(job: Jobs, ti
     assert run.run(recipe) == [0], run.log()
     expected, weights = run.losses(), run.weights(6)
     assert run.saved() == [4, 6]
-    damaged = run.paths.checkpoint(6) / "model.safetensors"
+    damaged = run.paths.checkpoint(6) / "model" / "model.safetensors"
     content = bytearray(damaged.read_bytes())
     content[-1] ^= 1  # one bit, of the same length: only the hash can tell
     damaged.write_bytes(content)
     manifest.staging(run.paths.checkpoints, 5).mkdir()  # and what a killed writer left
     assert run.run(recipe) == [0], run.log()
-    assert "step-6/model.safetensors" in run.events("checkpoint")[3]["rejected"]
+    assert "step-6/model/model.safetensors" in run.events("checkpoint")[3]["rejected"]
     assert run.events("resumed")[0]["step"] == 4
     assert run.losses()[6] == expected[6] * 2 and same(run.weights(6), weights)
     assert sorted(path.name for path in run.paths.checkpoints.iterdir()) == ["step-4", "step-6"]
@@ -190,9 +190,9 @@ def _poison(checkpoint: Path, checkpoints: Path) -> None:
     staging = manifest.staging(checkpoints, 2)
     checkpoint.rename(staging)
     (staging / manifest.NAME).unlink()
-    weights = safetensors.torch.load((staging / "model.safetensors").read_bytes())
+    weights = safetensors.torch.load((staging / "model" / "model.safetensors").read_bytes())
     weights["lm_head.weight"][0, 0] = float("nan")
-    safetensors.torch.save_file(weights, staging / "model.safetensors")
+    safetensors.torch.save_file(weights, staging / "model" / "model.safetensors")
     manifest.seal(staging, checkpoint, 2, 1)
 
 
@@ -207,7 +207,7 @@ def test_what_cannot_be_run_is_bad_input(job: Jobs, tiny: Recipes) -> None:
 
 def _adds_up_again_and_again() -> None:
     """Before a rank trains: numbers to which several threads add are the same each time."""
-    begins = setup._trainer
+    build_trainer = vars(train)["build_trainer"]
 
     def checked(*arguments: Any) -> Any:
         threads = torch.get_num_threads()
@@ -216,9 +216,9 @@ def _adds_up_again_and_again() -> None:
         sums = [torch.autograd.grad(states[places], states, pull)[0] for _ in range(20)]
         torch.set_num_threads(threads)
         assert all(torch.equal(one, sums[0]) for one in sums)
-        return begins(*arguments)
+        return build_trainer(*arguments)
 
-    setup._trainer = checked
+    setattr(train, "build_trainer", checked)  # noqa: B010  in a rank's own process, which ends
 
 
 def test_what_threads_add_up_is_the_same_each_time(job: Jobs, tiny: Recipes) -> None:

@@ -94,10 +94,10 @@ def test_what_is_not_trained_comes_from_the_checkpoint_too(job: Jobs, tiny: Reci
     run = job("run")
     assert run.run(tiny(deepspeed__stage=stage, steps=2, **PARTS)) == [0], run.log()
     folder = opened(run)
-    weights = safetensors.torch.load((folder / "model.safetensors").read_bytes())
+    weights = safetensors.torch.load((folder / "model" / "model.safetensors").read_bytes())
     (name,) = [name for name in weights if "embed_tokens" in name]
     weights[name] += 1
-    safetensors.torch.save_file(weights, folder / "model.safetensors")
+    safetensors.torch.save_file(weights, folder / "model" / "model.safetensors")
     manifest.seal(folder, run.paths.checkpoint(2), 2, 1)
     assert run.run(tiny(deepspeed__stage=stage, steps=3, **PARTS), 2) == [0, 0], run.log()
     assert torch.equal(run.weights(3)[name], weights[name])
@@ -118,7 +118,7 @@ def test_nothing_in_a_checkpoint_is_run(job: Jobs, tiny: Recipes, tmp_path: Path
     run, recipe = job("run"), tiny(deepspeed__stage=stage, steps=2)
     assert run.run(recipe) == [0], run.log()
     folder = opened(run)
-    (file,) = folder.glob("deepspeed/*_optim_states.pt")
+    (file,) = folder.glob("model/deepspeed/*_optim_states.pt")
     torch.save({"optimizer_state_dict": Evil(tmp_path / "executed")}, file)
     manifest.seal(folder, run.paths.checkpoint(2), 2, 1)
     assert run.run(recipe, 2)[0] == 1 and "Weights only load failed" in run.log()

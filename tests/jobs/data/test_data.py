@@ -18,12 +18,12 @@ from mmjobs.data.example import Turn
 from mmjobs.data.formats import shapes
 from mmjobs.data.mixture import mixture
 from mmjobs.data.readers.rows import Part
-from mmjobs.data.requirements import Requirements
 from mmjobs.data.sampler import equal_batches, in_order, position, repeated
 from mmjobs.data.survey import survey
 from mmjobs.model import tokens
 from mmlaunch.errors import BadInput
 from mmlaunch.recipe.data import Source
+from mmlaunch.recipe.requirements import Requirements
 
 
 @given(count=st.integers(1, 40), seed=st.integers(0, 9), epoch=st.integers(0, 3))

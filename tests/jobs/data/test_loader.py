@@ -20,10 +20,10 @@ from mmjobs.data.loader import Examples, batches
 from mmjobs.data.mixture import mixture
 from mmjobs.data.readers.rows import Part
 from mmjobs.data.reference_store import ReferenceStore
-from mmjobs.data.requirements import Requirements
 from mmjobs.data.survey import survey
 from mmlaunch.errors import BadInput
 from mmlaunch.recipe.data import Source
+from mmlaunch.recipe.requirements import Requirements
 
 PAIRS = Processor(
     CHAT, PIXELS, 128, requirements=Requirements(least=2, most=2, prompts=False, corrupted=True, mismatched=True)
@@ -143,7 +143,7 @@ def test_the_spread_is_that_of_the_first_gaps() -> None:
 
     rows = [scored(0, 3.0, 2.0, -9.0), scored(1, 1.0, -2.0), scored(2, 9.0, 4.0), scored(3, 1.0), scored(4, None, 1.0)]
     wide = Processor(CHAT, PIXELS, 128, requirements=Requirements(prompts=False))
-    spread = [mixture(survey([Part("here", rows[start:])], wide), 0).spread for start in (0, 2, 3)]
+    spread = [mixture(survey([Part("here", rows[start:])], wide), 0).std for start in (0, 2, 3)]
     assert spread == pytest.approx([(8 / 3) ** 0.5, 1, 1])
 
 
@@ -162,7 +162,8 @@ def test_an_example_is_known_by_all_that_its_reference_saw(part: str) -> None:
     one = first[:-1], type(first)([*first.ids[-1:], *second.ids], [True] * (len(second) + 1))
     other: dict[str, Any] = {
         "prompt": {"prompt": KEYED.prompt[:-1]}, "answers": {"answers": (first, second[:-1])},
-        "border": {"answers": one}, "mismatched": {"mismatched": first}, "image_inputs": {"image_inputs": _turned(KEYED.image_inputs)},
+        "border": {"answers": one}, "mismatched": {"mismatched": first},
+        "image_inputs": {"image_inputs": _turned(KEYED.image_inputs)},
         "corrupted": {"corrupted": _turned(KEYED.corrupted or {})},
         "type": {"image_inputs": {name: value.view(torch.int8) for name, value in KEYED.image_inputs.items()}},
     }  # fmt: skip

@@ -17,7 +17,6 @@ from mmjobs.data.formats.registry import parts
 from mmjobs.data.loader import Examples
 from mmjobs.data.mixture import mixture
 from mmjobs.data.packing import pack
-from mmjobs.data.requirements import of as wants_of
 from mmjobs.data.survey import survey
 from mmjobs.model.build import build
 from mmlaunch.recipe import Recipe
@@ -77,7 +76,7 @@ def test_what_is_counted_is_what_stands_in_a_row(
         data__max_tokens=33,
     )  # fmt: skip
     built = build(recipe.model)
-    processor = Processor(built.chat, built.pixels, 33, recipe.data.overlong, wants_of(recipe.objective))
+    processor = Processor(built.chat, built.pixels, 33, recipe.data.overlong, recipe.objective.requirements)
     looked = survey(sum(map(parts, recipe.data.train), ()), processor)
     examples = Examples(mixture(looked, 0), processor)
     assert len(examples.mixture) > 6 and examples.mixture.has_images

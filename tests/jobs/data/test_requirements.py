@@ -10,8 +10,10 @@ import pytest
 from tests.jobs.small import text
 
 from mmjobs.data.example import Answer
-from mmjobs.data.requirements import Requirements, of, unpaired_label
+from mmjobs.data.requirements import missing as missing_of
+from mmjobs.data.requirements import unpaired_label
 from mmlaunch.recipe import Recipe
+from mmlaunch.recipe.requirements import Requirements
 
 PAIR = Requirements(least=2, most=2, prompts=False)
 WANTED: list[tuple[Any, Requirements]] = [
@@ -38,7 +40,7 @@ def test_an_objective_looks_at_what_its_terms_read(
     tiny: Callable[..., Recipe], objective: Any, wanted: Requirements
 ) -> None:
     """A term without weight reads nothing."""
-    assert of(tiny(objective=objective).objective) == wanted
+    assert tiny(objective=objective).objective.requirements == wanted
 
 
 @pytest.mark.parametrize(
@@ -63,7 +65,7 @@ def test_what_an_example_lacks_is_said(
     requirements: Requirements, answers: list[float | None], label: str | None, missing: str | None
 ) -> None:
     example = replace(text("?"), answers=tuple(Answer("a", score) for score in answers), label=label)
-    found = requirements.missing(example)
+    found = missing_of(requirements, example)
     assert found is missing if missing is None else found is not None and found.startswith(missing)
 
 

@@ -172,14 +172,15 @@ import json, sys
 import torch.distributed as dist
 from mmjobs.model import parts
 from mmjobs.model.build import build
-from mmjobs.train.engine import reading
+from mmjobs.engine.engine import building
 from mmlaunch.recipe.model import Model
+from mmlaunch.recipe.parts import part_of
 
 dist.init_process_group("gloo", init_method="tcp://127.0.0.1:0", rank=0, world_size=1)
-with reading({"zero_optimization": {"stage": 3}, "train_micro_batch_size_per_gpu": 1}):
+with building({"zero_optimization": {"stage": 3}, "train_micro_batch_size_per_gpu": 1}):
     network = build(Model.model_validate(json.loads(sys.argv[1]))).network
-empty = {parts.part_of(name) for name, value in network.named_parameters() if not value.numel()}
-kept = {parts.part_of(name) for name, value in network.named_parameters() if value.numel()}
+empty = {part_of(name) for name, value in network.named_parameters() if not value.numel()}
+kept = {part_of(name) for name, value in network.named_parameters() if value.numel()}
 print(json.dumps({"empty": sorted(empty), "kept": sorted(kept), "counts": parts.counts(network)}))
 """
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,13 +14,17 @@ from torch.utils.flop_counter import FlopCounterMode
 from mmjobs.data.batch import collate
 from mmjobs.data.encode import Processor
 from mmjobs.data.formats import shapes
-from mmjobs.data.requirements import Requirements
 from mmjobs.metrics import mfu
 from mmjobs.metrics.mfu import ModelFlops, peak
 from mmjobs.metrics.throughput import Throughput
 from mmjobs.model.build import build
 from mmjobs.objectives.sft import Sft
+from mmjobs.rank.position import Position
+from mmjobs.rank.ranks import Ranks
+from mmjobs.rank.watchdog import Watchdog
 from mmlaunch.recipe import Recipe
+from mmlaunch.recipe.requirements import Requirements
+from mmlaunch.run.paths import RunPaths
 
 VISION = {"random": {"width": 32, "layers": 2, "heads": 2, "image_size": 128, "patch": 8}, "feature_layer": -1}
 LANGUAGE = {"random": {"width": 64, "layers": 8, "heads": 2, "max_positions": 1024}}
@@ -92,16 +97,27 @@ def test_peaks_of_known_devices_only(device: str, precision: str, expected: floa
     assert peak(device, precision) == expected
 
 
+class Alone(Ranks):
+    """The only rank: sums are its own."""
+
+    def sums(self, *values: float) -> list[float]:
+        return list(values)
+
+
+ALONE = Alone(0, 1, Watchdog(RunPaths(Path("nowhere")), Position()))
+
+
 def test_no_guess_on_cpu(tiny: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch) -> None:
     network = build(tiny().model).network
-    assert mfu.here(network, "bf16") is None and "mfu" not in Throughput(8).lap().numbers()
+    assert mfu.model_flops(network, "bf16") is None
+    assert "mfu" not in Throughput(ALONE, 8, None, None).rates().as_fields()
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA A40")
-    found = mfu.here(network, "bf16")
-    assert found is not None and found.peak == 149.7e12 and mfu.here(network, "fp32") is None
+    flops = mfu.model_flops(network, "bf16")
+    assert flops is not None and flops.peak == 149.7e12 and mfu.model_flops(network, "fp32") is None
 
 
-def test_the_share_of_a_lap(tiny: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rates_are_those_since_the_last_log_line(tiny: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch) -> None:
     built = build(tiny().model)
     batch = collate(
         [
@@ -114,11 +130,12 @@ def test_the_share_of_a_lap(tiny: Callable[..., Recipe], monkeypatch: pytest.Mon
     )
     clock = iter([10.0, 12.0, 14.0, 15.0])
     monkeypatch.setattr(time, "monotonic", lambda: next(clock))
-    work = ModelFlops.of(built.network, peak=1e6)
-    pace = Throughput(8, work)
+    flops = ModelFlops.of(built.network, peak=1e6)
+    throughput = Throughput(ALONE, 8, None, flops)
     for _ in range(2):
-        pace.step(5, [batch, batch])
-    numbers = pace.lap().numbers()
-    assert numbers["mfu"] == pytest.approx(4 * work.flop(batch) / 4 / 1e6, abs=1e-4) and numbers["rate"] == 4
-    pace.step(5, [batch])
-    assert pace.lap().numbers()["mfu"] == pytest.approx(work.flop(batch) / 1 / 1e6, abs=1e-4)
+        throughput.step([batch, batch])
+    fields = throughput.rates().as_fields()
+    assert fields["mfu"] == pytest.approx(4 * flops.flop(batch) / 4 / 1e6, abs=1e-4) and fields["rate"] == 4
+    assert fields["tokens_per_second"] == int(batch.loss_mask.sum()) and fields["fill"] == 1
+    throughput.step([batch])
+    assert throughput.rates().as_fields()["mfu"] == pytest.approx(flops.flop(batch) / 1 / 1e6, abs=1e-4)

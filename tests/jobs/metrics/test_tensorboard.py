@@ -9,13 +9,12 @@ import torch
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
 
-from mmjobs.metrics.tensorboard import Board
-from mmjobs.train.samples import Sample
+from mmjobs.metrics.tensorboard import Sample, TensorBoardWriter
 
 
 def attempt(folder: Path, resumed: int, last: int, evaluated: tuple[int, ...] = ()) -> None:
     """One attempt: a point at each step, and an evaluation after some."""
-    written = Board(folder, True, resumed)
+    written = TensorBoardWriter(folder, True, resumed)
     for step in range(resumed + 1, last + 1):
         written.scalars({"train/loss": 1 / step}, step)
         if step in evaluated:
@@ -23,7 +22,7 @@ def attempt(folder: Path, resumed: int, last: int, evaluated: tuple[int, ...] = 
     written.flush()
 
 
-def measure(written: Board, step: int) -> None:
+def measure(written: TensorBoardWriter, step: int) -> None:
     written.scalars({"eval/loss": 1 / step}, step)
     written.samples([Sample("colour?", "red", "blue", torch.rand(1, 3, 8, 8))], step)
 
@@ -57,7 +56,7 @@ def test_an_older_checkpoint_reaches_back_over_several_attempts(tmp_path: Path) 
 
 def test_a_result_that_is_measured_again_stands_there_once(tmp_path: Path) -> None:
     attempt(tmp_path, 0, 4, evaluated=(2, 4))
-    written = Board(tmp_path, True, resumed=4, again=True)
+    written = TensorBoardWriter(tmp_path, True, resumed=4, again=True)
     measure(written, 4)
     written.flush()
     found = steps(tmp_path)

@@ -13,10 +13,11 @@ import torch
 from peft.tuners.lora import Linear
 
 from mmjobs.model import adapters, parts, weights
-from mmjobs.model.build import Built, build, skeleton
+from mmjobs.model.build import BuiltModel, build, skeleton
 from mmlaunch.errors import BadInput
 from mmlaunch.recipe import Recipe
 from mmlaunch.recipe.model import Model
+from mmlaunch.recipe.parts import part_of
 
 LORA = {"rank": 4, "alpha": 8}
 KINDS = [{}, {"rslora": True}, {"dora": True}]
@@ -34,7 +35,7 @@ def logits(built: Any) -> torch.Tensor:
     return out
 
 
-def adapted(recipe: Recipe) -> Built:
+def adapted(recipe: Recipe) -> BuiltModel:
     """A model whose adapters have learnt something."""
     torch.manual_seed(0)
     built = build(recipe.model)
@@ -119,7 +120,7 @@ def test_targets_are_chosen_by_their_names(tiny: Callable[..., Recipe]) -> None:
     model = tiny(model__lora={**LORA, "targets": r"language.*\.(q|v)_proj$"}, model__train=TRAIN).model
     names = [name for name, parameter in build(model).network.named_parameters() if parts.ADAPTER in name]
     assert {name.split(".")[-4] for name in names} == {"q_proj", "v_proj"}
-    assert {parts.part_of(name) for name in names} == {"language"}
+    assert {part_of(name) for name in names} == {"language"}
     with pytest.raises(BadInput, match=r"fits none of the linear layers; .*down_proj"):
         build(tiny(model__lora={**LORA, "targets": "nothing"}, model__train=TRAIN).model)
 
@@ -127,7 +128,7 @@ def test_targets_are_chosen_by_their_names(tiny: Callable[..., Recipe]) -> None:
 def test_only_what_the_recipe_trains_has_a_gradient(tiny: Callable[..., Recipe]) -> None:
     built = build(tiny(model__lora=LORA, model__train={**TRAIN, "vision": "frozen"}).model)
     for name, parameter in built.network.named_parameters():
-        part = parts.part_of(name)
+        part = part_of(name)
         assert parameter.requires_grad == (part == "projector" or (part == "language" and parts.ADAPTER in name)), name
 
 

@@ -18,7 +18,7 @@ from mmjobs.data.example import IMAGE, Answer, Example, Origin, Turn
 from mmjobs.data.formats.shapes import example as drawing
 from mmjobs.data.images.preprocess import Squares
 from mmjobs.model import llava
-from mmjobs.model.build import Built, build
+from mmjobs.model.build import BuiltModel, build
 from mmjobs.model.names import opening
 from mmlaunch.errors import BadInput
 from mmlaunch.recipe.model import Model
@@ -35,7 +35,7 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def made(parts: Path, language: str = "llama3", vision: Any = "clip", **more: Any) -> Built:
+def made(parts: Path, language: str = "llama3", vision: Any = "clip", **more: Any) -> BuiltModel:
     where = str(parts / vision) if isinstance(vision, str) else vision
     names = {"vision": where, "language": str(parts / language), "chat_template": "plain"}
     built = build(Model.model_validate({**names, **more}))

@@ -13,7 +13,6 @@ from tests.jobs import checkpoints
 from mmjobs.data.batch import collate
 from mmjobs.data.encode import Processor
 from mmjobs.data.formats.shapes import example
-from mmjobs.data.requirements import of as wants_of
 from mmjobs.model.build import build
 from mmjobs.model.heads import ScoreHead, score_of
 from mmjobs.objectives.forward import hidden_states
@@ -25,9 +24,9 @@ from mmlaunch.recipe.model import Model
 def test_padding_packing_and_neighbours_do_not_matter(tiny: Callable[..., Recipe], attention: str) -> None:
     torch.manual_seed(0)
     recipe = tiny(objective="reward", model__attention=attention)
-    built = build(recipe.model, scored=True)
+    built = build(recipe.model, scoring_head=True)
     built.network.eval()
-    processor = Processor(built.chat, built.pixels, built.positions, requirements=wants_of(recipe.objective))
+    processor = Processor(built.chat, built.pixels, built.positions, requirements=recipe.objective.requirements)
     encoded = [processor.encode(example(row)) for row in range(4)]
 
     def scores(rows: list[int], padding: int, packed: bool) -> torch.Tensor:
@@ -55,11 +54,11 @@ def test_rewards_keep_their_digits_in_half_precision() -> None:
 def test_words_that_are_read_as_well_are_learnt(tmp_path: Path) -> None:
     """A reward model makes no words; where their matrix is that of its input, it still learns."""
     gemma = str(checkpoints.gemma(tmp_path / "gemma"))
-    tied: Any = build(Model.model_validate({"pretrained": gemma}), scored=True).network
+    tied: Any = build(Model.model_validate({"pretrained": gemma}), scoring_head=True).network
     assert tied.get_output_embeddings().weight is tied.get_input_embeddings().weight
     assert tied.get_input_embeddings().weight.requires_grad
     llama = str(checkpoints.in_turns(tmp_path / "llama", "llama"))
-    untied: Any = build(Model.model_validate({"pretrained": llama}), scored=True).network
+    untied: Any = build(Model.model_validate({"pretrained": llama}), scoring_head=True).network
     assert untied.get_output_embeddings().weight is not untied.get_input_embeddings().weight
     assert not untied.get_output_embeddings().weight.requires_grad
     assert untied.get_input_embeddings().weight.requires_grad

@@ -11,7 +11,6 @@ import torch
 from mmjobs.data.batch import collate
 from mmjobs.data.encode import Processor
 from mmjobs.data.formats import shapes
-from mmjobs.data.requirements import of as wants_of
 from mmjobs.model.build import build
 from mmjobs.objectives.forward import hidden_states
 from mmlaunch.recipe import Recipe
@@ -25,7 +24,7 @@ def test_only_what_is_read_passes_the_last_mlp(tiny: Callable[..., Recipe], pack
     torch.manual_seed(0)
     built = build(recipe.model)
     network: Any = built.network.double().eval()
-    processor = Processor(built.chat, built.pixels, built.positions, requirements=wants_of(recipe.objective))
+    processor = Processor(built.chat, built.pixels, built.positions, requirements=recipe.objective.requirements)
     batch = collate([processor.encode(shapes.example(n)) for n in range(3)], built.pixels, 258, packed=packed)
     read = batch.before[batch.loss_mask]
     assert 0 < len(read) < batch.tokens

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmjobs.data.images.preprocess import Squares
-from mmjobs.model.build import Built, build
+from mmjobs.model.build import BuiltModel, build
 from mmjobs.model.mmca import attention
 from mmlaunch.recipe import Recipe
 
@@ -85,7 +85,7 @@ def test_half_precision_is_normalised_with_all_digits() -> None:
 
 
 @pytest.fixture
-def twins(tiny: Callable[..., Recipe]) -> tuple[Built, Built]:
+def twins(tiny: Callable[..., Recipe]) -> tuple[BuiltModel, BuiltModel]:
     """The same weights with plain attention and with MMCA."""
     built = []
     for kind in ("plain", "mmca"):
@@ -99,7 +99,7 @@ def twins(tiny: Callable[..., Recipe]) -> tuple[Built, Built]:
     return built[0], built[1]
 
 
-def hidden(built: Built, ids: list[list[int]], **more: Any) -> torch.Tensor:
+def hidden(built: BuiltModel, ids: list[list[int]], **more: Any) -> torch.Tensor:
     rows = torch.tensor(ids)
     assert isinstance(built.pixels, Squares)
     count = int((rows == IMAGE).sum()) // built.pixels.features
@@ -110,7 +110,7 @@ def hidden(built: Built, ids: list[list[int]], **more: Any) -> torch.Tensor:
         return network.model(input_ids=rows, **{**pixels, **more}).last_hidden_state
 
 
-def test_pure_text_is_plain_attention_and_images_are_not(twins: tuple[Built, Built]) -> None:
+def test_pure_text_is_plain_attention_and_images_are_not(twins: tuple[BuiltModel, BuiltModel]) -> None:
     plain, mmca = twins
     text = [[256, 65, 66, 67, 68]]
     torch.testing.assert_close(hidden(plain, text), hidden(mmca, text), atol=1e-5, rtol=1e-5)
@@ -119,7 +119,7 @@ def test_pure_text_is_plain_attention_and_images_are_not(twins: tuple[Built, Bui
 
 
 @pytest.mark.parametrize("changed", [7, 12])  # a text token, a whole later image
-def test_the_future_changes_nothing(twins: tuple[Built, Built], changed: int) -> None:
+def test_the_future_changes_nothing(twins: tuple[BuiltModel, BuiltModel], changed: int) -> None:
     ids = [256, 65, *[IMAGE] * 4, 66, 67, 68, 69, 70, 71, *[IMAGE] * 4, 72]
     other = list(ids)
     if ids[changed] == IMAGE:
@@ -131,7 +131,7 @@ def test_the_future_changes_nothing(twins: tuple[Built, Built], changed: int) ->
     assert (before[:, changed:] - after[:, changed:]).abs().max() > 1e-4
 
 
-def test_cached_decoding_is_full_recomputation(twins: tuple[Built, Built]) -> None:
+def test_cached_decoding_is_full_recomputation(twins: tuple[BuiltModel, BuiltModel]) -> None:
     network: Any = twins[1].network
     prompt = torch.tensor([[256, 65, *[IMAGE] * 4, 66, 67]])
     pixels = torch.randn(1, 3, 16, 16)
@@ -144,7 +144,7 @@ def test_cached_decoding_is_full_recomputation(twins: tuple[Built, Built]) -> No
     torch.testing.assert_close(torch.stack(kept.logits, 1), logits[:, prompt.shape[1] - 1 : -1], atol=1e-5, rtol=1e-4)
 
 
-def test_padding_is_nobodys_business(twins: tuple[Built, Built]) -> None:
+def test_padding_is_nobodys_business(twins: tuple[BuiltModel, BuiltModel]) -> None:
     alone = [256, 65, *[IMAGE] * 4, 66]
     ids = [[*alone, 0, 0], [256, 66, *[IMAGE] * 4, 67, 68, 69]]
     mask = torch.tensor([[1] * 7 + [0, 0], [1] * 9])

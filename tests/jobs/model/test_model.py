@@ -15,22 +15,23 @@ from mmjobs.data.encode import Processor
 from mmjobs.data.example import Answer, Example, Origin, Turn
 from mmjobs.data.formats import shapes
 from mmjobs.model import parts, trees
-from mmjobs.model.build import Built, build
+from mmjobs.model.build import BuiltModel, build
 from mmjobs.model.generate import greedy
 from mmjobs.model.projectors import PROJECTORS
 from mmjobs.objectives.sft import Sft
 from mmlaunch.errors import BadInput, RecipeError
 from mmlaunch.recipe import Recipe
 from mmlaunch.recipe.model import Projectors
+from mmlaunch.recipe.parts import part_of
 
-Made = Callable[..., tuple[Built, Processor]]
+Made = Callable[..., tuple[BuiltModel, Processor]]
 
 
 @pytest.fixture
 def made(tiny: Callable[..., Recipe]) -> Made:
     """Make a tiny model and its processor; changes as for `tiny`."""
 
-    def _made(**changes: Any) -> tuple[Built, Processor]:
+    def _made(**changes: Any) -> tuple[BuiltModel, Processor]:
         torch.manual_seed(1)
         recipe = tiny(**changes)
         built = build(recipe.model)
@@ -60,8 +61,10 @@ def test_loss_of_an_example_does_not_depend_on_its_neighbours(
     ]
     sft = Sft()
     with torch.no_grad():
-        together = sft(built.network, collate(encoded, built.pixels, 0)).each  # padded with a token that is real
-        alone = torch.cat([sft(built.network, collate([one], built.pixels, 258)).each for one in encoded])
+        together = sft(
+            built.network, collate(encoded, built.pixels, 0)
+        ).example_losses  # padded with a token that is real
+        alone = torch.cat([sft(built.network, collate([one], built.pixels, 258)).example_losses for one in encoded])
     torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-6)
 
 
@@ -85,7 +88,9 @@ def test_packed_sequences_are_those_that_stand_alone(made: Made, attention: str,
     built.network.zero_grad()
     alone = [sft(built.network, collate([one], built.pixels, 258)) for one in encoded]
     torch.autograd.backward(torch.stack([one.loss for one in alone]).sum())
-    torch.testing.assert_close(packed.each, torch.cat([one.each for one in alone]), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        packed.example_losses, torch.cat([one.example_losses for one in alone]), atol=1e-5, rtol=1e-5
+    )
     for name, parameter in built.network.named_parameters():
         if parameter.grad is not None:
             torch.testing.assert_close(grads[name], parameter.grad, atol=1e-4, rtol=1e-4)
@@ -118,8 +123,8 @@ def test_images_matter_and_their_tokens_are_counted(made: Made) -> None:
     assert one.prompt.ids.count(259) == 4
     with torch.no_grad():
         assert (
-            sft(built.network, collate([one], built.pixels, 258)).each
-            != sft(built.network, collate([swapped], built.pixels, 258)).each
+            sft(built.network, collate([one], built.pixels, 258)).example_losses
+            != sft(built.network, collate([swapped], built.pixels, 258)).example_losses
         )
 
 
@@ -139,7 +144,7 @@ def test_what_nobody_reads_is_not_trained(made: Made) -> None:
     for name, parameter in built.network.named_parameters():
         assert (parameter.grad is not None) == parameter.requires_grad, name
     one_layer, _ = made(model__train={"vision": "full", "vision_layers": 1})
-    trained = {n for n, p in one_layer.network.named_parameters() if p.requires_grad and parts.part_of(n) == "vision"}
+    trained = {n for n, p in one_layer.network.named_parameters() if p.requires_grad and part_of(n) == "vision"}
     assert trained and all("encoder.layers.0." in name for name in trained)
 
 

@@ -16,19 +16,19 @@ from mmjobs.data.batch import collate
 from mmjobs.data.encode import Processor
 from mmjobs.data.example import IMAGE, Answer, BadRow, Example, Origin, Turn
 from mmjobs.data.images.image_file import BytesPicture
-from mmjobs.data.requirements import Requirements
-from mmjobs.data.requirements import of as wants_of
 from mmjobs.model import parts
-from mmjobs.model.build import Built, build
+from mmjobs.model.build import BuiltModel, build
 from mmjobs.objectives import objective_of
 from mmjobs.objectives.sft import Sft
 from mmlaunch.errors import BadInput
 from mmlaunch.recipe.model import Model
-from mmlaunch.recipe.objective import Preference
+from mmlaunch.recipe.parts import PARTS, part_of
+from mmlaunch.recipe.preference import Preference
+from mmlaunch.recipe.requirements import Requirements
 
 
 @pytest.fixture(scope="module", params=checkpoints.SEEING)
-def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Built:
+def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> BuiltModel:
     folder = checkpoints.SEEING[request.param](tmp_path_factory.mktemp("whole") / request.param)
     made = build(Model.model_validate({"pretrained": str(folder)}))
     made.network.eval()
@@ -48,7 +48,7 @@ def asks(*sizes: tuple[int, int], words: tuple[Any, ...] = ("\nWhat? ",)) -> Exa
     return Example(pictures, (Turn("user", content),), (Answer("A circle"), Answer("Two")), Origin("here", 3))
 
 
-def test_tokens_and_pixels_are_those_of_the_processor(built: Built) -> None:
+def test_tokens_and_pixels_are_those_of_the_processor(built: BuiltModel) -> None:
     example = asks((60, 40), (30, 50))
     encoded = Processor(built.chat, built.pixels, 900).encode(example)
     parts_of = [{"type": "image"}, {"type": "image"}, {"type": "text", "text": "\nWhat? "}]
@@ -62,20 +62,20 @@ def test_tokens_and_pixels_are_those_of_the_processor(built: Built) -> None:
     assert "pixel_values" in encoded.image_inputs
 
 
-def test_rows_of_all_kinds_share_a_batch(built: Built) -> None:
+def test_rows_of_all_kinds_share_a_batch(built: BuiltModel) -> None:
     processor, sft = Processor(built.chat, built.pixels, 900, requirements=Requirements(most=1)), Sft()
     encoded = [processor.encode(one) for one in (asks(), asks((60, 40)), asks((30, 50), (60, 60)), asks((40, 40)))]
     with torch.no_grad():
-        together = sft(built.network, collate(encoded, built.pixels, 0)).each
-        alone = torch.cat([sft(built.network, collate([one], built.pixels, 0)).each for one in encoded])
+        together = sft(built.network, collate(encoded, built.pixels, 0)).example_losses
+        alone = torch.cat([sft(built.network, collate([one], built.pixels, 0)).example_losses for one in encoded])
     torch.testing.assert_close(together, alone, atol=1e-4, rtol=1e-4)
 
 
-def test_answers_branch_off_in_all_families_that_can(built: Built) -> None:
+def test_answers_branch_off_in_all_families_that_can(built: BuiltModel) -> None:
     """Losses and gradients of packed trees are those of padded rows, where each answer has a row of its own."""
     settings = Preference.model_validate({"method": "mpo", "terms": {"plackett_luce": {}}, "reference": "none"})
     processor, objective = (
-        Processor(built.chat, built.pixels, 900, requirements=wants_of(settings)),
+        Processor(built.chat, built.pixels, 900, requirements=settings.requirements),
         objective_of(settings),
     )
     encoded = [processor.encode(one) for one in (asks(), asks((60, 40)), asks((30, 50), (60, 60)))]
@@ -86,34 +86,34 @@ def test_answers_branch_off_in_all_families_that_can(built: Built) -> None:
         built.network.zero_grad()
         torch.autograd.backward(torch.stack(list(measured.losses.values())).sum())
         grads = [p.grad.clone() for p in built.network.parameters() if p.grad is not None]
-        found.append((measured.each, grads))
+        found.append((measured.example_losses, grads))
     torch.testing.assert_close(found[0][0], found[1][0], atol=1e-5, rtol=1e-5)
     for one, other in zip(found[0][1], found[1][1], strict=True):
         torch.testing.assert_close(one, other, atol=2e-4, rtol=1e-3)
 
 
-def test_every_parameter_has_its_part(built: Built) -> None:
+def test_every_parameter_has_its_part(built: BuiltModel) -> None:
     table = parts.counts(built.network)
-    assert {*table, "head"} == set(parts.PARTS)
+    assert {*table, "head"} == set(PARTS)
     assert {part for part, count in table.items() if count["trainable"]} == {"projector", "language", "embeddings"}
 
 
-def test_dropout_is_of_the_language_model_alone(built: Built) -> None:
+def test_dropout_is_of_the_language_model_alone(built: BuiltModel) -> None:
     dropped: Any = build(Model.model_validate({"pretrained": built.network.name_or_path, "dropout": 0.25})).network
     named = [
         (name, module.attention_dropout)
         for name, module in dropped.named_modules()
         if hasattr(module, "attention_dropout")
     ]
-    found = {parts.part_of(f"{name}.weight") for name, share in named if share == 0.25}
+    found = {part_of(f"{name}.weight") for name, share in named if share == 0.25}
     assert found == {"language"}
 
 
-def test_lora_reaches_the_language_model_alone(built: Built) -> None:
+def test_lora_reaches_the_language_model_alone(built: BuiltModel) -> None:
     lora = {"train": {"language": "lora", "projector": "frozen"}, "lora": {"rank": 2, "alpha": 4}}
     adapted = build(Model.model_validate({"pretrained": built.network.name_or_path, **lora}))
     trained = [name for name, parameter in adapted.network.named_parameters() if parameter.requires_grad]
-    assert trained and all("lora_" in name and parts.part_of(name) == "language" for name in trained)
+    assert trained and all("lora_" in name and part_of(name) == "language" for name in trained)
 
 
 def test_text_models_take_no_images(tmp_path: Path) -> None:
@@ -121,7 +121,7 @@ def test_text_models_take_no_images(tmp_path: Path) -> None:
     processor = Processor(made.chat, made.pixels, 200, requirements=Requirements(most=1))
     encoded = processor.encode(asks())
     assert made.chat.tokenizer.decode(encoded.answers[0].ids) == "A circle<end_of_turn>"
-    assert Sft()(made.network, collate([encoded], made.pixels, 0)).each.item() > 0
+    assert Sft()(made.network, collate([encoded], made.pixels, 0)).example_losses.item() > 0
     with pytest.raises(BadRow, match="here:3: has an image, and this model takes none"):
         processor.encode(asks((20, 20)))
     system = Example((), (Turn("system", ("Be kind",)), Turn("user", ("Hello",))), (Answer("x"),), Origin("here", 4))

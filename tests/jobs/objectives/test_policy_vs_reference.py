@@ -14,12 +14,12 @@ from mmjobs.data.batch import collate
 from mmjobs.data.chat import Tokens
 from mmjobs.data.encode import Encoded
 from mmjobs.data.example import Origin
-from mmjobs.objectives.global_batch import among
+from mmjobs.objectives.global_batch import for_micro_batches
 from mmjobs.objectives.policy_vs_reference import Completion, CompletionSums, PolicyVsReference, divergence
 from mmjobs.objectives.terms import TERMS
 from mmjobs.objectives.terms.others import ranked
-from mmjobs.objectives.terms.pairs import labels
-from mmlaunch.recipe.objective import Preference as Settings
+from mmjobs.objectives.terms.pairs import soft_labels
+from mmlaunch.recipe.preference import Preference as Settings
 from mmlaunch.recipe.terms import Aot, Margin, Term, Terms
 
 
@@ -35,12 +35,14 @@ def test_the_best_margin_of_mmpo_is_gamma_times_the_gap_of_the_scores() -> None:
     one = torch.ones(5, dtype=torch.float64)
     pairs = PolicyVsReference(
         0.3, side(delta, one, gaps), side(0 * one, one, 0 * gaps), side(0 * one, one, gaps),
-        ratios=one[:, None], there=one[:, None] > 0, unpaired_label=one, mismatched=one, paired=one > 0,
+        log_ratios=one[:, None], exists=one[:, None] > 0, unpaired_label=one, mismatched=one, paired=one > 0,
     )  # fmt: skip
-    loss = TERMS["margin"](pairs, Margin(gamma=1.1))
+    loss = TERMS["margin"].loss(pairs, Margin(gamma=1.1))
     (slope,) = torch.autograd.grad(loss.sum(), delta)
     assert loss.isfinite().all() and slope.abs().max() < 1e-12
-    assert torch.equal(labels(pairs, Margin(gamma=1.1, scores="divided by their spread")), torch.sigmoid(1.1 * gaps))
+    assert torch.equal(
+        soft_labels(pairs, Margin(gamma=1.1, scores="divided by their spread")), torch.sigmoid(1.1 * gaps)
+    )
 
 
 @pytest.mark.parametrize(("kind", "alpha"), [("forward_kl", 0.5), ("js", 0.5), ("alpha", 0.3), ("alpha", 2.0)])
@@ -55,7 +57,7 @@ def test_odds_of_a_certain_answer_are_finite() -> None:
     found = []
     for mean in (0.0, math.log1p(-1e-6)):
         chosen = torch.tensor([mean], requires_grad=True)
-        loss = TERMS["orpo"](of_means(chosen, torch.tensor([-1.0])), Term())
+        loss = TERMS["orpo"].loss(of_means(chosen, torch.tensor([-1.0])), Term())
         (slope,) = torch.autograd.grad(loss.sum(), chosen)
         assert loss.isfinite().all() and slope.isfinite().all()
         found.append(loss.item())
@@ -78,9 +80,9 @@ def test_a_small_ratio_of_a_long_answer_keeps_its_digits() -> None:
     generator = torch.Generator().manual_seed(0)
     policy = -5 * torch.rand(count + 1, generator=generator)
     reference = policy + 1e-5 * torch.rand(count + 1, generator=generator)
-    sides = CompletionSums(batch, policy, reference, Settings.model_validate("dpo"))
+    sums = CompletionSums(batch, policy, reference, Settings.model_validate("dpo"))
     exact = (policy.double() - reference.double())[:count].sum()
-    assert float(sides.side(sides.arranged.chosen).ratio) == pytest.approx(float(exact), rel=1e-5)
+    assert float(sums.completion(sums.index.chosen).log_ratio) == pytest.approx(float(exact), rel=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
@@ -117,10 +119,10 @@ def test_what_has_left_its_reference_far_behind_is_finite(kind: str, term: str) 
     one, score = torch.ones(4), divergence(ratio, kind, 0.3)
     chosen, rejected = (Completion(one, one, ratio, one, value, one, one) for value in (score, 0 * one))
     pairs = PolicyVsReference(
-        0.3, chosen, rejected, rejected, ratios=one[:, None], there=one[:, None] > 0, unpaired_label=one, mismatched=one,
-        paired=one > 0,
+        0.3, chosen, rejected, rejected, log_ratios=one[:, None], exists=one[:, None] > 0, unpaired_label=one,
+        mismatched=one, paired=one > 0,
     )  # fmt: skip
-    found = TERMS[term](pairs, getattr(Terms.model_validate({term: {}}), term))
+    found = TERMS[term].loss(pairs, getattr(Terms.model_validate({term: {}}), term))
     assert found.isfinite().all() and torch.autograd.grad(found.sum(), ratio)[0].isfinite().all()
 
 
@@ -133,7 +135,7 @@ def test_every_rank_is_told_of_all_others_and_of_its_own() -> None:
         {
             "policy": torch.tensor(policy[a:b]), "reference": torch.tensor(known[a:b]),
             "chosen": torch.tensor(chosen[a:b]), "rejected": torch.tensor(rejected[a:b]),
-            "strangers": torch.tensor(mismatched[number]),
+            "mismatched": torch.tensor(mismatched[number]),
         }
         for number, (a, b) in enumerate(cuts)
     ]  # fmt: skip
@@ -141,11 +143,11 @@ def test_every_rank_is_told_of_all_others_and_of_its_own() -> None:
     paired = [30.0, 10.0, 20.0, 40.0]
     above, below = [-1.0, 7.0, 0.5, 2.0], [2.0, 1.0, 4.0, 3.0]  # of rank: the rejected for each chosen, and back
     for rank, mine in ((0, cuts[:2]), (1, cuts[2:])):
-        for found, (a, b) in zip(among(everyone, rank, Aot(pairs="paired")), mine, strict=True):
+        for found, (a, b) in zip(for_micro_batches(everyone, rank, Aot(pairs="paired")), mine, strict=True):
             assert found["paired"].tolist() == paired[a:b] and found["point"] == 3.0
-        for found, (a, b) in zip(among(everyone, rank, Aot(pairs="unpaired")), mine, strict=True):
+        for found, (a, b) in zip(for_micro_batches(everyone, rank, Aot(pairs="unpaired")), mine, strict=True):
             assert (found["rejected"].tolist(), found["chosen"].tolist()) == (above[a:b], below[a:b])
-        assert [found.keys() for found in among(everyone, rank, None)] == [{"point"}] * len(mine)
-    nobody = [[{**batches[0], "strangers": torch.tensor([])}]]
-    assert among(nobody, 0, None)[0]["point"] == 0
-    assert among([[{**batches[0], "strangers": torch.tensor([-1.0])}]], 0, None)[0]["point"] == 0
+        assert [found.keys() for found in for_micro_batches(everyone, rank, None)] == [{"point"}] * len(mine)
+    nobody = [[{**batches[0], "mismatched": torch.tensor([])}]]
+    assert for_micro_batches(nobody, 0, None)[0]["point"] == 0
+    assert for_micro_batches([[{**batches[0], "mismatched": torch.tensor([-1.0])}]], 0, None)[0]["point"] == 0

@@ -14,7 +14,6 @@ from tests.jobs import checkpoints
 
 from mmjobs.objectives import preference
 from mmlaunch.recipe import Recipe
-from mmlaunch.recipe.metrics import evaluated
 
 Jobs = Callable[[str], Any]
 Recipes = Callable[..., Recipe]
@@ -29,7 +28,7 @@ def test_the_first_loss_is_known(job: Jobs, tiny: Recipes, method: str) -> None:
     assert run.run(recipe) == [0], run.log()
     (step,) = run.events("step")
     assert step["loss"] == pytest.approx(FIRST[method], abs=1e-6)
-    assert set(evaluated(recipe.objective)) == run.events("evaluated")[-1]["metrics"].keys()
+    assert set(recipe.objective.evaluation_metrics) == run.events("evaluated")[-1]["metrics"].keys()
 
 
 @pytest.mark.parametrize("world", [1, 2])
@@ -60,7 +59,7 @@ def test_mpo_begins_with_its_weights_and_moves_its_shift(job: Jobs, tiny: Recipe
     rewards = [(event["rewards/chosen"] + event["rewards/rejected"]) / 2 for event in steps]
     assert steps[3]["shift"] == pytest.approx(sum(rewards[:3]) / 3, abs=1e-6)
     state = json.loads((run.paths.checkpoint(4) / "state.json").read_text())
-    assert state["objective"]["count"] == 2 * 8 * 4
+    assert state["learner"]["count"] == 2 * 8 * 4
 
 
 @pytest.mark.parametrize("method", ["mdpo", "mpo", "aot", "kto", {"method": "reward", "centre": 0.01}])
@@ -100,7 +99,7 @@ def test_a_killed_run_goes_on_bit_for_bit(job: Jobs, tiny: Recipes, method: str,
     for name, weight in whole.weights(8).items():
         assert torch.equal(broken.weights(8)[name], weight)
     states = [json.loads((run.paths.checkpoint(8) / "state.json").read_text()) for run in (whole, broken)]
-    assert states[0]["objective"] == states[1]["objective"]
+    assert states[0]["learner"] == states[1]["learner"]
     assert not [event for event in broken.events("reference") if event["attempt"] == 2], "it was measured before"
 
 
@@ -108,12 +107,12 @@ def tell_what_is_read() -> None:
     """A rank prints the log-probabilities of each look at its batches."""
     read = preference.answer_log_probs
 
-    def told(*arguments: Any) -> Any:
-        found = read(*arguments)
-        print("read", arguments[0].training, found.values.double().sum().item(), flush=True)
-        return found
+    def printed(*arguments: Any) -> Any:
+        computed = read(*arguments)
+        print("read", arguments[0].training, computed.values.double().sum().item(), flush=True)
+        return computed
 
-    preference.answer_log_probs = told  # in a rank's own process, which ends
+    setattr(preference, "answer_log_probs", printed)  # noqa: B010  in a rank's own process, which ends
 
 
 @pytest.mark.parametrize("stage", [0, 3])

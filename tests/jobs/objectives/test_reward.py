@@ -18,7 +18,6 @@ from mmjobs.data.batch import collate
 from mmjobs.data.chat import own_template
 from mmjobs.data.encode import Processor
 from mmjobs.data.example import Answer, Example, Origin, Turn
-from mmjobs.data.requirements import of as wants_of
 from mmjobs.model import tokens
 from mmjobs.model.build import build
 from mmjobs.objectives.reward import Reward
@@ -147,10 +146,10 @@ def test_a_reward_is_read_after_the_last_token_and_learnt_as_its_formula_says(
 ) -> None:
     recipe = tiny(objective={"method": "reward", **WAYS[way]})
     torch.manual_seed(1)
-    built = build(recipe.model, scored=True)
+    built = build(recipe.model, scoring_head=True)
     network: Any = built.network.double().eval()
     torch.nn.init.normal_(network.score.weight, std=0.5)
-    processor = Processor(built.chat, built.pixels, 128, requirements=wants_of(recipe.objective))
+    processor = Processor(built.chat, built.pixels, 128, requirements=recipe.objective.requirements)
     answered = [(Answer("red", 2.0), Answer("of course", 0.5)), (Answer("a", 3.0), Answer("bc", 1.0), Answer("d", 0.0))]
     found = [
         processor.encode(Example((), (Turn("user", (f"Which {number}?",)),), answers, Origin("here", number)))
@@ -167,7 +166,7 @@ def test_a_reward_is_read_after_the_last_token_and_learnt_as_its_formula_says(
         )
     scores = [[answer.score or 0.0 for answer in answers] for answers in answered]
     each = [told(way, *pair, recipe.objective.centre) for pair in zip(rewards, scores, strict=True)]
-    torch.testing.assert_close(measured.each, torch.stack(each))
+    torch.testing.assert_close(measured.example_losses, torch.stack(each))
     ours, theirs = (
         torch.autograd.grad(loss, network.score.weight, retain_graph=True)[0]
         for loss in (measured.losses["examples"], torch.stack(each).sum())
@@ -182,7 +181,7 @@ def test_a_reward_is_read_after_the_last_token_and_learnt_as_its_formula_says(
     assert means["reward_squared"] == pytest.approx(float(flat.square().mean()))
     assert means["accuracy"] == pytest.approx(float((ahead > 0).double().mean()))
     assert means["margin"] == pytest.approx(float(ahead.mean()))
-    objective.learn({"reward": (6.0, 3.0), "reward_squared": (24.0, 3.0)})
+    objective.update({"reward": (6.0, 3.0), "reward_squared": (24.0, 3.0)})
     assert objective.state()["mean"] == 2.0 and objective.state()["spread"] == pytest.approx(2.0)
-    objective.learn({"reward": (0.0, 1.0), "reward_squared": (0.0, 1.0)})
+    objective.update({"reward": (0.0, 1.0), "reward_squared": (0.0, 1.0)})
     assert objective.state()["mean"] == pytest.approx(0.99 * 6 / (0.99 * 3 + 1))

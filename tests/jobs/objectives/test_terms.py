@@ -18,15 +18,14 @@ from mmjobs.data.batch import Batch, collate
 from mmjobs.data.encode import Encoded, Processor
 from mmjobs.data.example import Answer, Example, Origin, Turn
 from mmjobs.data.formats import shapes
-from mmjobs.data.requirements import of as wants_of
-from mmjobs.model.build import Built, build
+from mmjobs.model.build import BuiltModel, build
 from mmjobs.objectives import objective_of
 from mmjobs.objectives.forward import answer_token_log_probs
 from mmjobs.objectives.preference import Preference
 from mmjobs.objectives.terms import TERMS
 from mmlaunch.errors import UserError
 from mmlaunch.recipe import Recipe
-from mmlaunch.recipe.objective import PRESETS
+from mmlaunch.recipe.preference import PRESETS
 from mmlaunch.recipe.terms import BY_RATIO, Terms
 
 Recipes = Callable[..., Recipe]
@@ -84,7 +83,11 @@ def made(models: dict[Any, Any], tiny: Recipes, objective: Any, attention: str, 
                 torch.nn.init.normal_(parameter, std=0.3)
         models[key] = built
     built = models[key]
-    return recipe, built, Processor(built.chat, built.pixels, built.positions, requirements=wants_of(recipe.objective))
+    return (
+        recipe,
+        built,
+        Processor(built.chat, built.pixels, built.positions, requirements=recipe.objective.requirements),
+    )
 
 
 def example(number: int, answers: list[str], image: bool) -> Example:
@@ -111,20 +114,20 @@ def gradients(network: Any, loss: torch.Tensor) -> dict[str, torch.Tensor]:
     return {name: p.grad.clone() for name, p in network.named_parameters() if p.grad is not None}
 
 
-def judged_alone(built: Built, found: list[Encoded], options: dict[str, Any]) -> list[judged.Judged]:
+def judged_alone(built: BuiltModel, found: list[Encoded], options: dict[str, Any]) -> list[judged.Judged]:
     known = [() if one.reference is None else torch.split(one.reference, one.loss_tokens) for one in found]
     return [judged.Judged(built.network, built.pixels, *pair, options) for pair in zip(found, known, strict=True)]
 
 
 def compare(
-    built: Built, objective: Preference, found: list[Encoded], batches: list[Batch], **options: Any
+    built: BuiltModel, objective: Preference, found: list[Encoded], batches: list[Batch], **options: Any
 ) -> list[judged.Judged]:
     """Losses, gradients and metrics of these batches, together one global batch, against each answer on its own."""
     network, chosen, alone = built.network, objective.settings, judged_alone(built, found, options)
     units = {name: sum(objective.units(batch)[name] for batch in batches) for name in objective.over}
-    if objective.looks_ahead:
+    if objective.needs_global_batch:
         with torch.no_grad():
-            objective.know([[objective.ahead(network, batch) for batch in batches]], 0)
+            objective.set_global_batch([[objective.statistics(network, batch) for batch in batches]], 0)
     measured = [objective(network, batch) for batch in batches]
     lost = [one.losses[unit] / count for one in measured for unit, count in units.items() if count]
     ours = torch.stack(lost).sum()
@@ -133,7 +136,7 @@ def compare(
     by_term = judged.losses(terms, chosen.beta, alone, objective.shift, SPREAD)
     theirs = judged.total(terms, by_term, alone)
     torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-10)
-    each = torch.cat([one.each for one in measured])
+    each = torch.cat([one.example_losses for one in measured])
     torch.testing.assert_close(each, judged.weighted(terms, by_term).detach(), rtol=1e-9, atol=1e-10)
     expected = judged.metrics(terms, chosen.beta, alone, by_term, SPREAD)
     expected["shift"] = objective.shift * len(batches), float(len(batches))
@@ -157,7 +160,7 @@ def test_every_mixture_is_what_its_formula_says(
     count = processor.requirements.most or 3
     rows = [example(n, list(WORDS[n : n + count]), image=n != 1) for n in range(4)]
     found = [encoded(processor, row, spoil=1 + n, level=level) for n, row in enumerate(rows)]
-    preference = objective_of(recipe.objective, spread=SPREAD)
+    preference = objective_of(recipe.objective, std=SPREAD)
     assert isinstance(preference, Preference)
     preference.restore({"rewards": 3.0, "count": 10})
     batches = [collate(some, built.pixels, 258, packed=True) for some in (found[:3], found[3:])]
@@ -195,7 +198,7 @@ def test_packed_trees_are_separate_sequences(models: dict[Any, Any], tiny: Recip
     rows = [example(n, data.draw(words), data.draw(st.booleans())) for n in range(data.draw(st.integers(1, 4)))]
     rows = [replace(row, label="false" if n % 2 else "true") for n, row in enumerate(rows)]
     found = [encoded(processor, row, spoil=1 + n) for n, row in enumerate(rows)]
-    preference = objective_of(recipe.objective, spread=SPREAD)
+    preference = objective_of(recipe.objective, std=SPREAD)
     assert isinstance(preference, Preference)
     compare(built, preference, found, [collate(found, built.pixels, 258, packed=True)])
 

@@ -19,7 +19,7 @@ from tests.runs import mmlaunch
 from mmjobs.data.encode import Encoded, Processor
 from mmjobs.data.formats.shapes import example
 from mmjobs.model import adapters, heads
-from mmjobs.model.build import Built, skeleton
+from mmjobs.model.build import BuiltModel, skeleton
 from mmjobs.tasks.compare import _result, compare
 from mmjobs.tasks.statistics import around_mean, bootstrap, differing, sign_test, wilson
 from mmlaunch.errors import BadInput
@@ -48,7 +48,7 @@ def by_hand(run: Any, recipe: Recipe, rows: Sequence[int]) -> list[float]:
     if scored:
         heads.add_score(network)
     adapters.add(network, recipe.model)
-    state = safetensors.torch.load_file(run.paths.checkpoint(run.saved()[-1]) / "model.safetensors")
+    state = safetensors.torch.load_file(run.paths.checkpoint(run.saved()[-1]) / "model" / "model.safetensors")
     network.load_state_dict({name: value.float() for name, value in state.items()})
     processor = Processor(built.chat, built.pixels, 128)
     judge = _score if scored else _log_probability
@@ -61,11 +61,11 @@ def by_hand(run: Any, recipe: Recipe, rows: Sequence[int]) -> list[float]:
     return margins
 
 
-def _log_probability(network: Any, built: Built, one: Encoded, answer: list[int]) -> float:
+def _log_probability(network: Any, built: BuiltModel, one: Encoded, answer: list[int]) -> float:
     return float(log_probs(network, built.pixels, one.prompt.ids, answer, one.image_inputs).sum())
 
 
-def _score(network: Any, built: Built, one: Encoded, answer: list[int]) -> float:
+def _score(network: Any, built: BuiltModel, one: Encoded, answer: list[int]) -> float:
     ids = torch.tensor([one.prompt.ids + answer])
     seen = built.pixels.join([one.image_inputs], ids)
     out = network.model(input_ids=ids, attention_mask=torch.ones_like(ids), **seen, use_cache=False)
@@ -139,10 +139,10 @@ def test_a_set_that_is_shown_never_is_not_judged(job: Jobs, tiny: Recipes, tmp_p
 def test_weights_that_are_no_numbers_judge_nothing(job: Jobs, tiny: Recipes) -> None:
     run = trained(job, "run", tiny(objective="dpo", steps=1))
     folder = run.paths.checkpoint(1)
-    state = safetensors.torch.load_file(folder / "model.safetensors")
+    state = safetensors.torch.load_file(folder / "model" / "model.safetensors")
     name = next(name for name in state if "language_model" in name and "q_proj" in name)
     state[name][0, 0] = float("nan")
-    safetensors.torch.save_file(state, folder / "model.safetensors")
+    safetensors.torch.save_file(state, folder / "model" / "model.safetensors")
     (folder / manifest.NAME).unlink()
     manifest.seal(Path(folder.replace(manifest.staging(folder.parent, 1))), folder, 1, 1)
     what = f"run, step 1: {ROWS} of {ROWS} margins are no finite numbers, the first of .*:{FIRST}"

@@ -35,38 +35,37 @@ from mmjobs.data.encode import Processor
 from mmjobs.data.formats.shapes import example
 from mmjobs.model.build import build
 from mmjobs.objectives.sft import Sft
-from mmjobs.train.engine import Engine
-from mmjobs.train.ranks import Ranks
-from mmjobs.train.whereabouts import Whereabouts
-from mmlaunch.plan import deepspeed
+from mmjobs.engine.engine import Engine
+from mmjobs.rank.position import Position
+from mmjobs.rank.ranks import Ranks
+from mmlaunch.submit.plan import deepspeed
 from deepspeed.accelerator import get_accelerator
 
 get_accelerator().is_fp16_supported = lambda: True  # it means fast instructions, which not every CPU has
 folder, stage, precision = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
 resources = {"nodes": 1, "gpus_per_node": int(precision == "fp16")}  # a rule of recipes: fp16 is slow without
 recipe = tiny(deepspeed__stage=stage, precision=precision, optim__lr=1e-2, resources=resources)
-(folder / "deepspeed.json").write_text(json.dumps(deepspeed(recipe, 8, 1)))
 sft = Sft()
 
 
 def broken(network, batch):
-    measured = sft(network, batch)
-    return replace(measured, losses={"tokens": measured.loss * float("nan")})
+    output = sft(network, batch)
+    return replace(output, losses={"tokens": output.loss * float("nan")})
 
 
 def train(objectives):
     torch.manual_seed(0)
     built = build(recipe.model, precision)
-    place = Ranks(0, 1, None), Whereabouts()
-    engine = Engine(built.network, recipe.optim, 20, precision, folder / "deepspeed.json", *place)
+    place = Ranks(0, 1, None), Position()
+    engine = Engine(built.network, recipe.optim, 20, precision, deepspeed(recipe, 8, 1), *place)
     processor = Processor(built.chat, built.pixels, built.positions)
     batch = collate([processor.encode(example(row)) for row in range(8)], built.pixels, 258)
-    found = []
+    steps = []
     for objective in objectives:
-        (measured,) = engine.train_on([batch], objective, objective_units := sft.units(batch))
+        (output,) = engine.accumulate([batch], objective, objective_units := sft.units(batch))
         update = engine.step(0)
-        found.append((float(measured.each.sum()) / objective_units["tokens"], update.norm, update.rescaled))
-    return found
+        steps.append((float(output.example_losses.sum()) / objective_units["tokens"], update.norm, update.rescaled))
+    return steps
 
 
 dist.init_process_group("gloo", init_method="tcp://127.0.0.1:0", rank=0, world_size=1)
@@ -93,7 +92,11 @@ def spoil() -> None:
                 raise ValueError("this rank does not want to")
             if step not in spoilt:
                 return measured
-            losses = {unit: loss * float("nan") for unit, loss in measured.losses.items()}
+            if os.environ.get("GRADIENT") == "finite":  # a constant has no gradient
+                unknown = float("nan") if os.environ["RANK"] == "1" else 0.0
+                losses = {unit: loss + unknown for unit, loss in measured.losses.items()}
+            else:
+                losses = {unit: loss * float("nan") for unit, loss in measured.losses.items()}
             return dataclasses.replace(measured, losses=losses)
 
         return call
@@ -116,13 +119,27 @@ def test_bad_steps_neither_lose_a_save_nor_the_result(job: Jobs, tiny: Recipes, 
     assert any(not torch.equal(one[name], other[name]) for name in one), "step 5 was a good one"
 
 
+def test_a_loss_that_one_rank_knows_to_be_bad_ends_all(job: Jobs, tiny: Recipes) -> None:
+    """Its gradient is finite, so the weights have changed: nothing is saved after it, and every rank keeps its batch."""
+    run = job("run")
+    run.prepare = spoil
+    recipe = tiny(steps=6, checkpoint__every="1 steps", checkpoint__keep=9, optim__bad_steps=5)
+    assert run.run(recipe, 2, SPOIL="3", GRADIENT="finite") == [1, 1], run.log()
+    assert run.saved() == [1, 2]
+    records = [json.loads(run.paths.attempt(1).rank_error(rank).read_text()) for rank in (0, 1)]
+    assert {record["type"] for record in records} == {"NotFinite"} and records[0]["sample"].startswith("shapes:")
+    assert records[0]["message"].startswith("the loss of step 3 is nan; samples: shapes:")
+    kept = sorted(path.name for path in run.paths.attempt(1).not_finite.iterdir())
+    assert kept == ["rank-0.pt", "rank-1.pt"]
+
+
 def test_a_bad_step_teaches_the_objective_nothing(job: Jobs, tiny: Recipes) -> None:
     """The shift of BCO is the mean over the steps that were taken."""
     run = job("run")
     run.prepare = spoil
     assert run.run(tiny(objective="mpo", steps=5), SPOIL="3") == [0], run.log()
     taken = [event for event in run.events("step") if event["step"] in (1, 2, 4, 5)]
-    state = json.loads((run.paths.checkpoint(5) / "state.json").read_text())["objective"]
+    state = json.loads((run.paths.checkpoint(5) / "state.json").read_text())["learner"]
     assert state["count"] == 4 * 2 * 8
     rewards = sum(8 * (event["rewards/chosen"] + event["rewards/rejected"]) for event in taken)
     assert state["rewards"] == pytest.approx(rewards, abs=1e-4) and abs(rewards) > 1e-3

@@ -17,13 +17,13 @@ from mmjobs.data.encode import Processor
 from mmjobs.data.example import IMAGE, BadRow, Turn
 from mmjobs.data.formats import shapes
 from mmjobs.data.images.preprocess import Processed
-from mmjobs.data.requirements import Requirements
 from mmjobs.model import log_probs, trees
 from mmjobs.model.build import build
 from mmjobs.tasks.export import export
 from mmlaunch.errors import BadInput
 from mmlaunch.recipe import Recipe
 from mmlaunch.recipe.model import Model
+from mmlaunch.recipe.requirements import Requirements
 
 Jobs = Callable[[str], Any]
 Recipes = Callable[..., Recipe]

@@ -23,14 +23,14 @@ from mmjobs.data.batch import collate
 from mmjobs.data.encode import Processor
 from mmjobs.data.formats import shapes
 from mmjobs.data.loader import Examples
-from mmjobs.data.requirements import Requirements
-from mmjobs.data.requirements import of as wants_of
 from mmjobs.model.build import build
 from mmjobs.objectives.adapter_off import adapter_off
 from mmjobs.objectives.forward import answer_token_log_probs
 from mmjobs.train import precompute_reference
+from mmjobs.train.reference_cache import scope_of
 from mmlaunch.recipe import Recipe
 from mmlaunch.recipe.data import Source
+from mmlaunch.recipe.requirements import Requirements
 
 Jobs = Callable[[str], Any]
 Recipes = Callable[..., Recipe]
@@ -94,17 +94,21 @@ def test_what_is_complete_is_complete_for_these_examples_looked_at_in_this_way()
     source, whole = Source(format="shapes", limit=4), [0, 1, 2, 3]
     plain = Examples(mixed(source), PROCESSOR, seed=1, corruption_seed=2)
     sources: list[dict[str, Any]] = [{"augment": "jpeg"}, {"max_tiles": 1}, {"skip": 1}]
-    processors: list[dict[str, Any]] = [{"longest": 127}, {"overlong": "cut"}, {"wants": Requirements(corrupted=True)}]
+    processors: list[dict[str, Any]] = [
+        {"longest": 127},
+        {"overlong": "cut"},
+        {"requirements": Requirements(corrupted=True)},
+    ]
     others = [
         replace(plain, seed=5), replace(plain, corruption_seed=5),
         *(replace(plain, mixture=mixed(source.model_copy(update=change))) for change in sources),
         *(replace(plain, processor=replace(PROCESSOR, **change)) for change in processors),
     ]  # fmt: skip
-    scopes = [precompute_reference._scope([one, plain], [whole, [0]]) for one in (plain, *others)]
-    scopes += [precompute_reference._scope([plain, one], [whole, [0]]) for one in others]
-    scopes += [precompute_reference._scope([plain, plain], [places, [0]]) for places in ([0, 1, 2], [0])]
+    scopes = [scope_of([one, plain], [whole, [0]]) for one in (plain, *others)]
+    scopes += [scope_of([plain, one], [whole, [0]]) for one in others]
+    scopes += [scope_of([plain, plain], [places, [0]]) for places in ([0, 1, 2], [0])]
     assert len(set(scopes)) == len(scopes) == 1 + 8 + 8 + 2
-    assert precompute_reference._scope([replace(plain), plain], [list(whole), [0]]) == scopes[0]
+    assert scope_of([replace(plain), plain], [list(whole), [0]]) == scopes[0]
 
 
 def test_pieces_hold_what_is_new_in_them(job: Jobs, tiny: Recipes) -> None:
@@ -116,7 +120,7 @@ def test_pieces_hold_what_is_new_in_them(job: Jobs, tiny: Recipes) -> None:
 
 
 def flush_each() -> None:
-    precompute_reference._FLUSH = 0.0
+    precompute_reference.FLUSH_SECONDS = 0.0
 
 
 @pytest.mark.parametrize(("objective", "looked_at"), [("dpo", 6), ("kto", 15)])
@@ -154,7 +158,7 @@ MANY = {"format": "shapes", "limit": 3000}
 
 def tell_each() -> None:
     """The ledger hears of each batch: a machine may be through in the seconds after which it otherwise would."""
-    precompute_reference._TELL = 0.0
+    precompute_reference.REPORT_SECONDS = 0.0
 
 
 def _keys(path: Any) -> set[bytes]:
@@ -249,7 +253,7 @@ def test_adapters_are_off_and_nothing_is_dropped(tiny: Recipes) -> None:
     for name, parameter in network.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.3)
-    processor = Processor(built.chat, built.pixels, built.positions, requirements=wants_of(recipe.objective))
+    processor = Processor(built.chat, built.pixels, built.positions, requirements=recipe.objective.requirements)
     batch = collate([processor.encode(shapes.example(row)) for row in range(3)], built.pixels, 258, packed=True)
     with torch.no_grad():
         wanted, changed = answer_token_log_probs(plain, batch), answer_token_log_probs(network.eval(), batch)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from mmjobs.engine.lr_schedule import share
+from mmjobs.engine.lr_schedule import lr_factor
 from mmlaunch.recipe import Recipe
 from mmlaunch.recipe.optim import Optim
 from mmlaunch.restart import policy
@@ -109,7 +109,7 @@ def test_frozen_parts_stay_and_bf16_trains_the_rest(job: Jobs, tiny: Recipes) ->
 def test_schedule_rises_and_ends_where_the_recipe_says() -> None:
     for shape, end in (("cosine", 0.1), ("linear", 0.1), ("constant", 1.0)):
         optim = Optim.model_validate({"lr": 1, "schedule": shape, "warmup": "4 steps", "final_lr": 0.1} | {"lr": 0.5})
-        factors = [share(optim, step, 20) for step in range(21)]
+        factors = [lr_factor(optim, step, 20) for step in range(21)]
         assert factors[:5] == pytest.approx([0.25, 0.5, 0.75, 1.0, 1.0])
         assert factors[20] == pytest.approx(end) and min(factors[4:]) >= end - 1e-9
-    assert share(optim, 0, 1) == 1.0
+    assert lr_factor(optim, 0, 1) == 1.0

@@ -77,7 +77,7 @@ def test_the_page_opens_in_a_browser(folder: Path) -> None:
     dom = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True, env=home).stdout
     assert "<h1>look: what the model sees</h1>" in dom and "What is &lt;b&gt;this&lt;/b&gt;?" in dom
     assert dom.count('<img alt="what the model sees" src="data:image/png;base64,') == 5
-    assert '<span class="text learnt">A red field.</span>' in dom
+    assert '<span class="text in_loss">A red field.</span>' in dom
 
 
 def test_nothing_is_written_on_bad_input(folder: Path) -> None:

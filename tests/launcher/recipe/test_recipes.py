@@ -19,7 +19,8 @@ from mmlaunch.load import load_recipe
 from mmlaunch.recipe import resolved
 from mmlaunch.recipe.capability import unsupported
 from mmlaunch.recipe.check import recipe_of
-from mmlaunch.recipe.objective import METHODS, PRESETS, Preference, Reward, Sft
+from mmlaunch.recipe.objective import METHODS, Reward, Sft
+from mmlaunch.recipe.preference import PRESETS, Preference
 from mmlaunch.recipe.terms import Terms
 from mmlaunch.run.paths import RunPaths
 from mmlaunch.submit import plan as plans

@@ -1,1 +1,1 @@
-"""The data formats, one file each; `registry` has them by the names that recipes call them."""
+"""The data formats, one file each; `registry` says what such a file has."""

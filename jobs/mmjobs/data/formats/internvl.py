@@ -20,6 +20,24 @@ from mmjobs.data.readers.turns import Message, prompt
 from mmlaunch.errors import BadInput
 from mmlaunch.recipe.data import Source
 
+ORDER = 0
+NEEDED = "a meta file"
+"""How a user recognises it, where no columns say so."""
+
+
+def recognises(path: Path) -> bool:
+    """A JSON object of sets, or a folder with one; a list or lines of rows are not."""
+    if path.is_dir():
+        return (path / "meta.json").is_file()
+    if path.suffix != ".json":
+        return False
+    try:
+        content = lines.whole(path) if lines.first(path) == b"{" else None
+    except BadInput:
+        return False  # lines of JSON, each an object, or what `lines` has more to say about
+    return isinstance(content, dict) and any(isinstance(one, dict) and "annotation" in one for one in content.values())
+
+
 EXPECTED = '{"name": {"root": "images", "annotation": "rows.jsonl", "repeat_time": 1}}'
 SIGNS = ("conversations", "question", "chosen", "rejected")
 

@@ -13,6 +13,10 @@ from mmjobs.data.readers.rows import Rows, examples, file_of
 from mmjobs.data.readers.turns import PLACEHOLDER, Message, messages, prompt
 from mmlaunch.recipe.data import Source
 
+COLUMNS: tuple[tuple[str, ...], ...] = (("conversations",),)
+"""Rows with all of one of these columns are in this format, unless a format of a lower `ORDER` matches."""
+ORDER = 10
+
 COLUMN = "conversations"
 
 

@@ -12,6 +12,10 @@ from mmjobs.data.readers.rows import Rows, examples, file_of
 from mmjobs.data.readers.turns import Message, prompt
 from mmlaunch.recipe.data import Source
 
+COLUMNS: tuple[tuple[str, ...], ...] = (("img_path", "prompt", "chosen", "rejected"),)
+"""Rows with all of one of these columns are in this format, unless a format of a lower `ORDER` matches."""
+ORDER = 20
+
 USER, ASSISTANT, END = "USER: ", "ASSISTANT:", "</s>"
 
 

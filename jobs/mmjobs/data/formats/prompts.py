@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 
 from mmjobs.data.example import Example
 from mmjobs.data.formats.trl import asked, pictures
@@ -13,7 +14,16 @@ from mmjobs.data.readers.rows import Rows, chosen, file_of, must_be, table_of
 from mmjobs.data.readers.turns import prompt
 from mmlaunch.recipe.data import Source
 
+COLUMNS: tuple[tuple[str, ...], ...] = (("prompt",),)
+"""Rows with all of one of these columns are in this format, unless a format of a lower `ORDER` matches."""
+ORDER = 70
+
 JSON = (".json", ".jsonl", ".ndjson")
+
+
+def recognises(path: Path) -> bool:
+    """A text file has one prompt a line."""
+    return path.suffix == ".txt"
 
 
 def rows(source: Source) -> Rows:

@@ -1,25 +1,63 @@
-"""The data formats by the names that recipes call them, and the parts of a source."""
+"""The data formats: every module of this folder that has `rows`, by its name, and how a source's format is recognised.
+
+A format is one file. It must have `rows(source)`: the rows that a source names, after its `skip` and `limit`. It may
+have `parts(source)`, where its own files name several sets. For `format: auto` it has `COLUMNS` and `ORDER`, or
+`recognises(path)`.
+"""
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
-from mmjobs.data.example import Example
-from mmjobs.data.formats import auto, internvl, llava, mdpo, prompts, rlaif_v, shapes, shp, trl, ultrafeedback
-from mmjobs.data.readers.rows import Part
+from mmjobs.data import formats
+from mmjobs.data.example import BadRow, Example
+from mmjobs.data.readers.rows import LOOK, Part, Table, columns, file_of, table_of
+from mmlaunch.errors import BadInput
 from mmlaunch.recipe.data import Source
 
 
-def _recognised(source: Source) -> Sequence[Example]:
-    return FORMATS[auto.recognised(source)](source)
+@dataclass(frozen=True)
+class Format:
+    """What a module of this folder offers."""
+
+    name: str
+    rows: Callable[[Source], Sequence[Example]]
+    parts: Callable[[Source], Sequence[Part]] | None
+    recognises: Callable[[Path], bool]
+    columns: tuple[tuple[str, ...], ...]
+    order: int
+    needed: str
+
+    @classmethod
+    def of(cls, name: str) -> Format | None:
+        module = importlib.import_module(f"{formats.__name__}.{name}")
+        if not hasattr(module, "rows"):
+            return None
+        signs = getattr(module, "COLUMNS", ())
+        return cls(
+            name=name,
+            rows=module.rows,
+            parts=getattr(module, "parts", None),
+            recognises=getattr(module, "recognises", lambda path: False),
+            columns=signs,
+            order=getattr(module, "ORDER", 100),
+            needed=getattr(module, "NEEDED", " ".join(signs[0]) if signs else ""),
+        )
 
 
-FORMATS: dict[str, Callable[[Source], Sequence[Example]]] = {
-    "auto": _recognised, "llava": llava.rows, "mdpo": mdpo.rows, "internvl": internvl.rows, "rlaif_v": rlaif_v.rows,
-    "trl": trl.rows, "ultrafeedback": ultrafeedback.rows, "shp": shp.rows, "prompts": prompts.rows,
-    "shapes": shapes.rows,
-}  # fmt: skip
-"""Each gives the rows that a source names, after its `skip` and `limit`, each row once."""
+_MODULES = [module.name for module in pkgutil.iter_modules(formats.__path__) if module.name != "registry"]
+_FOUND = [one for name in _MODULES if (one := Format.of(name)) is not None]
+FORMATS: dict[str, Format] = {one.name: one for one in sorted(_FOUND, key=lambda one: (one.order, one.name))}
+"""By name, in the order in which `recognised` tries them."""
+
+
+def format_of(source: Source) -> Format:
+    """The format that a recipe names, or the one that the files are in."""
+    return FORMATS[recognised(source) if source.format == "auto" else source.format]
 
 
 def parts(source: Source) -> tuple[Part, ...]:
@@ -27,8 +65,8 @@ def parts(source: Source) -> tuple[Part, ...]:
 
     Repeats multiply, the smaller tile budget holds, and either may ask for augmentation.
     """
-    name = auto.recognised(source) if source.format == "auto" else source.format
-    found = internvl.parts(source) if name == "internvl" else (Part(source.path or name, FORMATS[name](source)),)
+    kind = format_of(source)
+    own = kind.parts(source) if kind.parts else (Part(source.path or kind.name, kind.rows(source)),)
     return tuple(
         Part(
             part.name,
@@ -37,5 +75,32 @@ def parts(source: Source) -> tuple[Part, ...]:
             "jpeg" if "jpeg" in (part.augment, source.augment) else "none",
             min((tiles for tiles in (part.max_tiles, source.max_tiles) if tiles is not None), default=None),
         )
-        for part in found
+        for part in own
     )
+
+
+def recognised(source: Source) -> str:
+    """The name of the format that a source is in; raises `BadInput` with what was seen and what there is."""
+    path = file_of(source)
+    if by_file := next((name for name, kind in FORMATS.items() if kind.recognises(path)), None):
+        return by_file
+    table = table_of(path, source.split, LOOK)
+    names = columns(table)
+    if not names:
+        raise BadInput(f"{path}: its format cannot be recognised: {_trouble(table)}; {_known()}")
+    for name, kind in FORMATS.items():
+        if any(set(signs) <= set(names) for signs in kind.columns):
+            return name
+    raise BadInput(f"{path}: its format cannot be recognised from the columns {', '.join(names)}; {_known()}")
+
+
+def _trouble(table: Table) -> str:
+    try:
+        return "its first rows have no columns" if table.row(0) else ""
+    except BadRow as error:
+        return f"its first row {error.what}"
+
+
+def _known() -> str:
+    known = [f"{name} ({kind.needed})" for name, kind in FORMATS.items() if kind.needed]
+    return f"write format: with one of {', '.join(known)}"

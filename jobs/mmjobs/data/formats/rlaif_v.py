@@ -12,6 +12,10 @@ from mmjobs.data.readers.rows import Rows, examples, file_of
 from mmjobs.data.readers.turns import Message, prompt
 from mmlaunch.recipe.data import Source
 
+COLUMNS: tuple[tuple[str, ...], ...] = (("question", "chosen", "rejected"),)
+"""Rows with all of one of these columns are in this format, unless a format of a lower `ORDER` matches."""
+ORDER = 40
+
 
 def rows(source: Source) -> Rows:
     """Parquet files or a folder that `save_to_disk` wrote; images hold their bytes, or the path of a file."""

@@ -15,6 +15,10 @@ from mmjobs.data.readers.rows import Rows, examples
 from mmjobs.data.readers.turns import Message, prompt
 from mmlaunch.recipe.data import Source
 
+COLUMNS: tuple[tuple[str, ...], ...] = (("history", "human_ref_A", "human_ref_B"),)
+"""Rows with all of one of these columns are in this format, unless a format of a lower `ORDER` matches."""
+ORDER = 30
+
 PAIRS = 5
 """Of each post, only the first five pairs of the chosen rows are used, in the order of the file: more would overfit."""
 

@@ -14,6 +14,10 @@ from mmjobs.data.readers.rows import Rows, examples, file_of
 from mmjobs.data.readers.turns import INLINE, Message, messages, prompt
 from mmlaunch.recipe.data import Source
 
+COLUMNS: tuple[tuple[str, ...], ...] = (("chosen", "rejected"), ("prompt", "completion"), ("messages",))
+"""Rows with all of one of these columns are in this format, unless a format of a lower `ORDER` matches."""
+ORDER = 60
+
 
 def rows(source: Source) -> Rows:
     """Rows with `chosen` and `rejected`, with `completion`, or with `messages`; the first two answer `prompt`.

@@ -10,6 +10,13 @@ from mmjobs.data.readers.rows import Rows, examples
 from mmjobs.data.readers.turns import prompt
 from mmlaunch.recipe.data import Source
 
+COLUMNS: tuple[tuple[str, ...], ...] = (
+    ("chosen", "rejected", "score_chosen", "score_rejected"),
+    ("chosen", "rejected", "chosen_rating", "rejected_rating"),
+)
+"""Rows with all of one of these columns are in this format, unless a format of a lower `ORDER` matches."""
+ORDER = 50
+
 
 def rows(source: Source) -> Rows:
     """`chosen` and `rejected` as messages, with `score_chosen` and `score_rejected`, or chosen_ and rejected_rating."""

@@ -60,11 +60,11 @@ class Squares:
         image_id: int,
         tiling: Tiling,
         mean: Sequence[float],
-        spread: Sequence[float],
+        std: Sequence[float],
     ) -> None:
         self.side, self.features, self.image_id, self.tiling = side, features, image_id, tiling
         self.max_side = tiling.max_side
-        self.mean, self.spread = tuple(mean), tuple(spread)
+        self.mean, self.std = tuple(mean), tuple(std)
         self._ground = (int(mean[0] * 255), int(mean[1] * 255), int(mean[2] * 255))
 
     def tokens(self, sizes: Sequence[Size], budget: int | None = None) -> list[int]:
@@ -82,8 +82,8 @@ class Squares:
 
     def normal(self, values: torch.Tensor) -> torch.Tensor:
         """What the encoder was trained on, from 0 to 255. A byte is on its way to the device four times as fast."""
-        mean, spread = (torch.tensor(n, device=values.device).view(3, 1, 1) for n in (self.mean, self.spread))
-        return (values / 255 - mean) / spread
+        mean, std = (torch.tensor(n, device=values.device).view(3, 1, 1) for n in (self.mean, self.std))
+        return (values / 255 - mean) / std
 
     def join(self, image_inputs: Sequence[ImageInputs], ids: torch.Tensor) -> ImageInputs:
         parts = [one["pixel_values"] for one in image_inputs if one]
@@ -173,8 +173,8 @@ class Processed:
         if values is None or values.ndim < 4:
             return torch.empty(0, 3, 1, 1)  # Qwen's are patches in a row, which nobody can look at
         mean = torch.tensor(self.processor.image_processor.image_mean).view(3, 1, 1)
-        spread = torch.tensor(self.processor.image_processor.image_std).view(3, 1, 1)
-        return (values.flatten(0, -4) * spread + mean).clamp(0, 1)
+        std = torch.tensor(self.processor.image_processor.image_std).view(3, 1, 1)
+        return (values.flatten(0, -4) * std + mean).clamp(0, 1)
 
     def _limit(self, budget: int | None) -> dict[str, int]:
         return {"max_patches": budget} if self._tiled and budget else {}

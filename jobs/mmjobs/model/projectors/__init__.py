@@ -1,13 +1,14 @@
-"""The projectors by the name that a recipe calls them: one file each."""
+"""The projectors: every module of this folder that has `build` and `features`, by its name in a recipe."""
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import nn
 
-from mmjobs.model.projectors import linear, mlp, perceiver, pixel_shuffle, vit
 from mmjobs.model.projectors.widths import Widths
 
 
@@ -19,10 +20,10 @@ class Kind:
     features: Callable[[Widths], int]
 
 
-PROJECTORS: dict[str, Kind] = {
-    "linear": Kind(linear.build, linear.features),
-    "mlp": Kind(mlp.build, mlp.features),
-    "vit": Kind(vit.build, vit.features),
-    "perceiver": Kind(perceiver.build, perceiver.features),
-    "pixel_shuffle": Kind(pixel_shuffle.build, pixel_shuffle.features),
-}
+def _kinds() -> dict[str, Kind]:
+    names = sorted(module.name for module in pkgutil.iter_modules(__path__))
+    modules = {name: importlib.import_module(f"{__name__}.{name}") for name in names}
+    return {name: Kind(module.build, module.features) for name, module in modules.items() if hasattr(module, "build")}
+
+
+PROJECTORS = _kinds()

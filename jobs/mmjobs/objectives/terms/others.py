@@ -6,18 +6,21 @@ import torch
 from torch.nn.functional import logsigmoid
 
 from mmjobs.objectives.policy_vs_reference import PolicyVsReference
+from mmjobs.objectives.terms.term import term
 from mmlaunch.recipe.terms import Term
 
 
-def image_conditional(pairs: PolicyVsReference, term: Term) -> torch.Tensor:
-    """mDPO (eq. 3): the chosen answer with its image against the same with a spoiled one; 0 where there is no image."""
+@term()
+def image_conditional(pairs: PolicyVsReference, options: Term) -> torch.Tensor:
+    """mDPO (eq. 3): the chosen answer with its image against the same with a corrupted one; 0 without an image."""
     loss = -logsigmoid(pairs.beta * (pairs.chosen.score - pairs.corrupted.score))
     return torch.where(pairs.corrupted.tokens > 0, loss, 0)
 
 
-def plackett_luce(pairs: PolicyVsReference, term: Term) -> torch.Tensor:
+@term(by_example=True)
+def plackett_luce(pairs: PolicyVsReference, options: Term) -> torch.Tensor:
     """DPO over K ranked answers (DPO, eq. 20): each is the best of those that are left: [E]."""
-    return ranked(pairs.beta * pairs.ratios, pairs.there)
+    return ranked(pairs.beta * pairs.log_ratios, pairs.exists)
 
 
 def ranked(scores: torch.Tensor, there: torch.Tensor) -> torch.Tensor:

@@ -31,10 +31,9 @@ class Between:
 
 
 def weights(kind: str, sizes: Between, at: str) -> Weights:
-    """The projectors that a recipe can name, one file each in the jobs' folder of projectors."""
-    yield from {"linear": _linear, "mlp": _mlp, "vit": _vit, "perceiver": _perceiver, "pixel_shuffle": _shuffle}[kind](
-        sizes, at
-    )
+    """The projectors that a recipe can name. One whose shapes are not written here counts as an `mlp`."""
+    shapes = {"linear": _linear, "mlp": _mlp, "vit": _vit, "perceiver": _perceiver, "pixel_shuffle": _shuffle}
+    yield from shapes.get(kind, _mlp)(sizes, at)
 
 
 def features(kind: str, sizes: Between) -> int:

@@ -1,0 +1,95 @@
+"""Resuming: the newest valid checkpoint is loaded by all ranks, also where another number of ranks has saved it."""
+
+from __future__ import annotations
+
+import shutil
+
+from mmjobs.checkpoint import random_state
+from mmjobs.checkpoint.saveable import Engines, Saveable
+from mmjobs.checkpoint.train_state import TrainState
+from mmjobs.rank.context import Context
+from mmjobs.rank.disk import DiskFull
+from mmlaunch.errors import BadInput
+from mmlaunch.run import manifest
+from mmlaunch.run.paths import CheckpointPaths
+
+
+def resume(context: Context, engines: Engines) -> TrainState:
+    """Load the newest valid checkpoint on all ranks, or begin at step 0."""
+    ranks, seed = context.ranks, context.recipe.seed
+    step, world = ranks.from_first(_newest(context) if ranks.first else None)
+    if step is None:
+        random_state.seed(seed, ranks.rank, 0)
+        return TrainState()
+    checkpoint = CheckpointPaths(context.paths.checkpoint(step))
+    state = TrainState.read(checkpoint.state)
+    for name, engine in engines.items():
+        _check_layout(state, name, engine)
+    for name, engine in engines.items():
+        if world == ranks.world or not engine.divided:
+            engine.load(checkpoint.engine(name))
+        else:
+            _load_divided(context, checkpoint, name, engine, step)
+    if world == ranks.world:
+        random_state.load(checkpoint.random(ranks.rank))
+    else:  # other ranks than those that saved: their random states would not fit, new ones must not repeat
+        random_state.seed(seed, ranks.rank, step)
+        context.events.log(f"step {step} was saved by {world} ranks, and goes on with {ranks.world}")
+    context.events.write("resumed", step=step)
+    context.events.log(f"resumed from step {step}")
+    return state
+
+
+def rejected_steps(context: Context, resumed: TrainState) -> set[int]:
+    """The steps of checkpoints that are newer than the one that was resumed from: none of them is valid."""
+    return {step for step in manifest.steps(context.paths.checkpoints) if step > (resumed.step or -1)}
+
+
+def _newest(context: Context) -> tuple[int | None, int]:
+    """(step, world) of the newest valid checkpoint; newer ones that are invalid are reported."""
+    folder = context.paths.checkpoints
+    folder.mkdir(exist_ok=True)
+    manifest.sweep(folder)
+    newest, rejected = manifest.newest(folder)
+    for reason in rejected:
+        context.events.write("checkpoint", rejected=reason)
+        context.events.log(f"rejected a checkpoint: {reason}")
+    if foreign := [reason for reason in rejected if manifest.FOREIGN in reason]:  # sound, and not for us to drop
+        right = "resume the run with the version that saved it, or start a new run from it with model.init_from"
+        raise BadInput(f"{foreign[0]}; {right}")
+    return (newest.step, newest.world) if newest else (None, 0)
+
+
+def _check_layout(state: TrainState, name: str, engine: Saveable) -> None:
+    """Raises `BadInput` where the optimiser's state would not fit; stages 1 and 2 save the same."""
+    saved, now = state.layouts.get(name, {}), engine.layout
+    keys = {"stage": "deepspeed.stage", "precision": "precision", "groups": "parameters that share a learning rate:"}
+    different = [key for key in keys if saved and key in now and saved[key] != now[key]]
+    if different and not (different == ["stage"] and {saved["stage"], now["stage"]} == {1, 2}):
+        what = ", ".join(f"{keys[key]} {saved[key]} (now {now[key]})" for key in different)
+        right = "resume with what it was saved with, or start a new run from it with model.init_from"
+        raise BadInput(f"step {state.step} was saved with {what}; {right}")
+
+
+def _load_divided(context: Context, checkpoint: CheckpointPaths, name: str, engine: Saveable, step: int) -> None:
+    """Load what another number of ranks has saved, each rank a part of it."""
+    ranks = context.ranks
+    folder, converted = checkpoint.engine(name), manifest.staging(context.paths.checkpoints, step)
+    if ranks.first:
+        _check_free_space(context, step)
+    pieces = engine.convert(folder, converted) if ranks.first else iter(())
+    while ranks.any(next(pieces, True) is None):  # that they agree after each piece shows that all are alive
+        pass
+    engine.load_converted(folder, converted)
+    ranks.any(False)  # not before all have read it
+    if ranks.first:
+        shutil.rmtree(converted)
+
+
+def _check_free_space(context: Context, step: int) -> None:
+    """Room for another copy of a checkpoint: torch's own word for a full disk is `enforce fail`."""
+    folder = context.paths.checkpoints
+    needed = manifest.validate(context.paths.checkpoint(step), contents=False).bytes
+    if shutil.disk_usage(folder).free < needed:
+        what = f"no room to prepare step {step} for {context.ranks.world} ranks"
+        raise DiskFull(f"{what}; free {needed / 2**20:.1f} MiB in {folder} and resume the run")

@@ -1,0 +1,52 @@
+"""Retention: which checkpoints stay, and how the others are deleted."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Collection
+
+from mmjobs.checkpoint.train_state import TrainState
+from mmlaunch.recipe.checkpoint import Checkpoint
+from mmlaunch.run import manifest
+from mmlaunch.run.paths import CheckpointPaths, RunPaths
+
+
+def prune(paths: RunPaths, settings: Checkpoint, newest: int, rejected: Collection[int]) -> None:
+    """Delete what the recipe does not keep. Only sealed checkpoints count; `newest` is one, and is never deleted.
+
+    Those that were `rejected` at the start of the attempt stay for their owner to look at.
+    """
+    older = [step for step in manifest.steps(paths.checkpoints) if step <= newest and step not in rejected]
+    valid = [step for step in older if step == newest or _is_whole(paths, step)]
+    kept = set(valid[-settings.keep :])
+    if settings.keep_every:
+        kept |= {step for step in valid if step % settings.keep_every == 0}
+    kept |= _best(paths, settings, valid)
+    for step in older:
+        if step not in kept:
+            # Under the name of an unfinished one first: killed in the middle, it is swept and never mistaken.
+            doomed = paths.checkpoint(step).rename(manifest.staging(paths.checkpoints, step))
+            shutil.rmtree(doomed, ignore_errors=True)
+
+
+def _is_whole(paths: RunPaths, step: int) -> bool:
+    try:
+        manifest.validate(paths.checkpoint(step), contents=False)
+    except manifest.InvalidCheckpoint:
+        return False
+    return True
+
+
+def _best(paths: RunPaths, settings: Checkpoint, valid: list[int]) -> set[int]:
+    """The step whose own evaluation was the best, when the recipe keeps it."""
+    if settings.best is None:
+        return set()
+    values: dict[int, float] = {}
+    for step in valid:
+        state = TrainState.read(CheckpointPaths(paths.checkpoint(step)).state)
+        value = state.metrics.get(settings.best, math.nan)
+        if state.evaluated == step and math.isfinite(value):
+            values[step] = value
+    sign = 1 if settings.best_is == "highest" else -1
+    return {max(values, key=lambda step: (sign * values[step], step))} if values else set()

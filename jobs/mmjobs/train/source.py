@@ -1,0 +1,61 @@
+"""Sources: where the micro-batches of each step come from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
+
+from mmjobs.data.batch import Batch
+from mmjobs.data.loader import batches
+from mmjobs.data.sampler import in_order
+from mmjobs.rank.context import Context
+from mmjobs.train import skipped_rows
+from mmjobs.train.datasets import Datasets
+
+
+class Source(Protocol):
+    """Yields the micro-batches of this rank, step by step; the state says where it goes on."""
+
+    def next_step(self) -> Sequence[Batch]:
+        """The micro-batches of the next step."""
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps; equal on all ranks, and JSON can hold it."""
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on where that state was taken; called once, before the first step."""
+
+
+class DatasetSource:
+    """The training dataset in the global order, which depends on the seed alone."""
+
+    def __init__(self, context: Context, datasets: Datasets, steps: int) -> None:
+        self._context, self._training = context, datasets.training
+        self._micro_batches = datasets.micro_batches
+        self._examples, self._total = context.recipe.batch.examples, steps * context.recipe.batch.examples
+        self._cursor = 0
+        self._batches: Iterator[Batch] | None = None
+
+    def next_step(self) -> Sequence[Batch]:
+        """Rows whose images turn out to be damaged are listed in the run directory, by each rank its own."""
+        if self._batches is None:
+            self._batches = self._load()
+        step = [next(self._batches) for _ in self._micro_batches(self._cursor)]
+        skipped_rows.add(self._context.paths, [row for batch in step for row in batch.skipped])
+        self._cursor += self._examples
+        return step
+
+    def _load(self) -> Iterator[Batch]:
+        steps = (self._total - self._cursor) // self._examples
+        order = in_order(self._micro_batches, self._cursor, steps, self._examples)
+        return batches(self._training, order, self._context.recipe.data.workers)
+
+    def state(self) -> dict[str, Any]:
+        """The global index of the next example, and a digest of the data that it counts in."""
+        return {"cursor": self._cursor, "data": self._training.mixture.digest}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self._cursor = int(state.get("cursor", 0))
+        if state.get("data") not in (None, "", self._training.mixture.digest):
+            what = "the data are not those that the run began with: other rows, or another order"
+            self._context.events.warn(what, step=self._cursor // self._examples)

@@ -1,0 +1,65 @@
+"""The base of every method of `objective`: what the rest of the code asks of a method, instead of which class it is."""
+
+from typing import ClassVar
+
+from mmlaunch.recipe.reference import ReferenceCopy
+from mmlaunch.recipe.requirements import Requirements
+from mmlaunch.recipe.section import Section
+
+
+class Method(Section):
+    """A method says of itself what it needs: a task, a scoring head, a reference model, data of a certain shape."""
+
+    SHORT: ClassVar[str] = "method"
+
+    TASK: ClassVar[str] = "train"
+    """The file in `mmjobs/tasks` that runs it."""
+    OBJECTIVE: ClassVar[str] = ""
+    """The name of its loss in `mmjobs/objectives`; empty where nothing is trained."""
+    SUPPORTED: ClassVar[bool] = True
+    """Whether this version can run it; otherwise `submit` refuses it."""
+    SCORING_HEAD: ClassVar[bool] = False
+    """Whether the model gives each answer a number, with a head that replaces the vocabulary's."""
+
+    @property
+    def requirements(self) -> Requirements:
+        """What an example must have to be used."""
+        return Requirements()
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """The names of what is measured beside the loss, as sums over a global batch."""
+        return ()
+
+    @property
+    def evaluation_metrics(self) -> list[str]:
+        """The names of what an evaluation measures; `checkpoint.best` may name one of them."""
+        return ["eval/loss", *(f"eval/{name}" for name in self.metrics)]
+
+    @property
+    def reference_source(self) -> str:
+        """Where the log-probabilities of the reference model come from: precomputed, adapter off, copy, none."""
+        return "none"
+
+    @property
+    def uses_reference(self) -> bool:
+        """Whether the loss compares the policy with a reference model."""
+        return False
+
+    @property
+    def reference_copy(self) -> ReferenceCopy | None:
+        """How the reference model is kept, where it is a copy of its own."""
+        return None
+
+    @property
+    def precomputes_reference(self) -> bool:
+        """Whether the reference model is run before the first step, and never again."""
+        return self.uses_reference and self.reference_source == "precomputed"
+
+    def frozen_models(self, lora: bool) -> int:
+        """How many whole models that are not trained stand beside the policy in memory."""
+        return 0
+
+    def critic_stage(self, policy_stage: int) -> int | None:
+        """The ZeRO stage of a value model that is trained beside the policy; None where there is none."""
+        return None

@@ -1,0 +1,160 @@
+"""`objective` for preferences: a weighted sum of terms, or the name of a published mixture."""
+
+from collections.abc import Iterator
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from mmlaunch.recipe.method import Method
+from mmlaunch.recipe.reference import ReferenceCopy, ReferenceSync
+from mmlaunch.recipe.requirements import Requirements
+from mmlaunch.recipe.scalars import Positive, Real, Share
+from mmlaunch.recipe.section import Mistake, mistake, rule
+from mmlaunch.recipe.terms import BY_RATIO, WITHOUT_REFERENCE, Terms
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "dpo": {"terms": {"sigmoid": {}}},
+    "mdpo": {"terms": {"sigmoid": {}, "image_conditional": {}, "anchor": {}}},
+    "mpo": {"terms": {"sigmoid": {"weight": 0.8}, "bco": {"weight": 0.2}, "sft": {}}},
+    "mmpo": {"terms": {"margin": {"gamma": 2.2}}, "beta": 0.01},
+    "orpo": {"terms": {"sft": {}, "orpo": {"weight": 0.1}}},
+    "simpo": {"terms": {"simpo": {"gamma": 0.5}}, "beta": 2.0},
+}
+"""Published mixtures. Every other term alone is a method of its own name as well."""
+
+PREFERENCES = tuple(dict.fromkeys(["preference", *PRESETS, *(n for n in Terms.model_fields if n != "sft")]))
+
+LABEL_BINS = ("below_0.5", *(f"from_0.{tenth}" for tenth in range(5, 10)))
+"""The bins of the label histogram of MMPO."""
+
+
+class Preference(Method):
+    """Preference optimisation: a weighted sum of terms."""
+
+    OBJECTIVE: ClassVar[str] = "preference"
+
+    OTHER_NAMES: ClassVar[dict[str, str]] = {
+        "preset": "method", "loss_type": "terms", "losses": "terms", "f_divergence_type": "divergence",
+        "ref": "reference", "ref_model": "reference", "use_weighting": "wpo", "sync_ref_model": "reference_sync",
+    }  # fmt: skip
+
+    method: Literal[PREFERENCES] = "preference"  # type: ignore[valid-type]  # one list serves schema and hints
+    terms: Terms = Field(default_factory=Terms)
+    beta: Positive = 0.1
+    reference: Literal["precomputed", "adapter off", "copy", "none"] = "precomputed"
+    """Where the reference's log-probabilities come from; none: the objective is reference-free."""
+    reference_stage: Annotated[int, Field(ge=0, le=3)] | None = None
+    """The ZeRO stage of a copy: divided at 3, whole below. Left out: 3 where the policy's is 3; it would not fit."""
+    reference_sync: ReferenceSync | None = None
+    ld_alpha: Share | None = None
+    """Weight of the tokens beyond the shorter answer's length (LD-DPO)."""
+    divergence: Literal["reverse_kl", "forward_kl", "js", "alpha"] = "reverse_kl"
+    divergence_alpha: Real = 0.5
+    wpo: bool = False
+    """Weight each pair by the policy's own probability of it (WPO, eq. 2, without an upper bound)."""
+
+    @property
+    def weighted(self) -> dict[str, Any]:
+        """The terms that have a part in the sum, by name."""
+        return {name: term for name, term in self.terms.active.items() if term.weight}
+
+    @property
+    def requirements(self) -> Requirements:
+        names = self.weighted.keys()
+        return Requirements(
+            least=2,
+            most=None if "plackett_luce" in names else 2,
+            prompts=False,
+            scores="margin" in names,
+            corrupted="image_conditional" in names,
+            mismatched="kto" in names,
+            labelled=names <= {"kto"},
+        )
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        names = ["accuracy", *(f"rewards/{name}" for name in ("chosen", "rejected", "margin"))]
+        names += ["logps/chosen", "logps/rejected", *(f"loss/{name}" for name in self.weighted)]
+        names += ["kl"] if self.uses_reference else []
+        names += ["conditional_accuracy"] if "image_conditional" in self.weighted else []
+        names += ["shift"] if "bco" in self.weighted else []
+        return (*names, *(f"labels/{name}" for name in LABEL_BINS if "margin" in self.weighted))
+
+    @property
+    def reference_source(self) -> str:
+        return self.reference
+
+    @property
+    def uses_reference(self) -> bool:
+        return self.reference != "none" and not self.weighted.keys() <= WITHOUT_REFERENCE
+
+    @property
+    def reference_copy(self) -> ReferenceCopy | None:
+        return ReferenceCopy(self.reference_stage, self.reference_sync) if self.reference == "copy" else None
+
+    def frozen_models(self, lora: bool) -> int:
+        return int(self.reference == "copy")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _preset(cls, value: Any) -> Any:
+        value = {"method": value} if isinstance(value, str) else value
+        if not isinstance(value, dict):
+            return value
+        method = value.get("method", "preference")
+        if not isinstance(method, str):
+            return value
+        preset = PRESETS.get(method) or ({"terms": {method: {}}} if method in Terms.model_fields else {})
+        written = value.get("terms")
+        if written is not None and not isinstance(written, dict):
+            return value
+        terms = {**preset.get("terms", {}), **(written or {})}
+        return {**{key: item for key, item in preset.items() if key != "terms"}, **value, "terms": terms}
+
+    @rule
+    def _has_weight(self) -> Iterator[Mistake]:
+        if not any(term.weight for term in self.terms.active.values()):
+            right = "write terms: {sigmoid: 1}, or a preset: dpo, mdpo, mpo, mmpo"
+            yield ("terms",), None, mistake("no term has any weight", right)
+
+    @rule
+    def _only_a_copy_moves(self) -> Iterator[Mistake]:
+        if self.reference_sync is not None and self.reference != "copy":
+            what = f"a reference that is {self.reference!r} cannot be moved"
+            yield ("reference_sync",), None, mistake(what, "write reference: copy")
+
+    @rule
+    def _terms_know_the_divergence(self) -> Iterator[Mistake]:
+        plain = sorted((BY_RATIO | {"simpo", "orpo"}) & self.weighted.keys())
+        if self.divergence != "reverse_kl" and plain:
+            what = f"{', '.join(plain)} is made of plain log-probabilities, which know no other divergence"
+            yield ("divergence",), self.divergence, mistake(what, "remove divergence, or these terms")
+
+    @rule
+    def _weights_are_of_pairs(self) -> Iterator[Mistake]:
+        if self.wpo and (others := sorted({"aot", "kto", "plackett_luce"} & self.weighted.keys())):
+            what = f"{', '.join(others)} looks at more than a pair, and no pair keeps a weight of its own there"
+            yield ("wpo",), True, mistake(what, f"remove wpo, or {', '.join(others)}")
+
+    @rule
+    def _alpha_is_read(self) -> Iterator[Mistake]:
+        if self.divergence_alpha != 0.5 and self.divergence != "alpha":
+            what = f"nothing reads it where the divergence is {self.divergence}"
+            yield ("divergence_alpha",), self.divergence_alpha, mistake(what, "write divergence: alpha")
+
+    @rule
+    def _copy_is_asked(self) -> Iterator[Mistake]:
+        if self.reference == "copy" and self.weighted and self.weighted.keys() <= WITHOUT_REFERENCE:
+            yield ("reference",), "copy", mistake(f"{', '.join(self.weighted)} has no reference", "remove reference")
+
+    @rule
+    def _stage_is_of_a_copy(self) -> Iterator[Mistake]:
+        if self.reference_stage is not None and self.reference != "copy":
+            what = f"a reference that is {self.reference!r} is no model of its own"
+            yield ("reference_stage",), self.reference_stage, mistake(what, "write reference: copy")
+
+    @rule
+    def _kto_refers(self) -> Iterator[Mistake]:
+        if self.reference == "none" and "kto" in self.weighted:
+            what = "kto measures its reference point against a reference"
+            yield ("reference",), "none", mistake(what, "remove reference: none")
