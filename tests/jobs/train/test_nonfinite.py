@@ -95,6 +95,7 @@ def spoil() -> None:
             if os.environ.get("GRADIENT") == "finite":  # a constant has no gradient
                 unknown = float("nan") if os.environ["RANK"] == "1" else 0.0
                 losses = {unit: loss + unknown for unit, loss in measured.losses.items()}
+                measured = dataclasses.replace(measured, example_losses=measured.example_losses + unknown)
             else:
                 losses = {unit: loss * float("nan") for unit, loss in measured.losses.items()}
             return dataclasses.replace(measured, losses=losses)
@@ -120,7 +121,7 @@ def test_bad_steps_neither_lose_a_save_nor_the_result(job: Jobs, tiny: Recipes, 
 
 
 def test_a_loss_that_one_rank_knows_to_be_bad_ends_all(job: Jobs, tiny: Recipes) -> None:
-    """Its gradient is finite, so the weights have changed: nothing is saved after it, and every rank keeps its batch."""
+    """Its gradient is finite and the weights have changed: nothing is saved after it, and each rank keeps its batch."""
     run = job("run")
     run.prepare = spoil
     recipe = tiny(steps=6, checkpoint__every="1 steps", checkpoint__keep=9, optim__bad_steps=5)
