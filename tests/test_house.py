@@ -17,6 +17,17 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 ROOTS = {"mmlaunch": ROOT / "launcher", "mmjobs": ROOT / "jobs"}
 CONTRACT = ("mmlaunch.recipe", "mmlaunch.run", "mmlaunch.errors")
+LAYERS = {
+    "mmjobs": (
+        ("main",), ("tasks",), ("train",), ("rollout", "checkpoint"), ("metrics",), ("engine",), ("objectives",),
+        ("model",), ("rank",), ("data",),
+    ),
+    "mmlaunch": (
+        ("__main__",), ("cli", "api", "attempt"), ("submit",), ("monitor",), ("restart",), ("schedulers",), ("estimate",),
+        ("load",), ("recipe",), ("run",), ("errors",),
+    ),
+}  # fmt: skip
+"""The rooms of each package from top to bottom; one imports from those below it only. CONTRIBUTING.md draws them."""
 HEAVY = {"torch", "deepspeed", "transformers", "peft", "numpy", "mmjobs", "safetensors", "PIL", "tensorboard"}
 ONLY_IN = {
     "submitit": "mmlaunch.schedulers",
@@ -57,6 +68,29 @@ def imports(path: Path) -> Iterator[str]:
 def is_in(module: str, packages: str | tuple[str, ...]) -> bool:
     names = (packages,) if isinstance(packages, str) else packages
     return any(module == name or module.startswith(f"{name}.") for name in names)
+
+
+def room_of(module: str) -> tuple[str, str]:
+    """The package and the room of a module: `mmjobs.train.trainer` stands in (`mmjobs`, `train`)."""
+    package, _, rest = module.partition(".")
+    return package, rest.partition(".")[0]
+
+
+@pytest.mark.parametrize("package", LAYERS)
+def test_rooms_import_downwards_only(package: str) -> None:
+    level = {room: number for number, rooms in enumerate(LAYERS[package]) for room in rooms}
+    known = modules()
+    faults = []
+    for module, path in known.items():
+        own = room_of(module)
+        if own[0] != package or not own[1]:
+            continue
+        assert own[1] in level, f"{module} stands in no room of the house"
+        for target in imports(path):
+            other = room_of(target)
+            if target in known and other[0] == package and other[1] and other[1] != own[1]:
+                faults += [f"{module} imports {target}"] if level[other[1]] <= level[own[1]] else []
+    assert not faults
 
 
 def test_the_launcher_is_free_of_torch_and_of_the_jobs() -> None:
