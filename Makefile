@@ -1,19 +1,28 @@
 # make quickstart   set up and train a toy vision-language model on this machine
-# make test         set up and run all checks
+# make test         set up and run all checks, in less than ten minutes on two cores
+# make test-all     the same, with the longer forms of tests (pytest's marker `nightly`)
 PYTHON ?= python3
 VENV ?= .venv
 PIP = $(VENV)/bin/pip --disable-pip-version-check --quiet
 
-.PHONY: quickstart test slurm browser clean
+# Two tests at a time, and beside them those of Slurm: these share one cluster, and wait for it most of the time.
+PYTEST = $(VENV)/bin/pytest -n 3 --dist loadgroup --durations=15
+
+.PHONY: quickstart test test-all checks slurm browser clean
 
 quickstart: $(VENV)/.train
 	$(VENV)/bin/mmlaunch submit recipes/quickstart.yaml --cluster local --follow
 
-test: $(VENV)/.test slurm browser
+test: $(VENV)/.test slurm browser checks
+	$(PYTEST)
+
+test-all: $(VENV)/.test slurm browser checks
+	$(PYTEST) -m "" --hypothesis-profile=nightly
+
+checks: $(VENV)/.test
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
-	$(VENV)/bin/pytest
 
 # torch goes first: installed around it, nothing pulls a second copy for another device.
 $(VENV)/.train: setup.cfg pyproject.toml .ci/constraints.txt

@@ -69,9 +69,9 @@ def main() -> None:
         commands = {**COMMANDS, "mmlaunch status": [MMLAUNCH, "status"]}
         for number in range(rounds + 1):
             for name, command in commands.items():
-                taken = seconds(command)
+                passed = seconds(command)
                 if number:  # the first round warms the file cache
-                    times[name].append(taken)
+                    times[name].append(passed)
     print(f"# Start-up of the command line, {date.today()}\n")
     print(
         f"`python benchmarks/light.py --rounds {rounds}`, Python {platform.python_version()}, {os.cpu_count()} cores\n"

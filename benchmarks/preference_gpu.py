@@ -54,7 +54,8 @@ def compare(folder: Path, rounds: int, toy: bool, only: list[str]) -> None:
             _best(folder, trainer, [common | one for one in tried], data)
             for trainer, tried in ((ours, OURS), (theirs, THEIRS))
         )
-        mine, other = [], []
+        mine: list[dict[str, Any]] = []
+        other: list[dict[str, Any]] = []
         for number in range(2 * rounds):
             for trainer, chosen, said in ((ours, a, mine), (theirs, b, other))[:: -1 if number % 2 else 1]:
                 said.append(_turn(folder, trainer, chosen, data))
@@ -70,11 +71,13 @@ def compare(folder: Path, rounds: int, toy: bool, only: list[str]) -> None:
             ("TRL", b, rates[1], lowest[1], ""),
         ):
             share = useful and useful * statistics.median(rate) / statistics.median(rates[0])
-            said = ", ".join(f"{key} {chosen[key]}" for key in ("pairs", "tokens", "checkpointing") if key in chosen)
+            settings = ", ".join(
+                f"{key} {chosen[key]}" for key in ("pairs", "tokens", "checkpointing") if key in chosen
+            )
             spread = f"{statistics.median(rate):.2f} ({min(rate):.2f} to {max(rate):.2f})"
             shown = f"{share:.0%}" if share else "not known"
             smaller = f"{peak / lowest[1]:.2f}" if better else ""
-            print(f"| {regime} | {name} | {said} | {spread} | {better} | {shown} | {peak / GB:.1f} | {smaller} |")
+            print(f"| {regime} | {name} | {settings} | {spread} | {better} | {shown} | {peak / GB:.1f} | {smaller} |")
 
 
 def _best(folder: Path, trainer: Trainer, tried: list[dict[str, Any]], data: Path) -> dict[str, Any]:

@@ -63,7 +63,9 @@ def strike(job: Job, chance: random.Random) -> None:
 
 def broken(job: Job, recipe: Recipe, kills: int, chance: random.Random) -> tuple[int, list[int], list[float]]:
     """Kill a run again and again and let it end; how many kills were early, the steps done twice, the seconds."""
-    early, twice, seconds, reached = 0, [], [], 0
+    early, reached = 0, 0
+    twice: list[int] = []
+    seconds: list[float] = []
     for number in range(kills + 1):
         started = time.time()
         job.start(recipe, 2)

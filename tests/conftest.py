@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 from collections.abc import Callable
@@ -32,6 +33,7 @@ precision: fp32
 resources: {nodes: 1, gpus_per_node: 0, tasks_per_node: 2, time: 10m}
 """
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is loaded: several tests share the cores
 signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever starts tests in the background has them ignore it
 
 

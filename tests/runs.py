@@ -15,10 +15,10 @@ from mmlaunch.run.ledger import Event
 from mmlaunch.run.paths import RunPaths
 
 
-def mmlaunch(*arguments: str | Path, timeout: float = 120, **environment: str) -> subprocess.CompletedProcess[str]:
+def mmlaunch(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "mmlaunch", *map(str, arguments)]
     env = {**os.environ, **environment}
-    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False, env=env)
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, env=env)
 
 
 def submit(*arguments: str | Path, cluster: str = "local", **environment: str) -> RunPaths:

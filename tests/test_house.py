@@ -29,7 +29,7 @@ LAYERS = {
 }  # fmt: skip
 """The rooms of each package from top to bottom; one imports from those below it only. CONTRIBUTING.md draws them."""
 HEAVY = {"torch", "deepspeed", "transformers", "peft", "numpy", "mmjobs", "safetensors", "PIL", "tensorboard"}
-ONLY_IN = {
+ONLY_IN: dict[str, str | tuple[str, ...]] = {
     "submitit": "mmlaunch.schedulers",
     "jinja2": ("mmlaunch.submit.render", "mmjobs.data.chat"),  # the chat template's refusal is an error of jinja2
     "yaml": ("mmlaunch.load.text", "mmlaunch.load.syntax", "mmlaunch.recipe.resolved"),
@@ -178,6 +178,7 @@ def distributions(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return target
 
 
+@pytest.mark.xdist_group("distributions")
 def test_the_wheel_holds_the_two_packages_and_all_of_them(distributions: Path) -> None:
     names = zipfile.ZipFile(next(distributions.glob("*.whl"))).namelist()
     tops = {name.split("/")[0] for name in names if ".dist-info" not in name}
@@ -195,6 +196,7 @@ def test_the_wheel_holds_the_two_packages_and_all_of_them(distributions: Path) -
     assert {name for name in names if ".dist-info" not in name} == expected
 
 
+@pytest.mark.xdist_group("distributions")
 def test_the_source_archive_builds_too(distributions: Path) -> None:
     with tarfile.open(next(distributions.glob("*.tar.gz"))) as archive:
         names = archive.getnames()

@@ -132,12 +132,12 @@ class SlurmCluster:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 
-        pid = Path("/run/munge/munged.pid")
+        munge = Path("/run/munge/munged.pid")
         if (
-            self.started_munge and pid.exists() and not list(_processes_naming("slurmctld\0"))
+            self.started_munge and munge.exists() and not list(_processes_naming("slurmctld\0"))
         ):  # no other cluster needs it
             with contextlib.suppress(ProcessLookupError, ValueError):
-                os.kill(int(pid.read_text()), signal.SIGTERM)
+                os.kill(int(munge.read_text()), signal.SIGTERM)
 
     @property
     def name(self) -> str:

@@ -82,10 +82,12 @@ def test_it_is_the_training_of_plain_pytorch(
     recipe = tiny(
         deepspeed__stage=stage, batch={"global": 8, **batch}, data__max_tokens=64, optim__weight_decay=0.1,
         optim__warmup="0 steps", optim__clip=0.3, steps=5, model__activation_checkpointing=saving,
+        evaluate__samples=1,
     )  # fmt: skip
     run = job(f"stage-{stage}")
     assert run.run(recipe, 2, MMLAUNCH_HANG_SECONDS="20") == [0, 0], run.log()
     assert [values[0] for values in run.losses().values()] == pytest.approx(alone(recipe, 5), rel=2e-5)
+    assert len(run.events("evaluated")[-1]["samples"]) == 1
 
 
 @pytest.mark.parametrize(("stage", "precision", "offload"), [
