@@ -71,7 +71,7 @@ def theirs(line: Connection, data: Path, own: Path, options: dict[str, Any]) -> 
         parts: tuple[float, ...] = ()
 
         def training_step(self, *arguments: Any, **named: Any) -> torch.Tensor:
-            part = super().training_step(*arguments, **named)
+            part: torch.Tensor = super().training_step(*arguments, **named)
             self.parts = (*self.parts, part.item())  # of the mean over the tokens of all micro-batches
             return part
 
@@ -96,7 +96,7 @@ def theirs(line: Connection, data: Path, own: Path, options: dict[str, Any]) -> 
 
 def _rows(data: Path, processor: Any) -> Any:
     """TRL's columns: the text before the answer as the chat template has it, the answer with its end, the image."""
-    import datasets
+    import datasets  # type: ignore[import-untyped]
 
     from mmjobs.data.sampler import position
 

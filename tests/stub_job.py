@@ -259,7 +259,7 @@ class Job:
             self.ranks.gather("leaving")
             raise UnfitNodeError("; ".join(problems))
 
-    def _write(self, kind: str, **fields: Any) -> None:
+    def _write(self, kind: Any, **fields: Any) -> None:
         if self.ranks.rank == 0:
             ledger.append(self.paths.events, kind, attempt=self.attempt, **fields)
 

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tarfile
 import zipfile
-from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -23,8 +23,8 @@ LAYERS = {
         ("model",), ("rank",), ("data",),
     ),
     "mmlaunch": (
-        ("__main__",), ("cli", "api", "attempt"), ("submit",), ("monitor",), ("restart",), ("schedulers",), ("estimate",),
-        ("load",), ("recipe",), ("run",), ("errors",),
+        ("__main__",), ("cli", "api", "attempt"), ("submit",), ("monitor",), ("restart",), ("schedulers",),
+        ("estimate",), ("load",), ("recipe",), ("run",), ("errors",),
     ),
 }  # fmt: skip
 """The rooms of each package from top to bottom; one imports from those below it only. CONTRIBUTING.md draws them."""
@@ -44,6 +44,7 @@ ONLY_IN: dict[str, str | tuple[str, ...]] = {
 }
 
 
+@cache
 def modules() -> dict[str, Path]:
     found = {}
     for root in ROOTS.values():
@@ -53,16 +54,17 @@ def modules() -> dict[str, Path]:
     return found
 
 
-def imports(path: Path) -> Iterator[str]:
+@cache
+def imports(path: Path) -> tuple[str, ...]:
     """Every module that a file imports, wherever in it; `from a import b` counts as a.b when that is a module."""
-    known = modules()
+    known, names = modules(), []
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module:
-            for alias in node.names:
-                full = f"{node.module}.{alias.name}"
-                yield full if full in known else node.module
+            full = [f"{node.module}.{alias.name}" for alias in node.names]
+            names += [name if name in known else node.module for name in full]
+    return tuple(names)
 
 
 def is_in(module: str, packages: str | tuple[str, ...]) -> bool:

@@ -153,7 +153,7 @@ def test_loss_that_is_not_finite_names_step_and_samples(job: Jobs, tiny: Recipes
     assert run.saved() == [2], "weights that are no numbers are never saved"
 
 
-@pytest.mark.parametrize("stage", [0, 2, 3])
+@pytest.mark.parametrize("stage", [0, pytest.param(2, marks=pytest.mark.nightly), 3])
 def test_a_disk_without_any_room_is_a_warning(job: Jobs, tiny: Recipes, stage: int) -> None:
     run = job("run")
     run.paths.checkpoints.mkdir()
@@ -170,7 +170,7 @@ def test_a_disk_without_any_room_is_a_warning(job: Jobs, tiny: Recipes, stage: i
         os.system(f"umount {run.paths.checkpoints}")
 
 
-@pytest.mark.parametrize("stage", [0, 1, 3])
+@pytest.mark.parametrize("stage", [0, pytest.param(1, marks=pytest.mark.nightly), 3])
 def test_a_resumed_run_has_the_settings_of_its_recipe(job: Jobs, tiny: Recipes, stage: int) -> None:
     """Not those that a checkpoint remembers; what does not fit to it is said in one sentence."""
     runs = {}

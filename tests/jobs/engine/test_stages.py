@@ -90,9 +90,14 @@ def test_it_is_the_training_of_plain_pytorch(
     assert len(run.events("evaluated")[-1]["samples"]) == 1
 
 
-@pytest.mark.parametrize(("stage", "precision", "offload"), [
-    *product([0, 1, 2, 3], ["fp32", "bf16"], ["none"]), (2, "fp32", "optimizer"), (3, "bf16", "all"),
-])  # fmt: skip
+EACH_WAY = [(0, "fp32", "none"), (1, "bf16", "none"), (2, "fp32", "optimizer"), (3, "fp32", "none"), (3, "bf16", "all")]
+"""Every stage, every precision and every offload."""
+OTHERS = [way for way in product([0, 1, 2, 3], ["fp32", "bf16"], ["none"]) if way not in EACH_WAY]
+
+
+@pytest.mark.parametrize(
+    ("stage", "precision", "offload"), [*EACH_WAY, *(pytest.param(*way, marks=pytest.mark.nightly) for way in OTHERS)]
+)
 def test_resumed_bit_for_bit(job: Jobs, tiny: Recipes, stage: int, precision: str, offload: str) -> None:
     changes = {
         "deepspeed": {"stage": stage, "offload": offload}, "precision": precision, "model__dropout": 0.1,
@@ -111,7 +116,7 @@ def test_resumed_bit_for_bit(job: Jobs, tiny: Recipes, stage: int, precision: st
     assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
-@pytest.mark.parametrize("stage", [0, 2, 3])
+@pytest.mark.parametrize("stage", [pytest.param(0, marks=pytest.mark.nightly), 2, 3])
 def test_tied_weights_and_every_attention_are_saved_and_resumed(
     job: Jobs, tiny: Recipes, tmp_path: Path, stage: int
 ) -> None:
@@ -144,7 +149,13 @@ def parts_of(folder: Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("kind", "precision"), [("parts", "fp32"), ("whole", "fp32"), ("export", "fp32"), ("export", "bf16")]
+    ("kind", "precision"),
+    [
+        ("parts", "fp32"),
+        ("whole", "fp32"),
+        pytest.param("export", "fp32", marks=pytest.mark.nightly),
+        ("export", "bf16"),
+    ],
 )
 def test_weights_that_are_divided_as_they_are_read(
     job: Jobs, tiny: Recipes, tmp_path: Path, kind: str, precision: str

@@ -62,7 +62,10 @@ def test_mpo_begins_with_its_weights_and_moves_its_shift(job: Jobs, tiny: Recipe
     assert state["learner"]["count"] == 2 * 8 * 4
 
 
-@pytest.mark.parametrize("method", ["mdpo", "mpo", "aot", "kto", {"method": "reward", "centre": 0.01}])
+@pytest.mark.parametrize(
+    "method",
+    [pytest.param("mdpo", marks=pytest.mark.nightly), "mpo", "aot", "kto", {"method": "reward", "centre": 0.01}],
+)
 def test_two_ranks_and_packed_rows_are_one_rank(job: Jobs, tiny: Recipes, method: Any) -> None:
     one, two, packed = job("one"), job("two"), job("packed")
     changes: dict[str, Any] = {"objective": method, "optim": STEADY, "steps": 5, "evaluate__samples": 0}

@@ -168,7 +168,9 @@ def trained(folder: Path, stage: int, precision: str) -> list[list[tuple[float, 
     return found
 
 
-@pytest.mark.parametrize(("stage", "precision"), [(0, "fp32"), (1, "bf16"), (2, "fp32"), (3, "bf16")])
+@pytest.mark.parametrize(
+    ("stage", "precision"), [(0, "fp32"), (1, "bf16"), pytest.param(2, "fp32", marks=pytest.mark.nightly), (3, "bf16")]
+)
 def test_a_broken_step_changes_nothing(tmp_path: Path, stage: int, precision: str) -> None:
     whole, broken = trained(tmp_path, stage, precision)
     assert broken[1][1] == float("inf") or broken[1][1] != broken[1][1]

@@ -48,9 +48,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_numbers_and_reasons(folder: Path) -> None:
-    done = mmlaunch("data", "look.yaml", "--json")
-    result = json.loads(done.stdout)
+def test_numbers_reasons_and_samples(folder: Path) -> None:
+    result = json.loads(mmlaunch("data", "look.yaml", "--json", "--samples", "2").stdout)
     part = result["groups"]["train"][0]
     assert (part["rows"], part["usable"], part["left"], part["repeat"]) == (4, 2, {"bad": 1, "overlong": 1}, 1.5)
     assert part["width"]["max"] == 300 and part["images"] == {"min": 0, "median": 0, "p99": 1, "max": 1}
@@ -58,10 +57,6 @@ def test_numbers_and_reasons(folder: Path) -> None:
     shown = mmlaunch("data", "look.yaml", "--samples", "0").stdout
     assert "left out 1 bad, 1 overlong" in shown and "empty.jpg: is empty (0 bytes)" in shown
     assert "more than 400" in shown and "3 examples an epoch; packed rows are" in shown
-
-
-def test_samples_show_what_is_learnt(folder: Path) -> None:
-    result = json.loads(mmlaunch("data", "look.yaml", "--json", "--samples", "2").stdout)
     first, second = result["samples"]
     assert first["prompt"][1] == ["<image> x 80", False, "images"] and first["pictures"] == [5, 3, 32, 32]
     assert first["answers"] == [[["A red field.", True, "text"], ["</s>", True, "special"]]]
