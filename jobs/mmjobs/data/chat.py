@@ -1,7 +1,7 @@
-"""Chat: from the turns of a conversation to tokens, with a mask of those that are learnt.
+"""Chat: from the turns of a conversation to tokens, with a loss mask.
 
 The model's own template renders the whole text, and it is tokenised once: no seam between prompt and answer ever
-differs from what the tokenizer makes of the whole. Offsets then tell which tokens carry letters of an answer.
+differs from what the tokenizer makes of the whole. Offsets then say which tokens carry letters of an answer.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _STAND_INS = 0x100000  # a private plane of Unicode
 
 @dataclass(frozen=True)
 class Tokens:
-    """Token ids, and which of them are learnt."""
+    """Token ids, and which of them are in the loss."""
 
     ids: list[int]
     loss_mask: list[bool]
@@ -46,8 +46,8 @@ class Tree:
     answers: tuple[Tokens, ...]
 
 
-class CannotSay(Exception):
-    """A conversation that the template refuses, or that it does not continue as it began."""
+class TemplateMismatch(Exception):
+    """The template refuses a conversation, or renders its beginning in another way once it goes on."""
 
 
 def own_template(name: str) -> str:
@@ -60,7 +60,7 @@ class Chat:
 
     def __init__(self, tokenizer: Any, image_token: str | None) -> None:
         if not tokenizer.is_fast:
-            raise BadInput("the tokenizer has no fast version, and a slow one does not tell which text a token is")
+            raise BadInput("the tokenizer has no fast version, and a slow one does not say what a token stands for")
         if not tokenizer.chat_template:
             raise BadInput(f"model.chat_template: the model ships no chat template; write one of {', '.join(OWN)}")
         self.tokenizer, self.image_token = tokenizer, image_token
@@ -83,55 +83,55 @@ class Chat:
     def tree(self, turns: Sequence[Turn], answers: Sequence[str]) -> Tree:
         """The conversation and its answers: what all of them share is the prompt, and each ends with the end token."""
         turns, answers, hidden = self._hide(turns, [self._without_end(answer) for answer in answers])
-        said = self._said(turns)
+        earlier = self._earlier_answers(turns)
         if not answers:
             ids, spans = self._read(self._render(turns, asks=True), hidden)
-            return Tree(_marked(ids, spans, said), ())
+            return Tree(_marked(ids, spans, earlier), ())
         wholes, starts = [], []
         for text, span in (self._answered(turns, answer) for answer in answers):
             ids, spans = self._read(text, hidden)
-            wholes.append(_marked(ids, spans, [*said, span]))
+            wholes.append(_marked(ids, spans, [*earlier, span]))
             starts.append(next(place for place, of_token in enumerate(spans) if _touches(of_token, span)))
         shared = _common([whole.ids for whole in wholes], min(starts))
         return Tree(wholes[0][:shared], tuple(whole[shared:] for whole in wholes))
 
-    def _said(self, turns: Sequence[Turn]) -> list[Span]:
-        """Where the earlier answers stand that are learnt, as the whole conversation has them."""
+    def _earlier_answers(self, turns: Sequence[Turn]) -> list[Span]:
+        """Where the earlier answers that are in the loss stand in the text of the whole conversation."""
         places = [place for place, turn in enumerate(turns) if turn.in_loss]
         whole = self._render(turns, asks=True) if places else ""
         spans = []
         for place in places:
             text, (start, stop) = self._answered(turns[:place], turns[place].text)
-            if not whole.startswith(text):  # the template ends a conversation otherwise than a turn: no end token here
+            if not whole.startswith(text):  # at the end of a conversation the template writes no end token
                 stop -= len(self.tokenizer.eos_token)
             if not whole.startswith(text[:stop]):
-                raise CannotSay("the chat template writes a turn otherwise once the conversation goes on")
+                raise TemplateMismatch("the chat template writes a turn in another way once the conversation goes on")
             spans.append((start, stop))
         return spans
 
     def _answered(self, turns: Sequence[Turn], answer: str) -> tuple[str, Span]:
         """The text that ends with this answer, and where in it the answer and its end token stand."""
-        asked = self._render(turns, asks=True)
+        question = self._render(turns, asks=True)
         whole = self._render([*turns, Turn("assistant", (answer,))], asks=False)
-        if not whole.startswith(asked):
-            raise CannotSay("the chat template writes a question otherwise once it is answered")
-        found = whole.find(answer, len(asked))
-        if found < 0:  # some templates trim
+        if not whole.startswith(question):
+            raise TemplateMismatch("the chat template writes a question in another way once it is answered")
+        start = whole.find(answer, len(question))
+        if start < 0:  # some templates trim
             answer = answer.strip()
-            found = whole.find(answer, len(asked))
-        if found < 0:
-            raise CannotSay("the chat template changes the words of an answer")
-        stop = found + len(answer)
+            start = whole.find(answer, len(question))
+        if start < 0:
+            raise TemplateMismatch("the chat template changes the words of an answer")
+        stop = start + len(answer)
         end = self._end.match(whole, stop)
         text = whole[: end.end()] if end else whole[:stop] + self.tokenizer.eos_token
-        return text, (len(asked), len(text))
+        return text, (len(question), len(text))
 
     def _render(self, turns: Sequence[Turn], asks: bool) -> str:
         messages = [{"role": turn.role, "content": self._content(turn)} for turn in turns]
         try:
             return str(self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=asks))
         except TemplateError as error:
-            raise CannotSay(f"the chat template refuses it: {error}") from None
+            raise TemplateMismatch(f"the chat template refuses it: {error}") from None
 
     def _content(self, turn: Turn) -> str | list[dict[str, str]]:
         if self.image_token is None:  # the templates of text models want one string
@@ -159,12 +159,12 @@ class Chat:
         return ids, spans
 
     def _outset(self, text: str, **options: bool) -> tuple[list[int], list[Span]]:
-        """The tokens of a text that begins the conversation, and where they stand in it."""
+        """The tokens of a text at the beginning of the conversation, and where they stand in it."""
         made = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, **options)
         return made["input_ids"], made["offset_mapping"]
 
     def _inside(self, text: str, **options: bool) -> tuple[list[int], list[Span]]:
-        """The tokens of a text that goes on another: some tokenizers put a space before the first word of all."""
+        """The tokens of a text that continues another one: some tokenizers put a space before the first word of all."""
         anchor = "\n"
         if not text:
             return [], []
@@ -175,15 +175,15 @@ class Chat:
         return self._outset(text, **options)  # the anchor has grown together with the text
 
     def _hide(self, turns: Sequence[Turn], answers: Sequence[str]) -> tuple[list[Turn], list[str], dict[str, str]]:
-        """Words of users that would be read as special tokens, exchanged for one letter each that stands in."""
+        """Replace words that would be read as special tokens by one letter each, which no text contains."""
         letters: dict[str, str] = {}
-        said = "".join([*(turn.text for turn in turns), *answers])
-        free = (chr(_STAND_INS + number) for number in range(0xFFFE) if chr(_STAND_INS + number) not in said)
+        text = "".join([*(turn.text for turn in turns), *answers])
+        free = (chr(_STAND_INS + number) for number in range(0xFFFE) if chr(_STAND_INS + number) not in text)
 
-        def letter(found: re.Match[str]) -> str:
-            if found[0] not in letters:
-                letters[found[0]] = next(free)
-            return letters[found[0]]
+        def letter(word: re.Match[str]) -> str:
+            if word[0] not in letters:
+                letters[word[0]] = next(free)
+            return letters[word[0]]
 
         def hide(text: str) -> str:
             return self._specials.sub(letter, text)
@@ -221,12 +221,12 @@ def _touches(one: Span, other: Span) -> bool:
     return one[0] < other[1] and other[0] < one[1]
 
 
-def _marked(ids: list[int], spans: Sequence[Span], learnt: Iterable[Span]) -> Tokens:
-    wanted = list(learnt)
-    return Tokens(ids, [any(_touches(span, one) for one in wanted) for span in spans])
+def _marked(ids: list[int], spans: Sequence[Span], answers: Iterable[Span]) -> Tokens:
+    answer_spans = list(answers)
+    return Tokens(ids, [any(_touches(span, one) for one in answer_spans) for span in spans])
 
 
 def _common(sequences: Sequence[list[int]], most: int) -> int:
-    """The length of what all sequences begin with, at most `most`."""
+    """The length of the common beginning of all sequences, at most `most`."""
     first = sequences[0]
     return next((n for n in range(most) if any(other[n] != first[n] for other in sequences[1:])), most)

@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from PIL import Image
 
-from mmjobs.data.chat import CannotSay, Chat, Tokens, Tree
+from mmjobs.data.chat import Chat, TemplateMismatch, Tokens, Tree
 from mmjobs.data.example import BadPicture, BadRow, Example, Origin
 from mmjobs.data.images.preprocess import ImageInputs, Pixels
 from mmjobs.data.images.tiling import Size
@@ -20,7 +20,7 @@ from mmjobs.data.requirements import unpaired_label
 from mmlaunch.errors import BadInput
 from mmlaunch.recipe.requirements import Requirements
 
-Spoil = Callable[[Image.Image], Image.Image]
+ImageChange = Callable[[Image.Image], Image.Image]
 
 
 @dataclass(frozen=True)
@@ -33,13 +33,13 @@ class Encoded:
     image_inputs: ImageInputs
     origin: Origin
     unpaired_label: int = 0
-    """Of a single answer: whether it is desirable (1) or not (-1)."""
+    """For a single answer: whether it is desirable (1) or not (-1)."""
     corrupted: ImageInputs | None = None
-    """The images of the second tree, where the chosen answer stands under spoiled ones."""
+    """The corrupted images of a second tree, which holds the chosen answer alone."""
     mismatched: Tokens | None = None
-    """An answer to something else, as if it had been given here."""
+    """An answer to another prompt, as if it had been given to this one."""
     reference: torch.Tensor | None = None
-    """What the reference gives each learnt token, in the order of the answers as a batch has them."""
+    """The reference's log-probability of each token in the loss, in the order of the answers of a batch."""
 
     @property
     def loss_tokens(self) -> tuple[int, ...]:
@@ -50,15 +50,15 @@ class Encoded:
 
     @cached_property
     def key(self) -> bytes:
-        """The same for the same tokens and the same pixels."""
-        found = hashlib.blake2b(digest_size=16)
+        """A digest of the tokens and the pixels."""
+        digest = hashlib.blake2b(digest_size=16)
         for tokens in (self.prompt, *self.answers, *([self.mismatched] if self.mismatched else [])):
-            found.update(array("q", [len(tokens), *tokens.ids]).tobytes())
+            digest.update(array("q", [len(tokens), *tokens.ids]).tobytes())
         for image_inputs in (self.image_inputs, self.corrupted or {}):
             for name in sorted(image_inputs):
-                found.update(f"{name}{tuple(image_inputs[name].shape)}{image_inputs[name].dtype}".encode())
-                found.update(image_inputs[name].contiguous().view(torch.uint8).numpy().tobytes())
-        return found.digest()
+                digest.update(f"{name}{tuple(image_inputs[name].shape)}{image_inputs[name].dtype}".encode())
+                digest.update(image_inputs[name].contiguous().view(torch.uint8).numpy().tobytes())
+        return digest.digest()
 
 
 @dataclass(frozen=True)
@@ -71,33 +71,34 @@ class Processor:
     """Tokens of a prompt and its longest answer."""
     overlong: Literal["drop", "cut"] = "drop"
     requirements: Requirements = field(default_factory=Requirements)
-    """What the objective looks at."""
+    """What the objective reads of an example."""
 
     def encode(
         self,
         example: Example,
         budget: int | None = None,
-        change: Spoil | None = None,
-        spoil: Spoil | None = None,
+        augment: ImageChange | None = None,
+        corrupt: ImageChange | None = None,
         mismatched: str | None = None,
     ) -> Encoded:
-        """The tokens and pixels of an example that `fits`; `budget` bounds its tiles, `change` changes its images.
+        """The tokens and pixels of an example that `fits`; `budget` bounds its tiles.
 
-        The second tree has images that are spoiled as well; a `mismatched` is an answer to something else.
+        `augment` changes its images, `corrupt` makes those of the second tree, `mismatched` is an answer to another
+        prompt.
         """
         tree = self.tree(example, budget, mismatched)
         try:
             images = [picture.open(self.pixels.max_side) for picture in example.images]
         except BadPicture as error:
             raise BadRow(example.origin, str(error)) from error
-        images = [change(image) for image in images] if change else images
+        images = [augment(image) for image in images] if augment else images
         image_inputs = self.pixels.read(images, _each(example, budget))
-        corrupted = self.pixels.read([spoil(image) for image in images], _each(example, budget)) if spoil else None
-        found, wanted = tree.prompt.ids.count(self._image), self.pixels.features_of(image_inputs)
-        if wanted is not None and found != wanted:
-            raise BadRow(example.origin, f"{found} image tokens stand for {wanted} image features")
-        room = max(0, self.longest - len(tree.prompt))
-        answers = [answer[:room] for answer in tree.answers]
+        corrupted = self.pixels.read([corrupt(image) for image in images], _each(example, budget)) if corrupt else None
+        image_tokens, features = tree.prompt.ids.count(self._image), self.pixels.features_of(image_inputs)
+        if features is not None and image_tokens != features:
+            raise BadRow(example.origin, f"{image_tokens} image tokens stand for {features} image features")
+        space = max(0, self.longest - len(tree.prompt))
+        answers = [answer[:space] for answer in tree.answers]
         return Encoded(
             prompt=tree.prompt,
             answers=tuple(answers if mismatched is None else answers[:-1]),
@@ -110,7 +111,7 @@ class Processor:
         )
 
     def tree(self, example: Example, budget: int | None = None, mismatched: str | None = None) -> Tree:
-        """The tokens of an example, every image as many as it has features; nothing is decoded for it."""
+        """The tokens of an example, with as many image tokens as each image has features; no image is decoded."""
         texts = [answer.text for answer in example.answers[: self.requirements.most]]
         try:
             tree = self.chat.tree(example.prompt, texts if mismatched is None else [*texts, mismatched])
@@ -118,7 +119,7 @@ class Processor:
             if not self.requirements.prompts:
                 prompt = Tokens(prompt.ids, [False] * len(prompt))
             return Tree(prompt, tree.answers)
-        except (CannotSay, BadPicture, BadInput) as error:
+        except (TemplateMismatch, BadPicture, BadInput) as error:
             raise error if isinstance(error, BadRow) else BadRow(example.origin, str(error)) from error
 
     def question(self, example: Example, budget: int | None = None) -> list[int]:
@@ -127,14 +128,14 @@ class Processor:
         return self._with_images(Tokens(ids, [False] * len(ids)), example, budget).ids
 
     def sizes(self, example: Example) -> tuple[Size, ...]:
-        """Of its images, as the model gets them."""
+        """The sizes of its images, as the model gets them."""
         try:
             return tuple(picture.size(self.pixels.max_side) for picture in example.images)
         except BadPicture as error:
             raise BadRow(example.origin, str(error)) from error
 
     def fits(self, tree: Tree) -> bool:
-        """Whether an example can be learnt from: a long answer may be cut where the recipe says so, a prompt never."""
+        """Whether an example can be trained on: a long answer may be cut where the recipe says so, a prompt never."""
         needed = 1 if self.overlong == "cut" else max((len(answer) for answer in tree.answers), default=1)
         return len(tree.prompt) + needed <= self.longest
 
@@ -148,7 +149,9 @@ class Processor:
                 example.origin, "has an image, and this model takes none; write images: none, or another model"
             )
         if len(example.images) > 1 and not self.pixels.several:
-            raise BadRow(example.origin, "has several images, and this model reads several otherwise than one by one")
+            raise BadRow(
+                example.origin, "has several images, and this model reads several images in another way than one by one"
+            )
         places = [place for place, token in enumerate(prompt.ids) if token == self._image]
         if len(places) != len(example.images):
             what = f"{len(example.images)} images, and {len(places)} places for them in the rendered conversation"
@@ -164,7 +167,7 @@ class Processor:
 
 
 def _runs(places: Sequence[int]) -> list[tuple[int, int]]:
-    """(first, count) of each row of neighbours: some models write images that stand together otherwise."""
+    """(first, count) of each group of neighbours: some models write adjacent images in another way."""
     runs: list[tuple[int, int]] = []
     for place in places:
         if runs and place == sum(runs[-1]):
@@ -175,5 +178,5 @@ def _runs(places: Sequence[int]) -> list[tuple[int, int]]:
 
 
 def _each(example: Example, budget: int | None) -> int | None:
-    """The tiles of one image, where several share the budget of their example."""
+    """The tile budget of one image, where several share that of their example."""
     return max(1, budget // len(example.images)) if budget and example.images else None

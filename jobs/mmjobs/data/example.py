@@ -27,7 +27,7 @@ class Picture(Protocol):
 
 
 class BadPicture(Exception):
-    """An image that cannot be used: which one, and why. Who knows the row makes it a `BadRow`."""
+    """An image that cannot be used: which one, and why. The code that knows the row turns it into a `BadRow`."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Origin:
 
 
 class BadRow(BadInput):
-    """A row that cannot be learnt from; `on_bad: skip` leaves it out and lists it."""
+    """A row that cannot be trained on; `on_bad: skip` leaves it out and lists it."""
 
     def __init__(self, origin: Origin, what: str) -> None:
         super().__init__(f"{origin}: {what}")
@@ -106,11 +106,11 @@ class Example:
 
 
 class LazyExamples(Sequence[Example]):
-    """LazyExamples that are made when they are asked for."""
+    """A sequence whose examples are made when they are read."""
 
     @abstractmethod
     def at(self, place: int) -> Example:
-        """The one at a place, counted from 0; raises `BadRow` where there is none to learn from."""
+        """The example at a place, counted from 0; raises `BadRow` where the row cannot be used."""
 
     @overload
     def __getitem__(self, index: int) -> Example: ...

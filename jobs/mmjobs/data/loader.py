@@ -21,38 +21,39 @@ from mmjobs.data.reference_store import ReferenceStore
 from mmlaunch.errors import BadInput
 
 _MOMENT = 1.0
+"""Seconds until the end of a killed worker is known."""
 
 
 @dataclass(frozen=True)
 class Examples(Dataset[Encoded | BadRow]):
-    """A mixture as torch's loader wants it: by the index of an example in the order of the run."""
+    """A mixture as torch's `DataLoader` reads it: by the index of an example in the order of the run."""
 
     mixture: Mixture
     processor: Processor
     place_of: Callable[[int], int] = int
     """The place in the mixture of each index; indices go on through the epochs."""
     seed: int | None = None
-    """None: as the images are; otherwise what the sources ask to change in them is drawn from it."""
+    """The seed of augmentations that a source asks for; None: images stay as they are."""
     tolerant: bool = False
-    """A row whose image turns out to be damaged is handed on as its error."""
+    """Whether a row whose image turns out to be damaged is returned as its error, instead of raising it."""
     reference: ReferenceStore | None = None
-    """What the reference says; each example is looked up in it."""
-    steady: bool = False
-    """An example has the same pixels whenever it is seen: a reference remembers what it saw."""
+    """The log-probabilities of the reference model; each example is looked up in it."""
+    fixed_pixels: bool = False
+    """Whether augmentation is drawn once for each row, so that precomputed reference values stay valid."""
     corruption_seed: int = 0
-    """The seed that spoiled images are drawn from, together with the row."""
+    """The seed of corrupted images, together with the row."""
     packed: bool = False
     """The examples of a batch stand side by side in one row."""
     keyed: bool = False
-    """Batches tell what their examples are known by."""
+    """Whether batches hold the keys of their examples."""
 
     def tokens(self, place: int) -> int:
-        """What the trees of a place of the mixture take of a row."""
+        """The tokens that the example at this place of the mixture takes of a packed row."""
         return self.mixture.tokens(place, self.processor.requirements)
 
     def __getitem__(self, index: int) -> Encoded | BadRow:
         try:
-            return self._known(self._encoded(index))
+            return self._with_reference(self._encoded(index))
         except BadRow as error:
             if self.tolerant:
                 return error
@@ -61,24 +62,24 @@ class Examples(Dataset[Encoded | BadRow]):
     def _encoded(self, index: int) -> Encoded:
         place = self.place_of(index)
         part, example, requirements = self.mixture.part(place), self.mixture[place], self.processor.requirements
-        origin = example.origin if self.steady else index
+        origin = example.origin if self.fixed_pixels else index
         other = self.mixture[(place + 1) % len(self.mixture)].answers[0].text if requirements.mismatched else None
         return self.processor.encode(
             example,
             part.max_tiles,
-            change=jpeg(self.seed, origin) if part.augment == "jpeg" and self.seed is not None else None,
-            spoil=crop("spoiled", self.corruption_seed, example.origin)
+            augment=jpeg(self.seed, origin) if part.augment == "jpeg" and self.seed is not None else None,
+            corrupt=crop("spoiled", self.corruption_seed, example.origin)
             if requirements.corrupted and example.images
             else None,
             mismatched=other,
         )
 
-    def _known(self, encoded: Encoded) -> Encoded:
+    def _with_reference(self, encoded: Encoded) -> Encoded:
         if self.reference is None:
             return encoded
         values = self.reference.get(encoded.key)
         if values is None or len(values) != sum(encoded.loss_tokens):
-            what = "the reference has not seen it as it is now: its text or its images have changed since"
+            what = "its text or its images have changed since the reference was precomputed"
             raise BadInput(f"{encoded.origin}: {what}; put them back, or start a new run")
         return replace(encoded, reference=values)
 

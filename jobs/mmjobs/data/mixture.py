@@ -31,7 +31,7 @@ class Mixture:
         return self.part(place).rows[row.row]
 
     def usable(self, place: int) -> Usable:
-        """What the survey found of the row at this place."""
+        """The row at this place, as the survey read it."""
         return self.survey.usable[self.places[place]]
 
     def part(self, place: int) -> Part:
@@ -39,13 +39,13 @@ class Mixture:
         return self.survey.parts[self.usable(place).part]
 
     def tokens(self, place: int, requirements: Requirements | None = None) -> int:
-        """The length of all trees at this place, as somebody wants them."""
+        """The length of all trees at this place that these requirements need."""
         row = self.usable(place)
         length = row.prompt + sum(row.answers)
         if requirements is not None and requirements.corrupted and row.images:
             length += row.prompt + row.answers[0]
         if requirements is not None and requirements.mismatched:
-            length += min(row.room, self.usable((place + 1) % len(self)).uncut)
+            length += min(row.answer_space, self.usable((place + 1) % len(self)).first_answer)
         return length
 
     @cached_property
@@ -57,11 +57,11 @@ class Mixture:
 
     @cached_property
     def digest(self) -> str:
-        """The same for the same questions and answers in the same order."""
-        found = hashlib.blake2b(digest_size=8)
+        """A digest of the questions and answers in their order."""
+        digest = hashlib.blake2b(digest_size=8)
         for place in range(len(self)):
-            found.update(self.usable(place).content)
-        return found.hexdigest()
+            digest.update(self.usable(place).content)
+        return digest.hexdigest()
 
     @cached_property
     def has_images(self) -> bool:
@@ -79,7 +79,7 @@ class Mixture:
 
 def mixture(survey: Survey, seed: int, tolerant: bool = False) -> Mixture:
     """The usable rows with their repeats. A bad one is an error, unless the recipe is `tolerant` of it."""
-    bad = [row for row in survey.left if row.why == "bad"]
+    bad = [row for row in survey.left_out if row.why == "bad"]
     if bad and not tolerant:
         more = f" (and {len(bad) - 1} more rows; data.on_bad: skip leaves them out)" if len(bad) > 1 else ""
         raise BadInput(f"{bad[0].origin}: {bad[0].reason}{more}")
@@ -102,6 +102,6 @@ def _losses(survey: Survey) -> str:
         "surplus": "too many of a kind",
         "bad": "cannot be used",
     }
-    said = [f"{survey.count(why)} {what}" for why, what in kinds.items() if survey.count(why)]
-    some = next((f" ({row.origin}: {row.reason})" for row in survey.left if row.why != "held out"), "")
-    return ", ".join(said) + some if said else "the sources are empty"
+    counts = [f"{survey.count(why)} {what}" for why, what in kinds.items() if survey.count(why)]
+    some = next((f" ({row.origin}: {row.reason})" for row in survey.left_out if row.why != "held out"), "")
+    return ", ".join(counts) + some if counts else "the sources are empty"

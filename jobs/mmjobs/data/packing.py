@@ -26,24 +26,26 @@ def pack(lengths: Sequence[int], world: int, budget: int) -> Packed:
     """
     order = sorted(range(len(lengths)), key=lambda place: (-lengths[place], place))
     rows: list[list[int]] = []
-    room: list[int] = []
+    free: list[int] = []
     for place in order:
         length = lengths[place]
-        number = next((number for number, left in enumerate(room) if left >= length), None)
+        number = next((number for number, left in enumerate(free) if left >= length), None)
         if number is None:
             rows.append([place])
-            room.append(budget - length)
+            free.append(budget - length)
         else:
             rows[number].append(place)
-            room[number] -= length
+            free[number] -= length
     each = -(-len(rows) // world)
-    split_over_ranks = _deal([(sum(lengths[place] for place in row), tuple(sorted(row))) for row in rows], world, each)
-    held = sum(max(budget, sum(lengths[place] for place in row)) for row in rows) + (each * world - len(rows)) * budget
-    return Packed(split_over_ranks, sum(lengths) / held if held else 0.0)
+    ranks = _deal([(sum(lengths[place] for place in row), tuple(sorted(row))) for row in rows], world, each)
+    capacity = (
+        sum(max(budget, sum(lengths[place] for place in row)) for row in rows) + (each * world - len(rows)) * budget
+    )
+    return Packed(ranks, sum(lengths) / capacity if capacity else 0.0)
 
 
 def _deal(rows: list[tuple[int, Row]], world: int, each: int) -> tuple[tuple[Row, ...], ...]:
-    """The fullest row goes to the rank with the least to do, as long as it has room for a row."""
+    """The fullest row goes to the rank with the least to do, as long as it may take another row."""
     ranks: list[list[Row]] = [[] for _ in range(world)]
     waiting = [(0, rank) for rank in range(world)]
     for tokens, row in sorted(rows, key=lambda one: (-one[0], one[1])):

@@ -18,23 +18,23 @@ _DIGEST = "blake2b"
 
 
 class ReferenceStore:
-    """What was measured so far, from any number of files; an example is a place in the numbers of one of them."""
+    """The values of all files that were read; each example is a slice of the values of one file."""
 
     def __init__(self) -> None:
         self._values: list[torch.Tensor] = []
-        self._found: dict[bytes, tuple[int, int, int]] = {}
+        self._places: dict[bytes, tuple[int, int, int]] = {}
 
     def __len__(self) -> int:
-        return len(self._found)
+        return len(self._places)
 
     def __contains__(self, key: bytes) -> bool:
-        return key in self._found
+        return key in self._places
 
     def get(self, key: bytes) -> torch.Tensor | None:
-        """One number for each learnt token of an example."""
-        if key not in self._found:
+        """One number for each token in the loss of an example."""
+        if key not in self._places:
             return None
-        number, start, stop = self._found[key]
+        number, start, stop = self._places[key]
         return self._values[number][start:stop]
 
     def add(self, values: Mapping[bytes, torch.Tensor]) -> None:
@@ -42,24 +42,24 @@ class ReferenceStore:
             self._take(list(values), [len(one) for one in values.values()], torch.cat(list(values.values())))
 
     def take(self, paths: Iterable[Path]) -> dict[Path, str]:
-        """Read these files; those that are not believed, and why."""
-        doubts = {}
+        """Read these files; returns those that are damaged, and why."""
+        damaged = {}
         for path in paths:
             try:
                 self._take(*_read(path))
             except (OSError, ValueError, safetensors.SafetensorError) as error:
-                doubts[path] = str(error)
-        return doubts
+                damaged[path] = str(error)
+        return damaged
 
     def _take(self, keys: Sequence[bytes], lengths: Sequence[int], values: torch.Tensor) -> None:
         ends = [0, *accumulate(lengths)]
         places = ((len(self._values), start, stop) for start, stop in pairwise(ends))
-        self._found.update(zip(keys, places, strict=True))
+        self._places.update(zip(keys, places, strict=True))
         self._values.append(values)
 
 
 def write(path: Path, values: Mapping[bytes, torch.Tensor]) -> None:
-    """One file, whole or not at all, that tells when it was changed."""
+    """Write one file, whole or not at all, with a digest of its content."""
     keys = torch.frombuffer(bytearray(b"".join(values)), dtype=torch.uint8).view(len(values), _WIDTH)  # [N, 16]
     lengths = torch.tensor([len(one) for one in values.values()])  # [N]
     state = {"keys": keys, "lengths": lengths, "values": torch.cat([one.float() for one in values.values()])}
@@ -80,7 +80,7 @@ def _read(path: Path) -> tuple[list[bytes], list[int], torch.Tensor]:
 
 
 def _digest(state: Mapping[str, torch.Tensor]) -> str:
-    found = hashlib.blake2b(json.dumps({name: list(state[name].shape) for name in sorted(state)}).encode())
+    digest = hashlib.blake2b(json.dumps({name: list(state[name].shape) for name in sorted(state)}).encode())
     for name in sorted(state):
-        found.update(state[name].contiguous().numpy().tobytes())
-    return found.hexdigest()
+        digest.update(state[name].contiguous().numpy().tobytes())
+    return digest.hexdigest()

@@ -1,4 +1,4 @@
-"""Useful arithmetic: what a step cannot do without, for the share of the device's peak that it makes (MFU)."""
+"""MFU: the floating point operations that a step needs, as a share of what the device can do at its peak."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ def peak(device: str, precision: str) -> float | None:
 
 @dataclass(frozen=True)
 class ModelFlops:
-    """What a token, a patch and an answer's token cost in a model, forward and backward.
+    """The FLOP of a token, a patch and an answer's token in a model, forward and backward.
 
     A matrix of n weights is 2n FLOP forward, 2n for the gradient of its input where anything before it is trained, and
-    2n for its own where it is trained itself. What is computed twice to save memory, and padding, is not useful.
+    2n for its own where it is trained itself. Recomputation to save memory, and padding, do not count.
     """
 
     rows: dict[str, float]
@@ -55,7 +55,7 @@ class ModelFlops:
 
     @classmethod
     def of(cls, network: Any, peak: float) -> ModelFlops:
-        """Of a network whose modules stand in the order in which they run."""
+        """The FLOP of a network whose modules stand in the order in which they run."""
         rows, kernel, trained = dict.fromkeys((*PARTS, _LAST), 0.0), 0, False
         last = set(getattr(network.get_decoder().layers[-1], "mlp", nn.Identity()).modules())
         for path, module in network.named_modules():
@@ -75,7 +75,7 @@ class ModelFlops:
         return cls(rows, squares, kernel, getattr(network.config, "image_token_id", -1), peak)
 
     def flop(self, batch: Batch) -> float:
-        """Of one batch of this rank."""
+        """The FLOP of one batch of this rank."""
         pixels = batch.image_inputs.get("pixel_values")
         read = len(batch.answers) if self.rows["head"] else int(batch.loss_mask.sum())
         counts = {
@@ -91,6 +91,6 @@ class ModelFlops:
 
 
 def model_flops(network: Any, precision: str) -> ModelFlops | None:
-    """The work of this network, where the peak of this rank's device is known."""
+    """The FLOP of this network; None where the peak of this rank's device is not known."""
     known = peak(torch.cuda.get_device_name(), precision) if torch.cuda.is_available() else None
     return ModelFlops.of(network, known) if known else None

@@ -73,7 +73,7 @@ def build(model: Model, precision: str = "fp32", scoring_head: bool = False) -> 
     adapters.add(built.network, model)
     parts.freeze(built.network, model, precision)
     if scoring_head:
-        heads.retire_words(built.network)
+        heads.freeze_vocabulary_head(built.network)
     if model.activation_checkpointing == "on":
         built.network.activation_checkpointing_enable()
         built.network.enable_input_require_grads()  # frozen embeddings would end the graph before it begins

@@ -16,7 +16,7 @@ from mmjobs.model.sharded import divide
 SCORE = "score"
 """The name of the head in its network, as transformers' own classifiers call theirs."""
 FILE, STATISTICS = "score.safetensors", "reward.json"
-"""Where an export keeps the head that transformers has no place for, and how its rewards are spread."""
+"""Files of an export: the head that transformers has no place for, and the mean and spread of its rewards."""
 
 
 class ScoreHead(nn.Linear):
@@ -34,14 +34,14 @@ class ScoreHead(nn.Linear):
 
 
 def add_score(network: Any) -> None:
-    """A new head on a network, small enough that all answers begin nearly alike."""
+    """Add a new head to a network, so small that all answers begin with nearly the same reward."""
     width = network.config.get_text_config().hidden_size
     network.score = ScoreHead(width, 1 / (width + 1))
     divide(network)
 
 
-def retire_words(network: Any) -> None:
-    """Leave the matrix that makes words as it is where nothing else reads it: it would have no gradient."""
+def freeze_vocabulary_head(network: Any) -> None:
+    """Freeze the vocabulary's head where nothing else uses it: it would have no gradient."""
     words = network.get_output_embeddings()
     if words is not None and words.weight is not network.get_input_embeddings().weight:
         words.weight.requires_grad_(False)

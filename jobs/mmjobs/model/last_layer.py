@@ -1,6 +1,6 @@
-"""The last layer: what follows its attention is computed for the tokens that somebody reads, and for no others.
+"""The last layer: what follows its attention is computed only for the tokens whose hidden states are used.
 
-Every token's keys and values are needed, its MLP is not: of a prompt and an image nobody reads what comes out of it.
+The keys and values of every token are needed, its MLP is not: nobody uses the last hidden states of prompts and images.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer
 
 
 class _Read:
-    """A layer that is told which tokens are `read`, as places in the flattened rows."""
+    """A layer that computes the tokens in `read`, which are places in the flattened rows."""
 
     def forward(self: Any, hidden_states: torch.Tensor, read: torch.Tensor | None = None, **named: Any) -> torch.Tensor:
         """[B, T, D] -> [U, D], or [B, T, D] where all are read."""
@@ -24,9 +24,9 @@ class _Read:
             # The family stands behind this class only where both are put together below: mypy cannot see it here.
             return super().forward(hidden_states, **named)  # type: ignore[misc, no-any-return]
         attended, _ = self.self_attn(hidden_states=self.input_layernorm(hidden_states), **named)
-        found: torch.Tensor = (hidden_states + attended).flatten(0, 1)[read]
-        behind: torch.Tensor = self.mlp(self.post_attention_layernorm(found))
-        return found + behind
+        selected: torch.Tensor = (hidden_states + attended).flatten(0, 1)[read]
+        update: torch.Tensor = self.mlp(self.post_attention_layernorm(selected))
+        return selected + update
 
 
 _READ: dict[type[nn.Module], type[nn.Module]] = {
@@ -36,13 +36,13 @@ _READ: dict[type[nn.Module], type[nn.Module]] = {
 
 
 def use(network: Any) -> None:
-    """For families whose layers are an attention and an MLP, each behind its norm; others compute all."""
+    """For families whose layers are an attention and an MLP, each after its norm; others compute all tokens."""
     last = _last(network)
     last.__class__ = _READ.get(type(last), type(last))  # in its place: hooks and names stay
 
 
 def arguments(network: Any, read: torch.Tensor) -> dict[str, Any]:
-    """What a network wants to know of the tokens that are read; nothing where it answers for all of them."""
+    """The argument that tells a network which tokens are read; nothing where it computes all of them."""
     return {"read": read} if isinstance(_last(network), _Read) else {}
 
 

@@ -1,4 +1,4 @@
-"""Log-probabilities of the tokens that are learnt, a few rows at a time: `[tokens, vocabulary]` never exists whole.
+"""Log-probabilities of the tokens in the loss, a few rows at a time: `[tokens, vocabulary]` never exists whole.
 
 Where the vocabulary's matrix is frozen, the gradient of each token is made on the way forward, so nothing is computed
 twice; where it is trained, the scores of a few rows are computed again on the way back.
@@ -21,7 +21,7 @@ _UNUSUAL = ("final_logit_softcapping", "logits_scaling", "logit_scale")
 
 
 class LogProbs(NamedTuple):
-    """What is known of U tokens; what was not asked for is empty, for it costs a look at every score."""
+    """The numbers of U tokens; those that were not requested are empty, for they cost a pass over every score."""
 
     values: torch.Tensor  # [U]
     likeliest: torch.Tensor  # [U], whether no other token is likelier
@@ -29,43 +29,43 @@ class LogProbs(NamedTuple):
 
 
 class Head(nn.Linear):
-    """A language model's last matrix. It is called once for all rows, as whoever has divided its weight expects."""
+    """A language model's last matrix. It is called once for all rows: DeepSpeed needs that where it is divided."""
 
     def forward(self, input: torch.Tensor, tokens: torch.Tensor | None = None, also: Sequence[str] = ()) -> Any:
         if tokens is None:
             return super().forward(input)
-        found = _Learnt.apply(input, self.weight, tokens, also)  # type: ignore[no-untyped-call]  # torch gives it none
-        return LogProbs(*found)
+        outputs = _TokenLogProbs.apply(input, self.weight, tokens, also)  # type: ignore[no-untyped-call]  # torch gives it none
+        return LogProbs(*outputs)
 
 
 def use(network: Any) -> None:
-    """Let the head of a network answer for tokens. One that scales or caps its scores keeps its own way."""
+    """Let the head of a network compute log-probabilities. A head that scales or caps its scores stays as it is."""
     head = network.get_output_embeddings()
     if type(head) is nn.Linear and head.bias is None and not _unusual(network):
         head.__class__ = Head  # in its place: hooks, names and tied weights stay
 
 
 def log_probs(network: Any, hidden: torch.Tensor, tokens: torch.Tensor, also: Sequence[str] = ()) -> LogProbs:
-    """Of `tokens` [U], each after the hidden state [U, D] that predicts it; `also` names what else is asked for."""
+    """Log-probabilities of `tokens` [U] after the hidden states [U, D] that predict them; `also` names more outputs."""
     head = network.get_output_embeddings()
     if isinstance(head, Head):
-        found: LogProbs = head(hidden, tokens, also)
-        return found
+        outputs: LogProbs = head(hidden, tokens, also)
+        return outputs
     scores = _scaled(_exact(head(hidden)), _unusual(network))  # [U, V]
     total = scores.logsumexp(-1)
     values = scores.gather(-1, tokens[:, None])[:, 0] - total
-    return LogProbs(values, *_seen(scores.detach(), tokens, total.detach(), also))
+    return LogProbs(values, *_more(scores.detach(), tokens, total.detach(), also))
 
 
 def _unusual(network: Any) -> dict[str, float]:
-    """What this network does with its scores. An image-text model does not what its language model alone would do."""
+    """How this network scales and caps its scores. An image-text model does not do what its language model does."""
     config = network.config.get_text_config()
     return {name: value for name in _settings(network.__class__.forward) if (value := getattr(config, name, None))}
 
 
 @lru_cache
 def _settings(forward: Any) -> tuple[str, ...]:
-    """Which of these settings the forward of a class reads."""
+    """The settings of scores that the forward of a class reads."""
     source = inspect.getsource(inspect.unwrap(forward))
     return tuple(name for name in _UNUSUAL if name in source)
 
@@ -76,14 +76,14 @@ def _scaled(scores: torch.Tensor, unusual: dict[str, float]) -> torch.Tensor:
     return cap * torch.tanh(scores / cap) if cap else scores
 
 
-def _seen(
+def _more(
     scores: torch.Tensor, tokens: torch.Tensor, total: torch.Tensor, also: Sequence[str]
 ) -> tuple[torch.Tensor, torch.Tensor]:
     right = scores.argmax(-1) == tokens if "likeliest" in also else tokens.new_empty(0, dtype=torch.bool)
     return right, (2 * scores).logsumexp(-1) - 2 * total if "collision" in also else total.new_empty(0)
 
 
-class _Learnt(torch.autograd.Function):
+class _TokenLogProbs(torch.autograd.Function):
     """Hidden states [U, D], the matrix [V, D], tokens [U] -> the three of `LogProbs`."""
 
     @staticmethod
@@ -98,19 +98,19 @@ class _Learnt(torch.autograd.Function):
         with torch.autocast(device, enabled=False):
             matrix = weight.to(dtype)
             totals = _exact(hidden.new_empty(len(tokens), dtype=dtype))
-            values, seen = torch.empty_like(totals), []
+            values, more = torch.empty_like(totals), []
             ways = hidden.new_empty(hidden.shape if learns and not trained else 0)
             for own in _chunks(len(tokens), ctx.rows):
                 scores = _exact(hidden[own].to(dtype) @ matrix.T)  # [R, V]
                 totals[own] = total = scores.logsumexp(-1)
                 values[own] = scores.gather(-1, tokens[own, None])[:, 0] - total
-                seen.append(_seen(scores, tokens[own], total, also))
+                more.append(_more(scores, tokens[own], total, also))
                 if learns and not trained:
                     slope = _expected(scores, total, tokens[own]).to(dtype)
                     ways[own] = (slope @ matrix).neg_().to(ways.dtype)
         ctx.save_for_backward(*((hidden, weight, tokens, totals) if trained else (ways,)))
         empty = tokens.new_empty(0, dtype=torch.bool), totals.new_empty(0)
-        right, collision = (torch.cat(parts) for parts in zip(empty, *seen, strict=True))
+        right, collision = (torch.cat(parts) for parts in zip(empty, *more, strict=True))
         ctx.mark_non_differentiable(right, collision)
         return values, right, collision
 
@@ -135,9 +135,9 @@ class _Learnt(torch.autograd.Function):
 
 
 def _expected(scores: torch.Tensor, total: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-    """[R, V], how likely each token is, less the one that came; in place, and before half precision rounds it.
+    """[R, V], the probability of each token, minus 1 for the one that came; in place, before half precision rounds it.
 
-    The difference is what is left of a token that was nearly certain: rounded first, it would be noise.
+    For a token that was nearly certain only this small difference is left: rounded first, it would be noise.
     """
     likely = scores.sub_(total[:, None]).exp_()
     likely[torch.arange(len(tokens), device=tokens.device), tokens] -= 1
@@ -145,7 +145,7 @@ def _expected(scores: torch.Tensor, total: torch.Tensor, tokens: torch.Tensor) -
 
 
 def _exact(scores: torch.Tensor) -> torch.Tensor:
-    """Sums over a vocabulary want all digits that there are."""
+    """Sums over a vocabulary need full precision."""
     return scores if scores.dtype == torch.float64 else scores.float()
 
 

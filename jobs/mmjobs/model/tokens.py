@@ -58,10 +58,10 @@ def fit(language: Any, tokenizer: Any) -> None:
 
 def id_of(tokenizer: Any, special: str) -> int:
     """The token of one of the special words."""
-    found = tokenizer.convert_tokens_to_ids(special)
-    if not isinstance(found, int):
+    number = tokenizer.convert_tokens_to_ids(special)
+    if not isinstance(number, int):
         raise TypeError(f"{special!r} is not one token")
-    return found
+    return number
 
 
 def decode(tokenizer: Any, ids: list[int]) -> str:

@@ -1,9 +1,9 @@
-"""Attention over trees: a prompt that is computed once, and the answers that branch off from it, side by side in a row.
+"""Attention over trees: a prompt that is computed once, and its answers as branches, side by side in a row.
 
-Each token sees its prompt and what stands before it in its own answer: exactly what it would see in a sequence of its
-own. A mask over the whole row would be right as well, and would compute what it then hides: for a row of n trees, n
-times the work. On CUDA one call of the variable-length kernel does all, with the prompt's keys once for each answer;
-elsewhere there are two calls of SDPA for each pair of answers.
+Each token attends to its prompt and to what stands before it in its own answer, exactly as in a sequence of its own. A
+mask over the whole row would be right too, but would compute what it then hides: for a row of n trees, n times the
+work. On CUDA one call of the variable-length kernel does it, with the prompt's keys once for each answer; elsewhere
+there are two calls of SDPA for each pair of answers.
 """
 
 from __future__ import annotations
@@ -37,37 +37,37 @@ def use(network: Any) -> None:
 
 
 def kind(network: Any) -> str | None:
-    """How this network sees trees: `trees`, `mask`, or None where each answer needs a row of its own."""
+    """How this network attends to trees: `trees`, `mask`, or None where each answer needs a row of its own."""
     named = network.get_decoder().config._attn_implementation
     return {NAME: "trees", mmca.NAME: "mask"}.get(named)
 
 
 def arguments(network: Any, trees: Sequence[Tree] | None, device: torch.device) -> dict[str, Any]:
-    """What a network wants to know of a row of trees; nothing where rows are padded, or positions alone have to do."""
+    """The arguments that describe a row of trees to a network; none where rows are padded, or positions are enough."""
     how = kind(network) if trees is not None else None
     if trees is None or how is None:
         return {}
     _check_window(network, trees)
     if how == "mask":
         return {"attention_mask": mask(trees, device)[None, None]}
-    # A mask that is there is taken as it is: transformers would make one of its own, which nobody looks at.
+    # A mask that exists is used as it is: otherwise transformers would make one, which nobody reads.
     return {"attention_mask": torch.empty(1, 1, 0, 0, device=device), "trees": tuple(trees)}
 
 
 def mask(trees: Sequence[Tree], device: torch.device | None = None) -> torch.Tensor:
-    """[T, T], true where a token of the row (down) sees another (across)."""
+    """[T, T], true where a token of the row (down) attends to another (across)."""
     length = sum(map(sum, trees))
-    seen = torch.zeros(length, length, dtype=torch.bool, device=device)
+    attends = torch.zeros(length, length, dtype=torch.bool, device=device)
     at = 0
     for prompt, *answers in trees:
         branch = at + prompt
-        seen[at:branch, at:branch] = True
+        attends[at:branch, at:branch] = True
         for answer in answers:
-            seen[branch : branch + answer, at : at + prompt] = True
-            seen[branch : branch + answer, branch : branch + answer] = True
+            attends[branch : branch + answer, at : at + prompt] = True
+            attends[branch : branch + answer, branch : branch + answer] = True
             branch += answer
         at = branch
-    return seen.tril()
+    return attends.tril()
 
 
 def attention(
@@ -97,19 +97,21 @@ def _piece_by_piece(
     options: dict[str, Any],
 ) -> torch.Tensor:
     """The prompt with its first answer as one causal sequence, and every other answer behind the prompt."""
-    asks, _, _ = segments(trees)
-    pieces = zip(*(torch.split(states, asks, 2) for states in (query, key, value)), strict=True)  # one gradient for all
-    found = []
+    queries, _, _ = segments(trees)
+    pieces = zip(
+        *(torch.split(states, queries, 2) for states in (query, key, value)), strict=True
+    )  # one gradient for all
+    outputs = []
     for prompt, *answers in trees:
         q, k, v = next(pieces)
-        found.append(sdpa_attention_forward(module, q, k, v, None, **options)[0])
+        outputs.append(sdpa_attention_forward(module, q, k, v, None, **options)[0])
         trunk = k[:, :, :prompt], v[:, :, :prompt]
         for answer in answers[1:]:
             q, *own = next(pieces)
             keys, values = (torch.cat(both, 2) for both in zip(trunk, own, strict=True))
             sees = torch.ones(answer, prompt + answer, dtype=torch.bool, device=query.device).tril(prompt)
-            found.append(sdpa_attention_forward(module, q, keys, values, sees[None, None], **options)[0])
-    return torch.cat(found, 1)
+            outputs.append(sdpa_attention_forward(module, q, keys, values, sees[None, None], **options)[0])
+    return torch.cat(outputs, 1)
 
 
 def _in_one_call(
@@ -118,17 +120,16 @@ def _in_one_call(
     """Queries `[prompt + first] [second] ...`, keys `[prompt + first] [prompt + second] ...`, causal at their ends."""
     index, *tables = _tables(tuple(trees), query.device)
     q, k, v = (states[0].transpose(0, 1) for states in (query, key, value))  # [T, heads, E]
-    found = varlen_attn(
+    output = varlen_attn(
         q.contiguous(), k.index_select(0, index), v.index_select(0, index), *tables,
         scale=scaling, window_size=(-1, 0), enable_gqa=query.shape[1] != key.shape[1],
     )  # fmt: skip
-    assert isinstance(found, torch.Tensor)
-    return found[None]
+    assert isinstance(output, torch.Tensor)
+    return output[None]
 
 
 def _as_multiplied(states: torch.Tensor) -> torch.Tensor:
-    """What autocast makes of them, here and once: rotary positions are fp32, and no kernel of half precision is meant
-    for that."""
+    """Cast once as autocast would: rotary positions are fp32, and kernels of half precision do not take that."""
     device = states.device.type
     if states.dtype != torch.float32 or not torch.is_autocast_enabled(device):
         return states
@@ -136,7 +137,7 @@ def _as_multiplied(states: torch.Tensor) -> torch.Tensor:
 
 
 def _flashes(query: torch.Tensor) -> bool:
-    """Whether the variable-length kernel takes it: half precision, heads of a size it has, on Ampere and later."""
+    """Whether the variable-length kernel can be used: half precision, a supported head size, Ampere or later."""
     half, width = query.dtype in (torch.float16, torch.bfloat16), query.shape[-1]
     sized = width % 8 == 0 and width <= 256
     return query.is_cuda and half and sized and torch.cuda.get_device_capability(query.device) >= (8, 0)
@@ -144,7 +145,7 @@ def _flashes(query: torch.Tensor) -> bool:
 
 @lru_cache(maxsize=2)
 def _tables(trees: tuple[Tree, ...], device: torch.device) -> tuple[Any, ...]:
-    """What the kernel wants to know of a row, once for all layers: where keys stand, ends of queries and keys, most."""
+    """The segment tables of a row, once for all layers: places of keys, ends of queries and keys, the longest."""
     asks, sees, places = segments(trees)
     ends = [torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=device) for lengths in (asks, sees)]
     return torch.tensor(places, device=device), *ends, max(asks), max(sees)
@@ -171,7 +172,7 @@ def segments(trees: Sequence[Tree]) -> tuple[list[int], list[int], list[int]]:
 
 
 def plain(config: Any) -> bool:
-    """Whether every layer sees all that stands before; as far back as its window reaches, if it has one."""
+    """Whether every layer attends to all earlier tokens, as far back as its window reaches if it has one."""
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
     return config.model_type in _FAMILIES and kinds == {"full_attention"}
 

@@ -1,4 +1,4 @@
-"""Where a rank is: the step and the sample that an error record names."""
+"""The position of a rank: the step and the samples that an error record names."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:  # a rank says where it is before torch is there
+if TYPE_CHECKING:  # a rank has a position before torch is imported
     from mmjobs.data.example import Origin
 
 
 @dataclass
 class Position:
-    """Kept up to date by the loop, read when something is raised."""
+    """Updated by the loop, read when something is raised."""
 
     step: int | None = None
     samples: Sequence[Origin] = ()

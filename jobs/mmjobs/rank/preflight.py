@@ -1,4 +1,4 @@
-"""The preflight: what every rank tries on its node before the work begins, so that an unfit node is named at once."""
+"""The preflight: every rank tests its node before the work begins, so that an unfit node is named at once."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ LEAST_BYTES = 64 << 20
 LEAST_INODES = 1000
 """A handful of files for each rank of a large job, and those of a checkpoint."""
 FREE_MEMORY = 0.8
-"""Of a GPU, before anything of ours is on it: what an earlier job's leftover process holds is missed later."""
+"""The share of a GPU's memory that must be free: a leftover process of an earlier job may use the rest."""
 
 
 class Unfit(MachineError):
-    """The attempt cannot begin on these nodes. The ranks that found the reason have left their records."""
+    """The attempt cannot begin on these nodes. The ranks that know the reason have written their records."""
 
 
 def check(paths: RunPaths, gpus: int, ranks: Ranks, events: EventWriter) -> None:
     """Called by all ranks together; raises `Unfit` on all of them when one has a problem."""
     started = time.monotonic()
-    summed = _sum(ranks)  # first: whatever else is wrong, all ranks take part
-    found = _folders(paths) or gpu_problem(gpus) or summed
-    mine = f"node {node()}: {found}" if found else None
-    if problems := [problem for problem in ranks.gather(mine) if problem]:
-        if mine:
-            error_record.leave(paths, None, "UnfitNode", mine, node=node())
+    sum_problem = _sum(ranks)  # first: whatever else is wrong, all ranks take part
+    what = _folders(paths) or gpu_problem(gpus) or sum_problem
+    problem = f"node {node()}: {what}" if what else None
+    if problems := [one for one in ranks.gather(problem) if one]:
+        if problem:
+            error_record.leave(paths, None, "UnfitNode", problem, node=node())
         ranks.leave()  # together: whoever watches the ranks may end them all when the first one is gone
         raise Unfit("; ".join(dict.fromkeys(problems)))
     events.write("preflight", seconds=round(time.monotonic() - started, 3))
@@ -56,14 +56,14 @@ def folder_problem(name: str, folder: Path) -> str | None:
     """What is wrong with a folder that this rank has to write to."""
     try:
         _write(folder)
-        there = os.statvfs(folder)
+        disk = os.statvfs(folder)
     except OSError as error:
         return f"cannot write to {name} {folder}: {error.strerror or error}"
-    free = there.f_bavail * there.f_frsize
+    free = disk.f_bavail * disk.f_frsize
     if free < LEAST_BYTES:
         return f"{name} {folder} has {free >> 20} MiB left; {LEAST_BYTES >> 20} are needed"
-    if there.f_files and there.f_favail < LEAST_INODES:  # some file systems have no fixed number, and say 0
-        return f"{name} {folder} has room for {there.f_favail} more files; {LEAST_INODES} are needed"
+    if disk.f_files and disk.f_favail < LEAST_INODES:  # some file systems have no fixed number, and say 0
+        return f"{name} {folder} has room for {disk.f_favail} more files; {LEAST_INODES} are needed"
     return None
 
 

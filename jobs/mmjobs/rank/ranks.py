@@ -1,4 +1,4 @@
-"""The ranks of a job: who this one is, and the few things that all of them do together."""
+"""The ranks of a job: the number of this one, and the collectives that all of them call together."""
 
 from __future__ import annotations
 
@@ -42,9 +42,9 @@ class Ranks:
         with _together(self.watch):
             dist.all_reduce(values)
 
-    def sums(self, *mine: float) -> list[float]:
-        """Of each number over all ranks."""
-        total = torch.tensor(mine, dtype=torch.float64)
+    def sums(self, *values_of_rank: float) -> list[float]:
+        """The sum of each number over all ranks."""
+        total = torch.tensor(values_of_rank, dtype=torch.float64)
         self.add(total)
         return [float(value) for value in total]
 
@@ -55,26 +55,26 @@ class Ranks:
             dist.all_reduce(largest, op=dist.ReduceOp.MAX)
         return [float(value) for value in largest]
 
-    def any(self, mine: bool) -> bool:
-        """Whether it is so on any rank."""
-        return bool(self.highest(float(mine))[0])
+    def any(self, value: bool) -> bool:
+        """Whether this is true on any rank."""
+        return bool(self.highest(float(value))[0])
 
     def from_first(self, value: Any = None) -> Any:
-        """What rank 0 says."""
+        """The value of rank 0."""
         box = [value]
         with _together(self.watch):
             dist.broadcast_object_list(box, src=0)
         return box[0]
 
     def gather(self, value: Any) -> list[Any]:
-        """What every rank says, in the order of the ranks."""
+        """The values of all ranks, in their order."""
         values: list[Any] = [None] * self.world
         with _together(self.watch):
             dist.all_gather_object(values, value)
         return values
 
     def leave(self) -> None:
-        """The orderly end; on the way of an error a rank just goes."""
+        """The orderly end of all ranks; after an error a rank ends without it."""
         self.watch.enter(Phase.LEAVE)
         with _together(self.watch):
             dist.barrier()
@@ -82,10 +82,10 @@ class Ranks:
 
 
 def join(watch: Watchdog) -> Ranks:
-    """Join the others, as RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT say; from here on, sums can be repeated."""
-    _add_up_in_order()
+    """Join the others as RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT say; from here on, sums are deterministic."""
+    _make_sums_deterministic()
     backend = "gloo"
-    if torch.cuda.is_available():  # what ranks tell each other lies in CPU memory, what DeepSpeed reduces on the device
+    if torch.cuda.is_available():  # ranks exchange values in CPU memory, DeepSpeed reduces on the device
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())  # a task may see its own only
         backend = "cpu:gloo,cuda:nccl"
     with _together(watch):
@@ -93,9 +93,9 @@ def join(watch: Watchdog) -> Ranks:
     return Ranks(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), watch)
 
 
-def _add_up_in_order() -> None:
-    """Where threads or the blocks of a kernel add to the same number, the first to come is not the same each time: a
-    run that goes on would have other last bits than one that was never interrupted."""
+def _make_sums_deterministic() -> None:
+    """Threads, or the blocks of a kernel, that add to the same number do so in another order each time: without this, a
+    resumed run would have other last bits than one that was never interrupted."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS wants for it, before it starts
     # What is about to be written need not be filled first.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a property of a module
@@ -114,7 +114,7 @@ def _together(watch: Watchdog) -> Iterator[None]:
 
 @contextmanager
 def peers() -> Iterator[None]:
-    """What the network says when another rank is gone, in the middle of what DeepSpeed does, is `PeerLost` too."""
+    """An error of gloo or NCCL inside a call of DeepSpeed means that another rank is gone: it is `PeerLost` too."""
     try:
         yield
     except RuntimeError as error:

@@ -11,7 +11,7 @@ from types import FrameType
 
 @dataclass
 class StopRequest:
-    """What this rank was told. Nothing here is acted on before a step boundary, where all ranks agree."""
+    """The signals that this rank received. Nobody acts on them before a step boundary, where all ranks agree."""
 
     deadline: float | None = None
     lead: float = 60.0
@@ -27,12 +27,12 @@ class StopRequest:
 
 
 def name_of(number: int) -> str:
-    """`SIGUSR2`."""
+    """The name of a signal, such as `SIGUSR2`."""
     return signal.Signals(number).name
 
 
 def ignore_signals() -> None:
-    """From here on this process only leaves: a late warning must not change the exit code that it leaves with."""
+    """From here on this process only ends: a late signal must not change its exit code."""
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 

@@ -29,7 +29,7 @@ from mmjobs.model.build import BuiltModel, skeleton
 from mmjobs.model.restore import restore
 from mmjobs.objectives.forward import answer_log_probs, by_answer, hidden_states
 from mmjobs.objectives.policy_vs_reference import CompletionIndex
-from mmjobs.tasks.statistics import around_mean, differing, wilson
+from mmjobs.tasks.statistics import around_mean, difference, wilson
 from mmlaunch.errors import BadInput, MmlaunchError, UserError
 from mmlaunch.recipe import resolved
 from mmlaunch.recipe.check import section_of
@@ -49,39 +49,39 @@ def compare(runs: tuple[Path, Path], sources: Sequence[Source], size: int) -> di
         judge.step(contents=False)  # before hours of work: the second may have none
     rows = tuple(part for source in sources for part in parts_of(source) if part.repeat)
     surveys = [judge.look(rows) for judge in judges]
-    left = _left(surveys)
+    left_out = _left(surveys)
     common = {(row.part, row.row) for row in surveys[0].usable} & {(row.part, row.row) for row in surveys[1].usable}
     facts: list[dict[str, Any]] = []
     margins: list[dict[Origin, float]] = []
-    for judge, seen in zip(judges, surveys, strict=True) if common else ():
-        told, found = judge.judge(seen, common, size, left)
-        facts.append(told)
-        margins.append(found)
+    for judge, surveyed in zip(judges, surveys, strict=True) if common else ():
+        facts_of_run, margins_of_run = judge.judge(surveyed, common, size, left_out)
+        facts.append(facts_of_run)
+        margins.append(margins_of_run)
         gc.collect()  # a network holds itself in circles, and the next one wants its place
         torch.cuda.empty_cache()
     pairs = [pair for pair in margins[0] if pair in margins[1]] if margins else []
     if not pairs:
-        some = next((f"{row}: {reason}" for row, (_, reason) in left.items()), "there are no rows")
+        some = next((f"{row}: {reason}" for row, (_, reason) in left_out.items()), "there are no rows")
         raise BadInput(f"no pair is left to compare ({some}); give rows with two answers, the better one first")
-    return _result(facts, [[one[pair] for pair in pairs] for one in margins], left)
+    return _result(facts, [[one[pair] for pair in pairs] for one in margins], left_out)
 
 
-def _result(facts: list[dict[str, Any]], margins: list[list[float]], left: Reasons) -> dict[str, Any]:
+def _result(facts: list[dict[str, Any]], margins: list[list[float]], left_out: Reasons) -> dict[str, Any]:
     outcomes = []
-    for told, values in zip(facts, margins, strict=True):
+    for facts_of_run, values in zip(facts, margins, strict=True):
         margin = torch.tensor(values, dtype=torch.float64)  # [N]
         outcomes.append((margin.sign() + 1) / 2)  # a tie is half right
         right = float(outcomes[-1].sum())
-        told |= {"right": right, "ties": int((margin == 0).sum()), "accuracy": right / len(values)}
-        told |= {"accuracy_interval": wilson(right, len(values))}
-        told |= {"margin": float(margin.mean()), "margin_interval": around_mean(margin)}
+        facts_of_run |= {"right": right, "ties": int((margin == 0).sum()), "accuracy": right / len(values)}
+        facts_of_run |= {"accuracy_interval": wilson(right, len(values))}
+        facts_of_run |= {"margin": float(margin.mean()), "margin_interval": around_mean(margin)}
     return {
         "pairs": len(margins[0]),
         "a": facts[0],
         "b": facts[1],
-        "difference": differing(outcomes[1] - outcomes[0]),
-        "left": dict(Counter(why for why, _ in left.values())),
-        "reasons": [{"row": row, "reason": reason} for row, (_, reason) in list(left.items())[:5]],
+        "difference": difference(outcomes[1] - outcomes[0]),
+        "left": dict(Counter(why for why, _ in left_out.values())),
+        "reasons": [{"row": row, "reason": reason} for row, (_, reason) in list(left_out.items())[:5]],
     }
 
 
@@ -93,37 +93,37 @@ class Judge:
         self.scores = self.recipe.objective.SCORING_HEAD
 
     def step(self, contents: bool) -> int:
-        """Of that checkpoint; its files are read as a whole only where their `contents` matter."""
-        found, rejected = manifest.newest(self.paths.checkpoints, contents)
-        if found is None:
+        """The step of that checkpoint; its files are hashed only where their `contents` matter."""
+        newest, rejected = manifest.newest(self.paths.checkpoints, contents)
+        if newest is None:
             what = f"{self.paths.name} has no valid checkpoint ({'; '.join(rejected) or 'none was ever saved'})"
             raise BadInput(f"{what}; compare runs that have saved one")
-        return found.step
+        return newest.step
 
     def look(self, rows: Sequence[Part]) -> Survey:
-        """Which rows it can judge, and why not the others."""
-        with torch.device("meta"):  # its tokens and pixels are asked for, never its weights
+        """The rows that it can judge, and why it cannot judge the others."""
+        with torch.device("meta"):  # only its tokens and pixels are needed, never its weights
             built = skeleton(self.recipe.model, self.recipe.precision, empty=True)
         return survey(rows, self._processor(built), moved=_Progress(self.paths.name, "rows"))
 
     def judge(
-        self, seen: Survey, common: Collection[tuple[int, int]], size: int, left: Reasons
+        self, surveyed: Survey, common: Collection[tuple[int, int]], size: int, left_out: Reasons
     ) -> tuple[dict[str, Any], dict[Origin, float]]:
-        """What it is, and its margin of each pair; one whose image turns out to be damaged is left out as well."""
+        """Facts of the run, and its margin of each pair; a pair whose image turns out to be damaged is left out."""
         step = self.step(contents=True)  # only now: a run that goes on has dropped older ones by the time they are read
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         built = restore(self.recipe, self.paths.checkpoint(step))
         network: Any = built.network
         network.to(device).eval()
-        places = tuple(n for n, row in enumerate(seen.usable) if (row.part, row.row) in common)
-        pairs = Examples(Mixture(seen, places), self._processor(built), tolerant=True, packed=built.branches)
+        places = tuple(n for n, row in enumerate(surveyed.usable) if (row.part, row.row) in common)
+        pairs = Examples(Mixture(surveyed, places), self._processor(built), tolerant=True, packed=built.branches)
         precision = parts.TYPES[self.recipe.precision]
         moved = _Progress(self.paths.name, f"of {len(places):,} pairs")
         margins: dict[Origin, float] = {}
         for batch in batches(
             pairs, split_over_ranks(range(len(places)), one_each, size, 0, 1), self.recipe.data.workers
         ):
-            left.update({bad.sample: ("bad", bad.what) for bad in batch.skipped})
+            left_out.update({bad.sample: ("bad", bad.what) for bad in batch.skipped})
             if len(batch):
                 with torch.no_grad(), torch.autocast(device.type, precision, precision != torch.float32):
                     here = margins_of(network, batch.to(device), self.scores)
@@ -152,13 +152,13 @@ def margins_of(network: nn.Module, batch: Batch, scores: bool) -> torch.Tensor:
 
 
 def _left(surveys: Sequence[Survey]) -> Reasons:
-    left: Reasons = {}
+    left_out: Reasons = {}
     for number, one in enumerate(surveys):
         others = {(row.part, row.row) for row in surveys[1 - number].usable}
-        for row in one.left:
+        for row in one.left_out:
             alone = f" (for {'AB'[number]} alone)" if (row.part, row.row) in others else ""
-            left.setdefault(row.origin, (row.why, row.reason + alone))
-    return left
+            left_out.setdefault(row.origin, (row.why, row.reason + alone))
+    return left_out
 
 
 class _Progress:
@@ -175,7 +175,7 @@ class _Progress:
 
 
 def main() -> int:
-    """`python -m mmjobs.compare RUN_A RUN_B SOURCES`, which `mmlaunch compare` calls."""
+    """`python -m mmjobs.tasks.compare RUN_A RUN_B SOURCES`, which `mmlaunch compare` calls."""
     parser = argparse.ArgumentParser(prog="mmlaunch compare")
     parser.add_argument("runs", type=Path, nargs=2)
     parser.add_argument("sources", help="data sets as in a recipe, in JSON")

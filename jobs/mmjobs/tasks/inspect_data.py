@@ -1,4 +1,4 @@
-"""Look before you leap: what a recipe's data are to its model, in numbers and as samples."""
+"""The task `inspect_data`: the data of a recipe as its model reads them, in numbers and as samples."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from mmlaunch.errors import MmlaunchError
 from mmlaunch.recipe import Recipe, resolved
 
 PACKED = 64
-"""So many global batches are packed to tell how full their rows are."""
+"""Global batches that are packed to measure how full their rows are."""
 
 
-def look(recipe: Recipe, samples: int, page: Path | None, decode: bool) -> dict[str, Any]:
+def inspect(recipe: Recipe, samples: int, page: Path | None, decode: bool) -> dict[str, Any]:
     """Every source of a recipe, surveyed as training surveys it."""
     import torch
 
@@ -28,7 +28,7 @@ def look(recipe: Recipe, samples: int, page: Path | None, decode: bool) -> dict[
     from mmjobs.data.survey import survey
     from mmjobs.model.build import skeleton
 
-    with torch.device("meta"):  # its tokens and pixels are asked for, never its weights
+    with torch.device("meta"):  # only its tokens and pixels are needed, never its weights
         built = skeleton(recipe.model, recipe.precision, empty=True)
     longest = built.longest(recipe.data.max_tokens)
     processor = Processor(built.chat, built.pixels, longest, recipe.data.overlong, recipe.objective.requirements)
@@ -37,15 +37,15 @@ def look(recipe: Recipe, samples: int, page: Path | None, decode: bool) -> dict[
     questions: set[bytes] = set()
     for group in ("eval", "train"):
         sources = getattr(recipe.data, group)
-        asked = questions if group == "train" and recipe.data.deduplicate else set()
-        found = survey(sum((parts(source) for source in sources), ()), processor, asked, moved=_Dots(group))
+        held_out = questions if group == "train" and recipe.data.deduplicate else set()
+        surveyed = survey(sum((parts(source) for source in sources), ()), processor, held_out, moved=_Dots(group))
         if group == "eval":
-            questions = found.questions
+            questions = surveyed.questions
         if decode:
-            found = _decoded(found, processor)
-        result["groups"][group] = [_part(found, number, recipe.seed) for number in range(len(found.parts))]
-        if found.usable:
-            mixed = mixture(found, recipe.seed, tolerant=True)
+            surveyed = _decoded(surveyed, processor)
+        result["groups"][group] = [_part(surveyed, number, recipe.seed) for number in range(len(surveyed.parts))]
+        if surveyed.usable:
+            mixed = mixture(surveyed, recipe.seed, tolerant=True)
             if group == "train":
                 result["examples"] = len(mixed)
                 result["fill"] = _fill(mixed, recipe)
@@ -54,37 +54,37 @@ def look(recipe: Recipe, samples: int, page: Path | None, decode: bool) -> dict[
     if shown:
         from mmjobs.tasks.inspect_page import page_of, sample
 
-        seen = [sample(processor, example, budget) for example, budget in shown]
-        result["samples"] = [one.facts() for one in seen]
+        samples_shown = [sample(processor, example, budget) for example, budget in shown]
+        result["samples"] = [one.facts() for one in samples_shown]
         if page is not None:
-            page.write_text(page_of(recipe.name, result, seen))
+            page.write_text(page_of(recipe.name, result, samples_shown))
     return result
 
 
-def _part(found: Any, number: int, seed: int) -> dict[str, Any]:
-    part = found.parts[number]
-    rows = [row for row in found.usable if row.part == number]
-    left = [row for row in found.left if row.part == number]
+def _part(surveyed: Any, number: int, seed: int) -> dict[str, Any]:
+    part = surveyed.parts[number]
+    rows = [row for row in surveyed.usable if row.part == number]
+    left_out = [row for row in surveyed.left_out if row.part == number]
     sizes = [size for row in rows for size in row.images]
     return {
         "name": part.name,
         "rows": len(part.rows),
         "usable": len(rows),
         "repeat": part.repeat,
-        "answers": _spread([len(row.answers) for row in rows]),
-        "tokens": _spread([row.prompt + sum(row.answers) for row in rows]),
-        "prompt_tokens": _spread([row.prompt for row in rows]),
-        "answer_tokens": _spread([length for row in rows for length in row.answers]),
-        "images": _spread([len(row.images) for row in rows]),
-        "width": _spread([size[0] for size in sizes]),
-        "height": _spread([size[1] for size in sizes]),
-        "left": dict(Counter(row.why for row in left)),
-        "reasons": [{"row": row.origin, "why": row.why, "reason": row.reason} for row in left[:5]],
+        "answers": _summary([len(row.answers) for row in rows]),
+        "tokens": _summary([row.prompt + sum(row.answers) for row in rows]),
+        "prompt_tokens": _summary([row.prompt for row in rows]),
+        "answer_tokens": _summary([length for row in rows for length in row.answers]),
+        "images": _summary([len(row.images) for row in rows]),
+        "width": _summary([size[0] for size in sizes]),
+        "height": _summary([size[1] for size in sizes]),
+        "left": dict(Counter(row.why for row in left_out)),
+        "reasons": [{"row": row.origin, "why": row.why, "reason": row.reason} for row in left_out[:5]],
     }
 
 
-def _spread(numbers: Sequence[int]) -> dict[str, int] | None:
-    """Least, median, 99th percentile and most."""
+def _summary(numbers: Sequence[int]) -> dict[str, int] | None:
+    """Minimum, median, 99th percentile and maximum."""
     if not numbers:
         return None
     ranked = sorted(numbers)
@@ -107,21 +107,21 @@ def _fill(mixed: Any, recipe: Recipe) -> float | None:
     return sum(fills) / len(fills)
 
 
-def _decoded(found: Any, processor: Any) -> Any:
-    """The survey after every image was decoded, which finds those that are damaged behind their header."""
+def _decoded(surveyed: Any, processor: Any) -> Any:
+    """The survey after every image was decoded: some images are damaged after a header that is whole."""
     from mmjobs.data.example import BadPicture
-    from mmjobs.data.survey import Left, Survey
+    from mmjobs.data.survey import LeftOut, Survey
 
-    usable, left = [], list(found.left)
-    for row in found.usable:
-        example = found.parts[row.part].rows[row.row]
+    usable, left_out = [], list(surveyed.left_out)
+    for row in surveyed.usable:
+        example = surveyed.parts[row.part].rows[row.row]
         try:
             for picture in example.images:
                 picture.open(processor.pixels.max_side)
             usable.append(row)
         except BadPicture as error:
-            left.append(Left(row.part, row.row, "bad", str(example.origin), str(error)))
-    return Survey(found.parts, usable, left)
+            left_out.append(LeftOut(row.part, row.row, "bad", str(example.origin), str(error)))
+    return Survey(surveyed.parts, usable, left_out)
 
 
 class _Dots:
@@ -137,7 +137,7 @@ class _Dots:
 
 
 def main() -> int:
-    """`python -m mmjobs.look RESOLVED`, which `mmlaunch data` calls."""
+    """`python -m mmjobs.tasks.inspect_data RESOLVED`, which `mmlaunch data` calls."""
     parser = argparse.ArgumentParser(prog="mmlaunch data")
     parser.add_argument("recipe", type=Path)
     parser.add_argument("--samples", type=int, default=3)
@@ -145,7 +145,7 @@ def main() -> int:
     parser.add_argument("--decode", action="store_true")
     given = parser.parse_args()
     try:
-        result = look(resolved.read(given.recipe), given.samples, given.html, given.decode)
+        result = inspect(resolved.read(given.recipe), given.samples, given.html, given.decode)
     except (MmlaunchError, OSError) as error:
         result = {"error": str(error)}
     if sys.stderr.isatty():

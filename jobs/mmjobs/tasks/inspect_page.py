@@ -1,4 +1,4 @@
-"""Samples as the model sees them: every token, the loss mask, the exact pixels; and a page that shows them."""
+"""Samples as the model reads them: every token, the loss mask, the exact pixels; and a page that shows them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ img { image-rendering: pixelated; height: 8rem; margin: .2rem; border: 1px solid
 
 @dataclass(frozen=True)
 class Piece:
-    """Tokens side by side that are alike."""
+    """Adjacent tokens of the same kind."""
 
     text: str
     in_loss: bool
@@ -51,19 +51,19 @@ class Sample:
         """For a terminal: the texts with their masks."""
         return {
             "origin": self.origin,
-            "prompt": _told_apart(self.prompt),
-            "answers": [_told_apart(answer) for answer in self.answers],
+            "prompt": _as_lists(self.prompt),
+            "answers": [_as_lists(answer) for answer in self.answers],
             "scores": self.scores,
             "pictures": list(self.pictures.shape),
         }
 
 
-def _told_apart(pieces: Sequence[Piece]) -> list[tuple[str, bool, str]]:
+def _as_lists(pieces: Sequence[Piece]) -> list[tuple[str, bool, str]]:
     return [(piece.text, piece.in_loss, piece.kind) for piece in pieces]
 
 
 def sample(processor: Processor, example: Example, budget: int | None) -> Sample:
-    """Encode one example and put its tokens back into words."""
+    """Encode one example and decode its tokens."""
     encoded = processor.encode(example, budget)
     return Sample(
         origin=str(example.origin),
@@ -95,7 +95,7 @@ def page_of(name: str, result: dict[str, Any], samples: Sequence[Sample]) -> str
     title = html.escape(f"{name}: what the model sees")
     rows = [
         f"<tr><td>{html.escape(part['name'])}</td><td>{group}</td><td>{part['rows']:,}</td><td>{part['usable']:,}</td>"
-        f"<td>{_told(part['tokens'])}</td><td>{_told(part['width'])}</td><td>{_told(part['height'])}</td></tr>"
+        f"<td>{_numbers(part['tokens'])}</td><td>{_numbers(part['width'])}</td><td>{_numbers(part['height'])}</td></tr>"
         for group, parts in result["groups"].items()
         for part in parts
     ]
@@ -131,8 +131,8 @@ def _marked(pieces: Sequence[Piece]) -> str:
     )
 
 
-def _told(spread: dict[str, int] | None) -> str:
-    return " / ".join(f"{spread[key]:,}" for key in ("min", "median", "p99", "max")) if spread else "-"
+def _numbers(summary: dict[str, int] | None) -> str:
+    return " / ".join(f"{summary[key]:,}" for key in ("min", "median", "p99", "max")) if summary else "-"
 
 
 def _png(picture: torch.Tensor) -> str:

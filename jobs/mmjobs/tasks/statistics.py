@@ -1,4 +1,4 @@
-"""Chance: what can be told from so many pairs and what cannot, as intervals and tests."""
+"""Statistics: how certain a comparison over so many pairs is, as confidence intervals and tests."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 RESAMPLES = 10_000
 _Z = 1.959963984540054
-"""So many standard errors to both sides hold 95 % of a normal distribution."""
+"""The standard errors on both sides of the mean that hold 95 % of a normal distribution."""
 
 
 def wilson(right: float, count: int) -> tuple[float, float]:
@@ -28,17 +28,23 @@ def around_mean(values: torch.Tensor) -> tuple[float, float] | None:
     return mean - half, mean + half
 
 
-def differing(ahead: torch.Tensor) -> dict[str, Any]:
-    """What is known of paired outcomes, each from -1 (only A is right) to 1 (only B is).
+def difference(ahead: torch.Tensor) -> dict[str, Any]:
+    """The difference between paired outcomes, each from -1 (only A is right) to 1 (only B is).
 
-    Beyond chance is what the bootstrap and the sign test both say: where few pairs differ, and all in the same way,
-    every resample looks alike, and the bootstrap alone would be sure of anything.
+    It is beyond chance where the bootstrap and the sign test agree: where few pairs differ, and all in the same way,
+    every resample is alike, and the bootstrap alone would be certain of anything.
     """
     only_a, only_b = int((ahead < 0).sum()), int((ahead > 0).sum())
     low, high = bootstrap(ahead)
     chance = sign_test(only_a, only_b)
-    found = {"accuracy": float(ahead.mean()), "interval": (low, high), "only_a": only_a, "only_b": only_b, "p": chance}
-    return found | {"beyond_chance": chance < 0.05 and (low > 0 or high < 0)}
+    summary = {
+        "accuracy": float(ahead.mean()),
+        "interval": (low, high),
+        "only_a": only_a,
+        "only_b": only_b,
+        "p": chance,
+    }
+    return summary | {"beyond_chance": chance < 0.05 and (low > 0 or high < 0)}
 
 
 def bootstrap(values: torch.Tensor) -> tuple[float, float]:
@@ -48,16 +54,16 @@ def bootstrap(values: torch.Tensor) -> tuple[float, float]:
     """
     dice = torch.Generator().manual_seed(0)
     total = torch.zeros(RESAMPLES, dtype=torch.float64)
-    room, rest = torch.full_like(total, len(values)), len(values)
+    remaining, rest = torch.full_like(total, len(values)), len(values)
     for kind, count in sorted(Counter(values.tolist()).items()):
-        drawn = torch.binomial(room, torch.full_like(total, count / rest), generator=dice)
-        total, room, rest = total + kind * drawn, room - drawn, rest - count
+        drawn = torch.binomial(remaining, torch.full_like(total, count / rest), generator=dice)
+        total, remaining, rest = total + kind * drawn, remaining - drawn, rest - count
     low, high = (total / len(values)).quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
     return low, high
 
 
 def sign_test(one: int, other: int) -> float:
-    """How often a fair coin divides so many pairs at least as unevenly (McNemar's exact test)."""
+    """The probability that a fair coin divides these pairs at least as unevenly (McNemar's exact test)."""
     k, count = torch.arange(min(one, other) + 1, dtype=torch.float64), torch.tensor(one + other, dtype=torch.float64)
     ways = torch.lgamma(count + 1) - torch.lgamma(k + 1) - torch.lgamma(count - k + 1) - count * math.log(2)
     return min(1.0, 2 * float(ways.exp().sum()))

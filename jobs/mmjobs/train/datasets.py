@@ -63,7 +63,7 @@ def build_datasets(context: Context, built: BuiltModel) -> Datasets:
         Examples, processor=processor, tolerant=recipe.data.on_bad == "skip", corruption_seed=recipe.seed,
         packed=shares_rows(recipe, built),
     )  # fmt: skip
-    training = examples(train, place_of=place_of, seed=recipe.seed, steady=recipe.objective.uses_reference)
+    training = examples(train, place_of=place_of, seed=recipe.seed, fixed_pixels=recipe.objective.uses_reference)
     row = recipe.batch.tokens_per_gpu
     longer = sum(training.tokens(place) > row for place in range(len(train))) if row else 0
     return Datasets(training, examples(held_out), _micro_batches(recipe, built, ranks, training, place_of), longer)
@@ -95,7 +95,7 @@ def _surveyed(context: Context, processor: Processor) -> tuple[Mixture, Mixture]
     questions = held_out.questions if recipe.data.deduplicate else set()
     train = look(sum((parts_of(source) for source in recipe.data.train), ()), held_out=questions)
     if ranks.first:
-        skipped_rows.write(context.paths, [*train.left, *held_out.left])
+        skipped_rows.write(context.paths, [*train.left_out, *held_out.left_out])
     return mixture(train, recipe.seed, tolerant), mixture(held_out, recipe.seed, tolerant)
 
 

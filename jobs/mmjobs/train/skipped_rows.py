@@ -6,12 +6,12 @@ import json
 from collections.abc import Sequence
 
 from mmjobs.data.example import BadRow
-from mmjobs.data.survey import Left, lines
+from mmjobs.data.survey import LeftOut, lines
 from mmlaunch.run.files import publish
 from mmlaunch.run.paths import RunPaths
 
 
-def write(paths: RunPaths, left: Sequence[Left]) -> None:
+def write(paths: RunPaths, left: Sequence[LeftOut]) -> None:
     """What the survey left out; the attempt before wrote the same, from the same data."""
     found = list(lines(left))
     if found or paths.skipped.exists():

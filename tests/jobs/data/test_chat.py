@@ -9,7 +9,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from tests.jobs.checkpoints import CHATML, VICUNA, llama2_tokenizer, llama3_tokenizer
 
-from mmjobs.data.chat import CannotSay, Chat, own_template
+from mmjobs.data.chat import Chat, TemplateMismatch, own_template
 from mmjobs.data.example import IMAGE, Turn
 from mmjobs.model.tokens import complete
 
@@ -130,5 +130,5 @@ def test_special_words_are_byte_for_byte_in_the_midst_of_text(name: str) -> None
 
 
 def test_templates_that_refuse_say_so() -> None:
-    with pytest.raises(CannotSay, match="system message at the beginning"):
+    with pytest.raises(TemplateMismatch, match="system message at the beginning"):
         CHATS["vicuna"].tree([Turn("user", ("x",)), Turn("system", ("y",))], ["z"])

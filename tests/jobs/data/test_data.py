@@ -127,8 +127,8 @@ def test_a_pair_that_is_cut_to_the_same_answer_is_left_out() -> None:
     pairs = Processor(CHAT, PIXELS, room, "cut", Requirements(least=2, most=2, prompts=False))
     found = survey([Part("here", rows)], pairs)
     assert [row.row for row in found.usable] == [1]
-    assert {row.reason for row in found.left} == {"its answers are the same in the 4 tokens that they are cut to"}
-    assert {row.why for row in found.left} == {"overlong"}
+    assert {row.reason for row in found.left_out} == {"its answers are the same in the 4 tokens that they are cut to"}
+    assert {row.why for row in found.left_out} == {"overlong"}
     assert len(survey([Part("here", rows)], replace(pairs, requirements=Requirements())).usable) == 3
     assert len(survey([Part("here", rows)], replace(pairs, longest=room + 4)).usable) == 3
     ranked = replace(pairs, requirements=Requirements(least=2, prompts=False))

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from mmjobs.data.example import IMAGE, BadPicture, BadRow, Content, Example, Origin, Slot, Surplus, Turn
-from mmjobs.data.formats.mdpo import said
+from mmjobs.data.formats.mdpo import messages_of
 from mmjobs.data.formats.registry import FORMATS, format_of, parts
 from mmjobs.data.images.image_file import BytesPicture, FilePicture
 from mmjobs.data.readers.row import Row
@@ -404,13 +404,13 @@ def test_questions_lose_no_letters_to_the_template(write: Write, question: str) 
 
 def test_texts_without_the_template_are_questions_as_they_are() -> None:
     row = Row(Origin("here", 1), {})
-    assert said(row, "USER: is a word \n", "prompt") == (Message("user", "USER: is a word \n", "prompt"),)
-    several = said(row, f"{VICUNA}USER: a ASSISTANT: b</s>USER: c ASSISTANT:", "prompt")
+    assert messages_of(row, "USER: is a word \n", "prompt") == (Message("user", "USER: is a word \n", "prompt"),)
+    several = messages_of(row, f"{VICUNA}USER: a ASSISTANT: b</s>USER: c ASSISTANT:", "prompt")
     assert [(one.role, one.content) for one in several] == [
         ("system", VICUNA.strip()), ("user", "a"), ("assistant", "b"), ("user", "c")
     ]  # fmt: skip
     with pytest.raises(BadRow, match="no USER: before it"):
-        said(row, "What? ASSISTANT:", "prompt")
+        messages_of(row, "What? ASSISTANT:", "prompt")
 
 
 def test_wrong_rows_of_mdpo(write: Write) -> None:

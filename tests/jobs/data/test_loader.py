@@ -29,7 +29,7 @@ PAIRS = Processor(
     CHAT, PIXELS, 128, requirements=Requirements(least=2, most=2, prompts=False, corrupted=True, mismatched=True)
 )
 ROWS = 20
-STEADY: dict[str, Any] = {"place_of": lambda index: index % ROWS, "steady": True}
+STEADY: dict[str, Any] = {"place_of": lambda index: index % ROWS, "fixed_pixels": True}
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +44,7 @@ def twins(augment: Literal["none", "jpeg"]) -> Examples:
     """The same drawing in rows of different numbers."""
     same = [replace(shapes.example(0), origin=Origin("here", row)) for row in range(8)]
     part = Part("here", same, augment=augment)
-    return Examples(mixture(survey([part], PAIRS), 0), PAIRS, seed=3, corruption_seed=5, steady=True)
+    return Examples(mixture(survey([part], PAIRS), 0), PAIRS, seed=3, corruption_seed=5, fixed_pixels=True)
 
 
 def seen(examples: Examples, index: int) -> torch.Tensor:
@@ -83,7 +83,7 @@ def test_who_has_a_reference_sees_the_same_pixels_at_every_visit(drawn: Callable
 
 
 def test_who_has_none_sees_others_in_the_next_epoch(drawn: Callable[..., Examples]) -> None:
-    examples = drawn(**{**STEADY, "steady": False})
+    examples = drawn(**{**STEADY, "fixed_pixels": False})
     first, second = ([seen(examples, index + epoch * ROWS) for index in range(8)] for epoch in range(2))
     assert differ(first, second)
     assert differ(first, [seen(replace(examples, seed=4), index) for index in range(8)])
@@ -147,7 +147,7 @@ def test_the_spread_is_that_of_the_first_gaps() -> None:
     assert spread == pytest.approx([(8 / 3) ** 0.5, 1, 1])
 
 
-KEYED = PAIRS.encode(shapes.example(0), spoil=lambda image: image.rotate(90), mismatched="else")
+KEYED = PAIRS.encode(shapes.example(0), corrupt=lambda image: image.rotate(90), mismatched="else")
 
 
 def _turned(seen: dict[str, Any]) -> dict[str, Any]:
@@ -186,9 +186,9 @@ def test_what_the_reference_says_is_handed_on_and_missed() -> None:
     known = replace(examples, reference=store)
     found = _one(known, 0).reference
     assert found is not None and torch.equal(found, torch.arange(10.0))
-    with pytest.raises(BadInput, match="here:1: the reference has not seen it as it is now"):
+    with pytest.raises(BadInput, match="here:1: its text or its images have changed since the reference"):
         known[1]
-    with pytest.raises(BadInput, match="here:0: the reference has not seen it as it is now"):
+    with pytest.raises(BadInput, match="here:0: its text or its images have changed since the reference"):
         replace(examples, reference=ReferenceStore())[0]
 
 

@@ -102,7 +102,7 @@ def encoded(processor: Processor, one: Example, spoil: int, level: float = 0.0) 
     """With what the objective wants beside it, and a reference that says anything above a `level`."""
     requirements = processor.requirements
     turned = (lambda image: image.rotate(90 * spoil)) if requirements.corrupted and one.images else None
-    found = processor.encode(one, spoil=turned, mismatched="something else" if requirements.mismatched else None)
+    found = processor.encode(one, corrupt=turned, mismatched="something else" if requirements.mismatched else None)
     generator = torch.Generator().manual_seed(spoil)
     known = [level - 3 * torch.rand(count, generator=generator, dtype=torch.float64) for count in found.loss_tokens]
     return replace(found, reference=torch.cat(known))

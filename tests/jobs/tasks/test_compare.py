@@ -21,7 +21,7 @@ from mmjobs.data.formats.shapes import example
 from mmjobs.model import adapters, heads
 from mmjobs.model.build import BuiltModel, skeleton
 from mmjobs.tasks.compare import _result, compare
-from mmjobs.tasks.statistics import around_mean, bootstrap, differing, sign_test, wilson
+from mmjobs.tasks.statistics import around_mean, bootstrap, difference, sign_test, wilson
 from mmlaunch.errors import BadInput
 from mmlaunch.recipe import Recipe
 from mmlaunch.recipe.data import Source
@@ -244,7 +244,7 @@ def test_the_sign_test_is_a_fair_coin() -> None:
 
 def test_few_pairs_are_never_beyond_chance() -> None:
     """Five pairs that all say the same: every resample looks like them, and a coin does as much once in 16."""
-    few = differing(torch.ones(5, dtype=torch.float64))
+    few = difference(torch.ones(5, dtype=torch.float64))
     assert few["interval"] == (1, 1) and few["p"] == 1 / 16 and not few["beyond_chance"]
-    assert differing(torch.ones(6, dtype=torch.float64))["beyond_chance"]
-    assert differing(-torch.ones(6, dtype=torch.float64))["accuracy"] == -1
+    assert difference(torch.ones(6, dtype=torch.float64))["beyond_chance"]
+    assert difference(-torch.ones(6, dtype=torch.float64))["accuracy"] == -1

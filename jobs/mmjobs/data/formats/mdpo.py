@@ -29,11 +29,11 @@ def _example(row: Row, folder: Folder) -> Example:
     if not folder.refused and "img_path" not in row.values:
         row.need("img_path")
     images = folder.pictures(row, "img_path")
-    found = said(row, row.text("prompt"), "prompt")
-    return Example(images, prompt(row, found, len(images)), columns_pair(row), row.origin)
+    conversation = messages_of(row, row.text("prompt"), "prompt")
+    return Example(images, prompt(row, conversation, len(images)), columns_pair(row), row.origin)
 
 
-def said(row: Row, text: str, column: str) -> tuple[Message, ...]:
+def messages_of(row: Row, text: str, column: str) -> tuple[Message, ...]:
     """The messages in a text that ends with `ASSISTANT:`; any other text is one question as a whole.
 
     The template's words are taken off at both ends, one space or newline between them and the question included;
@@ -46,14 +46,14 @@ def said(row: Row, text: str, column: str) -> tuple[Message, ...]:
     system, tag, talk = body.partition(USER)
     if not tag:
         raise row.bad(f"{column} ends with {ASSISTANT} and has no {USER.strip()} before it; both or none")
-    found = [Message("system", _less_one_blank(system), column)] if system.strip() else []
-    *earlier, question = talk.split(f"{END}{USER}")
+    conversation = [Message("system", _less_one_blank(system), column)] if system.strip() else []
+    *earlier, last = talk.split(f"{END}{USER}")
     for exchange in earlier:
-        asked, tag, answer = exchange.partition(f" {ASSISTANT} ")
+        question, tag, answer = exchange.partition(f" {ASSISTANT} ")
         if not tag:
             raise row.bad(f"{column} has {END}{USER.strip()} after a turn without {ASSISTANT}; each turn needs both")
-        found += [Message("user", asked, column), Message("assistant", answer, column)]
-    return (*found, Message("user", question, column))
+        conversation += [Message("user", question, column), Message("assistant", answer, column)]
+    return (*conversation, Message("user", last, column))
 
 
 def _less_one_blank(text: str) -> str:

@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 
 from mmjobs.data.example import Example
-from mmjobs.data.formats.trl import asked, pictures
+from mmjobs.data.formats.trl import pictures, prompt_messages
 from mmjobs.data.readers import saved
 from mmjobs.data.readers.folder import Folder
 from mmjobs.data.readers.row import Row
@@ -37,6 +37,6 @@ def rows(source: Source) -> Rows:
 
 
 def _example(row: Row, folder: Folder) -> Example:
-    found = asked(row)
-    images = pictures(row, found, folder)
-    return Example(images, prompt(row, found, len(images)), (), row.origin, row.label())
+    conversation = prompt_messages(row)
+    images = pictures(row, conversation, folder)
+    return Example(images, prompt(row, conversation, len(images)), (), row.origin, row.label())

@@ -25,5 +25,5 @@ def rows(source: Source) -> Rows:
 
 def _example(row: Row, folder: Folder) -> Example:
     images = folder.pictures(row, "image", "images")
-    asked = Message("user", row.clean(row.need("question"), "question"), "question")
-    return Example(images, prompt(row, [asked], len(images)), columns_pair(row), row.origin)
+    question = Message("user", row.clean(row.need("question"), "question"), "question")
+    return Example(images, prompt(row, [question], len(images)), columns_pair(row), row.origin)

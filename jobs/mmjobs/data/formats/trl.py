@@ -30,39 +30,41 @@ def rows(source: Source) -> Rows:
 
 def _example(row: Row, folder: Folder) -> Example:
     in_loss = False
-    found: Sequence[Message]
+    conversation: Sequence[Message]
     answers: tuple[Answer, ...]
     if row.get("chosen") is not None or row.get("rejected") is not None:
-        found, answers = _preference(row)
+        conversation, answers = _preference(row)
     elif row.get("completion") is not None:
-        found, answers = _completion(row)
+        conversation, answers = _completion(row)
         in_loss = True
     elif row.get("messages") is not None:
-        found, final = last(row, messages(row, row.need("messages"), "messages"), "messages")
+        conversation, final = last(row, messages(row, row.need("messages"), "messages"), "messages")
         answers, in_loss = (Answer(spoken(row, final)),), True
     else:
         has = ", ".join(name for name, value in row.values.items() if value is not None)
         raise row.bad(f"has no answer: one of chosen and rejected, completion, or messages is needed; it has {has}")
-    if not found:
+    if not conversation:
         raise row.bad("has an answer and nothing that it answers; add the column prompt")
-    images = pictures(row, found, folder)
-    return Example(images, prompt(row, found, len(images), in_loss), answers, row.origin, row.label())
+    images = pictures(row, conversation, folder)
+    return Example(images, prompt(row, conversation, len(images), in_loss), answers, row.origin, row.label())
 
 
-def asked(row: Row) -> tuple[Message, ...]:
+def prompt_messages(row: Row) -> tuple[Message, ...]:
     """The column `prompt`: plain text is what the user says, a conversation ends with what the user says."""
     value = row.need("prompt")
     if isinstance(value, str):
         return (Message("user", row.text("prompt"), "prompt"),)
-    found = messages(row, value, "prompt")
-    if found[-1].role != "user":
-        raise row.bad(f"prompt ends with the {found[-1].role}; it has to end with the user, whom the answer follows")
-    return found
+    conversation = messages(row, value, "prompt")
+    if conversation[-1].role != "user":
+        raise row.bad(
+            f"prompt ends with the {conversation[-1].role}; it has to end with the user, whom the answer follows"
+        )
+    return conversation
 
 
-def pictures(row: Row, found: Sequence[Message], folder: Folder) -> tuple[Picture, ...]:
+def pictures(row: Row, conversation: Sequence[Message], folder: Folder) -> tuple[Picture, ...]:
     """The images of the columns `images` or `image`, or those that stand in the messages themselves."""
-    inline = [held for message in found for held in _inline(message.content)]
+    inline = [images_in_messages for message in conversation for images_in_messages in _inline(message.content)]
     images = folder.pictures(row, "images", "image")
     if inline and images:
         raise row.bad("has images in its messages and in a column as well; keep one of the two")
@@ -71,19 +73,21 @@ def pictures(row: Row, found: Sequence[Message], folder: Folder) -> tuple[Pictur
 
 def _inline(content: Any) -> list[Any]:
     """The images in a list of typed items; items that only mark a place have none."""
-    held = []
+    images_in_messages = []
     for item in content if isinstance(content, list) else []:
         if isinstance(item, dict) and item.get("type") in ("image", "image_url"):
             values = [item[key] for key in INLINE if item.get(key) is not None]
-            held += [value["url"] if isinstance(value, dict) and "url" in value else value for value in values[:1]]
-    return held
+            images_in_messages += [
+                value["url"] if isinstance(value, dict) and "url" in value else value for value in values[:1]
+            ]
+    return images_in_messages
 
 
 def _preference(row: Row) -> tuple[Sequence[Message], tuple[Answer, ...]]:
     if isinstance(row.need("chosen"), str):
         if row.get("prompt") is None:
             raise row.bad("chosen and rejected are plain text, and there is no prompt; add the column prompt")
-        return asked(row), columns_pair(row)
+        return prompt_messages(row), columns_pair(row)
     shared, chosen, rejected = compared(row)
     return _before(row, shared, "chosen"), pair(row, chosen, rejected)
 
@@ -91,7 +95,7 @@ def _preference(row: Row) -> tuple[Sequence[Message], tuple[Answer, ...]]:
 def _completion(row: Row) -> tuple[Sequence[Message], tuple[Answer, ...]]:
     value = row.need("completion")
     if isinstance(value, str):
-        return asked(row), (Answer(worded(row, value, "completion")),)
+        return prompt_messages(row), (Answer(worded(row, value, "completion")),)
     shared, final = last(row, messages(row, value, "completion"), "completion")
     return _before(row, shared, "completion"), (Answer(spoken(row, final)),)
 
@@ -100,7 +104,7 @@ def _before(row: Row, shared: Sequence[Message], column: str) -> Sequence[Messag
     """What an answer follows: the prompt, or the conversation around the answer, which has to begin with the prompt."""
     if row.get("prompt") is None:
         return shared
-    begin = asked(row)
+    begin = prompt_messages(row)
     if not shared:
         return begin
     heads = [one.same(other) for one, other in zip(begin, shared, strict=False)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mmjobs.data.example import Example
-from mmjobs.data.formats.trl import asked
+from mmjobs.data.formats.trl import prompt_messages
 from mmjobs.data.readers.answers import columns_pair, compared, pair
 from mmjobs.data.readers.row import Row
 from mmjobs.data.readers.rows import Rows, examples
@@ -25,10 +25,10 @@ def rows(source: Source) -> Rows:
 
 def _example(row: Row) -> Example:
     if isinstance(row.need("chosen"), str):
-        found, answers = asked(row), columns_pair(row)
+        conversation, answers = prompt_messages(row), columns_pair(row)
     else:
         shared, chosen, rejected = compared(row)
-        found, answers = tuple(shared) or asked(row), pair(row, chosen, rejected)
+        conversation, answers = tuple(shared) or prompt_messages(row), pair(row, chosen, rejected)
     if answers[0].score is None:
         raise row.bad("no scores: score_chosen and score_rejected are needed; format: trl reads pairs without")
-    return Example((), prompt(row, found, 0), answers, row.origin)
+    return Example((), prompt(row, conversation, 0), answers, row.origin)

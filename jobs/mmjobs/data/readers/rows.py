@@ -76,13 +76,13 @@ def table_of(path: Path, split: str | None = None, count: int | None = None, tex
 
 def columns(table: Table, look: int = LOOK) -> tuple[str, ...]:
     """The columns that the first rows have, in their order; none where none of these can be read."""
-    found: dict[str, None] = {}
+    names: dict[str, None] = {}
     for index in range(min(look, len(table))):
         try:
-            found |= dict.fromkeys(map(str, table.row(index).values))
+            names |= dict.fromkeys(map(str, table.row(index).values))
         except BadRow:
             continue
-    return tuple(found)
+    return tuple(names)
 
 
 def examples(source: Source, name: str, signs: Collection[str], make: Callable[[Row], Example]) -> Rows:
@@ -102,11 +102,11 @@ def chosen(source: Source, count: int, path: Path) -> range:
 
 def must_be(table: Table, path: Path, name: str, signs: Collection[str]) -> None:
     """Refuse a file of another kind as a whole, before every single one of its rows is found wrong."""
-    found = columns(table)
-    if found and not set(signs) & set(found):
-        what = f"its first rows have the columns {', '.join(found)}, and none of {', '.join(signs)}"
+    names = columns(table)
+    if names and not set(signs) & set(names):
+        what = f"its first rows have the columns {', '.join(names)}, and none of {', '.join(signs)}"
         raise BadInput(f"{path}: is not in the {name} format: {what}")
-    if not found:
+    if not names:
         try:
             table.row(0)
         except BadRow as error:

@@ -74,22 +74,22 @@ def _read(datasets: Any, path: Path, split: str | None) -> Any:
         if split not in (None, name):
             raise BadInput(f"{path}: has no split {split}; it is " + (f"the split {name}" if name else "one without"))
         return saved
-    found = _shards(path)
-    if not found:
+    shards = _shards(path)
+    if not shards:
         what = "a folder without parquet files, and not one that save_to_disk wrote"
         raise BadInput(f"{path}: is {what}; {_listing(path)}")
-    return datasets.Dataset.from_parquet([str(shard) for shard in found[_chosen(path, sorted(found), split)]])
+    return datasets.Dataset.from_parquet([str(shard) for shard in shards[_chosen(path, sorted(shards), split)]])
 
 
 def _shards(folder: Path) -> dict[str, list[Path]]:
     """The parquet files of each split: by their names, or by the folders they are in."""
-    found: dict[str, list[Path]] = {}
+    shards: dict[str, list[Path]] = {}
     for shard in sorted(folder.rglob("*.parquet")):
         named = SHARD.fullmatch(shard.stem)
         above = shard.parent.name if shard.parent != folder and shard.parent.name != "data" else ""
         known = shard.stem if shard.stem in ("train", "test", "validation", "val", "eval") else "train"
-        found.setdefault(named[1] if named else above or known, []).append(shard)
-    return found
+        shards.setdefault(named[1] if named else above or known, []).append(shard)
+    return shards
 
 
 def _chosen(path: Path, splits: list[str], split: str | None) -> str:

@@ -45,14 +45,14 @@ def messages(row: Row, value: Any, column: str) -> tuple[Message, ...]:
         raise row.bad(f"{column} is {kind(value)}; it has to be a list of messages")
     if not value:
         raise row.bad(f"{column} is empty; it needs at least one message")
-    found = tuple(_message(row, item, f"{column}[{place}]") for place, item in enumerate(value))
-    rest = found[1:] if found[0].role == "system" else found
-    alone = len(found) == 1 and found[0].role == "assistant"
+    conversation = tuple(_message(row, item, f"{column}[{place}]") for place, item in enumerate(value))
+    rest = conversation[1:] if conversation[0].role == "system" else conversation
+    alone = len(conversation) == 1 and conversation[0].role == "assistant"
     for place, message in enumerate(rest):
         expected = "assistant" if place % 2 or alone else "user"
         if message.role != expected:
             _misplaced(row, message, rest[place - 1].role if place else None)
-    return found
+    return conversation
 
 
 def _message(row: Row, item: Any, where: str) -> Message:
@@ -88,8 +88,8 @@ def turn(row: Row, message: Message, in_loss: bool = False) -> Turn:
         elif sort == "text" and isinstance(item, dict):
             parts.append(row.clean(item.get("text", item.get("content")), where))
         else:
-            said = f"of type {sort!r}" if isinstance(item, dict) else kind(item)
-            raise row.bad(f"{where} is {said}; items are of type text or image")
+            described = f"of type {sort!r}" if isinstance(item, dict) else kind(item)
+            raise row.bad(f"{where} is {described}; items are of type text or image")
     return Turn(message.role, joined(parts), in_loss and message.role == "assistant")
 
 
@@ -104,7 +104,7 @@ def joined(parts: Sequence[str | Slot]) -> Content:
     return tuple(whole)
 
 
-def prompt(row: Row, found: Sequence[Message], images: int, in_loss: bool = False) -> tuple[Turn, ...]:
+def prompt(row: Row, conversation: Sequence[Message], images: int, in_loss: bool = False) -> tuple[Turn, ...]:
     """The messages before the answer as turns, with a slot for each image; `in_loss` marks earlier answers.
 
     * Items of type image are the slots, and text that reads `<image>` is text.
@@ -112,9 +112,9 @@ def prompt(row: Row, found: Sequence[Message], images: int, in_loss: bool = Fals
     * Where nothing marks a place, all images come first in the first user turn, each with a newline after it.
     * Without images, `<image>` is text like any other. Answers are never searched.
     """
-    turns = tuple(turn(row, message, in_loss) for message in found)
+    turns = tuple(turn(row, message, in_loss) for message in conversation)
     slots = sum(isinstance(part, Slot) for one in turns for part in one.content)
-    typed = any(isinstance(message.content, list) for message in found)
+    typed = any(isinstance(message.content, list) for message in conversation)
     written = sum(one.text.count(PLACEHOLDER) for one in turns if one.role == "user") if not typed else 0
     if slots and slots != images:
         raise row.bad(f"{_counted(slots, 'item')} of type image for {_counted(images, 'image')}; as many are needed")
@@ -123,7 +123,7 @@ def prompt(row: Row, found: Sequence[Message], images: int, in_loss: bool = Fals
         raise row.bad(f"{what}; write as many as there are images, or none")
     if images and not slots:
         turns = _marked(turns) if written else _first(row, turns, images)
-    for message, one in zip(found, turns, strict=True):
+    for message, one in zip(conversation, turns, strict=True):
         if one.role != "system" and not any(isinstance(part, Slot) or part.strip() for part in one.content):
             raise row.bad(f"{message.where} is empty; it needs some text")
     return turns
