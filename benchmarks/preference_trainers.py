@@ -57,7 +57,7 @@ def write(
     built = build(recipe_of(RECIPE | {"model": model}).model)
     built.network.resize_token_embeddings(vocabulary, mean_resizing=False)
     if half:
-        built.network.to(dtype=torch.bfloat16)
+        torch.nn.Module.to(built.network, torch.bfloat16)
     built.network.save_pretrained(data / "model")
     built.processor.save_pretrained(data / "model")
     dice, rows = random.Random(0), []
