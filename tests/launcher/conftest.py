@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from mmlaunch.run import ledger
-from mmlaunch.schedulers.local import process
+from mmlaunch.schedulers import process
 
 
 @pytest.fixture

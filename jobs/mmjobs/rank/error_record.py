@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import time
 from contextlib import suppress
-from typing import Any
 
-from mmlaunch.run.files import publish
+from mmlaunch.run.error_record import ErrorRecord
 from mmlaunch.run.paths import AttemptPaths, RunPaths
 
 
@@ -26,23 +24,13 @@ def leave(
     *,
     sample: str | None = None,
     traceback: str = "",
-    **more: Any,
+    node: str = "",
 ) -> None:
     """Write the record; where that is impossible, what was printed has to do."""
     attempt, rank = place(paths)
-    record = {
-        "rank": rank,
-        "type": kind,
-        "message": message,
-        "step": step,
-        "sample": sample,
-        "traceback": traceback,
-        "time": round(time.time(), 3),
-        **more,
-    }
+    record = ErrorRecord(rank, kind, message, round(time.time(), 3), step, sample, traceback, node)
     try:
-        attempt.logs.mkdir(parents=True, exist_ok=True)
-        publish(attempt.rank_error(rank), json.dumps(record, indent=1) + "\n")
+        record.write(attempt)
     except OSError as unwritten:
         say(f"the error record could not be written: {unwritten}")
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from mmjobs.rank.disk import is_full
 from mmlaunch.run import ledger
+from mmlaunch.run.event_types import Kind
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,7 @@ class EventWriter:
     attempt: int
     first: bool
 
-    def write(self, kind: str, **fields: Any) -> None:
+    def write(self, kind: Kind, **fields: Any) -> None:
         """Append an event to the ledger; a full disk costs the event, not the run."""
         if not self.first:
             return

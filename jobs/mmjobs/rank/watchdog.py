@@ -11,7 +11,6 @@ for tests and for the impatient, who have to leave enough for the imports and fo
 from __future__ import annotations
 
 import faulthandler
-import json
 import multiprocessing
 import os
 import sys
@@ -22,7 +21,6 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from enum import Enum
-from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple
 
@@ -30,6 +28,7 @@ from mmjobs.rank import error_record
 from mmjobs.rank.position import Position
 from mmlaunch.errors import BadInput
 from mmlaunch.run.exits import JobExit
+from mmlaunch.run.heartbeats import Heartbeat
 from mmlaunch.run.paths import RunPaths
 
 
@@ -154,7 +153,7 @@ class Watchdog:
             os._exit(JobExit.HANG)
 
     def _report(self, pulse: Pulse, silent: float) -> None:
-        stacks = self._attempt.stacks / f"rank-{self._rank}.txt"
+        stacks = self._attempt.stack(self._rank)
         shown = f"stacks: {stacks.relative_to(self._paths.root)}"
         try:
             stacks.parent.mkdir(parents=True, exist_ok=True)
@@ -186,19 +185,10 @@ class Watchdog:
                 return
 
     def _beat(self, pulse: Pulse) -> None:
-        folder = self._attempt.heartbeats
-        times = {"time": round(pulse.time, 3), "alive": round(time.time(), 3)}
-        beat = {"phase": pulse.phase.value, "step": self._where.step, "waiting": pulse.waiting, **times}
+        now, moved = round(time.time(), 3), round(pulse.time, 3)
+        heartbeat = Heartbeat(pulse.phase.value, self._where.step, pulse.waiting, moved, now, self._rank)
         with suppress(OSError):
-            folder.mkdir(parents=True, exist_ok=True)
-            _replace(folder / f"rank-{self._rank}.json", json.dumps(beat) + "\n")
-
-
-def _replace(path: Path, text: str) -> None:
-    """Not `publish`: what is old after seconds need not survive a power cut, and a thousand ranks need not flush it."""
-    temporary = path.with_name(f".{path.name}.{threading.get_ident()}.tmp")
-    temporary.write_text(text)
-    temporary.replace(path)
+            heartbeat.write(self._attempt)
 
 
 def _given() -> float | None:

@@ -13,10 +13,10 @@ from mmlaunch.estimate.advice import SIZES, Fit, fit
 from mmlaunch.estimate.checkpointing import checkpointing
 from mmlaunch.estimate.counts import Part
 from mmlaunch.estimate.memory import GIGA, Estimate, Memory, estimate
-from mmlaunch.load import cluster as clusters
 from mmlaunch.load import load_recipe
 from mmlaunch.load.cluster import gigabytes
 from mmlaunch.recipe import Recipe
+from mmlaunch.schedulers import choose
 
 _LABELS = {"optimiser": "optimiser states", "reference": "reference model"}
 
@@ -33,7 +33,7 @@ _LABELS = {"optimiser": "optimiser states", "reference": "reference model"}
 def command(recipe: str, overrides: tuple[str, ...], cluster: str | None, as_json: bool) -> None:
     """Memory of each GPU for RECIPE, by component, and the GPUs that it fits. Reads no weights and needs no network."""
     loaded = load_recipe(recipe, overrides).recipe
-    size = gigabytes(clusters.choose(cluster)[1])
+    size = gigabytes(choose.profile(cluster)[1])
     made = estimate(loaded)
     on, reason = checkpointing(loaded, size, made)
     memory, fits = made.memory(on), _fits(made, size)

@@ -11,7 +11,7 @@ import click
 from mmlaunch.monitor import watch
 from mmlaunch.monitor.watch import WAITING
 from mmlaunch.run import ledger
-from mmlaunch.run.ledger import Event
+from mmlaunch.run.ledger import Event, kind_of
 from mmlaunch.run.paths import RunPaths
 
 _CODES = {"done": 0, "cancelled": 130}
@@ -70,14 +70,14 @@ def _lines(events: Iterator[Event | None]) -> Event | None:
             continue
         if text := describe_event(event):
             click.echo(text)
-        if event["event"] == "ended":
+        if kind_of(event) == "ended":
             return event
     return None
 
 
 def describe_event(event: Event) -> str:
     """What a person wants to know of an event; nothing for most."""
-    kind = event["event"]
+    kind = kind_of(event)
     if kind == "step":
         return f"step {event['step']}/{event.get('steps', '?')}  {_metrics(event)}{_pace(event, ' examples/s')}"
     if kind == "reference":
@@ -130,11 +130,11 @@ def _bar(events: Iterator[Event | None]) -> Event | None:
         for event in events:
             if event is None:
                 continue
-            if event["event"] == "ended":
+            if kind_of(event) == "ended":
                 return event
-            if event["event"] == "submitted":
+            if kind_of(event) == "submitted":
                 progress.update(task, total=event.get("steps"))
-            elif event["event"] == "step":
+            elif kind_of(event) == "step":
                 fields: dict[str, Any] = {
                     "description": "training",
                     "completed": event["step"],
@@ -144,7 +144,7 @@ def _bar(events: Iterator[Event | None]) -> Event | None:
                 if console.width < WIDE and isinstance(event.get("loss"), float):
                     shown = describe("loss", event["loss"])  # the step and the time that is left need the room
                 progress.update(task, metrics=shown, **fields)
-            elif event["event"] == "reference":
+            elif kind_of(event) == "reference":
                 progress.update(task, description="reference", completed=event["done"], total=event["total"])
             elif text := describe_event(event):
                 progress.console.print(f"  {text}", highlight=False, markup=False)

@@ -9,8 +9,8 @@ import click
 from mmlaunch.cli import options
 from mmlaunch.errors import Problem, RecipeError
 from mmlaunch.load import Loaded, load_recipe
-from mmlaunch.load import cluster as clusters
 from mmlaunch.recipe.capability import unsupported
+from mmlaunch.schedulers import choose
 
 
 @click.command(
@@ -40,7 +40,7 @@ def command(recipe: tuple[str, ...], overrides: tuple[str, ...], cluster: str | 
 
 def _checked(path: str, overrides: tuple[str, ...], cluster: str | None) -> Loaded:
     loaded = load_recipe(path, overrides)
-    if cluster is not None and (misfit := clusters.problem(clusters.choose(cluster)[1], loaded.recipe.resources)):
+    if cluster is not None and (misfit := choose.problem(choose.profile(cluster)[1], loaded.recipe.resources)):
         raise loaded.placed(misfit.problems)
     return loaded
 

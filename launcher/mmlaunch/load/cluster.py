@@ -2,8 +2,7 @@
 
 import os
 import re
-import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -11,7 +10,9 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator, Field
 
 from mmlaunch.errors import Problem, RecipeError, UserError
-from mmlaunch.load.recipe import load_section
+from mmlaunch.load.recipe import validated
+from mmlaunch.load.text import read_file
+from mmlaunch.recipe.check import section_of
 from mmlaunch.recipe.environment import check_settings
 from mmlaunch.recipe.resources import Resources
 from mmlaunch.recipe.scalars import Count, Duration, Line, MemorySize, OneOrMore, Word
@@ -53,6 +54,10 @@ Lines = Annotated[list[Line], OneOrMore()]
 Settings = Annotated[dict[str, str], BeforeValidator(_settings)]
 
 
+PLUGINS = {"pyxis": ("slurm", "srun")}
+"""Container kinds that one scheduler offers: its name, and the program that they are a plugin of."""
+
+
 class Container(Section):
     """Ranks run inside this image."""
 
@@ -76,7 +81,8 @@ class Cluster(Section):
     OTHER_NAMES: ClassVar[dict[str, str]] = {"env": "environment", "sbatch_options": "sbatch", "srun_options": "srun"}
 
     description: Line = ""
-    executor: Literal["local", "slurm"] = "slurm"
+    executor: Word = "slurm"
+    """The scheduler: the name of its folder in `schedulers`."""
     partition: Word | None = None
     account: Word | None = None
     qos: Word | None = None
@@ -109,9 +115,11 @@ class Cluster(Section):
     signal: PreSignal = Field(default_factory=PreSignal)
 
     @rule
-    def _plugins_need_slurm(self) -> Iterator[Mistake]:
-        if self.executor == "local" and self.container is not None and self.container.kind == "pyxis":
-            yield ("container", "kind"), "pyxis", mistake("pyxis is a plugin of srun", "write kind: apptainer")
+    def _plugins_need_their_scheduler(self) -> Iterator[Mistake]:
+        kind = self.container.kind if self.container else ""
+        executor, program = PLUGINS.get(kind, (self.executor, ""))
+        if executor != self.executor:
+            yield ("container", "kind"), kind, mistake(f"{kind} is a plugin of {program}", "write kind: apptainer")
 
 
 def config_folder() -> Path:
@@ -122,7 +130,7 @@ def config_folder() -> Path:
 
 def profiles() -> dict[str, Path]:
     """Every profile by name; the user's come before those that ship with mmlaunch."""
-    found: dict[str, Path] = {}
+    known: dict[str, Path] = {}
     for folder in _folders():
         try:
             paths = sorted(Path(entry.path) for entry in os.scandir(folder) if entry.name.endswith(".yaml"))
@@ -131,35 +139,43 @@ def profiles() -> dict[str, Path]:
         except OSError as error:
             raise UserError(f"{folder} cannot be read ({error.strerror}); check its permissions") from None
         for path in paths:
-            found.setdefault(path.stem, path)
-    return found
+            known.setdefault(path.stem, path)
+    return known
 
 
-def choose(name: str | None) -> tuple[str, Cluster]:
-    """The profile that was named, or the one that fits this machine."""
-    name = name or os.environ.get(VARIABLE) or _usual()
+def choose(name: str, executors: Collection[str] | None = None) -> tuple[str, Cluster]:
+    """The profile of this name, or of this YAML file; its scheduler must be one of `executors`, if they are given."""
     if name.endswith((".yaml", ".yml")):
-        return Path(name).stem, load_section(Cluster, Path(name))
+        return Path(name).stem, _load(Path(name), executors)
     known = profiles()
     if name not in known:
         near = closest(name, known)
         hint = f"did you mean {near}?" if near else f"write {config_folder()}/clusters/{name}.yaml"
         raise UserError(f"no cluster profile {name!r}; {hint} (known: {', '.join(sorted(known))})")
-    return name, load_section(Cluster, known[name])
+    return name, _load(known[name], executors)
 
 
-def problem(cluster: Cluster, wanted: Resources) -> RecipeError | None:
-    """What of a recipe's resources this site cannot give."""
+def _load(path: Path, executors: Collection[str] | None) -> Cluster:
+    def check(data: Any) -> Cluster:
+        cluster = section_of(Cluster, data)
+        if executors is not None and cluster.executor not in executors:
+            near = closest(cluster.executor, executors)
+            right = f"did you mean {near}?" if near else f"write one of: {', '.join(sorted(executors))}"
+            raise RecipeError([Problem(("executor",), f"there is no scheduler {cluster.executor!r}", right)])
+        return cluster
+
+    return validated(read_file(path), check)
+
+
+def problems(cluster: Cluster, wanted: Resources) -> list[Problem]:
+    """What of a recipe's resources this profile rules out."""
     problems, time, gpus = [], wanted.time, wanted.gpus_per_node
-    if cluster.executor == "local" and wanted.nodes > 1:
-        what = f"{wanted.nodes} nodes, and the local executor has one"
-        problems.append(Problem(("resources", "nodes"), what, "add -s resources.nodes=1, or choose another --cluster"))
     if cluster.max_time is not None and time > cluster.max_time:
         what = f"{time / 3600:g} hours are more than this cluster's longest limit ({cluster.max_time / 3600:g})"
         problems.append(Problem(("resources", "time"), what, "ask for less: the run is continued after each limit"))
     if gpus and cluster.gpus == "none":
         problems.append(Problem(("resources", "gpus_per_node"), "this cluster has no GPUs", "write gpus_per_node: 0"))
-    return RecipeError(problems) if problems else None
+    return problems
 
 
 def gigabytes(cluster: Cluster) -> float | None:
@@ -168,20 +184,6 @@ def gigabytes(cluster: Cluster) -> float | None:
         return None
     size, unit = int(cluster.gpu_memory[:-1]), cluster.gpu_memory[-1]
     return size * {"K": 1e-6, "M": 1e-3, "G": 1.0, "T": 1e3}[unit]
-
-
-def _usual() -> str:
-    if "default" in profiles():
-        return "default"
-    return "slurm" if shutil.which("sbatch") and _slurm_is_configured() else "local"
-
-
-def _slurm_is_configured() -> bool:
-    """Whether Slurm's programs would find a cluster: they may be installed on a machine that is part of none."""
-    places = [os.environ.get("SLURM_CONF", ""), "/etc/slurm/slurm.conf", "/etc/slurm-llnl/slurm.conf"]
-    places += ["/run/slurm/conf/slurm.conf", "/usr/local/etc/slurm.conf"]
-    beside = Path(shutil.which("sbatch") or "").resolve().parent.parent / "etc" / "slurm.conf"
-    return beside.exists() or any(place and Path(place).exists() for place in places)
 
 
 def _folders() -> Iterator[Path]:

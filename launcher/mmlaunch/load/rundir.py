@@ -44,13 +44,14 @@ def all_runs(folder: Path) -> Iterator[RunPaths]:
         return
     except OSError as error:
         raise MachineError(f"{folder}: {error.strerror}") from error
-    found = []
+    runs = []
     for entry in entries:
+        run = RunPaths(Path(entry.path))
         try:
-            found.append(((Path(entry.path) / "recipe.resolved.yaml").stat().st_mtime, entry.path))
+            runs.append((run.resolved.stat().st_mtime, entry.path, run))
         except OSError:
             continue  # not a run
-    yield from (RunPaths(Path(path)) for _, path in sorted(found, reverse=True))
+    yield from (run for _, _, run in sorted(runs, key=lambda one: one[:2], reverse=True))
 
 
 def resolve(name: str) -> RunPaths:

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from mmlaunch.run import ledger
-from mmlaunch.run.ledger import Event
+from mmlaunch.run.ledger import Event, kind_of
 from mmlaunch.run.paths import RunPaths
 
 
@@ -64,8 +64,8 @@ class Report:
 def of(run: RunPaths, now: float) -> Report:
     """The report of a run; an attempt that goes on is counted up to `now`."""
     events = ledger.read(run.events).events
-    submitted = [event for event in events if event["event"] == "submitted"]
-    starts = [index for index, event in enumerate(events) if event["event"] == "started"]
+    submitted = [event for event in events if kind_of(event) == "submitted"]
+    starts = [index for index, event in enumerate(events) if kind_of(event) == "started"]
     parts = [events[start:end] for start, end in zip(starts, [*starts[1:], len(events)], strict=True)]
     attempts = []
     for index, part in enumerate(parts):
@@ -76,44 +76,44 @@ def of(run: RunPaths, now: float) -> Report:
 
 def _ranks(before: Sequence[Event]) -> int:
     """Of the newest submission; each may have its own number."""
-    submitted = [event for event in before if event["event"] == "submitted"]
+    submitted = [event for event in before if kind_of(event) == "submitted"]
     return int(submitted[-1].get("ranks", 1)) if submitted else 1
 
 
 def _asked(before: Sequence[Event]) -> float:
     """When the attempt that comes next was asked for."""
-    asking = [event["time"] for event in before if event["event"] in ("submitted", "requeued")]
+    asking = [event["time"] for event in before if kind_of(event) in ("submitted", "requeued")]
     return float(asking[-1]) if asking else 0.0
 
 
 def _reached(part: Sequence[Event]) -> tuple[int | None, int | None]:
     """The first and the last step of an attempt. Not every step is logged; what was saved was done as well."""
-    steps = [int(event["step"]) for event in part if event["event"] == "step"]
-    saved = [int(e["step"]) for e in part if e["event"] == "checkpoint" and e.get("step") and "rejected" not in e]
-    begun = next((int(event["step"]) for event in part if event["event"] == "resumed"), 0)
+    steps = [int(event["step"]) for event in part if kind_of(event) == "step"]
+    saved = [int(e["step"]) for e in part if kind_of(e) == "checkpoint" and e.get("step") and "rejected" not in e]
+    begun = next((int(event["step"]) for event in part if kind_of(event) == "resumed"), 0)
     last = max([*steps, *(step for step in saved if step > begun)], default=None)
     return (begun + 1 if last is not None else None), last
 
 
 def _begins(part: Sequence[Event] | None, last: int | None) -> int:
     """The step that an attempt goes on from; one that has not said so yet is expected to lose nothing."""
-    if part is None or not any(event["event"] in ("resumed", "ready") for event in part):
+    if part is None or not any(kind_of(event) in ("resumed", "ready") for event in part):
         return last or 0
-    return next((int(event["step"]) for event in part if event["event"] == "resumed"), 0)
+    return next((int(event["step"]) for event in part if kind_of(event) == "resumed"), 0)
 
 
 def _attempt(part: Sequence[Event], following: Sequence[Event] | None, before: Sequence[Event], now: float) -> Attempt:
     started, asked = part[0], _asked(before)
-    ends = [event for event in part if event["event"] in ("requeued", "ended")]
+    ends = [event for event in part if kind_of(event) in ("requeued", "ended")]
     end = ends[-1] if ends else None
-    steps = [event for event in part if event["event"] == "step"]
+    steps = [event for event in part if kind_of(event) == "step"]
     first, last = _reached(part)
     resumed = _begins(following, last)
     kept = [event for event in steps if event["step"] <= resumed]
-    ready = next((event["time"] for event in part if event["event"] == "ready"), None)
-    # An attempt that Slurm took away is closed when the next one opens: it ended with its last sign of life.
-    alive = [event["time"] for event in part if event["event"] not in ("requeued", "ended", "queued")]
-    taken = end is not None and end.get("by") == "slurm"
+    ready = next((event["time"] for event in part if kind_of(event) == "ready"), None)
+    # An attempt that the scheduler took away is closed when the next one opens; it ended with its last sign of life.
+    alive = [event["time"] for event in part if kind_of(event) not in ("requeued", "ended", "queued")]
+    taken = end is not None and bool(end.get("by"))
     ended = alive[-1] if taken else end["time"] if end else now
     return Attempt(
         number=int(started["attempt"]),

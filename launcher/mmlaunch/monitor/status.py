@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from mmlaunch.errors import UserError
 from mmlaunch.run import ledger
-from mmlaunch.run.heartbeats import laggard
-from mmlaunch.run.ledger import Event, Events
+from mmlaunch.run.event_types import Kind
+from mmlaunch.run.heartbeats import straggler
+from mmlaunch.run.ledger import Event, Events, kind_of
 from mmlaunch.run.paths import RunPaths
-from mmlaunch.schedulers.local import process as local_process
-from mmlaunch.schedulers.slurm.queue import Job, look
-from mmlaunch.schedulers.slurm.states import WITHOUT_A_WORD, JobState
+from mmlaunch.schedulers import choose
+from mmlaunch.schedulers.base import Job, JobRecord, JobState
 
 FINAL = ("done", "failed", "cancelled")
+_STATES: dict[Kind, str] = {
+    "submitted": "submitted", "queued": "submitted", "started": "starting", "ready": "running", "step": "running",
+}  # fmt: skip
+"""The state of a run whose job lives, by its newest event."""
+_NEVER_QUEUED = "its process is gone and left no word: killed, or the machine went down"
 SILENT = 60.0
 """Seconds without a sign of life that are worth a word; the watchdog allows no less to a step."""
 
@@ -61,15 +67,35 @@ def of(run: RunPaths, whole: bool = False) -> Status:
 
 
 def of_all(runs: Sequence[RunPaths], whole: bool = False) -> list[Status]:
-    """The status of many runs, with one question to Slurm for all of them."""
+    """The status of many runs, with one look at each scheduler's queue for all of its runs."""
     ledgers = [_ledger(run, whole) for run in runs]
-    now = [events.of_this_submission for events in ledgers]
-    jobs = look(job for events in now if (job := slurm_job(events)) and not events.last("ended"))
-    over = {number for number, job in jobs.items() if job.state == JobState.OVER}
-    for index, run in enumerate(runs):
-        if slurm_job(now[index]) in over:
-            ledgers[index] = _ledger(run, whole)  # its last word may have come while Slurm was asked
-    return [_derive(run, events, jobs) for run, events in zip(runs, ledgers, strict=True)]
+    jobs = _look([events.of_this_submission for events in ledgers])
+    for index, job in jobs.items():
+        if job.state == JobState.OVER:
+            ledgers[index] = _ledger(runs[index], whole)  # its last word may have come in the meantime
+    return [_derive(run, ledgers[index], jobs.get(index)) for index, run in enumerate(runs)]
+
+
+def _look(ledgers: Sequence[Events]) -> dict[int, Job]:
+    """The job of every run that has one and has not ended, by the run's place in the sequence."""
+    questions: dict[str, list[tuple[int, JobRecord]]] = {}
+    jobs: dict[int, Job] = {}
+    for index, events in enumerate(ledgers):
+        if (record := job_record(events)) is None or events.last("ended"):
+            continue
+        try:
+            questions.setdefault(choose.of_run(events).name, []).append((index, record))
+        except UserError as error:  # a scheduler of another version
+            jobs[index] = Job(JobState.UNKNOWN, str(error))
+    for name, asked in questions.items():
+        answers = choose.named(name).look([record for _, record in asked])
+        jobs.update((index, job) for (index, _), job in zip(asked, answers, strict=True))
+    return jobs
+
+
+def job_record(events: Events) -> Event | None:
+    """The newest that the ledger says of the run's job."""
+    return events.last("queued", "started")
 
 
 def _ledger(run: RunPaths, whole: bool) -> Events:
@@ -80,44 +106,37 @@ def _ledger(run: RunPaths, whole: bool) -> Events:
         return Events(())
 
 
-def first_event(run: RunPaths, kind: str) -> Event:
+def first_event(run: RunPaths, kind: Kind) -> Event:
     """The first event of a kind, as far as the ledger can be read."""
     try:
-        return next((event for event in ledger.read_ends(run.events) if event["event"] == kind), {})
+        return next((event for event in ledger.read_ends(run.events) if kind_of(event) == kind), {})
     except OSError:
         return {}
 
 
-def _derive(run: RunPaths, events: Events, jobs: Mapping[str, Job]) -> Status:
+def _derive(run: RunPaths, events: Events, job: Job | None) -> Status:
     try:
-        return derive(run, events, time.time(), jobs)
+        return derive(run, events, time.time(), job)
     except (KeyError, TypeError, ValueError):  # an event of another version, or of another program
         return derive(run, Events((), len(events.events)), time.time())
 
 
-def slurm_job(events: Events) -> str | None:
-    """The number of a run's Slurm job; None for a local run."""
-    submitted, queued = events.last("submitted") or {}, events.last("queued") or {}
-    return str(queued["job"]) if submitted.get("executor") == "slurm" and queued.get("job") else None
-
-
-def derive(run: RunPaths, events: Events, now: float, jobs: Mapping[str, Job] | None = None) -> Status:
-    """The status that these events mean, and what Slurm says of the run's job.
+def derive(run: RunPaths, events: Events, now: float, job: Job | None = None) -> Status:
+    """The status that these events mean, and what the scheduler says of the run's job.
 
     A run that was resumed stands where its earlier submissions have brought it, until it says otherwise.
     """
     reached = events.last("step", "resumed") or {}
     saved = next(
-        (event for event in reversed(events.events) if event["event"] == "checkpoint" and "rejected" not in event), {}
+        (event for event in reversed(events.events) if kind_of(event) == "checkpoint" and "rejected" not in event), {}
     )
     events = events.of_this_submission
-    job = (jobs or {}).get(slurm_job(events) or "")
     submitted = events.last("submitted") or {}
     attempts = [int(event["attempt"]) for event in events if isinstance(event.get("attempt"), int)]
     step = events.last("step", "ready") or {}
-    state, reason = _state(events, job)
+    state, reason = _state(events, job or _look([events]).get(0))
     if state in ("starting", "running"):
-        reason = reason or _stuck(run, events, now)
+        reason = reason or _standstill(run, events, now)
     running = state == "running" and step.get("event") == "step"
     return Status(
         run=run.name,
@@ -145,43 +164,32 @@ def _state(events: Events, job: Job | None) -> tuple[str, str]:
     )
     if last is None:
         return "unknown", "its ledger is empty or cannot be read"
-    if last["event"] == "ended":
+    kind = kind_of(last)
+    if kind == "ended":
         failed = events.last("failed") or {}
         cause = f"{failed['cause']}: {failed.get('evidence', '')}; " if last["state"] == "failed" and failed else ""
         return str(last["state"]), f"{cause}{last.get('reason', '')}"
-    if (missing := _slurm_state(job) if slurm_job(events) else _process_state(events)) is not None:
-        return missing
+    if (by_job := _of_job(events, job)) is not None:
+        return by_job
     if events.last("cancelling", "submitted", "started") == events.last("cancelling"):
         return "cancelling", ""
-    if last["event"] == "reference":
+    if kind == "reference":
         return "starting", f"asks its reference: {last['done']} of {last['total']} examples"
-    names = {
-        "submitted": "submitted",
-        "queued": "submitted",
-        "started": "starting",
-        "ready": "running",
-        "step": "running",
-    }
-    return names.get(str(last["event"]), "restarting"), str(last.get("reason", ""))
+    return _STATES.get(kind, "restarting"), str(last.get("reason", ""))
 
 
-def _slurm_state(job: Job | None) -> tuple[str, str] | None:
-    """What only Slurm can tell; None while the job runs and its own events say more."""
-    if job is None or job.state == JobState.UNKNOWN:
-        return "unknown", "Slurm does not answer for its job: missing is not finished"
-    if job.state == JobState.OVER:
-        word = job.word.partition(" ")[0]
-        means = f"{WITHOUT_A_WORD[word]}, and it" if word in WITHOUT_A_WORD else "and the job"
-        return "lost", f"Slurm says {word}: {means} left no word of its own"
-    if job.state == JobState.STUCK or job.advice:
-        return "held", f"{job.word} ({job.reason})" + (f": {job.advice}" if job.advice else "")
-    if job.state == JobState.WAITING:
-        start = f", estimated start {job.start.replace('T', ' ')}" if job.start else ""
-        return "pending", f"{job.reason}{start}"
-    return None
+def _of_job(events: Events, job: Job | None) -> tuple[str, str] | None:
+    """What only the scheduler can tell; None while the job runs and its own events say more."""
+    if job is None:  # submitted a moment ago, not queued yet
+        newest = events.events[-1]["time"] if events.events else 0
+        return None if time.time() - newest < 60 else ("lost", _NEVER_QUEUED)
+    state = {
+        JobState.UNKNOWN: "unknown", JobState.OVER: "lost", JobState.STUCK: "held", JobState.WAITING: "pending",
+    }.get(job.state)  # fmt: skip
+    return (state, job.reason) if state else None
 
 
-def _stuck(run: RunPaths, events: Events, now: float) -> str:
+def _standstill(run: RunPaths, events: Events, now: float) -> str:
     """Which rank keeps the others waiting, when nothing has moved for longer than is usual between two lines."""
     steps = events.all("step")[-8:]
     usual = (steps[-1]["time"] - steps[0]["time"]) / (len(steps) - 1) if len(steps) > 1 else 0.0
@@ -189,31 +197,8 @@ def _stuck(run: RunPaths, events: Events, now: float) -> str:
     started = events.last("started")
     if started is None or events.events[-1]["time"] > since:
         return ""  # without a look at the heartbeats of a thousand ranks
-    beat = laggard(run.attempt(int(started["attempt"])), since)
-    return f"rank {beat.rank} has not moved for {now - beat.time:.0f} s ({beat.doing})" if beat else ""
-
-
-def _process_state(events: Events) -> tuple[str, str] | None:
-    """Whether a local run's process is gone or elsewhere; None while it lives."""
-    living = alive(events)
-    if living is False:
-        return "lost", "its process is gone and left no word: killed, or the machine went down"
-    if living is None:
-        return "unknown", f"runs on {(_process(events) or {}).get('host', 'another machine')}: ask there"
-    return None
-
-
-def alive(events: Events) -> bool | None:
-    """Whether a local run's process lives; None when this machine cannot tell."""
-    process = _process(events)
-    if process is None:
-        newest = events.events[-1]["time"] if events.events else 0
-        return time.time() - newest < 60  # submitted a moment ago, not queued yet
-    return local_process.alive(process)
-
-
-def _process(events: Events) -> Event | None:
-    return events.last("queued", "started")
+    rank = straggler(run.attempt(int(started["attempt"])), since)
+    return f"rank {rank.rank} has not moved for {now - rank.time:.0f} s ({rank.doing})" if rank else ""
 
 
 def _next(name: str, state: str, step: Event, events: Events, now: float) -> str:
@@ -226,9 +211,16 @@ def _next(name: str, state: str, step: Event, events: Events, now: float) -> str
         return f"starts again in {max(0, round(wait))} s"
     return {
         "failed": f"mmlaunch why {name}", "lost": f"mmlaunch why {name}", "held": f"mmlaunch status {name}",
-        "submitted": "starts at once", "pending": "starts when Slurm has room", "starting": "loads the model",
+        "submitted": "starts at once", "pending": _start_condition(events), "starting": "loads the model",
         "cancelling": "saves and ends", "done": f"mmlaunch export {name}",
     }.get(state, "")  # fmt: skip
+
+
+def _start_condition(events: Events) -> str:
+    try:
+        return choose.of_run(events).start_condition
+    except UserError:
+        return ""
 
 
 def seconds_left(events: Events) -> float | None:

@@ -22,7 +22,8 @@ from signal import SIGTERM
 
 from mmlaunch.errors import MachineError, MmlaunchError, UserError
 from mmlaunch.run.paths import RunPaths
-from mmlaunch.schedulers.local.process import die_with_parent
+from mmlaunch.schedulers import choose
+from mmlaunch.schedulers.process import die_with_parent
 
 FIRST_PORT, PORTS = 6006, 100
 PATIENCE = 120.0  # a login node that is busy takes its time to import TensorBoard from a network disk
@@ -34,7 +35,7 @@ _EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 
 def has_curves(run: RunPaths) -> bool:
     """Whether any attempt has begun to write."""
-    return any(run.tensorboard.glob("events.out.tfevents.*"))
+    return bool(run.curves)
 
 
 def port_for(host: str, wanted: int | None) -> int:
@@ -68,8 +69,8 @@ def _not_here(host: str) -> UserError:
 
 def tunnel(port: int) -> str:
     """What to type on a laptop to see a board of this machine; empty when this seems to be the laptop."""
-    here, login = socket.gethostname(), os.environ.get("SLURM_SUBMIT_HOST")
-    inside = bool(os.environ.get("SLURM_JOB_ID") and login and login != here)
+    here, login = socket.gethostname(), choose.submitted_from()
+    inside = bool(login and login != here)
     if not inside and not os.environ.get("SSH_CONNECTION"):
         return ""
     user = getpass.getuser()

@@ -7,33 +7,10 @@ from typing import Any
 
 from mmlaunch.monitor import status
 from mmlaunch.monitor.status import Status
-from mmlaunch.restart import log_patterns
+from mmlaunch.restart import causes, log_patterns
 from mmlaunch.run import ledger
 from mmlaunch.run.ledger import Events
 from mmlaunch.run.paths import RunPaths
-
-_WHAT = {
-    "crash": "A rank failed",
-    "out of memory": "Out of memory",
-    "disk full": "The disk is full",
-    "import": "The code could not be imported",
-    "bad input": "The recipe or the data are wrong",
-    "node": "A node is unfit",
-    "hang": "No rank made progress any more",
-    "stop": "The job asked not to be restarted",
-    "saved": "It was told to stop and had saved, but got nowhere any more",
-    "time limit": "The time limit came before it could save",
-    "preempted": "It was taken off its nodes again and again",
-}
-_NEXT = {
-    "out of memory": "mmlaunch resume {run} -s batch.micro={half}    or more GPUs: -s resources.nodes={double}",
-    "bad input": "mend the recipe or the data, then mmlaunch submit; or mmlaunch resume {run} -s PATH=VALUE",
-    "import": "mmlaunch logs {run} --attempt {attempt}, mend the installation, then mmlaunch resume {run}",
-    "disk full": "make room, then mmlaunch resume {run}",
-    "hang": "the stacks are in {stacks}; then mmlaunch resume {run}",
-    "time limit": "mmlaunch resume {run} -s resources.time=LONGER, or a longer lead in the cluster profile",
-}
-_ELSE = "mmlaunch logs {run} --attempt {attempt}    then mmlaunch resume {run}"
 
 
 @dataclass(frozen=True)
@@ -57,9 +34,9 @@ def of(run: RunPaths) -> Story:
     now, events = status.of(run, whole=True), ledger.read(run.events).of_this_submission
     if now.state == "failed":
         return _failed(run, now, events)
-    if now.state == "lost" and (found := log_patterns.in_logs(run.attempt(now.attempt or 1))):
-        cause, line = found
-        what, following = f"Its job is gone. {_WHAT.get(cause, 'It failed')}", _following(run, cause, now, events)
+    if now.state == "lost" and (in_logs := log_patterns.in_logs(run.attempt(now.attempt or 1))):
+        cause, line = in_logs
+        what, following = f"Its job is gone. {causes.named(cause).why}", _following(run, cause, now, events)
         return Story(run.name, now.state, what, line, "", _history(events), following)
     still = now.state in ("starting", "running") and now.reason
     what = {
@@ -86,7 +63,7 @@ def _failed(run: RunPaths, now: Status, events: Events) -> Story:
     done = f"{_history(events)} Not restarted: {ended.get('reason', '')}.".strip()
     place = locate(run, attempt, evidence)
     following = _following(run, cause, now, events)
-    return Story(run.name, now.state, _WHAT.get(cause, "It failed"), evidence, place, done, following)
+    return Story(run.name, now.state, causes.named(cause).why, evidence, place, done, following)
 
 
 def _following(run: RunPaths, cause: str, now: Status, events: Events) -> str:
@@ -94,7 +71,7 @@ def _following(run: RunPaths, cause: str, now: Status, events: Events) -> str:
     attempt = int((events.last("failed") or {}).get("attempt", now.attempt) or 1)
     nodes = int((events.last("submitted") or {}).get("nodes", 1))
     stacks = run.attempt(attempt).stacks
-    return _NEXT.get(cause, _ELSE).format(run=run.name, attempt=attempt, half="HALF", double=2 * nodes, stacks=stacks)
+    return causes.named(cause).next.format(run=run.name, attempt=attempt, double=2 * nodes, stacks=stacks)
 
 
 def _history(events: Events) -> str:
@@ -113,7 +90,7 @@ def locate(run: RunPaths, attempt: int, evidence: str) -> str:
     message = evidence.rpartition(": ")[2].strip().splitlines()
     if not message or len(message[0]) < 4:
         return ""
-    for log in sorted(run.attempt(attempt).logs.glob("rank-*.out")):
+    for log in run.attempt(attempt).rank_logs:
         lines = log.read_text(errors="replace").splitlines()
         for number in range(len(lines), 0, -1):
             if message[0] in lines[number - 1]:

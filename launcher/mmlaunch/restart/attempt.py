@@ -18,15 +18,14 @@ from pathlib import Path
 from mmlaunch.errors import BadInput, MachineError, MmlaunchError
 from mmlaunch.recipe import resolved
 from mmlaunch.recipe.resources import Restarts
-from mmlaunch.restart import policy
+from mmlaunch.restart import causes, policy
 from mmlaunch.restart.policy import Ending
 from mmlaunch.run import ledger
 from mmlaunch.run.exits import CANCELLED, JobExit
 from mmlaunch.run.ledger import Event
 from mmlaunch.run.paths import RunPaths
-from mmlaunch.schedulers.local.process import identity
-from mmlaunch.schedulers.slurm.commands import requeue
-from mmlaunch.schedulers.slurm.queue import cancelled, taken_as
+from mmlaunch.schedulers import choose
+from mmlaunch.schedulers.base import BatchJob, Scheduler
 
 EXCLUDED_FOR = 86_400  # seconds: a node that is still unfit after a day is its administrator's
 MOST_EXCLUDED = 8
@@ -36,18 +35,18 @@ def begin(run: RunPaths, script: Path) -> tuple[int, int]:
     """Open the next attempt: its folder, its `started` event, a port."""
     events = ledger.read(run.events)
     number = len(events.all("started")) + 1
-    job = os.environ.get("SLURM_JOB_ID") or os.environ.get("SUBMITIT_LOCAL_JOB_ID", "")
-    _check_mine(events.of_this_submission, job)
+    scheduler = choose.of_run(events)
+    job = scheduler.batch()
+    _check_still_ours(events.of_this_submission, job)
     if policy.left_open(events.events):
-        _close_for_slurm(run, number - 1, events.of_this_submission.events, job)
+        _close_taken(run, number - 1, events.of_this_submission.events, scheduler, job)
     attempt = run.attempt(number)
     for folder in (attempt.logs, attempt.stacks):
         folder.mkdir(parents=True, exist_ok=True)
     if not attempt.script.exists():  # a restart runs the script of the attempt before
         shutil.copyfile(script, attempt.script)
         shutil.copyfile(run.attempt(number - 1).deepspeed, attempt.deepspeed)
-    nodes = os.environ.get("SLURM_JOB_NODELIST", socket.gethostname())
-    ledger.append(run.events, "started", attempt=number, job=job, nodes=nodes, **identity(os.getppid()))
+    ledger.append(run.events, "started", attempt=number, job=job.number, nodes=job.nodes, **job.process)
     return number, free_port()
 
 
@@ -56,45 +55,42 @@ def end(run: RunPaths, number: int, exit_code: int) -> int:
     known = ledger.read(run.events).of_this_submission
     if ended := known.last("ended"):  # whoever cancelled the run has written it already
         return int(ended.get("exit_code", CANCELLED))
-    events = known.events
-    job = os.environ.get("SLURM_JOB_ID")
+    events, scheduler = known.events, choose.of_run(known)
+    job = scheduler.batch()
     ending = policy.classify(exit_code, run.attempt(number), events)
-    if ending.cause in policy.FREE and job and cancelled(job):
-        ending = Ending("cancelled", exit_code, "cancelled with scancel")
+    if causes.named(ending.cause).budget == "free" and job.number and scheduler.was_cancelled(job):
+        ending = Ending(causes.CANCELLED, exit_code, f"cancelled with {scheduler.cancel_command}")
     verdict = policy.decide(ending, events, _budgets(run))
-    if ending.cause not in policy.NO_FAULT:
-        ledger.append(
-            run.events, "failed", attempt=number, cause=ending.cause, exit_code=exit_code, evidence=ending.evidence
-        )
+    if causes.named(ending.cause).is_fault:
+        facts = {"cause": ending.cause, "exit_code": exit_code, "evidence": ending.evidence}
+        ledger.append(run.events, "failed", attempt=number, **facts)
     if ending.node:
         ledger.append(run.events, "excluded", node=ending.node, until=round(time.time()) + EXCLUDED_FOR)
     if verdict.again:
         facts = {"cause": ending.cause, "reason": verdict.reason, "pause": verdict.pause}
         ledger.append(run.events, "requeued", attempt=number, **facts)
-        if job:
-            _requeue(run, number, job, verdict.pause)
-        else:
-            time.sleep(verdict.pause)
+        _requeue(run, number, scheduler, job, verdict.pause)
         return JobExit.AGAIN
     state = {"state": verdict.state, "cause": ending.cause, "reason": verdict.reason, "exit_code": exit_code}
     ledger.append(run.events, "ended", attempt=number, **state)
     return CANCELLED if verdict.state == "cancelled" else JobExit.STOP if exit_code == JobExit.AGAIN else exit_code
 
 
-def _check_mine(events: ledger.Events, job: str) -> None:
-    """A job that handed the run to another one may find itself in the queue again: Slurm preempted it meanwhile."""
+def _check_still_ours(events: ledger.Events, job: BatchJob) -> None:
+    """A job that was replaced by another one may start again: the scheduler had put it back into the queue itself."""
     jobs = [str(event.get("job")) for event in events.all("queued")]
-    if job in jobs[:-1] and job != jobs[-1]:
+    if job.number in jobs[:-1] and job.number != jobs[-1]:
         raise MmlaunchError(f"job {jobs[-1]} goes on with this run")
 
 
-def _close_for_slurm(run: RunPaths, number: int, known: Sequence[Event], job: str) -> None:
-    """Close an attempt that Slurm took off its nodes and requeued without asking the policy: it is asked now."""
-    ending = policy.taken(taken_as(job, int(os.environ.get("SLURM_RESTART_COUNT") or 0)))
+def _close_taken(run: RunPaths, number: int, known: Sequence[Event], scheduler: Scheduler, job: BatchJob) -> None:
+    """Close an attempt that the scheduler took off its nodes and requeued without asking the policy: ask it now."""
+    removal = scheduler.removal(job)
+    ending = policy.taken(removal.state, removal.sentence)
     verdict = policy.decide(ending, known, _budgets(run))
-    if ending.cause not in policy.NO_FAULT:
+    if causes.named(ending.cause).is_fault:
         ledger.append(run.events, "failed", attempt=number, cause=ending.cause, evidence=ending.evidence)
-    facts = {"attempt": number, "cause": ending.cause, "by": "slurm"}
+    facts = {"attempt": number, "cause": ending.cause, "by": scheduler.name}
     if verdict.again:
         reason = f"{ending.evidence}; {verdict.reason}"
         ledger.append(run.events, "requeued", **facts, reason=reason, pause=0)
@@ -104,21 +100,18 @@ def _close_for_slurm(run: RunPaths, number: int, known: Sequence[Event], job: st
     raise MmlaunchError(verdict.reason)
 
 
-def _requeue(run: RunPaths, number: int, job: str, pause: int) -> None:
-    """Back into the queue, where the pause costs nothing. A running job cannot be kept off a node: when one is unfit, a
-    new job takes over."""
+def _requeue(run: RunPaths, number: int, scheduler: Scheduler, job: BatchJob, pause: int) -> None:
+    """Have the job run again after the pause. A running job cannot be kept off a node: if one is unfit, a new job takes
+    over."""
     events = ledger.read(run.events)
     unfit, avoided = excluded(events, time.time()), (events.last("queued") or {}).get("excluded", [])
-    if set(unfit) <= set(avoided):
-        requeue(job, pause)
-        return
-    from mmlaunch.schedulers.slurm import submit
-
-    try:
-        ledger.append(run.events, "queued", **submit.resubmit(run, number, job, unfit, pause))
-    except MachineError as error:  # no sbatch on this node: better on the same nodes again than not at all
-        ledger.append(run.events, "warning", what=str(error))
-        requeue(job, pause)
+    if scheduler.excludes_nodes and not set(unfit) <= set(avoided):
+        try:
+            ledger.append(run.events, "queued", **scheduler.resubmit(run, number, job, unfit, pause))
+            return
+        except MachineError as error:  # it cannot be submitted from this node: rather the same nodes than no restart
+            ledger.append(run.events, "warning", what=str(error))
+    scheduler.requeue(job, pause)
 
 
 def excluded(events: ledger.Events, now: float) -> list[str]:

@@ -1,10 +1,12 @@
-"""Heartbeats: which rank of a running attempt stopped moving."""
+"""Heartbeats: what each rank of a running attempt does, and which rank keeps the others waiting."""
 
 from __future__ import annotations
 
 import json
+import threading
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
 from mmlaunch.run.paths import AttemptPaths
 
@@ -13,28 +15,62 @@ FROZEN = 12.0
 
 
 @dataclass(frozen=True)
-class Beat:
+class Heartbeat:
     """A rank's last sign of life."""
 
-    rank: int
-    time: float  # when it last moved
-    alive: float  # when its process last said so
-    waiting: bool  # for other ranks
-    doing: str
+    phase: str
+    step: int | None
+    waiting: bool
+    """For other ranks."""
+    time: float
+    """When the rank last made progress."""
+    alive: float
+    """When its process last wrote this."""
+    rank: int = -1
+    """From the name of the file."""
+
+    @property
+    def doing(self) -> str:
+        """`training, step 7`."""
+        return self.phase if self.step is None else f"{self.phase}, step {self.step}"
+
+    def write(self, attempt: AttemptPaths) -> None:
+        """Replace the rank's file.
+
+        Without a flush, unlike `publish`: what is old after seconds need not survive a power cut, and a thousand ranks
+        need not flush it.
+        """
+        path = attempt.heartbeat(self.rank)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fields = {name: value for name, value in asdict(self).items() if name != "rank"}
+        temporary = path.with_name(f".{path.name}.{threading.get_ident()}.tmp")
+        temporary.write_text(json.dumps(fields) + "\n")
+        temporary.replace(path)
 
 
-def laggard(attempt: AttemptPaths, since: float) -> Beat | None:
-    """The rank that keeps the others, if none has moved since then.
+def read(path: Path) -> Heartbeat | None:
+    """The heartbeat of a file; None if the file is torn, or is none."""
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        fields, rank = json.loads(path.read_text()), int(path.stem.partition("-")[2])
+        return Heartbeat(
+            phase=str(fields["phase"]),
+            step=fields["step"],
+            waiting=bool(fields["waiting"]),
+            time=float(fields["time"]),
+            alive=float(fields["alive"]),
+            rank=rank,
+        )
+    return None
 
-    One whose process stands still, whatever it did last; then one that does not wait; then the first to stop.
+
+def straggler(attempt: AttemptPaths, since: float) -> Heartbeat | None:
+    """The rank that keeps the others waiting, if none of them has made progress since then.
+
+    First comes a rank whose process stands still, whatever it did last; then one that does not wait for others; then
+    the one that stopped first.
     """
-    beats = []
-    for path in attempt.heartbeats.glob("rank-*.json"):
-        with suppress(OSError, ValueError, KeyError, TypeError):
-            said, rank = json.loads(path.read_text()), int(path.stem.partition("-")[2])
-            doing = said["phase"] if said["step"] is None else f"{said['phase']}, step {said['step']}"
-            beats.append(Beat(rank, float(said["time"]), float(said["alive"]), bool(said["waiting"]), doing))
-    if not beats or max(beat.time for beat in beats) > since:
+    heartbeats = [heartbeat for path in attempt.all_heartbeats if (heartbeat := read(path))]
+    if not heartbeats or max(heartbeat.time for heartbeat in heartbeats) > since:
         return None
-    newest = max(beat.alive for beat in beats)
-    return min(beats, key=lambda beat: (beat.alive > newest - FROZEN, beat.waiting, beat.time))
+    newest = max(heartbeat.alive for heartbeat in heartbeats)
+    return min(heartbeats, key=lambda one: (one.alive > newest - FROZEN, one.waiting, one.time))

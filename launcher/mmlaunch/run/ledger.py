@@ -1,21 +1,6 @@
 """The event ledger: one JSON object a line, appended, never changed, readable after a kill at any byte.
 
-submitted  by the launcher: name, method, executor, cluster, nodes, ranks, steps (when known)
-queued     the job exists: its number; for a local one its process
-started    an attempt begins: attempt, job, nodes, process
-preflight  the nodes are fit: attempt, seconds
-ready      the model is built: attempt, world, parameters by part
-resumed    the job continues from a checkpoint: step
-step       rank 0, now and then: step, steps, loss, rate and whatever the objective measures
-evaluated  step and the metrics of the evaluation sets
-checkpoint step, seconds until it was whole, stall (seconds without training), bytes; `rejected` names a bad one
-signal     a signal or the deadline was seen: name, step
-warning    something went wrong that does not end the run: what, step
-excluded   a node is not used again before `until`: node, until
-cancelling a user asked for the end
-failed     an attempt ended badly: attempt, cause, evidence
-requeued   the restart policy starts another attempt: attempt, cause, reason
-ended      the run is over: state (done, failed, cancelled), reason
+`event_types` declares the kinds of events.
 """
 
 from __future__ import annotations
@@ -27,12 +12,12 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
+
+from mmlaunch.run import event_types
+from mmlaunch.run.event_types import SYNCED, Kind
 
 Event = dict[str, Any]
-
-SYNCED = frozenset({"submitted", "queued", "started", "checkpoint", "failed", "requeued", "ended"})
-"""What decisions rest on: on the disk before the writer goes on."""
 
 
 @dataclass(frozen=True)
@@ -45,22 +30,29 @@ class Events:
     def __iter__(self) -> Iterator[Event]:
         return iter(self.events)
 
-    def last(self, *kinds: str) -> Event | None:
+    def last(self, *kinds: Kind) -> Event | None:
         """The newest event of one of these kinds."""
         return next((event for event in reversed(self.events) if event["event"] in kinds), None)
 
     @property
     def of_this_submission(self) -> Events:
         """Those since the run was last submitted: a resumed run has earlier ends behind it, and fresh budgets."""
-        starts = [index for index, event in enumerate(self.events) if event["event"] == "submitted"]
+        starts = [index for index, event in enumerate(self.events) if kind_of(event) == "submitted"]
         return Events(self.events[starts[-1] :] if starts else self.events, self.torn)
 
-    def all(self, *kinds: str) -> list[Event]:
+    def all(self, *kinds: Kind) -> list[Event]:
+        """Every event of one of these kinds, the oldest first."""
         return [event for event in self.events if event["event"] in kinds]
 
 
-def append(path: Path, event: str, **fields: Any) -> Event:
+def kind_of(event: Event) -> Kind:
+    """The kind of an event. Another version may have written one that is not among ours: it is equal to none."""
+    return cast(Kind, event["event"])
+
+
+def append(path: Path, event: Kind, **fields: Any) -> Event:
     """Append one event. The lock keeps two writers apart, on NFS as well; a failed write leaves no trace."""
+    event_types.check(event, fields)
     record: Event = {"time": round(time.time(), 3), "event": event, **fields}
     line = json.dumps(record, allow_nan=False, separators=(",", ":"), default=_readable).encode() + b"\n"
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)

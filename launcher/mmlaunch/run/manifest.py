@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mmlaunch.run.files import publish, sync_folder
+from mmlaunch.run.paths import CheckpointPaths, all_staging_in, checkpoint_in, staging_in
 
-NAME = "MANIFEST.json"
+NAME = CheckpointPaths(Path()).manifest.name
 FORMAT = 2
 FOREIGN = "this version reads another format"
 _STEP = re.compile(r"step-(\d+)")
@@ -40,23 +41,23 @@ class Manifest:
 
 def staging(checkpoints: Path, step: int) -> Path:
     """Where a checkpoint is written before it exists; what a killed writer left there is swept by `sweep`."""
-    return checkpoints / f".step-{step}.writing"
+    return staging_in(checkpoints, step)
 
 
 def seal(folder: Path, final: Path, step: int, world: int, written: Mapping[str, int] | None = None) -> Manifest:
     """Flush every file of `folder`, write the manifest last, and rename the whole to `final`.
 
-    `written`: the files and their sizes, as those who wrote them know; without it, what is found is believed.
+    `written`: the files and their sizes, as their writers know them. Without it, the sizes on the disk are believed.
     """
     sizes = dict(written) if written is not None else {name: (folder / name).stat().st_size for name in _names(folder)}
     files: dict[str, dict[str, object]] = {}
     for name, size in sorted(sizes.items()):
         files[name] = {"bytes": size, "sha256": _digest(folder / name, flush=True)}
-        if (found := (folder / name).stat().st_size) != size:
-            raise OSError(errno.EIO, f"{found} bytes instead of {size}", str(folder / name))
+        if (actual := (folder / name).stat().st_size) != size:
+            raise OSError(errno.EIO, f"{actual} bytes instead of {size}", str(folder / name))
     manifest = Manifest(step, world, files)
     record = {"format": FORMAT, "step": step, "world": world, "files": files}
-    publish(folder / NAME, json.dumps({**record, "sha256": _digest_of(record)}, indent=1) + "\n")
+    publish(CheckpointPaths(folder).manifest, json.dumps({**record, "sha256": _digest_of(record)}, indent=1) + "\n")
     if final.is_dir():  # an invalid one of the same step: it was rejected, or we would not be here
         shutil.rmtree(final)
     else:
@@ -69,7 +70,7 @@ def seal(folder: Path, final: Path, step: int, world: int, written: Mapping[str,
 def validate(folder: Path, contents: bool = True) -> Manifest:
     """The manifest of a checkpoint whose files are all there, of the right size and (if `contents`) the right hash."""
     try:
-        record = json.loads((folder / NAME).read_text())
+        record = json.loads(CheckpointPaths(folder).manifest.read_text())
         manifest = Manifest(int(record["step"]), int(record["world"]), dict(record["files"]))
         written, digest = record["format"], record.pop("sha256", None)
     except FileNotFoundError:
@@ -104,9 +105,9 @@ def _compare(folder: Path, manifest: Manifest, contents: bool) -> None:
 
 
 def _names(folder: Path) -> set[str]:
-    """All files; what NFS keeps of deleted ones (`.nfs...`) is none."""
-    found = (path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(".nfs"))
-    return {path.relative_to(folder).as_posix() for path in found}
+    """The names of all files, without those in which NFS keeps deleted ones (`.nfs...`)."""
+    files = (path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(".nfs"))
+    return {path.relative_to(folder).as_posix() for path in files}
 
 
 def steps(checkpoints: Path) -> list[int]:
@@ -123,7 +124,7 @@ def newest(checkpoints: Path, contents: bool = True) -> tuple[Manifest | None, l
     rejected: list[str] = []
     for step in reversed(steps(checkpoints)):
         try:
-            return validate(checkpoints / f"step-{step}", contents), rejected
+            return validate(checkpoint_in(checkpoints, step), contents), rejected
         except InvalidCheckpoint as error:
             rejected.append(str(error))
     return None, rejected
@@ -131,7 +132,7 @@ def newest(checkpoints: Path, contents: bool = True) -> tuple[Manifest | None, l
 
 def sweep(checkpoints: Path) -> None:
     """Remove what killed writers left half-made. Only the one job of a run may call it, at its start."""
-    for path in checkpoints.glob(".step-*.writing"):
+    for path in all_staging_in(checkpoints):
         shutil.rmtree(path, ignore_errors=True)
 
 

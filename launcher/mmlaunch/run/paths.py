@@ -42,8 +42,36 @@ class AttemptPaths:
         """`rank-<r>.json` for each rank: its phase, its step, and when it last moved."""
         return self.root / "heartbeats"
 
+    @property
+    def all_heartbeats(self) -> list[Path]:
+        return sorted(self.heartbeats.glob("rank-*.json"))
+
+    def heartbeat(self, rank: int) -> Path:
+        return self.heartbeats / f"rank-{rank}.json"
+
+    def stack(self, rank: int) -> Path:
+        """The stacks of a rank's threads when it hung."""
+        return self.stacks / f"rank-{rank}.txt"
+
+    def not_finite_batches(self, rank: int) -> Path:
+        return self.not_finite / f"rank-{rank}.pt"
+
     def rank_log(self, rank: int) -> Path:
         return self.logs / f"rank-{rank}.out"
+
+    @property
+    def rank_logs(self) -> list[Path]:
+        return sorted(self.logs.glob("rank-*.out"))
+
+    @property
+    def starter_log(self) -> Path:
+        """What the program that starts the ranks says of them: a node failed, a task was killed."""
+        return self.logs / "srun.out"
+
+    @property
+    def all_logs(self) -> list[Path]:
+        """Those of the ranks, and that of the program that starts them."""
+        return sorted(self.logs.glob("*.out"))
 
     def rank_error(self, rank: int) -> Path:
         """The record that a failing rank leaves: type, message, step, sample."""
@@ -83,6 +111,21 @@ class CheckpointPaths:
         return self.root / name
 
 
+def checkpoint_in(checkpoints: Path, step: int) -> Path:
+    """The folder of a checkpoint."""
+    return checkpoints / f"step-{step}"
+
+
+def staging_in(checkpoints: Path, step: int) -> Path:
+    """Where a checkpoint is written before it exists."""
+    return checkpoints / f".step-{step}.writing"
+
+
+def all_staging_in(checkpoints: Path) -> list[Path]:
+    """What killed writers have left half-made, and what is being written."""
+    return sorted(checkpoints.glob(".step-*.writing"))
+
+
 @dataclass(frozen=True)
 class RunPaths:
     """A run directory."""
@@ -101,9 +144,19 @@ class RunPaths:
     def resolved(self) -> Path:
         return self.root / "recipe.resolved.yaml"
 
+    def resolved_before(self, attempt: int) -> Path:
+        """The recipe of the attempts before this one, kept because this one has changed it."""
+        return self.root / f"recipe.resolved.{attempt - 1}.yaml"
+
     @property
     def code(self) -> Path:
+        """The packages as they were when the run was submitted."""
         return self.root / "code"
+
+    @property
+    def launcher(self) -> Path:
+        """The launcher of that time."""
+        return self.code / "mmlaunch"
 
     @property
     def environment(self) -> Path:
@@ -127,6 +180,25 @@ class RunPaths:
         return self.root / "checkpoints"
 
     @property
+    def batch_log(self) -> Path:
+        """What the job script says, where the scheduler does not name its file itself."""
+        return self.job / "batch.out"
+
+    @property
+    def batch_logs(self) -> list[Path]:
+        """What the job scripts of all jobs of this run said."""
+        return sorted(self.job.glob("batch*.out"))
+
+    @property
+    def attempt_numbers(self) -> list[int]:
+        return sorted(int(folder.name) for folder in self.attempts.glob("[0-9]*"))
+
+    @property
+    def curves(self) -> list[Path]:
+        """TensorBoard's event files, one for each attempt that has begun to write."""
+        return sorted(self.tensorboard.glob("events.out.tfevents.*"))
+
+    @property
     def reference(self) -> Path:
         """The reference's log-probabilities, in a folder for each set of weights."""
         return self.root / "reference"
@@ -144,4 +216,4 @@ class RunPaths:
         return AttemptPaths(self.attempts / str(number))
 
     def checkpoint(self, step: int) -> Path:
-        return self.checkpoints / f"step-{step}"
+        return checkpoint_in(self.checkpoints, step)

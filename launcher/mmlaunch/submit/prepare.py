@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mmlaunch.load import Loaded, rundir
-from mmlaunch.load import cluster as clusters
 from mmlaunch.run.paths import RunPaths
+from mmlaunch.schedulers import choose
 from mmlaunch.submit import plan as plans
 from mmlaunch.submit.plan import Plan
 from mmlaunch.submit.render import Renderer
@@ -32,9 +32,9 @@ class Prepared:
 
 def prepare(loaded: Loaded, cluster_name: str | None) -> Prepared:
     """Plan and render."""
-    name, cluster = clusters.choose(cluster_name)
+    name, cluster = choose.profile(cluster_name)
     recipe = loaded.recipe
-    if misfit := clusters.problem(cluster, recipe.resources):
+    if misfit := choose.problem(cluster, recipe.resources):
         raise loaded.placed(misfit.problems)
     folder = rundir.runs_folder()
     run = RunPaths(folder / rundir.next_name(loaded, name, folder))

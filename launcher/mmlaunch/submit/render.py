@@ -15,9 +15,9 @@ import jinja2
 from mmlaunch.errors import TemplateError
 from mmlaunch.load.cluster import config_folder
 from mmlaunch.recipe.scalars import SLURM_WORD
+from mmlaunch.schedulers import choose
 from mmlaunch.submit.plan import Plan
 
-SCRIPTS = {"slurm": "sbatch.sh.j2", "local": "local.sh.j2"}
 DEEPSPEED = "deepspeed.json.j2"
 TEMPLATE_FAULTS = (
     jinja2.TemplateError, TemplateError, ArithmeticError, AttributeError, LookupError, OSError,
@@ -43,8 +43,8 @@ class Renderer:
         self.environment.filters.update(sh=quoted, sbatch=on_sbatch_line, json=as_json)
 
     def script(self, plan: Plan) -> str:
-        """The job script: what `sbatch` gets, or what runs here."""
-        return self._render(SCRIPTS[plan.cluster.executor], plan)
+        """The job script."""
+        return self._render(choose.named(plan.cluster.executor).template, plan)
 
     def deepspeed(self, plan: Plan) -> str:
         """The DeepSpeed configuration, checked to be JSON."""

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mmlaunch.errors import UserError
-from mmlaunch.load import cluster as clusters
 from mmlaunch.load import rundir
 from mmlaunch.load.overrides import apply
 from mmlaunch.load.recipe import Loaded, validated
@@ -18,6 +17,7 @@ from mmlaunch.recipe.resolved import text_of
 from mmlaunch.run import ledger
 from mmlaunch.run.files import explained, publish
 from mmlaunch.run.paths import RunPaths
+from mmlaunch.schedulers import choose
 from mmlaunch.submit import plan as plans
 from mmlaunch.submit import secrets, submission
 from mmlaunch.submit.create_run import EXECUTABLE, READ_ONLY
@@ -36,7 +36,7 @@ def resume(name: str, overrides: Sequence[str], cluster_name: str | None) -> Pre
             f"{run.name} is done; to train on: mmlaunch resume {run.name} -s steps={2 * (now.steps or 500)}"
         )
     events = ledger.read(run.events)
-    prepared = _prepare(run, overrides, cluster_name or str((events.last("submitted") or {}).get("cluster", "local")))
+    prepared = _prepare(run, overrides, cluster_name or (events.last("submitted") or {}).get("cluster"))
     submission.check_here(prepared)
     _check(prepared, now, overrides)
     values = secrets.values(prepared.plan.passed)
@@ -62,12 +62,12 @@ def _check(prepared: Prepared, now: status.Status, overrides: Sequence[str]) -> 
         raise UserError(f"{other}: the weights of {name} are those of its own model; {right}")
 
 
-def _prepare(run: RunPaths, overrides: Sequence[str], cluster_name: str) -> Prepared:
+def _prepare(run: RunPaths, overrides: Sequence[str], cluster_name: str | None) -> Prepared:
     node = apply(read_file(run.resolved), overrides)
     loaded = Loaded(validated(node, recipe_of), run.recipe, node, tuple(overrides))
-    known, cluster = clusters.choose(cluster_name)
+    profile, cluster = choose.profile(cluster_name)
     where = json.loads(run.environment.read_text(encoding="utf-8"))
-    plan = plans.make(loaded.recipe, cluster, known, run, Path(where["folder"]))
+    plan = plans.make(loaded.recipe, cluster, profile, run, Path(where["folder"]))
     renderer = Renderer(Path(where["recipe"]).parent)
     return Prepared(loaded, plan, Texts(renderer.script(plan), renderer.deepspeed(plan)))
 
@@ -83,5 +83,5 @@ def _write(prepared: Prepared, attempt: int, values: dict[str, str]) -> None:
     publish(paths.deepspeed, texts.deepspeed)
     before = run.resolved.read_text(encoding="utf-8")
     if before != resolved:
-        publish(run.root / f"recipe.resolved.{attempt - 1}.yaml", before, READ_ONLY)
+        publish(run.resolved_before(attempt), before, READ_ONLY)
         publish(run.resolved, resolved, READ_ONLY)

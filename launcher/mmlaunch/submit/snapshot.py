@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from mmlaunch.errors import MachineError
+from mmlaunch.schedulers import choose
 from mmlaunch.submit import secrets
 
 PACKAGES = ("mmlaunch", "mmjobs")  # by name only: the jobs package is never imported here
@@ -54,7 +55,7 @@ def environment(folder: Path, recipe: Path, values: Mapping[str, str]) -> str:
         "platform": platform.platform(),
         "python": f"{platform.python_version()} ({sys.executable})",
         "versions": {name: version for name in VERSIONS if (version := _version(name))},
-        "slurm": _first_line(["sbatch", "--version"]) if shutil.which("sbatch") else None,
+        **choose.versions(),
         "git": _git(recipe.parent) or _git(folder),
     }
     return json.dumps(_redacted(record, values), indent=2, ensure_ascii=False) + "\n"

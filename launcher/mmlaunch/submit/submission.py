@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from mmlaunch.errors import MachineError, Problem
 from mmlaunch.load import Loaded
 from mmlaunch.recipe.capability import unsupported
 from mmlaunch.run import ledger
 from mmlaunch.run.files import explained
-from mmlaunch.run.paths import RunPaths
+from mmlaunch.schedulers import choose
 from mmlaunch.submit.create_run import create
 from mmlaunch.submit.plan import Plan
 from mmlaunch.submit.prepare import Prepared, prepare
@@ -22,7 +20,8 @@ _TRIES = 20
 
 def check_here(prepared: Prepared) -> None:
     """What only matters once a run is submitted: files that are missing, and what this version cannot train."""
-    problems = [*_missing_files(prepared), *_missing_gpus(prepared), *unsupported(prepared.loaded.recipe)]
+    recipe, scheduler = prepared.loaded.recipe, choose.named(prepared.plan.cluster.executor)
+    problems = [*_missing_files(prepared), *scheduler.missing_here(recipe.resources), *unsupported(recipe)]
     if problems:
         raise prepared.loaded.placed(problems)
 
@@ -51,19 +50,10 @@ def _start(plan: Plan) -> None:
 
 def launch(plan: Plan, attempt: int) -> None:
     """Start the job of an attempt whose script is written; the ledger has its `submitted` already."""
-    job = _executor(plan)(plan.run, plan.run.attempt(attempt).script, plan.world)
+    scheduler = choose.named(plan.cluster.executor)
+    job = scheduler.submit(plan.run, plan.run.attempt(attempt).script, plan.world)
     with explained(f"job {job['job']} was started, but its number could not be written into the ledger"):
         ledger.append(plan.run.events, "queued", **job)
-
-
-def _executor(plan: Plan) -> Callable[[RunPaths, Path, int], dict[str, Any]]:
-    if plan.cluster.executor == "local":
-        from mmlaunch.schedulers.local import submit as local  # submitit takes its time: only those who submit wait
-
-        return local.start
-    from mmlaunch.schedulers.slurm import submit as slurm
-
-    return slurm.start
 
 
 def _missing_files(prepared: Prepared) -> list[Problem]:
@@ -76,14 +66,3 @@ def _missing_files(prepared: Prepared) -> list[Problem]:
                     right = f"relative paths start at {prepared.plan.folder}"
                     problems.append(Problem(("data", group, index, key), f"no such file or folder: {value}", right))
     return problems
-
-
-def _missing_gpus(prepared: Prepared) -> list[Problem]:
-    wanted = prepared.plan.gpus_per_node
-    if prepared.plan.cluster.executor != "local" or not wanted:
-        return []
-    here = len(list(Path("/dev").glob("nvidia[0-9]*")))
-    if here >= wanted:
-        return []
-    what = f"{wanted} GPUs are asked for, this machine has {here}"
-    return [Problem(("resources", "gpus_per_node"), what, f"write gpus_per_node: {here}, or choose another --cluster")]

@@ -22,17 +22,17 @@ def attempt(number: int, resumed: int, logged: list[int], saved: list[int], caus
     begun = [{"event": "resumed", "step": resumed}] if resumed else []
     steps = [{"event": "step", "step": step} for step in logged]
     saves = [{"event": "checkpoint", "step": step} for step in saved]
-    end = [{"event": "requeued", "cause": cause}] if cause else []
+    end = [{"event": "requeued", "attempt": number, "cause": cause}] if cause else []
     return [{"event": "started", "attempt": number}, *begun, {"event": "ready", "world": 2}, *steps, *saves, *end]
 
 
 def test_steps_are_those_that_were_done_and_not_those_that_were_logged(tmp_path: Path) -> None:
     found = reported(
         tmp_path,
-        {"event": "submitted", "ranks": 2},
+        {"event": "submitted", "executor": "local", "ranks": 2},
         *attempt(1, 0, [1, 20], [31], "saved"),
         *attempt(2, 31, [40, 60], [40], "crash"),
-        {"event": "submitted", "ranks": 1},
+        {"event": "submitted", "executor": "local", "ranks": 1},
         *attempt(3, 40, [60, 80], [], "hang"),
         {"event": "started", "attempt": 4},
     )

@@ -20,7 +20,7 @@ from mmlaunch.monitor import status, why
 from mmlaunch.run import ledger
 from mmlaunch.run.ledger import Event, Events
 from mmlaunch.run.paths import RunPaths
-from mmlaunch.schedulers.local import process
+from mmlaunch.schedulers import process
 
 NOW = 1_800_000_000.0
 ME = process.identity(os.getpid())
@@ -35,7 +35,7 @@ def state(*events: Event) -> str:
     return status.derive(RunPaths(Path("/runs/r")), Events(events), NOW).state
 
 
-SUBMITTED = event("submitted", method="sft", steps=100)
+SUBMITTED = event("submitted", executor="local", method="sft", steps=100)
 
 
 def test_states() -> None:
@@ -61,7 +61,7 @@ def test_what_a_lost_run_left_in_its_logs_is_told(tmp_path: Path) -> None:
     """Where the disk was full, nothing could be written of the end."""
     run = RunPaths(tmp_path / "r")
     run.attempt(1).logs.mkdir(parents=True)
-    for one in (SUBMITTED, event("queued", **GONE), event("started", attempt=1, **GONE)):
+    for one in (SUBMITTED, event("queued", job="7", **GONE), event("started", attempt=1, **GONE)):
         ledger.append(run.events, **{key: value for key, value in one.items() if key != "time"})
     assert why.of(run).what == "Its job is gone and left no word"
     run.attempt(1).rank_log(0).write_text("step 3\nOSError: [Errno 28] No space left on device\n")

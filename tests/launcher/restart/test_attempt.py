@@ -75,6 +75,7 @@ def test_a_cancelled_run_ends_once(run: RunPaths) -> None:
 
 
 def test_a_job_that_was_replaced_does_not_go_on(run: RunPaths, monkeypatch: pytest.MonkeyPatch) -> None:
+    ledger.append(run.events, "submitted", executor="slurm")
     for job in ("7", "8"):
         ledger.append(run.events, "queued", job=job)
     monkeypatch.setenv("SLURM_JOB_ID", "7")

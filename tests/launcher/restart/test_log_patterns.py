@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from mmlaunch.restart import log_patterns, policy
-from mmlaunch.restart.log_patterns import Cause
 from mmlaunch.restart.policy import Ending
 from mmlaunch.run.paths import AttemptPaths
 
@@ -79,7 +78,7 @@ ValueError: row 812 has no turns
 """
 SEGFAULT = "Fatal Python error: Segmentation fault\n\nCurrent thread 0x00007f1 (most recent call first):\n"
 
-TABLE: dict[str, tuple[str, Cause, str]] = {
+TABLE: dict[str, tuple[str, str, str]] = {
     "cuda": (CUDA, "out of memory", "rank-0.out: torch.OutOfMemoryError: CUDA out of memory"),
     "cgroup": (CGROUP, "out of memory", "rank-0.out: slurmstepd: error: Detected 1 oom_kill event"),
     "kernel": (KERNEL, "out of memory", "rank-0.out: [812345.6] python invoked oom-killer"),

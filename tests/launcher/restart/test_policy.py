@@ -10,7 +10,6 @@ import pytest
 
 from mmlaunch.recipe.resources import Restarts
 from mmlaunch.restart import policy
-from mmlaunch.restart.log_patterns import Cause
 from mmlaunch.restart.policy import Ending
 from mmlaunch.run.exits import JobExit
 from mmlaunch.run.ledger import Event, Events
@@ -37,7 +36,7 @@ def attempt(
      (138, "time limit"), (140, "time limit"), (143, "time limit"),
      (1, "crash"), (137, "crash"), (139, "crash")],
 )  # fmt: skip
-def test_causes_by_exit_code(tmp_path: Path, code: int, cause: Cause) -> None:
+def test_causes_by_exit_code(tmp_path: Path, code: int, cause: str) -> None:
     assert policy.classify(code, attempt(tmp_path), [SUBMITTED]).cause == cause
 
 
@@ -53,7 +52,7 @@ def test_the_first_error_is_the_one_that_counts(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("kind", "cause"), [("ModuleNotFoundError", "import"), ("OutOfMemoryError", "out of memory"), ("KeyError", "crash")]
 )
-def test_causes_by_error_record(tmp_path: Path, kind: str, cause: Cause) -> None:
+def test_causes_by_error_record(tmp_path: Path, kind: str, cause: str) -> None:
     errors = [{"rank": 0, "type": kind, "message": "m", "time": 1.0}]
     assert policy.classify(1, attempt(tmp_path, errors=errors), [SUBMITTED]).cause == cause
 
@@ -83,7 +82,7 @@ def test_a_hang_names_the_rank_that_kept_the_others(tmp_path: Path, code: int) -
         ("RuntimeError", "CUDA error: device-side assert triggered", "crash"),
     ],
 )
-def test_causes_by_the_words_of_a_record(tmp_path: Path, kind: str, message: str, cause: Cause) -> None:
+def test_causes_by_the_words_of_a_record(tmp_path: Path, kind: str, message: str, cause: str) -> None:
     errors = [{"rank": 3, "type": kind, "message": message, "time": 1.0}]
     assert policy.classify(1, attempt(tmp_path, errors=errors), [SUBMITTED]) == Ending(
         cause, 1, f"rank 3: {kind}: {message}"
@@ -99,7 +98,7 @@ def test_a_full_disk_has_a_name_of_its_own(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("word", "cause"), [("NODE_FAIL", "node"), ("BOOT_FAIL", "node"), ("PREEMPTED", "preempted"), ("", "preempted")]
 )
-def test_what_slurm_took_away(word: str, cause: Cause) -> None:
+def test_what_slurm_took_away(word: str, cause: str) -> None:
     assert policy.taken(word).cause == cause
 
 
@@ -109,7 +108,7 @@ def test_a_torn_error_record_is_no_obstacle(tmp_path: Path) -> None:
     assert policy.classify(1, paths, [SUBMITTED]).cause == "crash"
 
 
-def requeued(cause: Cause) -> Event:
+def requeued(cause: str) -> Event:
     return {"event": "requeued", "cause": cause}
 
 
@@ -117,12 +116,12 @@ def checkpoint(step: int) -> Event:
     return {"event": "checkpoint", "step": step}
 
 
-def again(cause: Cause, *events: Event, **budgets: int) -> bool:
+def again(cause: str, *events: Event, **budgets: int) -> bool:
     return policy.decide(Ending(cause, 1), [SUBMITTED, *events], Restarts(**budgets)).again
 
 
 @pytest.mark.parametrize("cause", ["stop", "bad input", "out of memory", "disk full", "import", "done", "cancelled"])
-def test_some_endings_are_final(cause: Cause) -> None:
+def test_some_endings_are_final(cause: str) -> None:
     assert not again(cause)
 
 

@@ -9,12 +9,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any, get_args
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmlaunch.run import ledger
+from mmlaunch.run import event_types, ledger
 
 VALUES = st.one_of(
     st.integers(-(10**9), 10**9), st.text(max_size=30), st.booleans(), st.none(), st.lists(st.integers(), max_size=3)
@@ -32,7 +33,7 @@ VALUES = st.one_of(
 def test_what_is_written_is_read(tmp_path_factory: pytest.TempPathFactory, records: list[dict[str, object]]) -> None:
     path = tmp_path_factory.mktemp("ledger") / "events.jsonl"
     for record in records:
-        ledger.append(path, "step", **record)
+        ledger.append(path, "cancelling", **record)
     read = ledger.read(path)
     assert [{k: v for k, v in event.items() if k not in ("event", "time")} for event in read] == records
     assert read.torn == 0
@@ -59,7 +60,7 @@ def test_two_writers_at_once(tmp_path: Path) -> None:
     path = tmp_path / "events.jsonl"
     code = "import sys; from pathlib import Path; from mmlaunch.run import ledger\n"
     code += "for i in range(300):\n"
-    code += "    ledger.append(Path(sys.argv[1]), 'step', writer=sys.argv[2], i=i, pad='x' * (i * 37 % 9000))"
+    code += "    ledger.append(Path(sys.argv[1]), 'step', step=i, writer=sys.argv[2], i=i, pad='x' * (i * 37 % 9000))"
     writers = [subprocess.Popen([sys.executable, "-c", code, str(path), name]) for name in "ab"]
     assert [writer.wait() for writer in writers] == [0, 0]
     read = ledger.read(path)
@@ -71,7 +72,7 @@ def test_two_writers_at_once(tmp_path: Path) -> None:
 def test_kill_9_in_mid_write(tmp_path: Path) -> None:
     path = tmp_path / "events.jsonl"
     code = "import sys; from pathlib import Path; from mmlaunch.run import ledger\ni = 0\n"
-    code += "while True:\n    ledger.append(Path(sys.argv[1]), 'step', i=i, pad='x' * 200_000); i += 1"
+    code += "while True:\n    ledger.append(Path(sys.argv[1]), 'step', step=i, i=i, pad='x' * 200_000); i += 1"
     for _ in range(5):
         writer = subprocess.Popen([sys.executable, "-c", code, str(path)])
         while not path.exists() or path.stat().st_size < 400_000:
@@ -91,7 +92,7 @@ def test_a_full_disk_leaves_the_ledger_as_it_was(tmp_path: Path) -> None:
         "import resource, signal, sys; from pathlib import Path; from mmlaunch.run import ledger\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         f"resource.setrlimit(resource.RLIMIT_FSIZE, ({len(before) + 50}, {len(before) + 50}))\n"
-        "try: ledger.append(Path(sys.argv[1]), 'step', pad='x' * 4000)\n"
+        "try: ledger.append(Path(sys.argv[1]), 'step', step=2, pad='x' * 4000)\n"
         "except OSError as error: print('refused', error.errno)"
     )
     done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True)
@@ -134,16 +135,33 @@ def test_a_tail_sees_each_event_once(tmp_path: Path) -> None:
 
 
 def test_no_number_that_json_lacks(tmp_path: Path) -> None:
-    ledger.append(tmp_path / "e.jsonl", "step", loss=ledger.finite(float("nan")))
+    ledger.append(tmp_path / "e.jsonl", "step", step=1, loss=ledger.finite(float("nan")))
     assert json.loads((tmp_path / "e.jsonl").read_text())["loss"] == "nan"
     with pytest.raises(ValueError):
-        ledger.append(tmp_path / "e.jsonl", "step", loss=float("inf"))
+        ledger.append(tmp_path / "e.jsonl", "step", step=1, loss=float("inf"))
 
 
 def test_anyone_may_read_it(tmp_path: Path) -> None:
     old = os.umask(0o022)
     try:
-        ledger.append(tmp_path / "e.jsonl", "step")
+        ledger.append(tmp_path / "e.jsonl", "step", step=1)
     finally:
         os.umask(old)
     assert (tmp_path / "e.jsonl").stat().st_mode & 0o044 == 0o044
+
+
+def test_an_event_that_no_reader_would_understand_is_refused(tmp_path: Path) -> None:
+    kind: Any = "stpe"
+    with pytest.raises(ValueError, match="no event is called 'stpe'"):
+        ledger.append(tmp_path / "e.jsonl", kind, step=1)
+    with pytest.raises(ValueError, match="an event 'failed' needs attempt, cause"):
+        ledger.append(tmp_path / "e.jsonl", "failed", evidence="rank 0: ValueError: no")
+    assert not (tmp_path / "e.jsonl").exists()
+    assert set(get_args(event_types.Kind)) == set(event_types.TYPES)
+
+
+def test_an_event_of_another_version_is_read(tmp_path: Path) -> None:
+    (tmp_path / "e.jsonl").write_text('{"time": 1, "event": "teleported", "to": "Mars"}\n')
+    ledger.append(tmp_path / "e.jsonl", "step", step=1)
+    events = ledger.read(tmp_path / "e.jsonl")
+    assert [event["event"] for event in events] == ["teleported", "step"] and events.torn == 0

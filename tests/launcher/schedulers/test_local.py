@@ -21,7 +21,7 @@ from tests.stub_job import losses_of, runs
 
 from mmlaunch.run import ledger, manifest
 from mmlaunch.run.paths import RunPaths
-from mmlaunch.schedulers.local import process
+from mmlaunch.schedulers import process
 
 SECRET = "canary-4f1c9e77a0"
 ROOT = Path(__file__).resolve().parents[3]
@@ -43,7 +43,7 @@ def rank_pids(run: RunPaths) -> list[int]:
 
 @pytest.mark.usefixtures("stop_all")
 def test_a_run_from_render_to_the_end(small: Path, own_home: Path) -> None:
-    options = [small, "-s", "log.every=1"]
+    options: list[str | Path] = [small, "-s", "log.every=1"]
     rendered = mmlaunch("render", "--cluster", "local", *options)
     deepspeed = mmlaunch("render", "--cluster", "local", "--what", "deepspeed", *options)
     done = mmlaunch("submit", "--cluster", "local", "--follow", *options)

@@ -18,7 +18,7 @@ from submitit.local.local import Controller
 
 from mmlaunch.run.exits import TIMED_OUT, JobExit
 from mmlaunch.run.paths import AttemptPaths
-from mmlaunch.schedulers.local.process import die_with_parent
+from mmlaunch.schedulers.process import die_with_parent
 
 GRACE = 10.0  # seconds that the other ranks have to write down their own errors
 KILL_WAIT = 30.0  # Slurm's default between SIGTERM and SIGKILL at the time limit

@@ -14,7 +14,7 @@ from mmlaunch.errors import MachineError
 from mmlaunch.run.paths import RunPaths
 from mmlaunch.schedulers.entry import Entry
 from mmlaunch.schedulers.environment import clean
-from mmlaunch.schedulers.local.process import identity
+from mmlaunch.schedulers.process import identity
 
 
 class ScriptExecutor(LocalExecutor):
@@ -26,7 +26,7 @@ class ScriptExecutor(LocalExecutor):
         self.update_parameters(tasks_per_node=ranks)
 
     def _submit_command(self, command: str) -> LocalJob[Any]:
-        with (self.run.job / "batch.out").open("ab") as log:
+        with self.run.batch_log.open("ab") as log:
             process = subprocess.Popen(
                 ["bash", str(self.script)],
                 stdin=subprocess.DEVNULL,

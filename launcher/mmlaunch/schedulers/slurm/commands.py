@@ -32,8 +32,8 @@ def call(program: str, *arguments: str) -> str:
 def requeue(job: str, pause: int = 0) -> None:
     """Put a job back into the queue, to begin no sooner than after `pause` seconds. Called from inside the job.
 
-    Slurm answers, and sends the caller SIGTERM at once; but only then is the job pending, and takes a begin. That takes
-    the place of Slurm's own delay, in which the old job leaves its nodes: it must not be shorter.
+    Slurm answers, and sends the caller SIGTERM at once. Only then is the job pending, so only then can its start time
+    be set. That time replaces Slurm's own delay, in which the old job leaves its nodes, so it must not be sooner.
     """
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     call("scontrol", "requeue", job)
@@ -43,8 +43,8 @@ def requeue(job: str, pause: int = 0) -> None:
 
 def requeue_delay(config: Mapping[str, str]) -> int:
     """The seconds for which Slurm itself keeps a requeued job waiting: as long as its credentials are valid."""
-    found = re.search(r"\bcred_expire=(\d+)", config.get("AuthInfo", ""))
-    return int(found.group(1)) if found else 120  # slurm.conf(5), AuthInfo
+    match = re.search(r"\bcred_expire=(\d+)", config.get("AuthInfo", ""))
+    return int(match.group(1)) if match else 120  # slurm.conf(5), AuthInfo
 
 
 def configuration() -> dict[str, str]:
@@ -53,11 +53,6 @@ def configuration() -> dict[str, str]:
     return {name.strip(): value.strip() for name, _, value in pairs}
 
 
-def warn(job: str, signal: str) -> None:
+def signal_steps(job: str, signal: str) -> None:
     """Send a signal to the steps of a job, not to its batch script."""
     call("scancel", f"--signal={signal}", job)
-
-
-def cancel(job: str) -> None:
-    """End a job."""
-    call("scancel", job)

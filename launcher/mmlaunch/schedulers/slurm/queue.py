@@ -4,41 +4,26 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
 
+from mmlaunch.schedulers.base import Job, JobState
 from mmlaunch.schedulers.slurm import commands
 from mmlaunch.schedulers.slurm.commands import SlurmError
-from mmlaunch.schedulers.slurm.states import JobState, advice, meaning
+from mmlaunch.schedulers.slurm.states import ENDED_WITHOUT_POLICY, advice, meaning
 
 FLOOR = 10.0
-"""Seconds between two questions: screens refresh oftener, and a controller suffers from every one (squeue(1))."""
-
-
-@dataclass(frozen=True)
-class Job:
-    """One job, as Slurm sees it."""
-
-    number: str
-    state: JobState
-    word: str = ""  # Slurm's own
-    reason: str = ""
-    start: str = ""  # the estimated start of a pending job
-
-    @property
-    def advice(self) -> str:
-        """What only a human can do, if that is what it waits for."""
-        return advice(self.number, self.reason)
+"""Seconds between two questions: screens refresh more often, and every question costs the controller (squeue(1))."""
+NO_ANSWER = "Slurm does not answer for its job: missing is not finished"
 
 
 class Queue:
-    """Slurm's newest answers. It is asked again after a while, at once only for a job that is new here."""
+    """Slurm's newest answers. Slurm is asked again after a while, and at once for a job that is new here."""
 
     def __init__(self, floor: float = FLOOR) -> None:
         self._floor, self._asked = floor, float("-inf")
         self._jobs: dict[str, Job] = {}
 
     def look(self, numbers: Iterable[str]) -> dict[str, Job]:
-        """Every job of these numbers; one that nobody knows, or of which nobody could be asked, is UNKNOWN."""
+        """Every job of these numbers; one that Slurm does not know, or does not answer for, is UNKNOWN."""
         wanted = sorted(set(numbers))
         if not self._jobs.keys() >= set(wanted) or time.monotonic() - self._asked >= self._floor:
             self._jobs, self._asked = _ask(wanted), time.monotonic()
@@ -76,35 +61,55 @@ def taken_as(job: str, restarts: int) -> str:
 
 def cancelled(job: str) -> bool:
     """Whether someone ended a job with scancel. While it leaves its nodes, only accounting says so."""
-    return _sacct([job]).get(job, Job(job, JobState.UNKNOWN)).word.startswith("CANCELLED")
+    return _sacct([job]).get(job, "").startswith("CANCELLED")
 
 
 def _ask(numbers: list[str]) -> dict[str, Job]:
-    found = _squeue(numbers) if numbers else {}
-    if gone := [number for number in numbers if number not in found]:
-        found.update(_sacct(gone))
-    return {number: found.get(number, Job(number, JobState.UNKNOWN)) for number in numbers}
+    jobs = _squeue(numbers) if numbers else {}
+    if gone := [number for number in numbers if number not in jobs]:
+        jobs.update((number, _job(number, word)) for number, word in _sacct(gone).items())
+    return {number: jobs.get(number, Job(JobState.UNKNOWN, NO_ANSWER)) for number in numbers}
 
 
 def _squeue(numbers: list[str]) -> dict[str, Job]:
+    options = ["--noheader", "--array", "--states=all", f"--jobs={','.join(numbers)}", "--format=%i|%T|%r|%S"]
     try:
-        text = commands.call(
-            "squeue", "--noheader", "--states=all", f"--jobs={','.join(numbers)}", "--format=%i|%T|%r|%S"
-        )
+        text = commands.call("squeue", *options)
     except SlurmError:  # an aged-out number alone is an error to squeue; a silent controller is no answer either
         return {}
     jobs = {}
     for line in text.splitlines():
         number, word, reason, start, *_ = [*line.split("|"), "", "", ""]
-        jobs[number.strip()] = Job(number.strip(), meaning(word), word, reason, "" if start == "N/A" else start)
+        jobs[number.strip()] = _job(number.strip(), word, reason, "" if start == "N/A" else start)
     return jobs
 
 
-def _sacct(numbers: list[str]) -> dict[str, Job]:
+def _sacct(numbers: list[str]) -> dict[str, str]:
+    """The words for the states of jobs that left the queue."""
     options = ["--allocations", "--parsable2", "--noheader", "--format=JobID,State"]
     try:
         text = commands.call("sacct", *options, f"--jobs={','.join(numbers)}")
     except SlurmError:
         return {}
-    pairs = [line.split("|") for line in text.splitlines() if line.count("|") == 1]
-    return {number: Job(number, meaning(word), word) for number, word in pairs}
+    words = {}
+    for line in text.splitlines():
+        number, bar, word = line.partition("|")
+        if bar:
+            words[number] = word
+    return words
+
+
+def _job(number: str, word: str, reason: str = "", start: str = "") -> Job:
+    """A job from Slurm's words: its state, why it waits, and when it is expected to start."""
+    state, waits_for_human = meaning(word), advice(number, reason)
+    if state == JobState.OVER:
+        plain = word.partition(" ")[0]
+        means = f"{ENDED_WITHOUT_POLICY[plain]}, and it" if plain in ENDED_WITHOUT_POLICY else "and the job"
+        return Job(state, f"Slurm says {plain}: {means} left no word of its own")
+    if state == JobState.UNKNOWN:
+        return Job(state, NO_ANSWER)
+    if state == JobState.STUCK or waits_for_human:
+        return Job(JobState.STUCK, f"{word} ({reason})" + (f": {waits_for_human}" if waits_for_human else ""))
+    if state == JobState.WAITING:
+        return Job(state, reason + (f", estimated start {start.replace('T', ' ')}" if start else ""))
+    return Job(state)

@@ -7,18 +7,8 @@ newer Slurm brings all have an answer. A word that nobody knows never means that
 from __future__ import annotations
 
 import re
-from enum import Enum
 
-
-class JobState(str, Enum):
-    """What a job's state means to a run."""
-
-    WAITING = "waiting"
-    LIVE = "live"
-    OVER = "over"
-    STUCK = "stuck"  # only a human can help
-    UNKNOWN = "unknown"  # missing is not finished
-
+from mmlaunch.schedulers.base import JobState
 
 _WORDS = {
     JobState.WAITING: ("PENDING", "REQUEUED", "REQUEUE_FED", "EXPEDITING"),
@@ -50,7 +40,7 @@ NEEDS_A_HUMAN = {
 }
 """Reasons for which a pending job waits for ever."""
 
-WITHOUT_A_WORD = {
+ENDED_WITHOUT_POLICY = {
     "OUT_OF_MEMORY": "it used more memory than it asked for (resources.memory)",
     "NODE_FAIL": "a node went down",
     "BOOT_FAIL": "its nodes did not boot",

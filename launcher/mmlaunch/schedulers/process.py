@@ -1,4 +1,4 @@
-"""A process of this machine, told apart from a later one with the same number."""
+"""Processes of this machine, each told apart from a later one with the same number."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import ctypes
 import os
 import signal
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ def identity(pid: int) -> dict[str, Any]:
     return {"host": socket.gethostname(), "pid": pid, "began": _began(pid)}
 
 
-def alive(record: dict[str, Any]) -> bool | None:
+def alive(record: Mapping[str, Any]) -> bool | None:
     """Whether that process, or any of the session that it led, still runs; None when another machine knows."""
     if record.get("host") != socket.gethostname():
         return None
@@ -26,7 +26,7 @@ def alive(record: dict[str, Any]) -> bool | None:
     return began == record.get("began") if began is not None else pid > 0 and bool(members(record))
 
 
-def members(record: dict[str, Any]) -> list[int]:
+def members(record: Mapping[str, Any]) -> list[int]:
     """The processes of the session that this process led, itself included; none once its number is another's."""
     session = int(record.get("pid", 0))
     if session <= 0 or _began(session) not in (None, record.get("began")):
@@ -37,6 +37,15 @@ def members(record: dict[str, Any]) -> list[int]:
 def children(parent: int) -> list[int]:
     """The processes that this one started."""
     return [pid for pid, values in _processes() if int(values[1]) == parent]
+
+
+def running_below(folder: Path) -> Iterator[int]:
+    """The processes that run a script in one of the folders below this one."""
+    for pid, _ in _processes():
+        with contextlib.suppress(OSError):
+            words = Path(f"/proc/{pid}/cmdline").read_text(errors="replace").split("\0")
+            if len(words) > 1 and Path(words[1]).parent.parent == folder:
+                yield pid
 
 
 def die_with_parent(number: signal.Signals) -> None:

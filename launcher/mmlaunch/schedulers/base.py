@@ -1,0 +1,194 @@
+"""What mmlaunch needs of a scheduler. `slurm/` and `local/` are two; `choose` picks one by the profile's `executor`.
+
+Another scheduler is a folder beside these with a file `scheduler.py` that defines `SCHEDULER`, a template of its job
+script, and a cluster profile that names the folder as its `executor`.
+
+The job script does the rest: it exports what the ranks read (MMLAUNCH_LEAD, the seconds before the end at which the
+ranks are warned; MMLAUNCH_DEADLINE, the end itself; the address of the first rank), calls `python -m mmlaunch.attempt
+open`, starts the ranks, and hands their exit code to `python -m mmlaunch.attempt close`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from mmlaunch.errors import Problem
+from mmlaunch.load.cluster import Cluster
+from mmlaunch.recipe.resources import Resources
+from mmlaunch.run.paths import RunPaths
+
+JobRecord = Mapping[str, Any]
+"""What the ledger keeps of a job: its newest `queued` or `started` event. What is in it, the scheduler has said."""
+
+
+class JobState(str, Enum):
+    """What the state of a job means to a run."""
+
+    WAITING = "waiting"
+    LIVE = "live"
+    OVER = "over"
+    STUCK = "stuck"  # only a human can help
+    UNKNOWN = "unknown"  # a job that is missing may still be running
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job as its scheduler sees it."""
+
+    state: JobState
+    reason: str = ""
+    """For the user: why it waits, what a human has to do, how it ended, why nothing is known of it."""
+
+
+@dataclass(frozen=True)
+class BatchJob:
+    """The job that this process is part of, as the job script sees it."""
+
+    number: str
+    nodes: str
+    restarts: int = 0
+    """How often the scheduler has put it back into the queue."""
+    process: Mapping[str, Any] = field(default_factory=dict)
+    """The process of the job script: host, number, start."""
+
+
+@dataclass(frozen=True)
+class Removal:
+    """Why the scheduler took a job off its nodes without asking the restart policy."""
+
+    state: str = ""
+    """In the words of `restart/causes.py`: NODE_FAIL, BOOT_FAIL, LAUNCH_FAILED; empty: preempted, or unknown."""
+    sentence: str = ""
+
+
+@dataclass(frozen=True)
+class Dependency:
+    """A job that has to end, or to begin, before another one may begin."""
+
+    job: str
+    on: Literal["ok", "end", "start"] = "ok"
+
+
+@dataclass(frozen=True)
+class Array:
+    """So many tasks of one job script, each with its own index; at most so many run at once (0: all)."""
+
+    tasks: int
+    at_once: int = 0
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One fact of a site, and what follows from it for runs."""
+
+    good: bool
+    what: str
+    means: str
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+class Scheduler(Protocol):
+    """Jobs of one kind of scheduler. A method that cannot do what it is asked raises `MachineError`."""
+
+    name: str
+    """What a profile's `executor` calls it: the name of its folder."""
+    template: str
+    """The file name of its job script's template."""
+    start_condition: str
+    """When a pending job starts: `starts when Slurm has room`."""
+    cancel_command: str
+    """By which a user ends a job without mmlaunch."""
+    excludes_nodes: bool
+    """Whether `resubmit` can keep a job away from nodes."""
+
+    # Before a submission
+
+    def is_here(self) -> bool:
+        """Whether this machine can submit to it. Then runs go to it, unless the user names another profile."""
+        ...
+
+    def misfits(self, resources: Resources) -> list[Problem]:
+        """What of a recipe's resources it can never give."""
+        ...
+
+    def missing_here(self, resources: Resources) -> list[Problem]:
+        """What of them this machine lacks, where it is this machine that runs the job."""
+        ...
+
+    def version(self) -> str | None:
+        """The version of its client programs, if there are any."""
+        ...
+
+    def examine(self, profile: Cluster, runs: Path) -> list[Finding]:
+        """What its configuration means for runs of this profile in this folder."""
+        ...
+
+    # Jobs
+
+    def submit(
+        self, run: RunPaths, script: Path, ranks: int, after: Sequence[Dependency] = (), array: Array | None = None
+    ) -> dict[str, Any]:
+        """Submit a job script; returns what the ledger keeps of the job. A job is never submitted twice."""
+        ...
+
+    def look(self, records: Sequence[JobRecord]) -> list[Job]:
+        """The states of many jobs, in the order of the records, with as few questions as possible."""
+        ...
+
+    def find(self, run: RunPaths) -> str | None:
+        """The number of the run's job that waits or runs, found by its name or its script."""
+        ...
+
+    def out_of_reach(self, record: JobRecord) -> str:
+        """Where a job has to be cancelled, if not from here; otherwise nothing."""
+        ...
+
+    def warn(self, record: JobRecord) -> None:
+        """Ask the ranks of a running job to save and leave."""
+        ...
+
+    def cancel(self, record: JobRecord) -> None:
+        """End a job, now."""
+        ...
+
+    def hold(self, record: JobRecord) -> None:
+        """Keep a waiting job from starting."""
+        ...
+
+    def release(self, record: JobRecord) -> None:
+        """Let a held job start again."""
+        ...
+
+    # Inside a job
+
+    def batch(self) -> BatchJob:
+        """The job around this process."""
+        ...
+
+    def submitted_from(self) -> str:
+        """The machine that the job around this process was submitted from; empty outside of jobs."""
+        ...
+
+    def was_cancelled(self, job: BatchJob) -> bool:
+        """Whether someone has ended the job with the scheduler's own command."""
+        ...
+
+    def removal(self, job: BatchJob) -> Removal:
+        """Why the job was taken off its nodes before it came to run again."""
+        ...
+
+    def requeue(self, job: BatchJob, pause: int) -> None:
+        """Have the job run again, after so many seconds."""
+        ...
+
+    def resubmit(
+        self, run: RunPaths, attempt: int, job: BatchJob, excluded: Sequence[str], pause: int
+    ) -> dict[str, Any]:
+        """Submit the attempt's script as a new job that stays away from some nodes; what the ledger keeps of it."""
+        ...

@@ -1,0 +1,136 @@
+"""This machine as a scheduler: a job is a process, starts at once, and restarts by itself."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mmlaunch.errors import MachineError, Problem
+from mmlaunch.load.cluster import Cluster
+from mmlaunch.recipe.resources import Resources
+from mmlaunch.run.paths import RunPaths
+from mmlaunch.schedulers import process
+from mmlaunch.schedulers.base import Array, BatchJob, Dependency, Finding, Job, JobRecord, JobState, Removal, Scheduler
+
+POLL = 0.2
+
+
+class Local:
+    """Job scripts as processes of this machine."""
+
+    name = "local"
+    template = "local.sh.j2"
+    start_condition = "starts at once"
+    cancel_command = "kill"
+    excludes_nodes = False
+
+    def is_here(self) -> bool:
+        return True
+
+    def misfits(self, resources: Resources) -> list[Problem]:
+        if resources.nodes == 1:
+            return []
+        what = f"{resources.nodes} nodes, and the local executor has one"
+        return [Problem(("resources", "nodes"), what, "add -s resources.nodes=1, or choose another --cluster")]
+
+    def missing_here(self, resources: Resources) -> list[Problem]:
+        wanted, here = resources.gpus_per_node, len(list(Path("/dev").glob("nvidia[0-9]*")))
+        if here >= wanted:
+            return []
+        what = f"{wanted} GPUs are asked for, this machine has {here}"
+        right = f"write gpus_per_node: {here}, or choose another --cluster"
+        return [Problem(("resources", "gpus_per_node"), what, right)]
+
+    def version(self) -> str | None:
+        return None
+
+    def examine(self, profile: Cluster, runs: Path) -> list[Finding]:
+        return []
+
+    def submit(
+        self, run: RunPaths, script: Path, ranks: int, after: Sequence[Dependency] = (), array: Array | None = None
+    ) -> dict[str, Any]:
+        if after:
+            raise MachineError("this machine starts a job at once: it cannot wait for another one")
+        if array is not None:
+            raise MachineError("this machine has no job arrays; submit each run by itself")
+        from mmlaunch.schedulers.local import submit  # submitit takes its time: only whoever submits waits for it
+
+        return submit.start(run, script, ranks)
+
+    def look(self, records: Sequence[JobRecord]) -> list[Job]:
+        return [_job(record) for record in records]
+
+    def find(self, run: RunPaths) -> str | None:
+        return next((str(pid) for pid in process.running_below(run.attempts)), None)
+
+    def out_of_reach(self, record: JobRecord) -> str:
+        host = str(record.get("host", ""))
+        return host if host != socket.gethostname() else ""
+
+    def warn(self, record: JobRecord) -> None:
+        """Not the whole session: data workers would be ended too, and a rank that loses its workers cannot save."""
+        for pid in process.children(int(record["pid"])):
+            _send(pid, signal.SIGTERM)
+
+    def cancel(self, record: JobRecord) -> None:
+        for pid in process.members(record):
+            _send(pid, signal.SIGKILL)
+        time.sleep(POLL)
+
+    def hold(self, record: JobRecord) -> None:
+        raise MachineError("this machine starts a job at once: there is no queue to hold it in")
+
+    def release(self, record: JobRecord) -> None:
+        raise MachineError("this machine holds no jobs")
+
+    def batch(self) -> BatchJob:
+        number = os.environ.get("SUBMITIT_LOCAL_JOB_ID", "")
+        return BatchJob(number, socket.gethostname(), 0, process.identity(os.getppid()))
+
+    def submitted_from(self) -> str:
+        return ""
+
+    def was_cancelled(self, job: BatchJob) -> bool:
+        return False  # whoever kills a process leaves no word
+
+    def removal(self, job: BatchJob) -> Removal:
+        return Removal()
+
+    def requeue(self, job: BatchJob, pause: int) -> None:
+        """The job script goes round its loop once more."""
+        time.sleep(pause)
+
+    def resubmit(
+        self, run: RunPaths, attempt: int, job: BatchJob, excluded: Sequence[str], pause: int
+    ) -> dict[str, Any]:
+        raise MachineError(f"this machine is the only one: a job cannot stay away from {', '.join(excluded)}")
+
+
+def _job(record: JobRecord) -> Job:
+    try:
+        living = process.alive(record)
+    except (TypeError, ValueError):  # an event of another program: it names no process
+        living = None
+    if living is None:
+        return Job(JobState.UNKNOWN, f"runs on {record.get('host', 'another machine')}: ask there")
+    if not living:
+        return Job(JobState.OVER, "its process is gone and left no word: killed, or the machine went down")
+    return Job(JobState.LIVE)
+
+
+def _send(pid: int, number: signal.Signals) -> None:
+    try:
+        os.kill(pid, number)
+    except ProcessLookupError:
+        return
+    except PermissionError:
+        raise MachineError(f"process {pid} belongs to someone else; ask its owner to cancel the run") from None
+
+
+SCHEDULER: Scheduler = Local()

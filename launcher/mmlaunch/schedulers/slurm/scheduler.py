@@ -1,0 +1,116 @@
+"""Slurm, as mmlaunch needs it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mmlaunch.errors import Problem
+from mmlaunch.load.cluster import Cluster
+from mmlaunch.recipe.resources import Resources
+from mmlaunch.run.paths import RunPaths
+from mmlaunch.schedulers.base import Array, BatchJob, Dependency, Finding, Job, JobRecord, JobState, Removal, Scheduler
+from mmlaunch.schedulers.process import identity
+from mmlaunch.schedulers.slurm import commands, queue, site_checks
+from mmlaunch.schedulers.slurm.commands import SlurmError
+from mmlaunch.schedulers.slurm.states import ENDED_WITHOUT_POLICY
+
+_CONFIGURATIONS = (
+    "/etc/slurm/slurm.conf", "/etc/slurm-llnl/slurm.conf", "/run/slurm/conf/slurm.conf", "/usr/local/etc/slurm.conf",
+)  # fmt: skip
+
+
+class Slurm:
+    """Jobs of sbatch."""
+
+    name = "slurm"
+    template = "sbatch.sh.j2"
+    start_condition = "starts when Slurm has room"
+    cancel_command = "scancel"
+    excludes_nodes = True
+
+    def is_here(self) -> bool:
+        """Whether its programs would find a cluster: they may be installed on a machine that is part of none."""
+        program = shutil.which("sbatch")
+        if program is None:
+            return False
+        beside = Path(program).resolve().parent.parent / "etc" / "slurm.conf"
+        places = [os.environ.get("SLURM_CONF", ""), *_CONFIGURATIONS]
+        return beside.exists() or any(place and Path(place).exists() for place in places)
+
+    def misfits(self, resources: Resources) -> list[Problem]:
+        return []  # what a partition gives, only the controller knows
+
+    def missing_here(self, resources: Resources) -> list[Problem]:
+        return []  # the job runs on other machines
+
+    def version(self) -> str | None:
+        try:
+            return commands.call("sbatch", "--version").partition("\n")[0].strip()
+        except SlurmError:
+            return None
+
+    def examine(self, profile: Cluster, runs: Path) -> list[Finding]:
+        return site_checks.examine(profile, runs, uses_slurm=profile.executor == self.name)
+
+    def submit(
+        self, run: RunPaths, script: Path, ranks: int, after: Sequence[Dependency] = (), array: Array | None = None
+    ) -> dict[str, Any]:
+        from mmlaunch.schedulers.slurm import submit  # submitit takes its time: only whoever submits waits for it
+
+        return submit.start(run, script, ranks, after, array)
+
+    def look(self, records: Sequence[JobRecord]) -> list[Job]:
+        jobs = queue.look(str(record["job"]) for record in records if record.get("job"))
+        nothing = Job(JobState.UNKNOWN, queue.NO_ANSWER)
+        return [jobs.get(str(record.get("job")), nothing) for record in records]
+
+    def find(self, run: RunPaths) -> str | None:
+        return queue.named(run.name, str(run.root))
+
+    def out_of_reach(self, record: JobRecord) -> str:
+        return ""  # every machine of the cluster reaches its controller
+
+    def warn(self, record: JobRecord) -> None:
+        commands.signal_steps(str(record["job"]), "USR2")
+
+    def cancel(self, record: JobRecord) -> None:
+        commands.call("scancel", str(record["job"]))
+
+    def hold(self, record: JobRecord) -> None:
+        commands.call("scontrol", "hold", str(record["job"]))
+
+    def release(self, record: JobRecord) -> None:
+        commands.call("scontrol", "release", str(record["job"]))
+
+    def batch(self) -> BatchJob:
+        number, restarts = os.environ.get("SLURM_JOB_ID", ""), os.environ.get("SLURM_RESTART_COUNT") or "0"
+        nodes = os.environ.get("SLURM_JOB_NODELIST", socket.gethostname())
+        return BatchJob(number, nodes, int(restarts), identity(os.getppid()))
+
+    def submitted_from(self) -> str:
+        return os.environ.get("SLURM_SUBMIT_HOST", "") if os.environ.get("SLURM_JOB_ID") else ""
+
+    def was_cancelled(self, job: BatchJob) -> bool:
+        return queue.cancelled(job.number)
+
+    def removal(self, job: BatchJob) -> Removal:
+        word = queue.taken_as(job.number, job.restarts)
+        return Removal(word, f"Slurm says {word}: {ENDED_WITHOUT_POLICY.get(word, 'it ended')}" if word else "")
+
+    def requeue(self, job: BatchJob, pause: int) -> None:
+        commands.requeue(job.number, pause)
+
+    def resubmit(
+        self, run: RunPaths, attempt: int, job: BatchJob, excluded: Sequence[str], pause: int
+    ) -> dict[str, Any]:
+        from mmlaunch.schedulers.slurm import submit
+
+        return submit.resubmit(run, attempt, job.number, excluded, pause)
+
+
+SCHEDULER: Scheduler = Slurm()
