@@ -1,4 +1,4 @@
-"""Work on the file system that goes on beside the training, on a thread of its own."""
+"""Background work: files are written on a thread of their own while the training goes on."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mmjobs.rank.disk import is_full
 
 
 class Background:
-    """One piece of work, begun at once. It talks to no other rank: that is for the rank's own thread."""
+    """One piece of work, started at once. It calls no other rank: collectives belong to the rank's own thread."""
 
     def __init__(self, work: Callable[[], None]) -> None:
         self._work = work
@@ -27,7 +27,7 @@ class Background:
         self._thread.join()
 
     def full(self) -> OSError | None:
-        """The full disk that was the end of it, if that was its end; any other error is raised here."""
+        """The error of a full disk, if that ended the work; any other error is raised here."""
         if isinstance(self._error, OSError) and is_full(self._error):
             return self._error
         if self._error is not None:
@@ -42,7 +42,7 @@ class Background:
 
 
 def write(files: Files) -> None:
-    """Write every file and flush it; the memory of each is free again when it is written."""
+    """Write and flush every file; the memory of each is freed when it is written."""
     for path in list(files):
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("wb") as file:

@@ -1,4 +1,4 @@
-"""The files of DeepSpeed's checkpoints: written into memory, for others to put on the disk; read without code."""
+"""The files of DeepSpeed's checkpoints: saved into memory, so that they can be written later; loaded without code."""
 
 from __future__ import annotations
 
@@ -15,30 +15,30 @@ from mmjobs.model.weights import FILE as WEIGHTS
 
 torch.serialization.set_crc32_options(False)  # half the time of a save: the manifest has better sums
 Files = dict[Path, bytes | memoryview]
-"""What is to be written, as it was when the training went on."""
+"""The content of files to be written, as it was at the moment of the checkpoint."""
 
 PREFIX = "network."
-"""Before the names of a network's parameters, where DeepSpeed names them."""
+"""What DeepSpeed writes before the names of a network's parameters."""
 
 
 class EngineFiles(TorchCheckpointEngine):  # type: ignore[misc]  # deepspeed has no types
-    """How DeepSpeed's files are written and read: into memory, to be written beside the training; without code."""
+    """DeepSpeed's checkpoint engine: it saves into memory, and loads no code."""
 
     def __init__(self) -> None:
         super().__init__()
         self.collected: Files = {}
 
     def makedirs(self, path: str, exist_ok: bool = False) -> None:
-        """Not yet: whoever writes the files makes their folder."""
+        """Nothing: the folder is made when the files are written."""
 
     def save(self, state_dict: Any, path: str) -> None:
-        """All but the weights, where one rank has all of them: they have a file of their own."""
+        """Save all but the weights, where one rank has all of them: they have a file of their own."""
         buffer = io.BytesIO()
         torch.save({**state_dict, "module": {}} if self._whole(path) else state_dict, buffer)
         self.collected[Path(path)] = buffer.getbuffer()
 
     def load(self, path: str, map_location: Any = None) -> Any:
-        """Without running code from the file: only tensors, containers and these classes of DeepSpeed."""
+        """Load without running code of the file: only tensors, containers and known classes of DeepSpeed."""
         with universal.harmless():
             state = torch.load(path, map_location=map_location, weights_only=True)
         if self._whole(path):

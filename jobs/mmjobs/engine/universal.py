@@ -29,7 +29,7 @@ from deepspeed.runtime.zero.config import ZeroStageEnum
 from deepspeed.utils.tensor_fragment import fragment_address, map_to_flat_opt_states
 
 INFO = {UNIVERSAL_CHECKPOINT_VERSION_KEY: UNIVERSAL_CHECKPOINT_VERSION_VALUE}
-"""What a checkpoint of stage 1 or 2 must hold to be converted: that no tensor is divided but by ZeRO."""
+"""A checkpoint of stage 1 or 2 must hold this to be converted: it says that only ZeRO divides tensors."""
 _KNOWN: list[Any] = [LossScaler, DynamicLossScaler, ZeroStageEnum, fragment_address]
 """Classes of DeepSpeed that its own files hold; they are plain records."""
 _DIVIDED = {BASE_OPTIMIZER_STATE, PARAM_SLICE_MAPPINGS, SINGLE_PARTITION_OF_FP32_GROUPS, FP32_FLAT_GROUPS}
@@ -37,7 +37,7 @@ _DIVIDED = {BASE_OPTIMIZER_STATE, PARAM_SLICE_MAPPINGS, SINGLE_PARTITION_OF_FP32
 
 @contextmanager
 def harmless() -> Iterator[None]:
-    """Nothing that is loaded runs code: only tensors, containers and known classes of DeepSpeed are read.
+    """In this context loading runs no code: only tensors, containers and known classes of DeepSpeed are read.
 
     DeepSpeed asks for the opposite in every call of its own; this switch of torch's stands above what a call asks for.
     """
@@ -89,7 +89,7 @@ def convert(source: Path, target: Path, stage: int) -> Iterator[None]:
 
 
 def restore(optimizer: Any, folder: Path, stage: int) -> None:
-    """Take up what `convert` has written, each rank its own part."""
+    """Load what `convert` has written, each rank its own part."""
     with harmless():
         common = _read(folder / "zero" / "optimizer_state.pt")
         if stage == 3:
@@ -128,12 +128,12 @@ def _restore_optimiser(optimizer: Any, folder: Path, common: dict[str, Any]) -> 
 
 
 def _counter(step: Any, flat: torch.Tensor) -> torch.Tensor:
-    """Steps are counted where the parameter stands: one kernel does all, and looks at both."""
+    """The step counter on the device of the parameter, where the fused optimiser needs it."""
     return torch.as_tensor(step, dtype=torch.float32).to(flat.device, copy=True)
 
 
 def _in_order(folder: Path, pattern: str) -> list[Path]:
-    """The files of all ranks, in the order of the ranks."""
+    """The files of all ranks, in the order of their numbers."""
     return sorted(folder.glob(pattern), key=lambda path: int(path.name.split("zero_pp_rank_")[1].split("_")[0]))
 
 
@@ -142,7 +142,7 @@ def _read(path: Path) -> Any:
 
 
 def _join(fragments: Path, target: Path, shape: torch.Size) -> None:
-    """Put the ranks' fragments of one parameter together; they are not needed any more."""
+    """Join the ranks' fragments of one parameter, and delete them."""
     target.mkdir()
     for state in ("fp32", "exp_avg", "exp_avg_sq"):
         parts = sorted((fragments / "0").glob(f"{state}.*"), key=lambda path: int(path.suffix[1:]))

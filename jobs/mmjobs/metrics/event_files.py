@@ -1,4 +1,4 @@
-"""What earlier attempts left of the curves: the points of steps that will be done again are cut off."""
+"""TensorBoard's event files: points of steps that will be done again are cut off."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _HEADER = struct.Struct("<QI")
 
 
 def cut(folder: Path, resumed: int, again: bool = False) -> None:
-    """Forget what was written after step `resumed`; with `again`, also what was measured at that very step.
+    """Cut off all points after step `resumed`; with `again`, also those of the evaluation at this step.
 
     TensorBoard's two readers hide such points only by chance: the one in Rust where the same curve steps back, the one
     in Python where the first attempt left a mark as well. What is not in the files needs no hiding.
@@ -36,7 +36,7 @@ def _truncate(path: Path, orphaned: Callable[[Any], bool]) -> None:
 
 
 def _events(path: Path) -> Iterator[tuple[int, Any]]:
-    """Each whole event and where it begins. TensorBoard's reader computes every checksum in Python: 2 MB a second."""
+    """Each whole event and its offset. TensorBoard's own reader computes every checksum in Python: 2 MB a second."""
     from tensorboard.compat.proto.event_pb2 import Event
 
     with path.open("rb") as file:

@@ -24,7 +24,7 @@ class Sample:
 
 
 class TensorBoardWriter:
-    """Writes where it is wanted: on rank 0, when the recipe says so."""
+    """Writes on rank 0, when the recipe asks for it; elsewhere it does nothing."""
 
     def __init__(self, folder: Path, wanted: bool, resumed: int, again: bool = False) -> None:
         """`resumed`: the last step that is not done again; `again`: it is evaluated a second time."""

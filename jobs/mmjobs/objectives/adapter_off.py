@@ -1,4 +1,4 @@
-"""The reference, asked again at every step."""
+"""The reference model of LoRA: the policy without its adapters, at every step."""
 
 from __future__ import annotations
 

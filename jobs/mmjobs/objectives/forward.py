@@ -1,4 +1,4 @@
-"""Reading: what a network makes of a batch, as far as objectives want to know it."""
+"""The forward of a batch: hidden states and log-probabilities of the tokens that objectives need."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mmjobs.model.log_probs import LogProbs, log_probs
 
 
 def hidden_states(network: nn.Module, batch: Batch, read: torch.Tensor) -> torch.Tensor:
-    """After the last layer, at these places of the flattened rows: [U] -> [U, D]."""
+    """The hidden states after the last layer, at these places of the flattened rows: [U] -> [U, D]."""
     named: dict[str, Any] = {"attention_mask": batch.attention}
     named |= trees.arguments(network, batch.trees, batch.ids.device)
     named |= (few := last_layer.arguments(network, read))
@@ -24,13 +24,13 @@ def hidden_states(network: nn.Module, batch: Batch, read: torch.Tensor) -> torch
 
 
 def answer_log_probs(network: nn.Module, batch: Batch, *also: str) -> LogProbs:
-    """The log-probability of each of the U tokens in the loss, and what else is asked for."""
+    """The log-probability of each of the U tokens in the loss; `also` names more outputs."""
     states = hidden_states(network, batch, batch.before[batch.loss_mask])
     return log_probs(network, states, batch.targets[batch.loss_mask], also)
 
 
 def answer_token_log_probs(network: nn.Module, batch: Batch) -> torch.Tensor:
-    """The same, the numbers alone: [U]"""
+    """The log-probabilities alone: [U]"""
     return answer_log_probs(network, batch).values
 
 

@@ -1,4 +1,4 @@
-"""Reward modelling: a number for each answer, read where the answer ends."""
+"""Reward modelling: a number for each answer, read from its last token."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from mmjobs.objectives.terms.pairs import smoothed
 from mmlaunch.recipe.objective import Reward as Settings
 
 _MEMORY = 0.99
-"""What a step leaves of the weight of those before it in the statistics."""
+"""The decay of the running statistics of rewards at each step."""
 
 
 class Reward:
-    """The unit is the example: its answers in their order, or each answer's own score."""
+    """The unit is the example: its answers in their ranking, or each answer's own score."""
 
     over: tuple[str, ...] = ("examples",)
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self.metrics = settings.metrics
-        self._seen = [0.0, 0.0, 0.0]  # answers, their rewards, their squares
+        self._seen = [0.0, 0.0, 0.0]  # the number of answers, the sum of their rewards, the sum of their squares
 
     def units(self, batch: Batch) -> Units:
         return {"examples": float(len(batch))}
@@ -37,49 +37,49 @@ class Reward:
     def __call__(self, network: nn.Module, batch: Batch) -> ObjectiveOutput:
         rewards = score_of(network, hidden_states(network, batch, batch.answers.last))  # [A]
         index = CompletionIndex(batch)
-        table, there = pick(rewards, index.table), index.exists  # [E, K]
+        table, exists = pick(rewards, index.table), index.exists  # [E, K]
         scores = pick(batch.answers.score, index.table).to(table.dtype)
-        loss = self._loss(table, scores, there)  # [E]
-        total = (table * there).sum(1)
+        loss = self._loss(table, scores, exists)  # [E]
+        total = (table * exists).sum(1)
         each = loss + self._settings.centre * total**2
-        seen = rewards.detach()
-        ahead, pairs = _pairs(table.detach(), there)
+        detached = rewards.detach()
+        difference, pairs = _pairs(table.detach(), exists)
         return ObjectiveOutput(
             losses={"examples": each.sum()},
             example_losses=each.detach(),
             metrics={
-                "reward": (seen.sum(), seen.new_tensor(len(seen))),
-                "reward_squared": (seen.square().sum(), seen.new_tensor(len(seen))),
-                "accuracy": ((ahead > 0).to(seen)[pairs].sum(), pairs.sum().to(seen)),
-                "margin": (ahead[pairs].sum(), pairs.sum().to(seen)),
+                "reward": (detached.sum(), detached.new_tensor(len(detached))),
+                "reward_squared": (detached.square().sum(), detached.new_tensor(len(detached))),
+                "accuracy": ((difference > 0).to(detached)[pairs].sum(), pairs.sum().to(detached)),
+                "margin": (difference[pairs].sum(), pairs.sum().to(detached)),
             },
         )
 
-    def _loss(self, rewards: torch.Tensor, scores: torch.Tensor, there: torch.Tensor) -> torch.Tensor:
+    def _loss(self, rewards: torch.Tensor, scores: torch.Tensor, exists: torch.Tensor) -> torch.Tensor:
         """[E, K] each -> [E]"""
         settings = self._settings
         if settings.loss == "regression":
-            return (torch.where(there, rewards - scores, 0) ** 2).sum(1) / there.sum(1).clamp_min(1)
+            return (torch.where(exists, rewards - scores, 0) ** 2).sum(1) / exists.sum(1).clamp_min(1)
         if not settings.margin and settings.soft_labels is None:
-            return ranked(rewards, there)
-        ahead, pairs = _pairs(rewards, there)  # [E, K, K]
-        gaps, _ = _pairs(scores, there)
+            return ranked(rewards, exists)
+        difference, pairs = _pairs(rewards, exists)  # [E, K, K]
+        gaps, _ = _pairs(scores, exists)
         gaps = torch.where(pairs, gaps, 0)
         if settings.soft_labels is None:
-            losses = -logsigmoid(ahead - gaps)
+            losses = -logsigmoid(difference - gaps)
         else:
-            losses = smoothed(ahead, 1 - torch.sigmoid(settings.soft_labels * gaps))
+            losses = smoothed(difference, 1 - torch.sigmoid(settings.soft_labels * gaps))
         return torch.where(pairs, losses, 0).sum((1, 2)) / pairs.sum((1, 2)).clamp_min(1)
 
     def summary(self, means: dict[str, float]) -> dict[str, float]:
-        """The spread of the rewards in the place of their mean square."""
+        """The standard deviation of the rewards in the place of their mean square."""
         squared = means.pop("reward_squared", None)
         if squared is not None:
             means["reward_spread"] = max(0.0, squared - means["reward"] ** 2) ** 0.5
         return means
 
     def state(self) -> dict[str, Any]:
-        """How the rewards of the last steps were spread: what standardises them for whoever uses this model."""
+        """The mean and standard deviation of the rewards of the last steps, which standardise them for PPO."""
         count, total, squares = self._seen
         mean = total / count if count else 0.0
         spread = max(0.0, squares / count - mean * mean) ** 0.5 if count else 1.0
@@ -93,7 +93,7 @@ class Reward:
         self._seen = [_MEMORY * old + new for old, new in zip(self._seen, (count, total, squares), strict=True)]
 
 
-def _pairs(values: torch.Tensor, there: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """How far each answer is ahead of each that is ranked behind it, and which of these pairs there are: [E, K, K]."""
+def _pairs(values: torch.Tensor, exists: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The difference of each answer to each one ranked below it, and which of these pairs exist: [E, K, K]."""
     ordered = torch.ones(values.shape[1], values.shape[1], dtype=torch.bool, device=values.device).triu(1)
-    return values[:, :, None] - values[:, None, :], there[:, :, None] & there[:, None, :] & ordered
+    return values[:, :, None] - values[:, None, :], exists[:, :, None] & exists[:, None, :] & ordered

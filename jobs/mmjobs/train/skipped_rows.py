@@ -12,7 +12,7 @@ from mmlaunch.run.paths import RunPaths
 
 
 def write(paths: RunPaths, left: Sequence[LeftOut]) -> None:
-    """What the survey left out; the attempt before wrote the same, from the same data."""
+    """Write the rows that the survey left out; every attempt writes the same, from the same data."""
     found = list(lines(left))
     if found or paths.skipped.exists():
         paths.skipped.parent.mkdir(exist_ok=True)
@@ -20,7 +20,7 @@ def write(paths: RunPaths, left: Sequence[LeftOut]) -> None:
 
 
 def add(paths: RunPaths, rows: Sequence[BadRow]) -> None:
-    """Rows whose images turned out to be damaged when they were decoded."""
+    """Add rows whose images turned out to be damaged when they were decoded."""
     if rows:
         paths.skipped.parent.mkdir(exist_ok=True)
         with paths.skipped.open("a") as file:

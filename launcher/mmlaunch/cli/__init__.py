@@ -1,4 +1,4 @@
-"""The command line: a table of commands, each loaded only when it is typed, and what an error looks like."""
+"""The command line: one file for each command, loaded only when it is typed, and what an error looks like."""
 
 from __future__ import annotations
 
@@ -8,32 +8,33 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
 
 import click
 
 from mmlaunch import __version__
 from mmlaunch.errors import MachineError, MmlaunchError, RecipeError
 
-COMMANDS = {  # name -> what it does; each stands in a module of its name
-    "validate": "Check a recipe; every mistake at once, with its line.",
-    "render": "Print the job script that submit would use.",
-    "estimate": "Memory of each GPU, and the GPUs that a recipe fits.",
-    "submit": "Start a run from a recipe.",
-    "status": "Where runs stand, and what happens next.",
-    "logs": "What the ranks of a run print.",
-    "cancel": "Stop a run; it saves first.",
-    "resume": "Go on with a run that has ended.",
-    "why": "What ended a run, and what to type next.",
-    "board": "The curves of runs, in TensorBoard.",
-    "report": "What a run's attempts cost, and what they lost.",
-    "doctor": "What this site can and cannot do for runs.",
-    "export": "Write a checkpoint as a Hugging Face directory.",
-    "compare": "Which of two runs judges pairs better, and whether that is chance.",
-    "data": "What the data of a recipe are to its model, with samples.",
-    "runs": "List the run directories.",
-    "schema": "Print the JSON Schema of recipes, for editors.",
-    "completion": "Print a shell's completion script.",
-}
+USUAL = (
+    "validate", "render", "estimate", "submit", "status", "logs", "cancel", "resume", "why", "board", "report",
+    "doctor", "export", "compare", "data", "runs", "schema", "completion",
+)  # fmt: skip
+"""The order in which --help lists the commands; those that are not named here come behind them."""
+
+
+@cache
+def commands() -> dict[str, str]:
+    """Name -> what it does: every file of this folder whose docstring begins with `mmlaunch NAME`. None is imported."""
+    table = {}
+    for path in Path(__file__).parent.glob("*.py"):
+        with path.open(encoding="utf-8") as file:
+            name, _, what = file.readline().strip().strip('"').partition(": ")
+        if name == f"`mmlaunch {path.stem}`":
+            table[path.stem] = what
+    order = {name: number for number, name in enumerate(USUAL)}
+    return {name: table[name] for name in sorted(table, key=lambda name: (order.get(name, len(order)), name))}
+
 
 EXAMPLES = """
 \b
@@ -51,10 +52,10 @@ class Commands(click.Group):
     """Imports a command only when it is used, so that --help is quick."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(COMMANDS)
+        return list(commands())
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in COMMANDS:
+        if cmd_name not in commands():
             return None
         command: click.Command = importlib.import_module(f"mmlaunch.cli.{cmd_name}").command
         return command
@@ -62,17 +63,17 @@ class Commands(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
+        if args and args[0] not in commands() and not args[0].startswith("-"):
             import difflib
 
-            near = difflib.get_close_matches(args[0], COMMANDS, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"one of: {', '.join(COMMANDS)}"
+            near = difflib.get_close_matches(args[0], commands(), n=1)
+            hint = f"did you mean {near[0]}?" if near else f"one of: {', '.join(commands())}"
             ctx.fail(f"no command {args[0]!r}; {hint}")
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
-            formatter.write_dl(list(COMMANDS.items()))
+            formatter.write_dl(list(commands().items()))
 
 
 @click.command(

@@ -1,4 +1,4 @@
-"""`mmlaunch board`."""
+"""`mmlaunch board`: The curves of runs, in TensorBoard."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`mmlaunch cancel`."""
+"""`mmlaunch cancel`: Stop a run; it saves first."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`mmlaunch compare`."""
+"""`mmlaunch compare`: Which of two runs judges pairs better, and whether that is chance."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from mmlaunch.cli import options
-from mmlaunch.cli.table import show
+from mmlaunch.cli.columns import show
 from mmlaunch.errors import UserError
 from mmlaunch.load import rundir
 from mmlaunch.recipe import resolved

@@ -1,4 +1,4 @@
-"""`mmlaunch completion`."""
+"""`mmlaunch completion`: Print a shell's completion script."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`mmlaunch data`."""
+"""`mmlaunch data`: What the data of a recipe are to its model, with samples."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from mmlaunch.cli import options
-from mmlaunch.cli.table import show
+from mmlaunch.cli.columns import show
 from mmlaunch.errors import UserError
 from mmlaunch.submit import run_task
 

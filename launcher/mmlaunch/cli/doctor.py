@@ -1,4 +1,4 @@
-"""`mmlaunch doctor`."""
+"""`mmlaunch doctor`: What this site can and cannot do for runs."""
 
 from __future__ import annotations
 

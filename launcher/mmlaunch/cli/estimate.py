@@ -1,4 +1,4 @@
-"""`mmlaunch estimate`."""
+"""`mmlaunch estimate`: Memory of each GPU, and the GPUs that a recipe fits."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from mmlaunch.cli import options
-from mmlaunch.cli.table import show
+from mmlaunch.cli.columns import show
 from mmlaunch.estimate.advice import SIZES, Fit, fit
 from mmlaunch.estimate.checkpointing import checkpointing
 from mmlaunch.estimate.counts import Part

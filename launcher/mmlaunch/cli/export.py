@@ -1,4 +1,4 @@
-"""`mmlaunch export`."""
+"""`mmlaunch export`: Write a checkpoint as a Hugging Face directory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`mmlaunch logs`."""
+"""`mmlaunch logs`: What the ranks of a run print."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`mmlaunch render`."""
+"""`mmlaunch render`: Print the job script that submit would use."""
 
 from __future__ import annotations
 

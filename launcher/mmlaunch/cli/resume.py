@@ -1,4 +1,4 @@
-"""`mmlaunch resume`."""
+"""`mmlaunch resume`: Go on with a run that has ended."""
 
 from __future__ import annotations
 

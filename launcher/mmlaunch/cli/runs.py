@@ -1,4 +1,4 @@
-"""`mmlaunch runs`."""
+"""`mmlaunch runs`: List the run directories."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import time
 import click
 
 from mmlaunch.cli import options
-from mmlaunch.cli.table import show
+from mmlaunch.cli.columns import show
 from mmlaunch.load import rundir
 from mmlaunch.monitor import status
 from mmlaunch.run import manifest

@@ -1,4 +1,4 @@
-"""`mmlaunch schema`."""
+"""`mmlaunch schema`: Print the JSON Schema of recipes, for editors."""
 
 from __future__ import annotations
 

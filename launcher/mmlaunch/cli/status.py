@@ -1,4 +1,4 @@
-"""`mmlaunch status`."""
+"""`mmlaunch status`: Where runs stand, and what happens next."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import click
 
 from mmlaunch.cli import options
-from mmlaunch.cli.table import show
+from mmlaunch.cli.columns import show
 from mmlaunch.load import rundir
 from mmlaunch.monitor import status
 from mmlaunch.monitor.status import Status

@@ -1,4 +1,4 @@
-"""`mmlaunch submit`."""
+"""`mmlaunch submit`: Start a run from a recipe."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`mmlaunch validate`."""
+"""`mmlaunch validate`: Check a recipe; every mistake at once, with its line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`mmlaunch why`."""
+"""`mmlaunch why`: What ended a run, and what to type next."""
 
 from __future__ import annotations
 

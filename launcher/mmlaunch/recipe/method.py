@@ -1,6 +1,6 @@
 """The base of every method of `objective`: what the rest of the code asks of a method, instead of which class it is."""
 
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from mmlaunch.recipe.reference import ReferenceCopy
 from mmlaunch.recipe.requirements import Requirements
@@ -20,6 +20,9 @@ class Method(Section):
     """Whether this version can run it; otherwise `submit` refuses it."""
     SCORING_HEAD: ClassVar[bool] = False
     """Whether the model gives each answer a number, with a head that replaces the vocabulary's."""
+
+    if TYPE_CHECKING:  # each section declares the words that choose it
+        method: str
 
     @property
     def requirements(self) -> Requirements:

@@ -1,7 +1,7 @@
 """`objective`: what a run learns. A word (`dpo`) or a mapping (`{method: dpo, beta: 0.2}`)."""
 
 from collections.abc import Iterator
-from typing import Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Union
 
 from pydantic import Discriminator, Field, Tag
 
@@ -10,8 +10,6 @@ from mmlaunch.recipe.preference import PREFERENCES, Preference
 from mmlaunch.recipe.requirements import Requirements
 from mmlaunch.recipe.scalars import Count, Line, NotNegative, Positive, Real
 from mmlaunch.recipe.section import Mistake, Section, mistake, rule
-
-METHODS = ("sft", "reward", "ppo", "predict", *PREFERENCES)
 
 
 class Sft(Method):
@@ -182,6 +180,9 @@ SECTIONS: dict[str, type[Method]] = {
 }  # fmt: skip
 """Every section that reads an `objective`. All methods that are not named here are mixtures of preference terms."""
 
+METHODS = (*(name for name in SECTIONS if name != "preference"), *PREFERENCES)
+"""Every word that an `objective` may be."""
+
 TAGS = frozenset(f"<{name}>" for name in SECTIONS)
 """What pydantic puts into the place of an error to say which section read it."""
 
@@ -196,11 +197,10 @@ def _tag(value: Any) -> str:
     return f"<{section_name(value)}>"
 
 
-Objective = Annotated[
-    Annotated[Sft, Tag("<sft>")]
-    | Annotated[Reward, Tag("<reward>")]
-    | Annotated[Preference, Tag("<preference>")]
-    | Annotated[Ppo, Tag("<ppo>")]
-    | Annotated[Predict, Tag("<predict>")],
-    Discriminator(_tag),
-]
+if TYPE_CHECKING:
+    Objective = Method  # the rest of the code asks what every method has
+else:
+    Objective = Annotated[
+        Union[tuple(Annotated[section, Tag(f"<{name}>")] for name, section in SECTIONS.items())],  # noqa: UP007
+        Discriminator(_tag),
+    ]

@@ -10,7 +10,17 @@ from mmlaunch.recipe.reference import ReferenceCopy, ReferenceSync
 from mmlaunch.recipe.requirements import Requirements
 from mmlaunch.recipe.scalars import Positive, Real, Share
 from mmlaunch.recipe.section import Mistake, mistake, rule
-from mmlaunch.recipe.terms import BY_RATIO, WITHOUT_REFERENCE, Terms
+from mmlaunch.recipe.terms import (
+    BEYOND_PAIRS,
+    BY_RATIO,
+    NEEDS_ALL_ANSWERS,
+    NEEDS_CORRUPTED,
+    NEEDS_MISMATCHED,
+    NEEDS_SCORES,
+    SINGLE_ANSWERS,
+    WITHOUT_REFERENCE,
+    Terms,
+)
 
 PRESETS: dict[str, dict[str, Any]] = {
     "dpo": {"terms": {"sigmoid": {}}},
@@ -63,12 +73,12 @@ class Preference(Method):
         names = self.weighted.keys()
         return Requirements(
             least=2,
-            most=None if "plackett_luce" in names else 2,
+            most=None if names & NEEDS_ALL_ANSWERS else 2,
             prompts=False,
-            scores="margin" in names,
-            corrupted="image_conditional" in names,
-            mismatched="kto" in names,
-            labelled=names <= {"kto"},
+            scores=bool(names & NEEDS_SCORES),
+            corrupted=bool(names & NEEDS_CORRUPTED),
+            mismatched=bool(names & NEEDS_MISMATCHED),
+            labelled=names <= SINGLE_ANSWERS,
         )
 
     @property
@@ -132,7 +142,7 @@ class Preference(Method):
 
     @rule
     def _weights_are_of_pairs(self) -> Iterator[Mistake]:
-        if self.wpo and (others := sorted({"aot", "kto", "plackett_luce"} & self.weighted.keys())):
+        if self.wpo and (others := sorted(BEYOND_PAIRS & self.weighted.keys())):
             what = f"{', '.join(others)} looks at more than a pair, and no pair keeps a weight of its own there"
             yield ("wpo",), True, mistake(what, f"remove wpo, or {', '.join(others)}")
 

@@ -16,6 +16,19 @@ WITHOUT_REFERENCE = frozenset({"simpo", "orpo", "sft"})
 BY_RATIO = frozenset({"anchor", "bco", "nca", "sppo", "aot", "apo_zero", "apo_down", "kto", "plackett_luce"})
 """Terms that no other divergence than the reverse KL has an f' for."""
 
+NEEDS_SCORES = frozenset({"margin"})
+"""Terms over the scores that the data give to answers."""
+NEEDS_CORRUPTED = frozenset({"image_conditional"})
+"""Terms over the chosen answer with a corrupted image."""
+NEEDS_MISMATCHED = frozenset({"kto"})
+"""Terms over answers to other prompts."""
+NEEDS_ALL_ANSWERS = frozenset({"plackett_luce"})
+"""Terms over more than the first two answers."""
+SINGLE_ANSWERS = frozenset({"kto"})
+"""Terms that can use a single answer with a label."""
+BEYOND_PAIRS = frozenset({"aot", "kto", "plackett_luce"})
+"""Terms in which no pair has a loss of its own."""
+
 Smoothing = Annotated[Real, Field(ge=0, lt=0.5)]
 
 

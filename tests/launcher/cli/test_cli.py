@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 from tests.runs import mmlaunch
 
-from mmlaunch.cli import COMMANDS
+from mmlaunch.cli import commands
 
 ROOT = Path(__file__).resolve().parents[3]
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", commands())
 def test_every_command_has_help_with_an_example(command: str) -> None:
     done = mmlaunch(command, "--help")
     assert done.returncode == 0 and f"mmlaunch {command}" in done.stdout.split("Examples:")[1]
@@ -24,7 +24,7 @@ def test_every_command_has_help_with_an_example(command: str) -> None:
 
 def test_help_lists_every_command() -> None:
     done = mmlaunch("--help")
-    assert done.returncode == 0 and all(f"  {name}" in done.stdout for name in COMMANDS)
+    assert done.returncode == 0 and all(f"  {name}" in done.stdout for name in commands())
     assert mmlaunch("--version").stdout.startswith("mmlaunch, version ")
 
 

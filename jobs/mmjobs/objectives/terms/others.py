@@ -23,11 +23,11 @@ def plackett_luce(pairs: PolicyVsReference, options: Term) -> torch.Tensor:
     return ranked(pairs.beta * pairs.log_ratios, pairs.exists)
 
 
-def ranked(scores: torch.Tensor, there: torch.Tensor) -> torch.Tensor:
+def ranked(scores: torch.Tensor, exists: torch.Tensor) -> torch.Tensor:
     """-log of the chance of this order under scores: [E, K], best first -> [E]. Finite for scores of any size, and as
     exact for those that are all large as for small ones: what they have in common is no part of it."""
     exact = scores.double()
-    hidden = exact.masked_fill(~there, torch.finfo(exact.dtype).min)
+    hidden = exact.masked_fill(~exists, torch.finfo(exact.dtype).min)
     left = hidden.flip(1).logcumsumexp(1).flip(1)  # [E, K], over each and those behind it
-    found = torch.where(there, left - exact, 0).sum(1)
-    return found.float() if scores.dtype in (torch.float16, torch.bfloat16) else found.to(scores.dtype)
+    losses = torch.where(exists, left - exact, 0).sum(1)
+    return losses.float() if scores.dtype in (torch.float16, torch.bfloat16) else losses.to(scores.dtype)
