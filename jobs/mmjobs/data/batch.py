@@ -16,19 +16,19 @@ from mmjobs.data.images.preprocess import ImageInputs, Pixels
 
 IGNORE_INDEX = -100
 PLAIN, CORRUPTED, MISMATCHED = range(3)
-"""An answer with its own images, the chosen one with spoiled images, and one that answers something else."""
+"""Kinds of answers: with their own images, the chosen one with corrupted images, an answer to another prompt."""
 
 
 @dataclass(frozen=True)
 class Answers:
     """The A answers of a batch, in the order of its rows."""
 
-    example: torch.Tensor  # [A], which of the origins it answers
+    example: torch.Tensor  # [A], the number of its example
     place: torch.Tensor  # [A], 0 for the best
-    kind: torch.Tensor  # [A], PLAIN, SPOILED or STRANGER
-    score: torch.Tensor  # [A], not a number where the data have none
+    kind: torch.Tensor  # [A], PLAIN, CORRUPTED or MISMATCHED
+    score: torch.Tensor  # [A], NaN where the data have none
     last: torch.Tensor  # [A], where its last token stands in the flattened rows
-    unpaired_label: torch.Tensor  # [A], of an example without pairs: -1 undesirable, 1 desirable, else 0
+    unpaired_label: torch.Tensor  # [A], for an example without a pair: -1 undesirable, 1 desirable; else 0
 
     def __len__(self) -> int:
         return len(self.example)
@@ -39,13 +39,13 @@ class Batch:
     """B rows of at most T tokens. Masks never come from ids."""
 
     ids: torch.Tensor  # [B, T]
-    attention: torch.Tensor | None  # [B, T], 1 up to each sequence's length; None: `trees` tell sequences apart
+    attention: torch.Tensor | None  # [B, T], 1 up to each sequence's length; None: `trees` separates the sequences
     positions: (
         torch.Tensor | None
     )  # [B, T], from 0 in every tree of a packed row, and on from its prompt in each answer
     targets: torch.Tensor  # [B, T], the token itself where the loss mask is set, or IGNORE_INDEX
     before: torch.Tensor  # [B, T], where in the flattened rows the hidden state stands that predicts a token
-    owners: torch.Tensor  # [B, T], which of the answers a token belongs to; a prompt's belong to the first of its tree
+    owners: torch.Tensor  # [B, T], the answer that a token belongs to; a prompt belongs to the first of its tree
     trees: tuple[tuple[int, ...], ...] | None
     """The lengths of the prompt and of the answers of each tree of a packed row."""
     answers: Answers
@@ -54,33 +54,33 @@ class Batch:
     origins: tuple[Origin, ...]
     skipped: tuple[BadRow, ...] = ()
     """Rows that turned out to be damaged: they are not in the batch, and weigh nothing."""
-    reference: torch.Tensor | None = None  # [U], the reference's log-probability of each learnt token
+    reference: torch.Tensor | None = None  # [U], the reference's log-probability of each token in the loss
     keys: tuple[bytes, ...] = ()
-    """What each example is known by, where somebody asks."""
+    """The keys of the examples, where the loader was asked for them."""
 
     def __len__(self) -> int:
         return len(self.origins)
 
     @property
     def loss_mask(self) -> torch.Tensor:
-        """[B, T], the U tokens that are learnt; in this order everything that is measured of them comes."""
+        """[B, T], true for the U tokens in the loss; everything of shape [U] has them in this order."""
         return self.targets != IGNORE_INDEX
 
     @property
     def tokens(self) -> int:
-        """Without padding."""
+        """The number of tokens without padding."""
         return self.ids.numel() if self.attention is None else int(self.attention.sum())
 
     @property
     def squares(self) -> float:
-        """Twice the pairs of tokens of which one sees the other."""
+        """Twice the number of pairs of tokens of which one attends to the other."""
         if self.attention is not None:
             return float(self.attention.sum(1).double().square().sum())
         trees = self.trees or ()
         return float(sum(p * p + sum(2 * p * answer + answer * answer for answer in answers) for p, *answers in trees))
 
     def to(self, device: torch.device) -> Batch:
-        """The same batch where the network is."""
+        """The same batch on the device of the network."""
         moved: dict[str, Any] = {
             name: value.to(device) for name, value in vars(self).items() if isinstance(value, torch.Tensor)
         }
@@ -159,7 +159,7 @@ def collate(
 
 
 def _trees(number: int, one: Encoded) -> list[_Tree]:
-    """An example's tree, and the one whose images are spoiled, where the objective looks at one."""
+    """The tree of an example, and a second one with corrupted images where the objective needs it."""
     nothing = float("nan")
     about = [(number, k, PLAIN, nothing if s is None else s, one.unpaired_label) for k, s in enumerate(one.scores)]
     answers = one.answers

@@ -22,12 +22,12 @@ from mmlaunch.recipe.parts import ADAPTED, part_of, training_of
 
 _NAME = "default"
 FOLDER = "adapter"
-"""Where an export has them."""
+"""The folder of an export that holds them."""
 _FILE, _PREFIX, _DOWN = "adapter_model.safetensors", "base_model.model.", ".lora_A.weight"  # peft's names
 
 
 def add(network: nn.Module, model: Model) -> None:
-    """Put an adapter beside every layer that the recipe means; at first it adds nothing."""
+    """Add an adapter to every layer that the recipe names; at first it adds nothing."""
     if model.lora is None:
         return
     layers = _targets(network, model, model.lora)
@@ -39,7 +39,7 @@ def add(network: nn.Module, model: Model) -> None:
 
 
 class _Onto(nn.Linear):
-    """The second matrix of an adapter, which adds to what the layer beside it has found."""
+    """The second matrix of an adapter, which adds to the output of the layer beside it."""
 
     def forward(self, input: torch.Tensor, found: torch.Tensor | None = None) -> torch.Tensor:
         if found is None:
@@ -62,14 +62,14 @@ class _Adapted(Linear):
 
 
 def merge(network: nn.Module) -> None:
-    """Add what the adapters of a network learnt to its weights, and take them away."""
+    """Merge the adapters of a network into its weights, and remove them."""
     for layer in _layers(network).values():
         layer.merge(safe_merge=True)
     detach(network)
 
 
 def detach(network: nn.Module) -> None:
-    """Take the adapters away; what they learnt and was not merged is gone."""
+    """Remove the adapters; what was not merged is lost."""
     for path, layer in _layers(network).items():
         parent, _, name = path.rpartition(".")
         setattr(network.get_submodule(parent), name, layer.get_base_layer())
@@ -79,7 +79,7 @@ def detach(network: nn.Module) -> None:
 
 @contextmanager
 def off(network: nn.Module) -> Iterator[None]:
-    """The network as it was before adapters, for as long as this lasts."""
+    """In this context the network computes without its adapters."""
     layers = list(_layers(network).values())
     for layer in layers:
         layer._disable_adapters = True  # peft's own switch would also decide what has a gradient
@@ -91,7 +91,7 @@ def off(network: nn.Module) -> Iterator[None]:
 
 
 def save(network: nn.Module, lora: Lora, folder: Path, base: str) -> None:
-    """The adapter alone, as peft's `PeftModel.from_pretrained` reads it."""
+    """Save the adapter alone, as peft's `PeftModel.from_pretrained` reads it."""
     folder.mkdir(parents=True, exist_ok=True)
     config = _config(lora, list(_layers(network)))
     config.base_model_name_or_path, config.inference_mode = base, True
@@ -104,7 +104,7 @@ def save(network: nn.Module, lora: Lora, folder: Path, base: str) -> None:
 
 
 def add_saved(network: nn.Module, export: Path) -> None:
-    """Add to the weights what the adapter learnt that stands beside them in an export, if there is one."""
+    """Merge the adapter that stands beside the weights of an export, if there is one."""
     folder = export / FOLDER
     if not (folder / _FILE).is_file():
         return
@@ -123,7 +123,7 @@ def add_saved(network: nn.Module, export: Path) -> None:
 def together(
     weight: torch.Tensor, down: torch.Tensor, up: torch.Tensor, scale: float, length: torch.Tensor | None
 ) -> torch.Tensor:
-    """A matrix and the adapter beside it as one; DoRA learns the length of each row apart from its direction."""
+    """A matrix with its adapter merged; DoRA learns the length of each row separately from its direction."""
     new = weight.float() + scale * (up.float() @ down.float())
     if length is not None:
         new = new * (length.float() / new.norm(dim=1))[:, None]
@@ -146,7 +146,7 @@ def _config(lora: Lora, layers: list[str]) -> LoraConfig:
 
 
 def _targets(network: nn.Module, model: Model, lora: Lora) -> list[str]:
-    """The linear layers of the parts that are trained with LoRA, those that `lora.targets` means."""
+    """The linear layers of the parts that are trained with LoRA, as `lora.targets` selects them."""
     wanted = {part for part in ADAPTED if training_of(part, model) == "lora"}
     idle = idle_vision(network, model.train.vision_layers)
     linear = [

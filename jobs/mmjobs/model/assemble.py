@@ -40,7 +40,7 @@ Made = tuple[PreTrainedModel, Chat, Squares, int, LlavaProcessor]
 
 
 def assemble(model: Model, precision: str, empty: bool) -> Made:
-    """The parts of a recipe as one network, its words, its pixels, its longest sequence and its processor.
+    """The parts of a recipe as one network, its chat, its pixels, its longest sequence and its processor.
 
     The weights of an `empty` one come from elsewhere; it is not worth reading those of its parts.
     """
@@ -68,7 +68,7 @@ def assemble(model: Model, precision: str, empty: bool) -> Made:
 
 
 def _normalise(pixels: Squares, tower: nn.Module, given: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Bytes come from our own loader; whoever brings numbers has normalised them."""
+    """Normalise bytes, which come from our own loader; other numbers are normalised already."""
     return (pixels.normal(given[0]), *given[1:]) if given and given[0].dtype == torch.uint8 else given
 
 
@@ -130,7 +130,7 @@ def _config(model: Model, vision: CLIPVisionConfig, language: Any, image_id: int
 
 
 def _joined(config: LlavaConfig, tower: Any, language: Any) -> LlavaForConditionalGeneration:
-    """The parts moved into a LLaVA that has no weights of its own, so that nothing is ever there twice."""
+    """The parts moved into a LLaVA without weights of its own, so that no weight is in memory twice."""
     with torch.device("meta"), undivided():
         network = llava.network_class(config)(config)
     network.model.vision_tower = tower
@@ -154,7 +154,7 @@ def _projector(config: LlavaConfig) -> nn.Module:
 
 
 def feature_layer(vision: Vision, layers: int) -> int:
-    """The hidden layer that is projected, counted from the end as transformers likes it."""
+    """The hidden layer that is projected, counted from the end as transformers does."""
     if not -(layers + 1) <= vision.feature_layer <= layers:
         what = f"layer {vision.feature_layer} does not exist: there are {layers} layers and the embeddings"
         raise BadInput(f"model.vision.feature_layer: {what}; write a number from {-layers - 1} to -1")
@@ -162,7 +162,7 @@ def feature_layer(vision: Vision, layers: int) -> int:
 
 
 def _check_features(network: LlavaForConditionalGeneration, expected: int) -> None:
-    """Prompts hold as many image tokens as the tower and the projector really give features."""
+    """Check that prompts hold as many image tokens as the tower and the projector give features."""
     config: Any = network.config
     side, some = config.vision_config.image_size, next(network.model.vision_tower.parameters())
     blank = torch.zeros(1, 3, side, side, dtype=some.dtype, device=some.device)
@@ -186,7 +186,7 @@ def _colours(vision: Vision) -> tuple[tuple[float, ...], tuple[float, ...]]:
 
 
 def _processor(model: Model, config: Any, tokenizer: Any, pixels: Squares) -> LlavaProcessor:
-    """What transformers needs to make the same tokens and pixels; of dynamic tiles it knows the thumbnail only."""
+    """transformers' processor for the same tokens and pixels; of dynamic tiles it knows the thumbnail only."""
     square = {"height": pixels.side, "width": pixels.side}
     crops = model.tiling.kind == "crop"
     images = LlavaImageProcessorPil(

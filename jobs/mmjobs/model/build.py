@@ -1,4 +1,4 @@
-"""The model of a recipe: its network, and how conversations and images become what the network reads."""
+"""The model of a recipe: its network, and how conversations and images become its inputs."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ _LOOKS_BACK = {"full_attention", "sliding_attention", "chunked_attention"}
 
 @dataclass(frozen=True)
 class BuiltModel:
-    """A model, and what its data must look like."""
+    """A network, and how its data are tokenised and preprocessed."""
 
     network: PreTrainedModel
     chat: Chat
     pixels: Pixels
     positions: int
-    """The longest sequence that the language model can tell the places of."""
+    """The longest sequence that the language model has positions for."""
     processor: Any
-    """transformers' own object for the same data, to be saved with the weights."""
+    """transformers' processor for the same data, which is saved with the weights."""
 
     @property
     def branches(self) -> bool:
@@ -60,12 +60,12 @@ class BuiltModel:
 
 
 def build(model: Model, precision: str = "fp32", scoring_head: bool = False) -> BuiltModel:
-    """The model that a recipe describes, with the weights that it starts from; random ones come from torch's state.
+    """The model that a recipe describes, with its initial weights; random ones come from torch's random state.
 
     With a `scoring_head` it gives each answer a number, and no token a probability.
     """
     built = skeleton(model, precision, empty=model.init_from is not None)
-    torch.manual_seed(torch.initial_seed())  # weights that are read draw more or fewer numbers, divided or whole
+    torch.manual_seed(torch.initial_seed())  # reading weights draws more or fewer random numbers, divided or whole
     if scoring_head:
         heads.add_score(built.network)
     if model.init_from is not None:
@@ -76,12 +76,12 @@ def build(model: Model, precision: str = "fp32", scoring_head: bool = False) -> 
         heads.freeze_vocabulary_head(built.network)
     if model.activation_checkpointing == "on":
         built.network.activation_checkpointing_enable()
-        built.network.enable_input_require_grads()  # frozen embeddings would end the graph before it begins
+        built.network.enable_input_require_grads()  # frozen embeddings have no gradient, and the graph would end there
     return built
 
 
 def skeleton(model: Model, precision: str, empty: bool) -> BuiltModel:
-    """The model without what training adds to it; an `empty` one waits for weights from elsewhere."""
+    """The model without what training adds to it; `empty`: its weights are loaded later."""
     make = pretrained.load if model.pretrained else assemble.assemble
     built = BuiltModel(*make(model, precision, empty))
     _check_layers(built.network)
@@ -93,14 +93,14 @@ def skeleton(model: Model, precision: str, empty: bool) -> BuiltModel:
 
 
 def _check_layers(network: Any) -> None:
-    """Most families call their parts alike; some older ones do not."""
+    """Refuse models with other names for their parts, as some older families have."""
     if not hasattr(network, "model") or not hasattr(network.get_decoder(), "layers"):
         what = f"models of type {network.config.model_type} are laid out otherwise than those that can be trained here"
         raise BadInput(f"model.pretrained: {what}; choose one of the LLaMA, Mistral, Qwen or Gemma families")
 
 
 def _check_words(chat: Chat, template: str) -> None:
-    """Where the tokenizer lacks a special word of the template, every turn would begin and end in loose letters."""
+    """Refuse a template whose special tokens the tokenizer lacks: they would become ordinary letters."""
     words = re.findall(r"<\|\w+\|>", own_template(template)) if template in OWN else []
     known = {token.content for token in chat.tokenizer.added_tokens_decoder.values()}
     if missing := sorted(set(words) - known):

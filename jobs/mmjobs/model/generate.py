@@ -1,4 +1,4 @@
-"""Answers in the model's own words: greedy generation for the samples that are logged."""
+"""Greedy generation, for the samples that an evaluation logs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mmjobs.data.chat import Chat
 from mmjobs.data.images.preprocess import ImageInputs, Pixels
 
 LONGEST = 48
-"""Tokens; a sample is there to be looked at."""
+"""The most tokens of a sample, which is for people to read."""
 
 
 def greedy(network: nn.Module, chat: Chat, pixels: Pixels, prompt: list[int], image_inputs: ImageInputs) -> str:

@@ -1,4 +1,4 @@
-"""The network that is put together from parts: a LLaVA, or one with another projector or another attention."""
+"""The assembled network: a LLaVA, or one with another projector or another attention."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Assembled(LlavaForConditionalGeneration):
 
 
 def _tell_images(model: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """Tell the attention which keys are images, [B, S]: those of the cache, which remembers them, and those of now."""
+    """The keys that are images, [B, S]: those in the cache, and those of this call."""
     ids = named.get("input_ids")
     if ids is None:
         raise TypeError("mmca tells images from text by their token ids, not by embeddings")
@@ -60,7 +60,7 @@ def network_class(config: LlavaConfig) -> type[LlavaForConditionalGeneration]:
 
 
 def widths(config: Any) -> Widths:
-    """What the projector of a configuration stands between."""
+    """The widths that the projector of a configuration connects."""
     vision, language = config.vision_config, config.text_config
     return Widths(
         vision=vision.hidden_size,
@@ -78,7 +78,7 @@ def features(config: Any) -> int:
 
 
 def initialise(projector: nn.Module, std: float) -> nn.Module:
-    """Fresh weights that keep the scale of what passes through."""
+    """New weights that keep the scale of activations."""
     for module in projector.modules():
         if isinstance(module, nn.Linear):
             nn.init.normal_(module.weight, std=std)

@@ -1,4 +1,4 @@
-"""MMCA: attention in which text and images are normalised apart, so that many image tokens never drown a few words.
+"""MMCA: attention with a softmax of its own for each modality, so that many image tokens never outweigh a few words.
 
 A text query adds the softmax over the earlier text to the softmax over the earlier images; an image query adds the
 softmax over the earlier text to its own value (algorithms of DeepSpeed-VisualChat, with two corrections: a query that
@@ -23,13 +23,13 @@ def attention(
     query: torch.Tensor,  # [B, H, T, E]
     key: torch.Tensor,  # [B, G, S, E], G heads that H / G query heads share
     value: torch.Tensor,  # [B, G, S, E]
-    attention_mask: torch.Tensor | None,  # [B, 1, T, S], true where a query may look
+    attention_mask: torch.Tensor | None,  # [B, 1, T, S], true where a query attends to a key
     scaling: float | None = None,
     dropout: float = 0.0,
     images: torch.Tensor | None = None,  # [B, S], true where a key belongs to an image; the queries are the last T
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
-    """What each query sees of either modality, added up: [B, T, H, E]."""
+    """The sum of both modalities' outputs for each query: [B, T, H, E]."""
     if images is None:
         raise TypeError("mmca needs to know which tokens are images")
     shared = query.shape[1] // key.shape[1]
@@ -40,22 +40,22 @@ def attention(
         ones = torch.ones(length, width, dtype=torch.bool, device=query.device)
         attention_mask = ones.tril(width - length)[None, None]
     of_image = images[:, None, None, :]  # [B, 1, 1, S]
-    asks_as_image = images[:, None, width - length :, None]  # [B, 1, T, 1]
+    is_image_query = images[:, None, width - length :, None]  # [B, 1, T, 1]
     weights = _softmax(scores, attention_mask & ~of_image)
-    weights = weights + _softmax(scores, attention_mask & of_image & ~asks_as_image)
+    weights = weights + _softmax(scores, attention_mask & of_image & ~is_image_query)
     weights = nn.functional.dropout(weights, dropout, module.training)
-    own = torch.where(asks_as_image, value[:, :, width - length :], 0)  # [B, H, T, E]
+    own = torch.where(is_image_query, value[:, :, width - length :], 0)  # [B, H, T, E]
     return (weights @ value + own).transpose(1, 2).contiguous(), None
 
 
 def _softmax(scores: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:
-    """Over what is visible; a row that sees nothing is zero, and so is its gradient."""
+    """Softmax over the visible keys; a row without any is zero, and so is its gradient."""
     hidden = scores.masked_fill(~visible, torch.finfo(scores.dtype).min)
     return torch.where(visible, hidden.softmax(-1), 0)
 
 
 def _mask(*args: Any, **kwargs: Any) -> torch.Tensor | None:
-    """A mask that is always written out: attention without one would not know its padding."""
+    """A mask that is always explicit: without one, attention would not know its padding."""
     mask: torch.Tensor | None = sdpa_mask(*args, **{**kwargs, "allow_is_causal_skip": False})
     return mask
 

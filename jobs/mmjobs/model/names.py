@@ -1,4 +1,4 @@
-"""Names of models, folders or repositories of the Hugging Face hub: what fails with one is said with its name."""
+"""Model names, which are folders or repositories of the Hugging Face hub: errors say the name."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from mmlaunch.errors import BadInput
 
 @contextmanager
 def opening(field: str, name: str) -> Iterator[None]:
-    """Turn what transformers raises about a model that cannot be loaded into one sentence about the recipe."""
+    """In this context an error of transformers about a model becomes one sentence about the recipe."""
     loud, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()  # a CLIP has a text tower too: its report of 100 unused weights tells nobody anything
+    logging.set_verbosity_error()  # a CLIP has a text tower too: its report of 100 unused weights is of no use
     logging.disable_progress_bar()
     try:
         yield
@@ -34,7 +34,7 @@ def opening(field: str, name: str) -> Iterator[None]:
 
 
 def weights(kind: Any, name: str, config: Any, empty: bool, dtype: torch.dtype, **options: Any) -> Any:
-    """A model with all of its weights from there: one that is missing would be a random one that nobody notices.
+    """A model with all of its weights from there: a missing one would stay random, and nobody would notice.
 
     An `empty` one has memory for them only: they come from elsewhere.
     """

@@ -33,7 +33,7 @@ Made = tuple[PreTrainedModel, Chat, Pixels, int, Any]
 
 
 def load(model: Model, precision: str, empty: bool) -> Made:
-    """The model, its words, its pixels, its longest sequence and its processor."""
+    """The model, its chat, its pixels, its longest sequence and its processor."""
     name = str(model.pretrained)
     trusted = {"trust_remote_code": model.remote_code != "refuse"}
     dtype = dtype_of("language", model, precision)
@@ -89,7 +89,7 @@ def still(kind: Any) -> Any:
 
 
 def _keep_all(config: Any) -> None:
-    """No dropout but the recipe's: some checkpoints still name the one that they were trained with."""
+    """Use the recipe's dropout alone: some checkpoints still have the one that they were trained with."""
     for name, value in vars(config).items():
         if isinstance(value, PretrainedConfig):
             _keep_all(value)
@@ -98,7 +98,7 @@ def _keep_all(config: Any) -> None:
 
 
 def _drop_attention(network: PreTrainedModel, dropout: float) -> None:
-    """In the language model alone: other parts have attentions too."""
+    """Set it in the language model alone: other parts have attention too."""
     decoder: Any = network.get_decoder()
     modules: Iterable[Any] = decoder.modules() if dropout else ()
     for module in modules:

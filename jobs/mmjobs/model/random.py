@@ -41,5 +41,5 @@ def language(shape: RandomLanguage, tokenizer: PreTrainedTokenizerFast) -> Llama
 
 
 def init_std(width: int) -> float:
-    """1/sqrt(width), which keeps the scale of what passes through; the usual 0.02 fits widths of thousands only."""
+    """1/sqrt(width), which keeps the scale of activations; the usual 0.02 fits widths of thousands only."""
     return 1 / math.sqrt(width)

@@ -40,7 +40,7 @@ def reading(settings: dict[str, Any]) -> Iterator[None]:
 
 @contextmanager
 def undivided() -> Iterator[None]:
-    """For what has no weights, or does not stay."""
+    """In this context weights stay whole: for models that are read and dropped again."""
     unset_hf_deepspeed_config()
     try:
         yield
@@ -51,7 +51,7 @@ def undivided() -> Iterator[None]:
 
 @contextmanager
 def whole(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
-    """These parameters whole, on all ranks together; what all of them change, in the same way, stays."""
+    """In this context these parameters are whole on all ranks; changes that all ranks make in the same way are kept."""
     divided: list[Any] = [parameter for parameter in parameters if _is_divided(parameter)]
     if divided:
         divided[0].all_gather(param_list=divided)
@@ -63,7 +63,7 @@ def whole(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
 
 
 def divide(module: nn.Module) -> None:
-    """Divide what was made beside divided parameters, such as an embedding with more rows."""
+    """Divide parameters that were added to a divided network, such as an embedding with more rows."""
     parameters: list[Any] = list(module.parameters())
     divided = [parameter for parameter in parameters if _is_divided(parameter)]
     new = [parameter for parameter in parameters if not _is_divided(parameter)]
@@ -72,19 +72,19 @@ def divide(module: nn.Module) -> None:
 
 
 def shape(value: torch.Tensor) -> torch.Size:
-    """Of the whole."""
+    """The shape of the whole parameter."""
     found: torch.Size = getattr(value, "ds_shape", value.shape)
     return found
 
 
 def own(parameter: nn.Parameter) -> torch.Tensor:
-    """What this rank has of it."""
+    """The part of a parameter that this rank has."""
     share: torch.Tensor | None = getattr(parameter, "ds_tensor", None)
     return parameter if share is None else share
 
 
 def cast(parameter: nn.Parameter, dtype: torch.dtype) -> None:
-    """Keep a parameter in another type."""
+    """Cast a parameter to another type."""
     parameter.data = parameter.data.to(dtype)
     share = getattr(parameter, "ds_tensor", None)
     if share is not None:

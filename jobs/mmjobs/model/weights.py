@@ -32,20 +32,20 @@ FILE = "model.safetensors"
 
 
 def load(network: nn.Module, checkpoint: Path) -> None:
-    """Take the weights of a checkpoint of the same model, adapters and all."""
+    """Load the weights of a checkpoint of the same model, including its adapters."""
     network.load_state_dict(_of_run(checkpoint))
 
 
 def start_from(network: nn.Module, name: str) -> None:
-    """Take every weight from there; a name or a shape that does not fit is an error that names it."""
+    """Load every weight from there; a name or a shape that does not fit is an error that names it."""
     folder, lora = _found(Path(name))
     state = _of_hub(folder) if (folder / "config.json").is_file() else merged(_of_run(folder), lora)
     own = network.state_dict(keep_vars=True)
-    score = f"{SCORE}.weight"  # a head that is not there begins anew, and one that is not wanted is left
+    score = f"{SCORE}.weight"  # a missing head begins anew, and one that is not needed is ignored
     state = state if score in own else {key: value for key, value in state.items() if key != score}
     tied = {key for key, value in own.items() if key not in state and _shared(own, key, value, state)}
-    wordless = {"lm_head.weight"} - state.keys() if score in own else set()  # a classifier of transformers has no words
-    missing = sorted(own.keys() - state.keys() - tied - wordless - {score})
+    without_head = {"lm_head.weight"} - state.keys() if score in own else set()  # transformers' classifiers lack it
+    missing = sorted(own.keys() - state.keys() - tied - without_head - {score})
     unknown = sorted(state.keys() - own.keys())
     wrong = [f"{key} is {_shape(state[key])} there and {_shape(own[key])} here" for key in own.keys() & state.keys()
              if state[key].shape != shape(own[key])]  # fmt: skip
@@ -55,14 +55,14 @@ def start_from(network: nn.Module, name: str) -> None:
             raise BadInput(f"model.init_from: {name} {what} {some}; its model must be the one of this recipe")
     with torch.no_grad():
         for key, value in own.items():
-            if key in state or key in wordless - tied:
-                with whole([value]):  # words that nothing reads are 0: memory that nobody wrote may hold no numbers
+            if key in state or key in without_head - tied:
+                with whole([value]):  # an unused vocabulary head is 0: unwritten memory may hold NaN
                     value.copy_(state.get(key, torch.zeros(())))
     add_saved(network, folder)
 
 
 def _found(path: Path) -> tuple[Path, Lora | None]:
-    """The folder that holds the weights, and the adapters' options where they still stand beside the weights."""
+    """The folder that holds the weights, and the options of adapters that are not merged yet."""
     if not path.is_dir():
         raise BadInput(f"model.init_from: there is no folder {path}; give a run, a checkpoint or an export")
     run = next((place for place in (path, *path.parents) if (place / "recipe.resolved.yaml").is_file()), None)
@@ -78,7 +78,7 @@ def _found(path: Path) -> tuple[Path, Lora | None]:
 
 
 def merged(state: dict[str, torch.Tensor], lora: Lora | None) -> dict[str, torch.Tensor]:
-    """The weights of a network without adapters, from those of one with them."""
+    """The weights of a network without adapters, from those of a network with them."""
     if lora is None:
         return state
     plain = {key.replace(".base_layer.", "."): value for key, value in state.items() if ADAPTER not in key}
@@ -103,7 +103,7 @@ def _of_run(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def _of_hub(folder: Path) -> dict[str, torch.Tensor]:
-    """Through transformers, which knows the names that files of all ages give to weights."""
+    """Load through transformers, which knows the names of weights in files of all versions."""
     with opening("model.init_from", str(folder)), undivided():
         config = AutoConfig.from_pretrained(folder)
         kind: Any = AutoModelForImageTextToText if sees_images(config) else AutoModelForCausalLM

@@ -1,4 +1,4 @@
-"""Augmentation: what is changed in an image before the model sees it, drawn from seeds alone."""
+"""Augmentation: changes of an image before the model reads it, drawn from seeds alone."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def jpeg(*seed: object) -> Callable[[Image.Image], Image.Image]:
 
 
 def crop(*seed: object) -> Callable[[Image.Image], Image.Image]:
-    """Blow up a random piece of 1 to 20 % of each image to the size of the whole (mDPO's corrupted image)."""
+    """Enlarge a random crop of 1 to 20 % of each image to the size of the whole (mDPO's corrupted image)."""
     dice = _dice(seed)
 
     def piece(image: Image.Image) -> Image.Image:

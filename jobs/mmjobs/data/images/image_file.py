@@ -24,7 +24,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from mmjobs.data.example import BadPicture
 
 KINDS: Final = ("JPEG", "MPO", "PNG", "GIF", "WEBP", "BMP", "DIB", "TIFF", "PPM", "AVIF", "JPEG2000", "ICO", "QOI")
-"""What data sets hold. Kinds that Pillow opens with another program (EPS) or by guessing (TGA, PCX) are left out."""
+"""Kinds of files that data sets hold; none that Pillow opens with another program (EPS) or by guessing (TGA, PCX)."""
 
 DAMAGE: Final = (
     OSError, SyntaxError, ValueError, EOFError, LookupError, ArithmeticError, TypeError, AttributeError,
@@ -37,7 +37,7 @@ UPRIGHT: Final = {
     5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }  # fmt: skip
-"""What undoes each EXIF orientation; from 5 on, width and height change places."""
+"""The operation that undoes each EXIF orientation; from 5 on, width and height are exchanged."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class FilePicture:
     path: str
     """As it stands in the row where it is absolute, below the folder of images otherwise."""
     root: str | None = field(default=None, compare=False)
-    """The folder that the file must not leave, by `..`, by a link or otherwise."""
+    """The folder that the file has to stay in, whatever `..` and links say."""
 
     @classmethod
     def at(cls, name: str, folder: str | os.PathLike[str], fenced: bool = True) -> FilePicture:
@@ -109,7 +109,7 @@ class BytesPicture:
 
     @cached_property
     def digest(self) -> bytes:
-        """The content in 16 bytes: what to keep where only equality matters."""
+        """A digest of the content in 16 bytes, for comparisons."""
         return hashlib.blake2b(self.data, digest_size=16).digest()
 
     @property
@@ -163,12 +163,12 @@ def _decoded(stream: BinaryIO, name: str, max_side: int | None) -> Image.Image:
         if plain.size != target:
             plain = plain.resize(target, Image.Resampling.BICUBIC, reducing_gap=3.0)
         plain = plain.transpose(UPRIGHT[orientation]) if orientation in UPRIGHT else plain
-        plain.info.clear()  # whoever looks for an orientation finds none
+        plain.info.clear()  # no orientation is left
         return plain
 
 
 def _header(stream: BinaryIO, name: str) -> Image.Image:
-    """What the header tells; Pillow's limit on pixels, which it only warns of, is an error here."""
+    """Read the header; Pillow's limit on pixels, of which it only warns, is an error here."""
     Image.init()  # all kinds are known from here on; it does nothing the second time
     try:
         return Image.open(stream, formats=[kind for kind in KINDS if kind in Image.OPEN])
@@ -190,7 +190,7 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _rgb(image: Image.Image) -> Image.Image:
-    """RGB with 8 bits, on white where something shines through."""
+    """RGB with 8 bits, on white where the image is transparent."""
     if image.mode.startswith("I") or image.mode == "F":
         return _eight_bits(image).convert("RGB")
     if image.has_transparency_data:
@@ -215,7 +215,7 @@ def _eight_bits(image: Image.Image) -> Image.Image:
 
 @contextmanager
 def _explained(name: str) -> Iterator[None]:
-    """Whatever a decoder says becomes `BadPicture`; what it only warns of is its own affair, except for bombs."""
+    """Every error of a decoder becomes `BadPicture`; its warnings are ignored, except for decompression bombs."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

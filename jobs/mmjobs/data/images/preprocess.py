@@ -1,4 +1,4 @@
-"""Pixels: what a model wants to see of an image, and how many tokens stand for it."""
+"""Preprocessing: from images to the arguments of a model, and the number of image tokens."""
 
 from __future__ import annotations
 
@@ -24,25 +24,25 @@ class Pixels(Protocol):
 
     max_side: int
     several: bool
-    """Whether images next to each other are read as each would be alone."""
+    """Whether adjacent images are read as each would be alone."""
 
     def tokens(self, sizes: Sequence[Size], budget: int | None = None) -> list[int]:
         """The tokens of images of these sizes that stand next to each other."""
 
     def read(self, images: Sequence[Image.Image], budget: int | None = None) -> ImageInputs:
-        """What the model sees of the images of one sequence; at most `budget` tiles of each."""
+        """The arguments for the images of one sequence; at most `budget` tiles for each."""
 
     def join(self, image_inputs: Sequence[ImageInputs], ids: torch.Tensor) -> ImageInputs:
-        """What it sees of several sequences, whose tokens are `ids`: [B, T]."""
+        """The arguments for several sequences, whose tokens are `ids`: [B, T]."""
 
     def blank(self) -> tuple[list[int], ImageInputs]:
         """The tokens of a blank image, and the image."""
 
     def features_of(self, image_inputs: ImageInputs) -> int | None:
-        """How many tokens the prompt must hold for them, where it can be told without the model."""
+        """The number of image tokens that the prompt must hold; None where only the model knows it."""
 
     def visible(self, image_inputs: ImageInputs) -> torch.Tensor:
-        """Pictures that a person can look at: [N, 3, H, W] from 0 to 1."""
+        """The images for a person to look at: [N, 3, H, W] from 0 to 1."""
 
 
 class Squares:
@@ -118,7 +118,7 @@ class Processed:
         return list(self._tokens(tuple(sizes), budget))
 
     def _ask(self, sizes: tuple[Size, ...], budget: int | None) -> tuple[int, ...]:
-        """The processor tells by doing: the number of tokens depends on the sizes alone, so blank images serve."""
+        """Run the processor: the number of tokens depends on the sizes alone, so blank images are enough."""
         blank = [Image.new("RGB", size) for size in sizes]
         text = self.processor.image_token * len(sizes)
         made = self.processor(text=[text], images=[blank], add_special_tokens=False, **self._limit(budget))
@@ -139,7 +139,7 @@ class Processed:
         return joined | {name: torch.isin(ids, marked).long() for name, marked in self._marks.items()}
 
     def check(self) -> None:
-        """Whatever the processor tells its model must be passed on, or the model would read something else."""
+        """Everything that the processor gives its model is passed on, or the model would read something else."""
         own = {"input_ids", "attention_mask", *self._marks, *self.read([Image.new("RGB", _BLANK)])}
         if lost := (set(self._sample) - own) & self.arguments:
             what = f"its processor also makes {', '.join(sorted(lost))}, which cannot be made for answers here"
@@ -147,14 +147,13 @@ class Processed:
 
     @cached_property
     def _sample(self) -> dict[str, Any]:
-        """What the processor makes of an image and a word."""
+        """The output of the processor for an image and a word."""
         text, images = f"{self.processor.image_token} a", [[Image.new("RGB", _BLANK)]]
         return dict(self.processor(text=[text], images=images, return_tensors="pt"))
 
     @cached_property
     def _marks(self) -> dict[str, torch.Tensor]:
-        """Arguments that say which tokens are images, and these tokens: some models let them see each other, or place
-        them in two dimensions."""
+        """Arguments that mark image tokens: in some models these attend to each other, or have 2-D positions."""
         ids, found = self._sample["input_ids"], {}
         for name in sorted({"mm_token_type_ids", "token_type_ids"} & self.arguments & set(self._sample)):
             marked = ids[self._sample[name] == 1].unique()
@@ -171,7 +170,7 @@ class Processed:
     def visible(self, image_inputs: ImageInputs) -> torch.Tensor:
         values = image_inputs.get("pixel_values")
         if values is None or values.ndim < 4:
-            return torch.empty(0, 3, 1, 1)  # Qwen's are patches in a row, which nobody can look at
+            return torch.empty(0, 3, 1, 1)  # Qwen's are patches in a row, which cannot be shown
         mean = torch.tensor(self.processor.image_processor.image_mean).view(3, 1, 1)
         std = torch.tensor(self.processor.image_processor.image_std).view(3, 1, 1)
         return (values.flatten(0, -4) * std + mean).clamp(0, 1)
@@ -180,11 +179,11 @@ class Processed:
         return {"max_patches": budget} if self._tiled and budget else {}
 
     def __reduce__(self) -> tuple[type[Processed], tuple[Any, Collection[str]]]:
-        return Processed, (self.processor, self.arguments)  # without what it remembers
+        return Processed, (self.processor, self.arguments)  # without its caches
 
 
 class Blind:
-    """A text model's: it sees nothing, and says so."""
+    """For a text model: it takes no images, and says so."""
 
     max_side = 1
     several = True

@@ -12,7 +12,7 @@ Size = tuple[int, int]
 
 
 def tiles(size: Size, tiling: Tiling, side: int, budget: int | None = None) -> int:
-    """How many squares an image of this size becomes, the thumbnail included."""
+    """The number of squares that an image of this size becomes, including the thumbnail."""
     if tiling.kind != "dynamic":
         return 1
     across, down = grid(size, tiling, side, budget)

@@ -11,7 +11,7 @@ from mmjobs.data.readers.row import Row
 from mmjobs.data.readers.turns import Message, messages, turn
 
 SCORES = (("score_chosen", "score_rejected"), ("chosen_rating", "rejected_rating"), ("chosen_score", "rejected_score"))
-"""The columns that data sets keep the scores of a pair in; the first that are there count."""
+"""The columns that data sets keep the scores of a pair in; the first that exist are used."""
 
 
 def last(row: Row, found: Sequence[Message], column: str) -> tuple[Sequence[Message], Message]:
@@ -38,7 +38,7 @@ def worded(row: Row, value: Any, what: str) -> str:
 
 
 def ranked(row: Row, texts: Sequence[str], scores: Sequence[float | None], names: Sequence[str]) -> tuple[Answer, ...]:
-    """Several answers, best first; one that stands there twice would be better than itself."""
+    """Several answers, best first; the same answer twice would be better than itself."""
     for place, text in enumerate(texts):
         if text in texts[:place]:
             raise row.bad(

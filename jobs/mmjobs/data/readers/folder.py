@@ -1,4 +1,4 @@
-"""The folder of images of a source, and what a row's image columns stand for."""
+"""The image folder of a source, and the images that a row's columns name."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Folder:
             raise row.bad(str(error)) from None
 
     def _split(self, row: Row, value: Any, column: str) -> Iterator[Any]:
-        """A list is taken as it is; text is split at commas, unless a file is called that."""
+        """A list stays as it is; text is split at commas, unless a file has this name."""
         if isinstance(value, list):
             yield from value
         elif isinstance(value, str) and "," in value and not value.startswith("data:"):

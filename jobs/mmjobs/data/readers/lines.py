@@ -21,7 +21,7 @@ Layout = Literal["lines", "list", "text"]
 
 @dataclass(frozen=True)
 class Lines:
-    """The rows of a file. It holds their places alone: 24 bytes a row, however long they are."""
+    """The rows of a file. Only their offsets are in memory: 24 bytes a row, however long a row is."""
 
     path: Path
     layout: Layout
@@ -104,13 +104,13 @@ def first(path: Path) -> bytes:
 
 
 def _is_binary(path: Path) -> bool:
-    """Whether the file holds zeros where it begins, as images do, and text in two bytes a letter."""
+    """Whether the file begins with zero bytes, as images do, and text with two bytes a letter."""
     with path.open("rb") as stream:
         return b"\0" in stream.read(4096)
 
 
 def _lines(path: Path) -> Iterator[tuple[int, int, int]]:
-    """Start, size and number of each line that holds something, without what ends it."""
+    """Start, size and number of each line that is not blank, without its end."""
     with path.open("rb") as stream:
         start = 0
         for number, line in enumerate(stream, 1):

@@ -1,4 +1,4 @@
-"""One row of a data set as it was written, and how its mistakes are told."""
+"""One row of a data set as it was written, and the messages about its mistakes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def kind(value: object) -> str:
 
 @dataclass(frozen=True)
 class Row:
-    """The values of a row by column; nothing here, and nobody who reads it, changes them."""
+    """The values of a row by column; nobody changes them."""
 
     origin: Origin
     values: Mapping[str, Any]
@@ -30,7 +30,7 @@ class Row:
         return BadRow(self.origin, what)
 
     def get(self, column: str) -> Any:
-        """The value, or None where the row has none; parquet says null where JSON leaves out."""
+        """The value, or None where the row has none; parquet has null where JSON has no key."""
         return self.values.get(column)
 
     def need(self, column: str) -> Any:
@@ -72,7 +72,7 @@ class Row:
         return number
 
     def label(self) -> str | None:
-        """What `label` says, as text: numbers as they are written, `true` and `false`."""
+        """The column `label` as text: numbers as they are written, `true` and `false`."""
         value = self.get("label")
         if isinstance(value, bool):
             return str(value).lower()

@@ -9,7 +9,7 @@ from mmjobs.model.projectors.widths import Widths
 
 
 class MlpProjector(nn.Module):
-    """The parameters and the arithmetic of transformers' LLaVA, so that the whole is a LLaVA to everybody."""
+    """The parameters and the arithmetic of transformers' LLaVA, so that every tool takes the model for a LLaVA."""
 
     def __init__(self, widths: Widths) -> None:
         super().__init__()

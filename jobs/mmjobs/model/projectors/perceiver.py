@@ -1,4 +1,4 @@
-"""The `perceiver` projector: learned queries on a square grid look at the patches; each becomes one feature."""
+"""The `perceiver` projector: learned queries on a square grid attend to the patches; each becomes one feature."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _HEAD = 128
 
 
 class PerceiverProjector(nn.Module):
-    """Cross-attention from Q queries to the patches; both know where they stand by fixed 2-D sines and cosines."""
+    """Cross-attention from Q queries to the patches; both have fixed 2-D sinusoidal positions."""
 
     query_places: torch.Tensor
     patch_places: torch.Tensor
@@ -45,8 +45,10 @@ class PerceiverProjector(nn.Module):
         values = self.keys_norm(self.keys(patches))  # [N, P, D]
         keys = values + self.patch_places.to(values.dtype)
         queries = self.queries_norm(self.queries) + self.query_places.to(values.dtype)  # [Q, D]
-        seen, _ = self.attention(queries.expand(len(patches), -1, -1), keys, values, need_weights=False)  # [N, Q, D]
-        projected: torch.Tensor = self.project(self.norm(seen))
+        attended, _ = self.attention(
+            queries.expand(len(patches), -1, -1), keys, values, need_weights=False
+        )  # [N, Q, D]
+        projected: torch.Tensor = self.project(self.norm(attended))
         return projected
 
 
@@ -54,12 +56,12 @@ build = PerceiverProjector
 
 
 def features(widths: Widths) -> int:
-    """As many as there are queries."""
+    """One for each query."""
     return widths.queries or QUERIES
 
 
 def _heads(width: int) -> int:
-    """About 128 numbers each, and a number that divides the width."""
+    """The number of heads: about 128 numbers in each, and a divisor of the width."""
     return next(heads for heads in range(max(1, width // _HEAD), 0, -1) if width % heads == 0)
 
 

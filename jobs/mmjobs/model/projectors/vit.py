@@ -10,7 +10,7 @@ from mmjobs.model.projectors.widths import Widths
 
 
 class VitProjector(nn.Module):
-    """Patches look at each other once more before they are projected."""
+    """Patches attend to each other once more before they are projected."""
 
     def __init__(self, widths: Widths) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""What a projector stands between: the sizes of the two models that it joins."""
+"""The sizes of the two models that a projector connects."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ class Widths:
     """Patches along each side of the grid."""
     class_token: bool = False
     queries: int | None = None
-    """How many a perceiver learns."""
+    """The number of queries that a perceiver learns."""
     vision_heads: int = 1
 
     @property
     def patches(self) -> int:
-        """What the encoder gives of one image."""
+        """The number of features that the encoder gives for one image."""
         return self.side**2 + self.class_token
