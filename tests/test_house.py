@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import ast
 import configparser
+import re
 import shutil
 import subprocess
 import sys
 import tarfile
 import zipfile
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
@@ -148,6 +150,50 @@ def test_no_cycles() -> None:
 
     for module in graph:
         visit(module, ())
+
+
+SCHEDULERS = {path.parent.name for path in (ROOT / "launcher" / "mmlaunch" / "schedulers").glob("*/scheduler.py")}
+WORDS_OF_SLURM = re.compile(r"sbatch|squeue|sacct|scancel|scontrol|sinfo|SLURM_")
+MAY_NAME_SLURM = {
+    "mmlaunch.recipe.environment": "variables that no recipe may set, whatever runs it",
+    "mmlaunch.recipe.scalars": "words that may stand on an #SBATCH line",
+    "mmlaunch.load.cluster": "keys of a profile: `sbatch` are options that are passed on as they are",
+    "mmlaunch.submit.render": "the filter `sbatch` for templates",
+}
+
+
+def strings(path: Path) -> Iterator[str]:
+    """The texts that a module works with; docstrings are not among them."""
+    tree = ast.parse(path.read_text())
+    documentation = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in documentation:
+            yield node.value
+
+
+def test_only_schedulers_know_a_scheduler() -> None:
+    """Nobody else imports one, names its programs or variables, or compares anything with the name of one."""
+    assert sorted(SCHEDULERS) == ["local", "slurm"]
+    rooms = tuple(f"mmlaunch.schedulers.{name}" for name in SCHEDULERS)
+    entry_point = "mmlaunch.submit.ranks"  # the name by which job scripts of old runs call the local scheduler
+    faults = []
+    for module, path in modules().items():
+        if not is_in(module, "mmlaunch") or is_in(module, "mmlaunch.schedulers"):
+            continue
+        faults += [f"{module} imports {t}" for t in imports(path) if is_in(t, rooms) and module != entry_point]
+        if module not in MAY_NAME_SLURM:
+            faults += [f"{module} says {text!r}" for text in strings(path) if WORDS_OF_SLURM.search(text)]
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Compare):
+                sides = [node.left, *node.comparators]
+                faults += [
+                    f"{module}:{node.lineno} compares with {side.value!r}"
+                    for side in sides
+                    if isinstance(side, ast.Constant) and side.value in SCHEDULERS
+                ]
+    assert not faults
+    base = ROOT / "launcher" / "mmlaunch" / "schedulers" / "base.py"
+    assert not [target for target in imports(base) if is_in(target, rooms)]
 
 
 def test_no_rooms_without_a_purpose() -> None:

@@ -11,6 +11,7 @@ from mmlaunch.restart import causes, log_patterns
 from mmlaunch.run import ledger
 from mmlaunch.run.ledger import Events
 from mmlaunch.run.paths import RunPaths
+from mmlaunch.schedulers import choose
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ def of(run: RunPaths) -> Story:
     still = now.state in ("starting", "running") and now.reason
     what = {
         "done": f"Complete after {now.attempt} attempt{'s' if now.attempt > 1 else ''}, at step {now.step}",
-        "cancelled": f"Cancelled by {(events.last('cancelling') or {}).get('by', 'scancel')} at step {now.step or 0}",
+        "cancelled": f"Cancelled by {_canceller(events) if now.state == 'cancelled' else ''} at step {now.step or 0}",
         "lost": "Its job is gone and left no word",
         "pending": "It waits for its turn",
         "held": "It waits for a human",
@@ -53,6 +54,12 @@ def of(run: RunPaths) -> Story:
     }.get(now.state, f"mmlaunch logs {run.name}; a hang is ended and restarted by itself" if still else "")
     following = following or f"mmlaunch status {run.name}"
     return Story(run.name, now.state, what, now.reason if now.state != "done" else "", "", _history(events), following)
+
+
+def _canceller(events: Events) -> str:
+    """The user who asked mmlaunch for the end, or the scheduler's own command."""
+    asked = events.last("cancelling")
+    return str(asked.get("by")) if asked else choose.of_run(events).cancel_command
 
 
 def _failed(run: RunPaths, now: Status, events: Events) -> Story:

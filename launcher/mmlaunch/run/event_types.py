@@ -40,6 +40,8 @@ class Queued:
     job: str
     excluded: tuple[str, ...] = ()
     """The nodes that this job stays away from."""
+    tasks: int = 0
+    """Of a job array."""
     host: str = ""
     pid: int = 0
     began: int | None = None

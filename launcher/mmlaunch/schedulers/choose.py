@@ -67,7 +67,8 @@ def versions() -> Mapping[str, str | None]:
 
 
 def _usual_profile() -> str:
-    """The user's `default`, or the profile that bears the name of the scheduler that is here."""
-    if "default" in clusters.profiles():
+    """The user's `default`, or the profile that bears the name of a scheduler that is here."""
+    profiles = clusters.profiles()
+    if "default" in profiles:
         return "default"
-    return next(scheduler.name for scheduler in all_schedulers() if scheduler.is_here())
+    return next(one.name for one in all_schedulers() if one.name in profiles and one.is_here())

@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mmlaunch.schedulers.base import JobState
 from mmlaunch.schedulers.slurm import states
-from mmlaunch.schedulers.slurm.states import JobState, meaning
+from mmlaunch.schedulers.slurm.states import meaning
 
 WORDS = [word for words in states._WORDS.values() for word in words]
 

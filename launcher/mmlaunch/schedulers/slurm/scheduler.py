@@ -82,7 +82,7 @@ class Slurm:
         commands.call("scancel", str(record["job"]))
 
     def hold(self, record: JobRecord) -> None:
-        commands.call("scontrol", "hold", str(record["job"]))
+        commands.call("scontrol", "uhold", str(record["job"]))
 
     def release(self, record: JobRecord) -> None:
         commands.call("scontrol", "release", str(record["job"]))

@@ -1,0 +1,1 @@
+"""A third scheduler, as someone else would write it."""
