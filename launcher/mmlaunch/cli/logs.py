@@ -32,22 +32,17 @@ _COLOURS = ("cyan", "magenta", "yellow", "green", "blue", "red")
 def command(run: str, follow: bool, rank: int | None, attempt: int | None, lines: int | None) -> None:
     """What all ranks of RUN print, each line after its rank's number, and what srun says of them."""
     paths = rundir.resolve(run)
-    attempts = attempts_of(paths)
+    attempts = paths.attempt_numbers
     if attempt is not None and attempt not in attempts:
         raise UserError(f"{paths.name} has no attempt {attempt}; it has {', '.join(map(str, attempts)) or 'none'}")
-    spoke = [number for number in attempts if any(paths.attempt(number).logs.glob("*.out"))]
-    view = View(paths, rank, attempt, lines, first=max(attempts if follow else spoke, default=1))
+    printed = [number for number in attempts if paths.attempt(number).all_logs]
+    view = View(paths, rank, attempt, lines, first=max(attempts if follow else printed, default=1))
     if follow:
         view.follow()
     elif not view.print_new() and not view.print_batch():
         if rank is not None and (known := sorted(view.ranks())) and rank not in known:
             raise UserError(f"{paths.name} has no rank {rank}; it has {known[0]} to {known[-1]}")
         click.echo(f"{paths.name} has printed nothing yet; next: mmlaunch status {paths.name}", err=True)
-
-
-def attempts_of(run: RunPaths) -> list[int]:
-    """The numbers of a run's attempts."""
-    return sorted(int(folder.name) for folder in run.attempts.glob("[0-9]*"))
 
 
 @dataclass
@@ -63,15 +58,16 @@ class View:
 
     def files(self) -> list[Path]:
         """Logs of the chosen attempt, or of all since the first: those of the ranks, then srun's."""
-        attempts = [n for n in attempts_of(self.run) if n == self.attempt or (self.attempt is None and n >= self.first)]
-        found = [path for number in attempts for path in self.run.attempt(number).logs.glob("*.out")]
+        known = self.run.attempt_numbers
+        attempts = [n for n in known if n == self.attempt or (self.attempt is None and n >= self.first)]
+        logs = [path for number in attempts for path in self.run.attempt(number).all_logs]
         if self.rank is not None:
-            found = [path for path in found if _rank(path) == self.rank]
-        return sorted(found, key=lambda path: (int(path.parent.parent.name), _rank(path) is None, _rank(path) or 0))
+            logs = [path for path in logs if _rank(path) == self.rank]
+        return sorted(logs, key=lambda path: (int(path.parent.parent.name), _rank(path) is None, _rank(path) or 0))
 
     def ranks(self) -> set[int]:
         """Those that have a log in any attempt."""
-        logs = (path for number in attempts_of(self.run) for path in self.run.attempt(number).logs.glob("*.out"))
+        logs = (path for number in self.run.attempt_numbers for path in self.run.attempt(number).all_logs)
         return {rank for path in logs if (rank := _rank(path)) is not None}
 
     def print_new(self) -> bool:
@@ -93,7 +89,7 @@ class View:
     def print_batch(self) -> bool:
         """What the batch script itself said: where there is no rank, the reason stands there."""
         printed = False
-        for path in sorted(self.run.job.glob("batch*.out")):
+        for path in self.run.batch_logs:
             for line in path.read_text(errors="replace").splitlines():
                 click.echo(f"[batch] {line}")
                 printed = True

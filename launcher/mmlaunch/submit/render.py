@@ -11,6 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+from jinja2.loaders import FileSystemLoader
+from jinja2.runtime import BlockReference, LoopContext, Macro
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.utils import Cycler, Joiner
 
 from mmlaunch.errors import TemplateError
 from mmlaunch.load.cluster import config_folder
@@ -26,13 +30,47 @@ TEMPLATE_FAULTS = (
 """What an expression of a user's template may raise."""
 
 
+_PLAIN = (str, int, float, list, tuple, dict, LoopContext, Cycler, Joiner)
+"""The types whose methods a template may call: they change nothing and reach no file."""
+
+
+class UnreadableTemplate(TemplateError):
+    """A template that is no text; the message names its file."""
+
+
+class _Loader(FileSystemLoader):
+    """Reads templates, and says which one is not UTF-8."""
+
+    def get_source(self, environment: jinja2.Environment, template: str) -> tuple[str, str, Any]:
+        try:
+            return super().get_source(environment, template)
+        except UnicodeDecodeError as error:
+            places = (Path(folder, template) for folder in self.searchpath)
+            path = next(place for place in places if place.is_file())
+            what = f"{path}: is not UTF-8 (byte {error.start} is 0x{error.object[error.start]:02x})"
+            raise UnreadableTemplate(f"{what}; save it as UTF-8") from None
+
+
+class _Sandbox(ImmutableSandboxedEnvironment):
+    """Templates may come with a recipe of somebody else: they see the plan's values and reach nothing behind them.
+
+    Jinja's sandbox closes the ways to Python's internals. The plan also holds objects with methods that write files
+    or build other objects, so a template calls only Jinja's own functions, macros, and methods of plain values.
+    """
+
+    def is_safe_callable(self, obj: Any) -> bool:
+        own = isinstance(obj, (Macro, BlockReference)) or any(obj is known for known in self.globals.values())
+        method = getattr(obj, "__wrapped__", obj)  # Jinja wraps `str.format`, to watch over what it looks up
+        return bool(super().is_safe_callable(obj)) and (own or isinstance(getattr(method, "__self__", None), _PLAIN))
+
+
 class Renderer:
     """Templates are looked for beside the recipe, then in the user's config folder, then in the package."""
 
     def __init__(self, beside: Path) -> None:
         folders = [beside, beside / "templates", config_folder() / "templates", resources.files("mmlaunch.templates")]
-        self.environment = jinja2.Environment(
-            loader=jinja2.FileSystemLoader([str(folder) for folder in folders]),
+        self.environment = _Sandbox(
+            loader=_Loader([str(folder) for folder in folders]),
             undefined=jinja2.StrictUndefined,
             keep_trailing_newline=True,
             trim_blocks=True,
@@ -60,6 +98,8 @@ class Renderer:
         context.update(world=plan.world, slurm_time=plan.slurm_time)
         try:
             return self.environment.get_template(name).render(context)
+        except UnreadableTemplate:
+            raise
         except jinja2.TemplateSyntaxError as error:
             path = Path(error.filename or name)
             raise TemplateError(_at(path, error.lineno, error.message or "is no template")) from None
@@ -106,7 +146,10 @@ def _place_of(error: BaseException, name: str) -> tuple[Path, int]:
 def _at(path: Path, line: int, message: str) -> str:
     """`file:line: message`, with the line of the template below."""
     try:
-        text = path.read_text().splitlines()[line - 1]
-    except (OSError, IndexError):
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    if not 0 < line <= len(lines):
         return f"{path}: {message}"
+    text = lines[line - 1]
     return f"{path}:{line}: {message}\n{line:>4} | {text}"

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.runs import mmlaunch
 
 from mmlaunch.errors import MmlaunchError, RecipeError, TemplateError, UserError
 from mmlaunch.load import cluster as clusters
@@ -202,6 +203,70 @@ def test_whatever_a_template_does_wrong_shows_its_line(tmp_path: Path, fault: st
     (tmp_path / "preamble.sh.j2").write_text(f"# first\n{fault}\n")
     with pytest.raises(TemplateError, match=r"preamble\.sh\.j2:2: "):
         script(plan_of(clusters.choose("slurm")[1], "slurm"), beside=tmp_path)
+
+
+INTERNALS = {
+    "{{ ''.__class__.__mro__ }}": "attribute '__class__' of 'str' object is unsafe",
+    "{{ cycler.__init__.__globals__.os.system('touch pwned') }}": "attribute '__init__' of 'type' object is unsafe",
+    "{{ ''|attr('__class__') }}": "attribute '__class__' of 'str' object is unsafe",
+    "{{ '{0.__class__}'.format(nodes) }}": "attribute '__class__' of 'int' object is unsafe",
+    "{{ lipsum.__globals__['os'].popen('touch pwned').read() }}": "attribute '__globals__' of 'function' object",
+    "{{ [run]|map(attribute='__class__.__init__')|list }}": "attribute '__class__' of 'RunPaths' object is unsafe",
+    "{{ run.root.cwd().joinpath('pwned').write_text('x') }}": "is not safely callable",
+    "{{ run.root.with_name('pwned').write_text('x') }}": "is not safely callable",
+    "{{ run.code.mkdir(parents=true) }}": "is not safely callable",
+    "{{ recipe.model_copy() }}": "is not safely callable",
+    "{{ run.attempt(1) }}": "is not safely callable",
+    "{{ environment.update({'BASH_ENV': 'pwned'}) }}": "attribute 'update' of 'dict' object is unsafe",
+    "{% set ns = namespace() %}{{ ns.__class__ }}": "attribute '__class__' of 'Namespace' object is unsafe",
+}
+
+
+@pytest.mark.parametrize("expression", INTERNALS)
+def test_a_template_of_somebody_else_does_not_reach_python(
+    expression: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sbatch.sh.j2").write_text(f"#!/bin/bash\n{expression}\n")
+    plan = plan_of(clusters.choose("slurm")[1], "slurm", run=str(tmp_path / "runs" / "r"))
+    with pytest.raises(TemplateError, match=rf"{re.escape(str(tmp_path))}/sbatch\.sh\.j2:2: .*") as caught:
+        script(plan, beside=tmp_path)
+    assert INTERNALS[expression] in str(caught.value) and caught.value.exit_code == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["sbatch.sh.j2"]
+
+
+def test_a_hostile_folder_can_be_rendered_without_harm(small: Path) -> None:
+    """The command, as someone types it who looks at a recipe that came by mail."""
+    fault = "{{ cycler.__init__.__globals__.os.system('touch pwned') }}"
+    (small.parent / "local.sh.j2").write_text(f"#!/bin/bash\n{{% include 'preamble.sh.j2' %}}\n{fault}\n")
+    done = mmlaunch("render", small, "--cluster", "local")
+    assert done.returncode == 2 and "local.sh.j2:3: access to attribute '__init__'" in done.stderr
+    assert "Traceback" not in done.stderr and not list(small.parent.rglob("pwned"))
+
+
+def test_ordinary_templates_work_as_before(tmp_path: Path) -> None:
+    text = """{% macro line(key, value) %}{{ key|upper }}={{ value }}{% endmacro %}
+{% for name, value in {'b': 1, 'a': 2}.items() %}{{ loop.index }}{{ loop.cycle('x', 'y') }} {{ line(name, value) }}
+{% endfor %}
+{{ run.name }} {{ run.root.parent }} {{ recipe.optim.lr }} {{ recipe.data.train[0].format }} {{ cluster.signal.lead }}
+{{ range(3)|list }} {{ run.name.split('-')[0] }} {{ '{:03d}'.format(nodes) }} {{ deepspeed.zero_optimization.stage }} {{ environment|length }}
+"""
+    (tmp_path / "sbatch.sh.j2").write_text(text)
+    lines = script(plan_of(clusters.choose("slurm")[1], "slurm"), beside=tmp_path).split("\n")
+    lines = [line for line in lines if line]
+    assert lines[:2] == ["1x B=1", "2y A=2"]
+    assert lines[2].startswith("dpo-llama3-8b-1121-7f3a /runs 5e-06 ") and lines[3].startswith("[0, 1, 2] dpo 004 ")
+
+
+@pytest.mark.parametrize("name", ["sbatch.sh.j2", "preamble.sh.j2", "deepspeed.json.j2"])
+def test_a_template_that_is_not_utf8_is_named(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes("#!/bin/bash\n# für Ä\n".encode("latin-1"))
+    plan = plan_of(clusters.choose("slurm")[1], "slurm")
+    with pytest.raises(TemplateError) as caught:
+        script(plan, beside=tmp_path)
+        Renderer(tmp_path).deepspeed(plan)
+    assert str(caught.value) == f"{tmp_path}/{name}: is not UTF-8 (byte 15 is 0xfc); save it as UTF-8"
+    assert caught.value.exit_code == 2
 
 
 def test_the_nearest_template_wins(tmp_path: Path) -> None:
