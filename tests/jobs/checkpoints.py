@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers as hf
+import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 from mmjobs.model.pretrained import still
 
+hf: Any = transformers
+"""Its types do not know every argument that its classes take."""
 TEXT = [
     "USER: What is in the picture? ASSISTANT: A red circle on a dark ground, at the top left.",
     "user assistant system Hello Where is it? It is the second one; naïve café, 北京, \n\n and more words follow here.",

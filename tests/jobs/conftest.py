@@ -139,7 +139,7 @@ class Job:
         command = ["ps", "-o", "pid=", "--ppid", str(self.ranks[rank].pid)]
         return [int(child) for child in subprocess.run(command, capture_output=True, check=True).stdout.split()]
 
-    def events(self, *kinds: str) -> list[ledger.Event]:
+    def events(self, *kinds: Any) -> list[ledger.Event]:
         return ledger.read(self.paths.events).all(*kinds)
 
     def losses(self) -> dict[int, list[float]]:

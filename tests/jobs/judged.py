@@ -88,7 +88,8 @@ class Judged:
     def _whole(self, values: Number) -> Number:
         """The sum; tokens beyond the shortest answer's length count less (LD-DPO)."""
         shared = min(len(own) for own in self.each[: self.count])
-        return values[:shared].sum() + self.options.get("ld_alpha", 1.0) * values[shared:].sum()
+        beyond: float = self.options.get("ld_alpha", 1.0)
+        return values[:shared].sum() + beyond * values[shared:].sum()
 
 
 def log_sigmoid(x: Number) -> Number:
@@ -105,7 +106,7 @@ def label(options: Options, one: Judged, spread: float) -> float:
 def of_pair(term: str, options: Options, beta: float, one: Judged, shift: float, spread: float) -> Number:
     """The loss of one example by a term that asks for nothing but its own answers."""
     won, lost = one.ratio(0), one.ratio(1)
-    smoothing = options.get("label_smoothing", 0.0)
+    smoothing: float = options.get("label_smoothing", 0.0)
     d = beta * (one.score(0) - one.score(1))
     if term == "sigmoid":
         return -(1 - smoothing) * log_sigmoid(d) - smoothing * log_sigmoid(-d)
@@ -160,16 +161,16 @@ def point(batch: Sequence[Judged]) -> float:
 
 
 def kto(options: Options, beta: float, one: Judged, z: float) -> Number:
-    good = options.get("desirable", 1.0) * (1 - torch.sigmoid(beta * (one.ratio(0) - z)))
+    good: Number = options.get("desirable", 1.0) * (1 - torch.sigmoid(beta * (one.ratio(0) - z)))
     if one.count == 1 and one.unpaired_label > 0:
         return good
-    bad = options.get("undesirable", 1.0) * (1 - torch.sigmoid(beta * (z - one.ratio(one.count - 1))))
+    bad: Number = options.get("undesirable", 1.0) * (1 - torch.sigmoid(beta * (z - one.ratio(one.count - 1))))
     return bad if one.count == 1 else (good + bad) / 2
 
 
 def aot(options: Options, beta: float, batch: Sequence[Judged]) -> list[Number]:
     """Each value meets the one of its rank; where two examples meet, each has half of it."""
-    smoothing = options.get("label_smoothing", 0.0)
+    smoothing: float = options.get("label_smoothing", 0.0)
 
     def loss(better: list[Number], worse: list[Number]) -> Number:
         x = beta * (torch.stack(better).sort().values - torch.stack(worse).sort().values)

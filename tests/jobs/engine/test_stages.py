@@ -161,7 +161,7 @@ def test_weights_that_are_divided_as_they_are_read(
     job: Jobs, tiny: Recipes, tmp_path: Path, kind: str, precision: str
 ) -> None:
     """The same training as with whole weights on every rank."""
-    model: dict[str, Any] = {
+    makers: dict[str, Callable[[], dict[str, Any]]] = {
         "parts": lambda: {**parts_of(tmp_path), "chat_template": "plain"},
         "whole": lambda: {"pretrained": str(checkpoints.llava(tmp_path / "llava"))},
         "export": lambda: {
@@ -169,8 +169,8 @@ def test_weights_that_are_divided_as_they_are_read(
             "init_from": str(checkpoints.llava(tmp_path / "llava")),
             "train": {"vision": "frozen", "language": "lora"}, "lora": {"rank": 2, "alpha": 4},
         },
-    }[kind]()  # fmt: skip
-    changes = {"model": model, "batch": {"global": 4, "micro": 2}, "precision": precision, "steps": 4}
+    }  # fmt: skip
+    changes = {"model": makers[kind](), "batch": {"global": 4, "micro": 2}, "precision": precision, "steps": 4}
     found = {}
     for stage in (1, 3):
         run = job(f"stage-{stage}")

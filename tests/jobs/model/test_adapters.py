@@ -44,7 +44,7 @@ def adapted(recipe: Recipe) -> BuiltModel:
     with torch.no_grad():
         for name, parameter in built.network.named_parameters():
             if parts.ADAPTER in name:
-                parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
+                parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.1)
     return built
 
 
@@ -135,7 +135,7 @@ def test_only_what_the_recipe_trains_has_a_gradient(tiny: Callable[..., Recipe])
 def test_an_adapted_layer_says_what_that_of_peft_says(tiny: Callable[..., Recipe]) -> None:
     """Forward and back; under autocast it is no further from the truth, for it rounds once less."""
     built = adapted(tiny(model__lora={**LORA, "rslora": True}, model__train=TRAIN))
-    layers = [module for module in built.network.modules() if isinstance(module, Linear)]
+    layers: list[Any] = [module for module in built.network.modules() if isinstance(module, Linear)]
     assert layers and all(type(layer) is not Linear for layer in layers)
     for layer in layers[:6]:
         theirs = partial(Linear.forward, layer)

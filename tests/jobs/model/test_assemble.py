@@ -73,9 +73,10 @@ def test_logits_are_those_of_transformers(parts: Path, language: str, vision: st
 def test_new_rows_are_the_mean_and_old_ones_stay(parts: Path) -> None:
     before: Any = hf.AutoModelForCausalLM.from_pretrained(parts / "llama3")
     built = made(parts)
+    network: Any = built.network
     for old, new in (
-        (before.get_input_embeddings().weight, built.network.get_input_embeddings().weight),
-        (before.lm_head.weight, built.network.get_output_embeddings().weight),
+        (before.get_input_embeddings().weight, network.get_input_embeddings().weight),
+        (before.lm_head.weight, network.get_output_embeddings().weight),
     ):
         assert len(new) % 64 == 0 and len(new) >= len(built.chat.tokenizer) > len(old)
         assert torch.equal(new[: len(old)], old)
@@ -174,6 +175,7 @@ def test_the_saved_processor_counts_what_the_projector_makes(parts: Path, projec
         *encoded.prompt.ids,
         *theirs["input_ids"][0][len(encoded.prompt) :].tolist(),
     ]
+    assert built.chat.image_id is not None
     assert int((theirs["input_ids"] == built.chat.image_id).sum()) == encoded.prompt.ids.count(built.chat.image_id)
     ours = built.pixels.normal(encoded.image_inputs["pixel_values"])
     torch.testing.assert_close(theirs["pixel_values"], ours, atol=1e-6, rtol=0)

@@ -107,7 +107,8 @@ def hidden(built: BuiltModel, ids: list[list[int]], **more: Any) -> torch.Tensor
     pixels = {"pixel_values": torch.randn(count, 3, 16, 16)} if count else {}
     network: Any = built.network
     with torch.no_grad():
-        return network.model(input_ids=rows, **{**pixels, **more}).last_hidden_state
+        states: torch.Tensor = network.model(input_ids=rows, **{**pixels, **more}).last_hidden_state
+    return states
 
 
 def test_pure_text_is_plain_attention_and_images_are_not(twins: tuple[BuiltModel, BuiltModel]) -> None:

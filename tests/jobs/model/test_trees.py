@@ -60,9 +60,11 @@ def test_a_window_that_reaches_less_far_is_told(tmp_path: Path) -> None:
     unused = {"use_sliding_window": True, "sliding_window": 16, "max_window_layers": 2}  # from the third layer on
     others = loaded(tmp_path / "llama", "llama"), loaded(tmp_path / "qwen2", "qwen2", **unused)
     cpu = torch.device("cpu")
-    for row in ([(10, 6, 6)], [(16,), (2, 14)], [(10, 3, 6)]):
+    fitting: list[list[tuple[int, ...]]] = [[(10, 6, 6)], [(16,), (2, 14)], [(10, 3, 6)]]
+    too_long: list[list[tuple[int, ...]]] = [[(10, 7, 1)], [(3, 3), (10, 1, 7)], [(17,)]]
+    for row in fitting:
         trees.arguments(mistral, row, cpu)
-    for row in ([(10, 7, 1)], [(3, 3), (10, 1, 7)], [(17,)]):
+    for row in too_long:
         assert all(trees.arguments(network, row, cpu) for network in others)
         with pytest.raises(
             BadInput, match="17 tokens are more than this model's window of attention; write at most 16"
@@ -93,6 +95,6 @@ def test_dropout_is_left_to_sdpa(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trees, "_flashes", lambda query: True)
     monkeypatch.setattr(trees, "_in_one_call", lambda *_: "the kernel")
     monkeypatch.setattr(trees, "_piece_by_piece", lambda *_: "pieces")
-    states = torch.randn(3, 1, 2, 5, 8)
+    q, k, v = torch.randn(3, 1, 2, 5, 8)
     for dropout, wanted in ((0.0, "the kernel"), (0.1, "pieces")):
-        assert trees.attention(torch.nn.Module(), *states, None, [(2, 1, 2)], dropout=dropout)[0] == wanted
+        assert trees.attention(torch.nn.Module(), q, k, v, None, [(2, 1, 2)], dropout=dropout)[0] == wanted

@@ -31,7 +31,8 @@ def test_the_best_margin_of_mmpo_is_gamma_times_the_gap_of_the_scores() -> None:
     """Also for gaps of thousands, whose label is 1; a tie pushes nothing."""
     gaps = torch.tensor([0.0, 0.5, 2.0, -1.0, 4000.0], dtype=torch.float64)
     delta = (1.1 * gaps / 0.3).requires_grad_()
-    side = partial(Completion, *[torch.zeros(5, dtype=torch.float64)] * 4)
+    zero = torch.zeros(5, dtype=torch.float64)
+    side = partial(Completion, zero, zero, zero, zero)
     one = torch.ones(5, dtype=torch.float64)
     pairs = PolicyVsReference(
         0.3, side(delta, one, gaps), side(0 * one, one, 0 * gaps), side(0 * one, one, gaps),
@@ -67,8 +68,8 @@ def test_odds_of_a_certain_answer_are_finite() -> None:
 
 def of_means(chosen: torch.Tensor, rejected: torch.Tensor) -> PolicyVsReference:
     none = torch.zeros_like(chosen).detach()
-    sides = [Completion(mean, mean, none, none, none, none + 1, none) for mean in (chosen, rejected)]
-    return PolicyVsReference(0.1, *sides, sides[1], none[:, None], none[:, None] == 0, none, none, none == 0)
+    better, worse = (Completion(mean, mean, none, none, none, none + 1, none) for mean in (chosen, rejected))
+    return PolicyVsReference(0.1, better, worse, worse, none[:, None], none[:, None] == 0, none, none, none == 0)
 
 
 def test_a_small_ratio_of_a_long_answer_keeps_its_digits() -> None:

@@ -80,7 +80,12 @@ def llama(folder: Path) -> Path:
     tokenizer = tokens.byte_tokenizer()
     tokenizer.chat_template = own_template("plain")
     tokens.complete(tokenizer)
-    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    shape: dict[str, Any] = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+    }
     network = LlamaForCausalLM(LlamaConfig(**shape, vocab_size=len(tokenizer), tie_word_embeddings=False))
     network.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -165,6 +170,7 @@ def test_a_reward_is_read_after_the_last_token_and_learnt_as_its_formula_says(
             [network.model(input_ids=row).last_hidden_state[0, -1] @ network.score.weight[0] for row in rows]
         )
     scores = [[answer.score or 0.0 for answer in answers] for answers in answered]
+    assert isinstance(recipe.objective, Settings)
     each = [told(way, *pair, recipe.objective.centre) for pair in zip(rewards, scores, strict=True)]
     torch.testing.assert_close(measured.example_losses, torch.stack(each))
     ours, theirs = (

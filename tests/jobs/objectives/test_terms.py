@@ -30,7 +30,7 @@ from mmlaunch.recipe.terms import BY_RATIO, Terms
 
 Recipes = Callable[..., Recipe]
 WORDS = ("red", "b", "a much longer answer", "top left, I think", "no", "of course not", "3.14", "yes!")
-MIXTURES: dict[str, dict[str, dict[str, Any]]] = {
+MIXTURES: dict[str, dict[str, Any]] = {
     **{name: preset["terms"] for name, preset in PRESETS.items()},
     **{name: {name: {}} for name in Terms.model_fields if name != "sft"},
     "smooth": {"sigmoid": {"label_smoothing": 0.2}, "robust": {"label_smoothing": 0.1}, "aot": {"pairs": "unpaired"}},
@@ -56,7 +56,8 @@ def all_digits(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def forward(self: Any, states: torch.Tensor) -> torch.Tensor:
         variance = states.pow(2).mean(-1, keepdim=True)
-        return self.weight * states * torch.rsqrt(variance + self.variance_epsilon)
+        normed: torch.Tensor = self.weight * states * torch.rsqrt(variance + self.variance_epsilon)
+        return normed
 
     monkeypatch.setattr(modeling_llama.LlamaRMSNorm, "forward", forward)
 
@@ -115,7 +116,7 @@ def gradients(network: Any, loss: torch.Tensor) -> dict[str, torch.Tensor]:
 
 
 def judged_alone(built: BuiltModel, found: list[Encoded], options: dict[str, Any]) -> list[judged.Judged]:
-    known = [() if one.reference is None else torch.split(one.reference, one.loss_tokens) for one in found]
+    known = [() if one.reference is None else torch.split(one.reference, list(one.loss_tokens)) for one in found]
     return [judged.Judged(built.network, built.pixels, *pair, options) for pair in zip(found, known, strict=True)]
 
 

@@ -30,7 +30,7 @@ from mmlaunch.run import manifest
 Jobs = Callable[[str], Any]
 Recipes = Callable[..., Recipe]
 FIRST, ROWS = 1000, 40
-PAIRS = {"format": "shapes", "skip": FIRST, "limit": ROWS}
+PAIRS: dict[str, Any] = {"format": "shapes", "skip": FIRST, "limit": ROWS}
 LORA = {"model__train": {"vision": "frozen", "language": "lora"}, "model__lora": {"rank": 2, "alpha": 4}}
 
 
@@ -186,8 +186,8 @@ def test_an_image_that_breaks_off_is_left_out(job: Jobs, tiny: Recipes, tmp_path
 
 def test_the_command_says_who_is_better(job: Jobs, tiny: Recipes, tmp_path: Path) -> None:
     """Longer answers are the better ones here: a run that has learnt nothing finds them less likely."""
-    for name, first, count in (("train", 0, 64), ("test", 64, 60)):
-        rows = [{"prompt": f"Is it {n}?", "chosen": "It is so.", "rejected": "No"} for n in range(first, first + count)]
+    for name, start, count in (("train", 0, 64), ("test", 64, 60)):
+        rows = [{"prompt": f"Is it {n}?", "chosen": "It is so.", "rejected": "No"} for n in range(start, start + count)]
         (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
     data = {
         f"data__{key}": {"path": str(tmp_path / f"{name}.jsonl")}
@@ -197,13 +197,13 @@ def test_the_command_says_who_is_better(job: Jobs, tiny: Recipes, tmp_path: Path
     good = trained(job, "good", tiny(objective="reward", steps=12, optim__lr=1e-2, **data))
     done = mmlaunch("compare", poor.paths.root, good.paths.root)
     assert done.returncode == 0 and "\r" not in done.stderr, done.stderr  # progress is for terminals
-    head, first, second, *_, last = done.stdout.splitlines()
-    assert head.split()[:2] == ["run", "step"] and "\x1b" not in done.stdout
+    titles, first, second, *_, conclusion = done.stdout.splitlines()
+    assert titles.split()[:2] == ["run", "step"] and "\x1b" not in done.stdout
     assert first.split()[:5] == ["A", "poor", "1", "log-probability", "0/60"]
     assert second.split()[:5] == ["B", "good", "12", "score", "60/60"]
     assert "100.0 % (94.0 % to 100.0 %)" in second and "different scales" in done.stdout
     assert "B - A       +100.0 points of accuracy (+100.0 to +100.0) over 60 pairs" in done.stdout
-    assert last == "the difference is beyond chance: B is right more often"
+    assert conclusion == "the difference is beyond chance: B is right more often"
     found = json.loads(mmlaunch("compare", good.paths.root, poor.paths.root, "--json", "--limit", "50").stdout)
     assert found["pairs"] == 50 and found["difference"]["only_a"] == 50 and found["difference"]["beyond_chance"]
 

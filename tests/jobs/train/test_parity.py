@@ -83,7 +83,8 @@ def test_a_reward_model_is_proved_by_the_state_that_its_head_reads(job: Jobs, ti
 
 def _opened() -> None:
     """In this rank, every answer sees the ones before it."""
-    trees._piece_by_piece = lambda module, q, k, v, row, options: trees.sdpa_attention_forward(  # type: ignore[assignment]  # broken on purpose
+    patched: Any = trees  # broken on purpose
+    patched._piece_by_piece = lambda module, q, k, v, row, options: patched.sdpa_attention_forward(
         module, q, k, v, None, **options
     )[0]
 

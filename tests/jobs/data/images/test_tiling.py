@@ -67,7 +67,7 @@ def noise(width: int, height: int) -> Image.Image:
 @pytest.mark.parametrize("kind", ["resize", "crop", "pad"])
 def test_pixels_are_those_of_transformers(kind: Any, size: tuple[int, int]) -> None:
     image, square = noise(*size), {"height": 28, "width": 28}
-    norm = {"image_mean": list(MEAN), "image_std": list(SPREAD)}
+    norm: dict[str, Any] = {"image_mean": list(MEAN), "image_std": list(SPREAD)}
     if kind == "pad":
         theirs: Any = LlavaImageProcessorPil(do_pad=True, size=square, do_center_crop=False, **norm)
     elif kind == "crop":
