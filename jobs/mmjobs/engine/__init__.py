@@ -1,1 +1,1 @@
-"""The DeepSpeed engine: gradients, updates, and the files that DeepSpeed writes and reads."""
+"""The DeepSpeed engine: gradients, updates, frozen models, and the files of its checkpoints."""

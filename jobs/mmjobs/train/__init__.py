@@ -1,1 +1,1 @@
-"""The trainer: the loop, its engine, checkpoints and what it writes down."""
+"""Training: builders, sources, learners, and the loop that runs them."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -13,6 +14,8 @@ import pytest
 import torch
 
 from mmjobs.engine.lr_schedule import lr_factor
+from mmjobs.rank.ranks import Ranks
+from mmjobs.train.source import DatasetSource
 from mmlaunch.recipe import Recipe
 from mmlaunch.recipe.optim import Optim
 from mmlaunch.restart import policy
@@ -114,3 +117,40 @@ def test_schedule_rises_and_ends_where_the_recipe_says() -> None:
         assert factors[:5] == pytest.approx([0.25, 0.5, 0.75, 1.0, 1.0])
         assert factors[20] == pytest.approx(end) and min(factors[4:]) >= end - 1e-9
     assert lr_factor(optim, 0, 1) == 1.0
+
+
+def count_collectives() -> None:
+    """A rank writes how often it had called each collective of its own at the beginning of each step."""
+    calls = {"sums": 0, "highest": 0, "gather": 0}
+    plain: dict[str, Any] = {name: getattr(Ranks, name) for name in (*calls, "add")}
+
+    def counting(name: str, counted: str) -> Any:
+        def call(self: Ranks, *values: Any) -> Any:
+            calls[counted] += 1
+            return plain[name](self, *values)
+
+        return call
+
+    for name, counted in (("add", "sums"), ("highest", "highest"), ("gather", "gather")):
+        setattr(Ranks, name, counting(name, counted))
+    next_step = DatasetSource.next_step
+
+    def reported(self: DatasetSource) -> Any:
+        print("collectives", json.dumps(calls), flush=True)
+        return next_step(self)
+
+    DatasetSource.next_step = reported  # type: ignore[method-assign]  # in a rank's own process, which ends
+
+
+def test_ranks_talk_once_about_the_boundary_and_once_about_the_units(job: Jobs, tiny: Recipes) -> None:
+    """Metrics are reduced for the steps that are logged, and for no others."""
+    run = job("run")
+    run.prepare = count_collectives
+    changes: dict[str, Any] = {"log": {"every": 4, "tensorboard": False}, "batch": {"global": 8, "micro": 2}}
+    assert run.run(tiny(steps=9, data__eval=[], **changes), 2) == [0, 0], run.log()
+    counts = [json.loads(line.partition(" ")[2]) for line in run.log().splitlines() if line.startswith("collectives")]
+    steps = [
+        {name: after[name] - before[name] for name in after} for before, after in itertools.pairwise(counts)
+    ]  # from the beginning of a step to that of the next: steps 1 to 8
+    logged = {"sums": 3, "highest": 1, "gather": 0}  # the units; the metrics and the throughput
+    assert steps == [logged if number in (1, 4, 8) else {**logged, "sums": 1} for number in range(1, 9)]
