@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from mmlaunch.errors import UserError
+from mmlaunch.errors import MmlaunchError, UserError
 from mmlaunch.load import Loaded, load_recipe, rundir
 from mmlaunch.monitor import status, watch
 from mmlaunch.monitor.status import Status
@@ -14,6 +15,7 @@ from mmlaunch.run import ledger
 from mmlaunch.run.ledger import Event
 from mmlaunch.run.paths import RunPaths
 from mmlaunch.submit import cancel, resume, submission
+from mmlaunch.submit.other_version import command_of_snapshot, other_version
 
 __all__ = ["Event", "Loaded", "Run", "Status", "find", "load", "runs", "submit"]
 
@@ -78,7 +80,19 @@ class Run:
 
     def resume(self, *overrides: str, cluster: str | None = None) -> Run:
         """Go on from the newest checkpoint, as `mmlaunch resume` does."""
+        if version := other_version(self.paths):
+            return self._resume_with(version, overrides, cluster)
         return Run(resume.resume(str(self.directory), overrides, cluster).plan.run)
+
+    def _resume_with(self, version: str, overrides: tuple[str, ...], cluster: str | None) -> Run:
+        """By the launcher in the run's own snapshot, which is a program of its own."""
+        arguments = ["resume", str(self.directory), *(word for override in overrides for word in ("-s", override))]
+        arguments += ["--cluster", cluster] if cluster is not None else []
+        command, environment = command_of_snapshot(self.paths, version, arguments)
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise MmlaunchError(f"mmlaunch {version}: {done.stderr.strip()}")
+        return self
 
     def cancel(self, now: bool = False) -> str:
         """Stop it; it saves first, unless `now`. A sentence of what became of it."""

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import sys
+from typing import NoReturn
+
 import click
 
 from mmlaunch.cli import options
 from mmlaunch.load import rundir
+from mmlaunch.run.paths import RunPaths
+from mmlaunch.submit.other_version import command_of_snapshot, other_version
 from mmlaunch.submit.resume import resume
 
 
@@ -18,8 +24,13 @@ from mmlaunch.submit.resume import resume
 @options.cluster
 @click.option("-f", "--follow", is_flag=True, help="Stay and show progress.")
 def command(run: str, overrides: tuple[str, ...], cluster: str | None, follow: bool) -> None:
-    """Go on with RUN from its newest checkpoint, also after success, with other settings or on other resources."""
+    """Go on with RUN from its newest checkpoint, also after success, with other settings or on other resources.
+
+    A run of another version of mmlaunch is resumed by the launcher in its own snapshot of the code.
+    """
     paths = rundir.resolve(run)
+    if version := other_version(paths):
+        _resume_with(paths, version, overrides, cluster, follow)
     seen = paths.events.stat().st_size if paths.events.exists() else 0
     plan = resume(run, overrides, cluster).plan
     click.echo(f"{click.style(plan.run.name, bold=True)}   {plan.size}, profile {plan.cluster_name}")
@@ -28,3 +39,16 @@ def command(run: str, overrides: tuple[str, ...], cluster: str | None, follow: b
 
         raise SystemExit(stay(plan.run, seen))
     click.echo(f"next: mmlaunch status {plan.run.name}    mmlaunch logs -f {plan.run.name}")
+
+
+def _resume_with(
+    run: RunPaths, version: str, overrides: tuple[str, ...], cluster: str | None, follow: bool
+) -> NoReturn:
+    """Become the launcher of the run's own snapshot, with the same arguments."""
+    arguments = ["resume", str(run.root), *(word for override in overrides for word in ("-s", override))]
+    arguments += ["--cluster", cluster] if cluster is not None else []
+    arguments += ["--follow"] if follow else []
+    command, environment = command_of_snapshot(run, version, arguments)
+    click.echo(f"{run.name} is a run of mmlaunch {version}: the launcher in its own snapshot resumes it")
+    sys.stdout.flush()
+    os.execve(command[0], command, environment)

@@ -155,8 +155,8 @@ class RunPaths:
 
     @property
     def launcher(self) -> Path:
-        """The launcher of that time."""
-        return self.code / "mmlaunch"
+        """The file of the snapshot that holds the version of its launcher."""
+        return self.code / "mmlaunch" / "__init__.py"
 
     @property
     def environment(self) -> Path:

@@ -249,13 +249,14 @@ def test_ordinary_templates_work_as_before(tmp_path: Path) -> None:
 {% for name, value in {'b': 1, 'a': 2}.items() %}{{ loop.index }}{{ loop.cycle('x', 'y') }} {{ line(name, value) }}
 {% endfor %}
 {{ run.name }} {{ run.root.parent }} {{ recipe.optim.lr }} {{ recipe.data.train[0].format }} {{ cluster.signal.lead }}
-{{ range(3)|list }} {{ run.name.split('-')[0] }} {{ '{:03d}'.format(nodes) }} {{ deepspeed.zero_optimization.stage }} {{ environment|length }}
+{{ range(3)|list }} {{ run.name.split('-')[0] }} {{ '{:03d}'.format(nodes) }}
+{{ deepspeed.zero_optimization.stage }} {{ environment|length }}
 """
     (tmp_path / "sbatch.sh.j2").write_text(text)
     lines = script(plan_of(clusters.choose("slurm")[1], "slurm"), beside=tmp_path).split("\n")
     lines = [line for line in lines if line]
     assert lines[:2] == ["1x B=1", "2y A=2"]
-    assert lines[2].startswith("dpo-llama3-8b-1121-7f3a /runs 5e-06 ") and lines[3].startswith("[0, 1, 2] dpo 004 ")
+    assert lines[2].startswith("dpo-llama3-8b-1121-7f3a /runs 5e-06 ") and lines[3].startswith("[0, 1, 2] dpo 004")
 
 
 @pytest.mark.parametrize("name", ["sbatch.sh.j2", "preamble.sh.j2", "deepspeed.json.j2"])
