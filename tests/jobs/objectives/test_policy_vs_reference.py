@@ -7,7 +7,7 @@ from functools import partial
 
 import pytest
 import torch
-from tests.jobs import judged
+from tests.jobs import formulas
 from tests.jobs.small import PIXELS
 
 from mmjobs.data.batch import collate
@@ -49,7 +49,7 @@ def test_the_best_margin_of_mmpo_is_gamma_times_the_gap_of_the_scores() -> None:
 @pytest.mark.parametrize(("kind", "alpha"), [("forward_kl", 0.5), ("js", 0.5), ("alpha", 0.3), ("alpha", 2.0)])
 def test_a_divergence_is_its_slope_as_far_as_numbers_go(kind: str, alpha: float) -> None:
     ratio = torch.tensor([-70.0, -5.0, 0.0, 0.1, 30.0], dtype=torch.float64)
-    torch.testing.assert_close(divergence(ratio, kind, alpha), judged.SLOPES[kind](ratio.exp(), alpha))
+    torch.testing.assert_close(divergence(ratio, kind, alpha), formulas.SLOPES[kind](ratio.exp(), alpha))
     assert torch.equal(divergence(ratio, "alpha", 1.0), ratio), "its limit is the reverse KL"
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tests.jobs import judged
+from tests.jobs import formulas
 from transformers.models.llama import modeling_llama
 
 from mmjobs.data.batch import Batch, collate
@@ -115,14 +115,14 @@ def gradients(network: Any, loss: torch.Tensor) -> dict[str, torch.Tensor]:
     return {name: p.grad.clone() for name, p in network.named_parameters() if p.grad is not None}
 
 
-def judged_alone(built: BuiltModel, found: list[Encoded], options: dict[str, Any]) -> list[judged.Judged]:
+def judged_alone(built: BuiltModel, found: list[Encoded], options: dict[str, Any]) -> list[formulas.Judged]:
     known = [() if one.reference is None else torch.split(one.reference, list(one.loss_tokens)) for one in found]
-    return [judged.Judged(built.network, built.pixels, *pair, options) for pair in zip(found, known, strict=True)]
+    return [formulas.Judged(built.network, built.pixels, *pair, options) for pair in zip(found, known, strict=True)]
 
 
 def compare(
     built: BuiltModel, objective: Preference, found: list[Encoded], batches: list[Batch], **options: Any
-) -> list[judged.Judged]:
+) -> list[formulas.Judged]:
     """Losses, gradients and metrics of these batches, together one global batch, against each answer on its own."""
     network, chosen, alone = built.network, objective.settings, judged_alone(built, found, options)
     units = {name: sum(objective.units(batch)[name] for batch in batches) for name in objective.over}
@@ -134,12 +134,12 @@ def compare(
     ours = torch.stack(lost).sum()
     mine = gradients(network, ours)
     terms = {name: term.model_dump() for name, term in chosen.weighted.items()}
-    by_term = judged.losses(terms, chosen.beta, alone, objective.shift, SPREAD)
-    theirs = judged.total(terms, by_term, alone)
+    by_term = formulas.losses(terms, chosen.beta, alone, objective.shift, SPREAD)
+    theirs = formulas.total(terms, by_term, alone)
     torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-10)
     each = torch.cat([one.example_losses for one in measured])
-    torch.testing.assert_close(each, judged.weighted(terms, by_term).detach(), rtol=1e-9, atol=1e-10)
-    expected = judged.metrics(terms, chosen.beta, alone, by_term, SPREAD)
+    torch.testing.assert_close(each, formulas.weighted(terms, by_term).detach(), rtol=1e-9, atol=1e-10)
+    expected = formulas.metrics(terms, chosen.beta, alone, by_term, SPREAD)
     expected["shift"] = objective.shift * len(batches), float(len(batches))
     assert set(objective.metrics) <= expected.keys()
     for name in objective.metrics:
@@ -167,7 +167,7 @@ def test_every_mixture_is_what_its_formula_says(
     batches = [collate(some, built.pixels, 258, packed=True) for some in (found[:3], found[3:])]
     alone = compare(built, preference, found, batches)
     if "kto" in MIXTURES[mixture]:
-        assert (judged.point(alone) > 0) == (level < 0)
+        assert (formulas.point(alone) > 0) == (level < 0)
     compare(built, preference, found, [collate(found, built.pixels, 258)])  # each answer in a padded row of its own
 
 
@@ -210,7 +210,7 @@ OPTIONS: list[dict[str, Any]] = [
 ]  # fmt: skip
 
 
-def _near(reference: torch.Tensor | None, alone: judged.Judged) -> torch.Tensor:
+def _near(reference: torch.Tensor | None, alone: formulas.Judged) -> torch.Tensor:
     """What the policy says, nearly: some divergences are exponential."""
     assert reference is not None
     return torch.cat(alone.each).detach() + 0.2 * (reference + 1.5)

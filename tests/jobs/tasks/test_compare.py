@@ -13,7 +13,7 @@ import pytest
 import safetensors.torch
 import torch
 from PIL import Image
-from tests.jobs.judged import log_probs
+from tests.jobs.formulas import log_probs
 from tests.runs import mmlaunch
 
 from mmjobs.data.encode import Encoded, Processor
