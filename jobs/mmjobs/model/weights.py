@@ -38,7 +38,7 @@ def load(network: nn.Module, checkpoint: Path) -> None:
 
 def start_from(network: nn.Module, name: str) -> None:
     """Load every weight from there; a name or a shape that does not fit is an error that names it."""
-    folder, lora = _found(Path(name))
+    folder, lora = _source_of(Path(name))
     state = _of_hub(folder) if (folder / "config.json").is_file() else merged(_of_run(folder), lora)
     own = network.state_dict(keep_vars=True)
     score = f"{SCORE}.weight"  # a missing head begins anew, and one that is not needed is ignored
@@ -61,20 +61,20 @@ def start_from(network: nn.Module, name: str) -> None:
     add_saved(network, folder)
 
 
-def _found(path: Path) -> tuple[Path, Lora | None]:
+def _source_of(path: Path) -> tuple[Path, Lora | None]:
     """The folder that holds the weights, and the options of adapters that are not merged yet."""
     if not path.is_dir():
         raise BadInput(f"model.init_from: there is no folder {path}; give a run, a checkpoint or an export")
-    run = next((place for place in (path, *path.parents) if (place / "recipe.resolved.yaml").is_file()), None)
+    run = next((run for folder in (path, *path.parents) if (run := RunPaths(folder)).resolved.is_file()), None)
     if run is None:
         return path, None
-    recipe = resolved.read(RunPaths(run).resolved)
-    if path != run:
+    recipe = resolved.read(run.resolved)
+    if path != run.root:
         return path, recipe.model.lora
-    newest, _ = manifest.newest(RunPaths(run).checkpoints)
+    newest, _ = manifest.newest(run.checkpoints)
     if newest is None:
         raise BadInput(f"model.init_from: {path} has no valid checkpoint yet; wait for one, or start from another run")
-    return RunPaths(run).checkpoint(newest.step), recipe.model.lora
+    return run.checkpoint(newest.step), recipe.model.lora
 
 
 def merged(state: dict[str, torch.Tensor], lora: Lora | None) -> dict[str, torch.Tensor]:
