@@ -6,7 +6,7 @@ VENV ?= .venv
 PIP = $(VENV)/bin/pip --disable-pip-version-check --quiet
 
 # Two tests at a time, and beside them those of Slurm: these share one cluster, and wait for it most of the time.
-PYTEST = $(VENV)/bin/pytest -n 3 --dist loadgroup --durations=15
+PYTEST = $(VENV)/bin/pytest -n 3 --dist loadscope --durations=15
 
 .PHONY: quickstart test test-all checks slurm browser clean
 

@@ -226,7 +226,6 @@ def distributions(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return target
 
 
-@pytest.mark.xdist_group("distributions")
 def test_the_wheel_holds_the_two_packages_and_all_of_them(distributions: Path) -> None:
     names = zipfile.ZipFile(next(distributions.glob("*.whl"))).namelist()
     tops = {name.split("/")[0] for name in names if ".dist-info" not in name}
@@ -244,7 +243,6 @@ def test_the_wheel_holds_the_two_packages_and_all_of_them(distributions: Path) -
     assert {name for name in names if ".dist-info" not in name} == expected
 
 
-@pytest.mark.xdist_group("distributions")
 def test_the_source_archive_builds_too(distributions: Path) -> None:
     with tarfile.open(next(distributions.glob("*.tar.gz"))) as archive:
         names = archive.getnames()

@@ -24,8 +24,6 @@ from mmlaunch.monitor import watch
 from mmlaunch.run import manifest
 from mmlaunch.schedulers.slurm.queue import FLOOR
 
-pytestmark = pytest.mark.xdist_group("slurm")
-
 
 def test_requeued_by_a_human(small: Path, slurm: SlurmCluster, submit_stub: SubmitStub) -> None:
     run = submit_stub(small, *PAIR, cluster="slurm")

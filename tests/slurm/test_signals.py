@@ -6,14 +6,11 @@ import os
 import signal
 from pathlib import Path
 
-import pytest
 from tests.conftest import SubmitStub
 from tests.runs import losses, saved_at, wait_for
 from tests.slurm.cluster import SlurmCluster
 from tests.slurm.jobs import LONG, PAIR, UNBROKEN, check_nothing_lost, finished, job_of, ranks, requeues
 from tests.stub_job import Fault
-
-pytestmark = pytest.mark.xdist_group("slurm")
 
 
 def test_only_the_task_of_one_rank(small: Path, slurm: SlurmCluster, submit_stub: SubmitStub) -> None:

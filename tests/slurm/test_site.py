@@ -6,11 +6,8 @@ import json
 import subprocess
 from pathlib import Path
 
-import pytest
 from tests.runs import mmlaunch
 from tests.slurm.cluster import SlurmCluster
-
-pytestmark = pytest.mark.xdist_group("slurm")
 
 
 def test_the_facts_of_a_site(slurm: SlurmCluster, own_home: Path) -> None:

@@ -10,8 +10,6 @@ from tests.runs import losses, mmlaunch, saved_at, submit, wait_for
 from tests.slurm.cluster import SlurmCluster
 from tests.slurm.jobs import BRISK, QUICK, TWO_BY_TWO, check_nothing_lost, finished, job_of, requeues, status
 
-pytestmark = pytest.mark.xdist_group("slurm")
-
 TRAINING = [*QUICK, "-s", "steps=300", "-s", "model.dropout=0.1", "-s", "restarts.crash=0"]
 """What is broken, mended, and compared with `unbroken`."""
 FOUR = "resources={nodes: 4, gpus_per_node: 0, tasks_per_node: 1, cpus_per_rank: 1, memory: 1G, time: 10m}"

@@ -17,7 +17,6 @@ from tests.runs import ended, losses, mmlaunch, submit, wait_for
 from mmlaunch.run import ledger
 from mmlaunch.run.paths import RunPaths
 
-pytestmark = pytest.mark.xdist_group("chain")  # one trained run and one export for all
 RECIPE = """
 name: chain
 model:
