@@ -1,4 +1,4 @@
-"""mmlaunch from Python: load a recipe, run it, read its events. What goes wrong raises what `mmlaunch.errors` names."""
+"""mmlaunch from Python: load a recipe, run it, read its events. Errors are those of `mmlaunch.errors`."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def runs() -> list[Run]:
 
 @dataclass(frozen=True)
 class Run:
-    """A run directory; everything that is told of it is read from there, at the time of the call."""
+    """A run directory. Every method reads it anew."""
 
     paths: RunPaths
 
@@ -67,25 +67,25 @@ class Run:
         return status.of(self.paths, whole=True)
 
     def events(self, follow: bool = False) -> Iterator[Event]:
-        """The ledger, from its beginning; with `follow`, also what comes until the run has ended for good."""
+        """The events of the ledger, from its beginning. With `follow`: also new ones, until the run has ended."""
         if not follow:
             return iter(ledger.read(self.paths.events))
         return (event for event in watch.events(self.paths) if event is not None)
 
     def wait(self) -> Status:
-        """Until the run has ended, over all its attempts; `.state` says how: done, failed, cancelled or lost."""
+        """Wait until the run has ended, over all its attempts. `.state` says how: done, failed, cancelled or lost."""
         for _ in watch.events(self.paths):
             pass
         return self.status()
 
     def resume(self, *overrides: str, cluster: str | None = None) -> Run:
-        """Go on from the newest checkpoint, as `mmlaunch resume` does."""
+        """Continue from the newest checkpoint, as `mmlaunch resume` does."""
         if version := other_version(self.paths):
             return self._resume_with(version, overrides, cluster)
         return Run(resume.resume(str(self.directory), overrides, cluster).plan.run)
 
     def _resume_with(self, version: str, overrides: tuple[str, ...], cluster: str | None) -> Run:
-        """By the launcher in the run's own snapshot, which is a program of its own."""
+        """Resume by the launcher in the run's own snapshot, in a process of its own."""
         arguments = ["resume", str(self.directory), *(word for override in overrides for word in ("-s", override))]
         arguments += ["--cluster", cluster] if cluster is not None else []
         command, environment = command_of_snapshot(self.paths, version, arguments)
@@ -95,5 +95,5 @@ class Run:
         return self
 
     def cancel(self, now: bool = False) -> str:
-        """Stop it; it saves first, unless `now`. A sentence of what became of it."""
+        """Stop the run. It saves first, unless `now`. Returns a sentence that says how it ended."""
         return cancel.cancel(self.paths, now)

@@ -3,9 +3,9 @@
 MmlaunchError                1   something failed; the message says what and what would help
 ├── UserError                2   the command line, a recipe, a profile or a template is wrong: nothing was written
 │   ├── RecipeError              every problem of one recipe or profile, each with its place
-│   └── TemplateError            a template names what does not exist; carries the template's line
+│   └── TemplateError            a template that cannot be rendered; names its file and line
 ├── RunNotFound              3   no such run, or more than one
-├── MachineError             4   the disk, a permission or a program of this machine stands in the way
+├── MachineError             4   this machine refuses: its disk is full, a permission or a program is missing
 └── BadInput                94   the job cannot use this recipe or these data: never restarted
 """
 
@@ -44,7 +44,7 @@ class MachineError(MmlaunchError):
 
 
 class BadInput(MmlaunchError):
-    """A recipe or data that no restart can mend."""
+    """A recipe or data that are wrong: a restart would fail again."""
 
     exit_code = 94
 
@@ -75,7 +75,7 @@ class Problem:
 
 
 class RecipeError(UserError):
-    """Every problem that was found in one recipe or profile."""
+    """All problems of one recipe or profile."""
 
     def __init__(self, problems: Sequence[Problem]) -> None:
         self.problems = tuple(problems)

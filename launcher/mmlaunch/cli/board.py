@@ -20,7 +20,7 @@ from mmlaunch.run.paths import RunPaths
     "  mmlaunch board dpo-llama3-8b mdpo-llama3-8b --port 6010"
 )
 @options.run(required=False)
-@click.option("--port", type=click.IntRange(0, 65535), help="Not the first free one from 6006 on, but this one.")
+@click.option("--port", type=click.IntRange(0, 65535), help="Use this port. Default: the first free one from 6006 on.")
 @click.option("--host", default="localhost", show_default=True, help="Where to listen; 0.0.0.0 is every network.")
 @click.option("--open", "opened", is_flag=True, help="Open it in this machine's browser.")
 def command(run: tuple[str, ...], port: int | None, host: str, opened: bool) -> None:
@@ -42,7 +42,7 @@ def command(run: tuple[str, ...], port: int | None, host: str, opened: bool) -> 
 
 
 def _chosen(names: tuple[str, ...]) -> Callable[[], Iterable[RunPaths]]:
-    """The runs to show; those of the whole folder are looked for anew each time."""
+    """The runs to show. Without names: all of the folder, listed again at each call."""
     if not names:
         folder = rundir.runs_folder()
         if not any(tensorboard.has_curves(run) for run in rundir.all_runs(folder)):
@@ -53,7 +53,7 @@ def _chosen(names: tuple[str, ...]) -> Callable[[], Iterable[RunPaths]]:
     if len(empty) == len(runs):
         raise MmlaunchError(f"{_without(empty[0])}; next: mmlaunch status {empty[0].name}")
     for run in empty:
-        click.echo(_without(run), err=True)  # they join in when it begins to train
+        click.echo(_without(run), err=True)  # they are shown once they train
     return lambda: runs
 
 

@@ -1,4 +1,4 @@
-"""Tables: coloured columns in a terminal, tab-free aligned text in a pipe."""
+"""Prints tables: coloured columns in a terminal, aligned text without tabs in a pipe."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import click
 
 
 def show(head: Sequence[str], rows: Sequence[Sequence[str]], colour_of_second: Sequence[str] = ()) -> None:
-    """Print rows under their heads; in a terminal that is too narrow, the last column has lines of its own."""
+    """Print rows under their headings. In a narrow terminal, the last column gets lines of its own."""
     widths = [max(len(row[column]) for row in [head, *rows]) for column in range(len(head))]
     terminal = sys.stdout.isatty()
     edge = shutil.get_terminal_size().columns if terminal else 10_000

@@ -50,8 +50,8 @@ def command(
     """Let RUN_A and RUN_B judge the same pairs: which of the first two answers of a row is the better one.
 
     Each run judges as its newest valid checkpoint: a reward run by its scores, any other by the log-probability of
-    each answer, summed over its tokens, so that a longer one is less likely. Rows that one of the two cannot take are
-    left out for both.
+    each answer, summed over its tokens, so longer answers are less likely. Rows that one of the runs cannot
+    use are left out for both.
 
     Accuracies can always be compared. Margins cannot where one run has scores and the other log-probabilities: their
     scales differ. A preference run is judged by its own log-probabilities, not by their ratio to those of its
@@ -60,8 +60,8 @@ def command(
     paths = [rundir.resolve(run) for run in (first, second)]
     given = {"format": format, "images": images, "split": split}
     sources = _sources(paths[0], data, {key: value for key, value in given.items() if value is not None}, limit)
-    told = json.dumps([source.model_dump(mode="json", exclude_none=True) for source in sources])
-    arguments = [*(str(path.root) for path in paths), told, "--batch", str(batch)]
+    described = json.dumps([source.model_dump(mode="json", exclude_none=True) for source in sources])
+    arguments = [*(str(path.root) for path in paths), described, "--batch", str(batch)]
     result = run_task.run("mmjobs.tasks.compare", arguments)
     if "mistake" in result:
         raise UserError(str(result["mistake"]))
@@ -75,16 +75,16 @@ def _sources(run: RunPaths, data: tuple[str, ...], options: dict[str, Any], limi
     limited = {} if limit is None else {"limit": limit}
     if data:
         return [section_of(Source, {"path": path, **options, **limited}) for path in data]
-    if options.get("format") == "shapes":  # they are drawn, not read
+    if options.get("format") == "shapes":  # generated, not read from files
         return [section_of(Source, {**options, **limited})]
     if options:
         raise UserError(f"--{next(iter(options))} is about data that are not named; add --data PATH")
-    found = resolved.read(run.resolved).data.eval
-    if not found:
+    held_out = resolved.read(run.resolved).data.eval
+    if not held_out:
         raise UserError(f"{run.name} has no evaluation data; name pairs to judge with --data PATH")
     return [
         source if limit is None else source.model_copy(update={"limit": min(limit, source.limit or limit)})
-        for source in found
+        for source in held_out
     ]
 
 

@@ -1,4 +1,4 @@
-"""`mmlaunch data`: What the data of a recipe are to its model, with samples."""
+"""`mmlaunch data`: Show a recipe's data as its model gets them, with samples."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ Examples:
 def command(
     recipe: str, overrides: tuple[str, ...], samples: int, html: Path | None, decode: bool, as_json: bool
 ) -> None:
-    """What the data of RECIPE are to its model: rows, tokens, image sizes, what is left out and why, and samples."""
+    """Show the data of RECIPE as its model gets them: rows, tokens, image sizes, skipped rows, and samples."""
     from mmlaunch.load import load_recipe
     from mmlaunch.recipe.resolved import text_of
 

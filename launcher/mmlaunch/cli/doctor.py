@@ -13,7 +13,7 @@ from mmlaunch.monitor import doctor
 @click.command(epilog="\b\nExamples:\n  mmlaunch doctor\n  mmlaunch doctor --json | jq '.[] | select(.good | not)'")
 @options.as_json
 def command(as_json: bool) -> None:
-    """What this machine and its Slurm can and cannot do for runs. Exit code 1 when something will not work."""
+    """Check what this machine and its scheduler can do for runs. Exit code 1 when something will not work."""
     findings = doctor.examine()
     if as_json:
         click.echo(json.dumps([finding.as_json() for finding in findings], indent=2))

@@ -44,7 +44,7 @@ def command(recipe: str, overrides: tuple[str, ...], cluster: str | None, as_jso
 
 
 def _fits(made: Estimate, size: float | None) -> list[Fit]:
-    """The usual sizes and the profile's own, for which `auto` is decided already."""
+    """The answers for the usual GPU sizes and for that of the profile, for which `auto` is decided already."""
     if not made.recipe.resources.gpus_per_node:
         return []
     sizes = sorted({*SIZES, *([round(size)] if size else [])})

@@ -22,8 +22,10 @@ Examples:
 @click.command(epilog=EXAMPLES)
 @options.run(many=False)
 @click.option("--to", required=True, type=click.Path(path_type=Path), help="A folder that does not exist yet.")
-@click.option("--checkpoint", type=int, metavar="STEP", help="Not the newest valid one, but this one.")
-@click.option("--merge-lora", is_flag=True, help="Add the adapters to the weights; they stand beside them otherwise.")
+@click.option("--checkpoint", type=int, metavar="STEP", help="Export this checkpoint. Default: the newest valid one.")
+@click.option(
+    "--merge-lora", is_flag=True, help="Merge the adapters into the weights. Default: write them beside the weights."
+)
 def command(run: str, to: Path, checkpoint: int | None, merge_lora: bool) -> None:
     """Write a checkpoint of RUN as a Hugging Face directory: weights, processor, chat template, model card."""
     paths = rundir.resolve(run)
@@ -32,6 +34,6 @@ def command(run: str, to: Path, checkpoint: int | None, merge_lora: bool) -> Non
     arguments = [str(paths.root), str(to)]
     arguments += ["--checkpoint", str(checkpoint)] if checkpoint is not None else []
     arguments += ["--merge-lora"] if merge_lora else []
-    said = run_task.run("mmjobs.tasks.export", arguments)
-    click.echo(f"{to}: {paths.name}, step {said['step']}")
-    click.echo(f"next: a recipe with model.init_from: {to}, or {said['kind']}.from_pretrained({str(to)!r})")
+    result = run_task.run("mmjobs.tasks.export", arguments)
+    click.echo(f"{to}: {paths.name}, step {result['step']}")
+    click.echo(f"next: a recipe with model.init_from: {to}, or {result['kind']}.from_pretrained({str(to)!r})")

@@ -1,4 +1,4 @@
-"""Watching a run: a progress bar in a terminal, a line for each logged step in a pipe."""
+"""Shows a run as it goes: a progress bar in a terminal, a line for each logged step in a pipe."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ WIDE = 120
 
 
 def follow(run: RunPaths, offset: int = 0) -> int:
-    """Show progress until the run ends; its exit code. `offset`: where to begin.
+    """Show progress until the run ends; returns the run's exit code. `offset`: where in the ledger to begin.
 
-    Ctrl-C leaves the run running, and is no success: who waits for the end has not seen it.
+    Ctrl-C leaves the run running, and returns 130: the end was not seen.
     """
     try:
         show = _bar if sys.stdout.isatty() else _lines
@@ -76,7 +76,7 @@ def _lines(events: Iterator[Event | None]) -> Event | None:
 
 
 def describe_event(event: Event) -> str:
-    """What a person wants to know of an event; nothing for most."""
+    """One line on an event, for a person; empty for most kinds."""
     kind = kind_of(event)
     if kind == "step":
         return f"step {event['step']}/{event.get('steps', '?')}  {_metrics(event)}{_pace(event, ' examples/s')}"
@@ -105,7 +105,7 @@ def _metrics(event: Event) -> str:
 
 
 def _pace(event: Event, rate: str) -> str:
-    """Rate, tokens, memory, and the share of the device's peak where it is known."""
+    """Rate, tokens, memory, and MFU if it is known."""
     shown = {"rate": f"{{:.1f}}{rate}", "tokens_per_second": "{:.0f} tokens/s", "mfu": "MFU {:.0%}"}
     known = [text.format(event[key]) for key, text in shown.items() if isinstance(event.get(key), float)]
     known += [f"{event['memory'] / 1e9:.1f} GB"] if isinstance(event.get("memory"), int) else []
@@ -142,7 +142,7 @@ def _bar(events: Iterator[Event | None]) -> Event | None:
                 }
                 shown = _metrics(event) + _pace(event, "/s")
                 if console.width < WIDE and isinstance(event.get("loss"), float):
-                    shown = describe("loss", event["loss"])  # the step and the time that is left need the room
+                    shown = describe("loss", event["loss"])  # the step and the remaining time need the space
                 progress.update(task, metrics=shown, **fields)
             elif kind_of(event) == "reference":
                 progress.update(task, description="reference", completed=event["done"], total=event["total"])

@@ -30,7 +30,7 @@ _COLOURS = ("cyan", "magenta", "yellow", "green", "blue", "red")
 @click.option("--attempt", type=click.IntRange(min=1), help="Only this attempt; otherwise the newest.")
 @click.option("-n", "--lines", type=click.IntRange(min=0), help="Only the last N lines of each rank.")
 def command(run: str, follow: bool, rank: int | None, attempt: int | None, lines: int | None) -> None:
-    """What all ranks of RUN print, each line after its rank's number, and what srun says of them."""
+    """Show what the ranks of RUN print, with the rank's number before each line, and what srun prints."""
     paths = rundir.resolve(run)
     attempts = paths.attempt_numbers
     if attempt is not None and attempt not in attempts:
@@ -57,7 +57,7 @@ class View:
     offsets: dict[Path, int] = field(default_factory=dict)
 
     def files(self) -> list[Path]:
-        """Logs of the chosen attempt, or of all since the first: those of the ranks, then srun's."""
+        """The logs of the chosen attempt, or of all from `first` on: those of the ranks, then srun's."""
         known = self.run.attempt_numbers
         attempts = [n for n in known if n == self.attempt or (self.attempt is None and n >= self.first)]
         logs = [path for number in attempts for path in self.run.attempt(number).all_logs]
@@ -66,12 +66,12 @@ class View:
         return sorted(logs, key=lambda path: (int(path.parent.parent.name), _rank(path) is None, _rank(path) or 0))
 
     def ranks(self) -> set[int]:
-        """Those that have a log in any attempt."""
+        """The ranks that have a log in any attempt."""
         logs = (path for number in self.run.attempt_numbers for path in self.run.attempt(number).all_logs)
         return {rank for path in logs if (rank := _rank(path)) is not None}
 
     def print_new(self) -> bool:
-        """Print every whole line that came since the last time; whether there was any."""
+        """Print every complete line that is new since the last call; returns whether there was any."""
         printed = False
         for path in self.files():
             first_time = path not in self.offsets
@@ -87,7 +87,7 @@ class View:
         return printed
 
     def print_batch(self) -> bool:
-        """What the batch script itself said: where there is no rank, the reason stands there."""
+        """Print what the job script itself said: if no rank has begun, the reason stands there."""
         printed = False
         for path in self.run.batch_logs:
             for line in path.read_text(errors="replace").splitlines():

@@ -34,7 +34,7 @@ def run(required: bool = True, many: bool = True) -> Callable[[F], F]:
 
 
 def _with_values(ctx: click.Context, param: click.Parameter, written: tuple[str, ...]) -> tuple[str, ...]:
-    """`-s optim.lr 1e-6` is told as what it is, before click wonders about the word that is left over."""
+    """Explain `-s optim.lr 1e-6` (no equals sign), before click complains of the extra word `1e-6`."""
     if written:
         from mmlaunch.load.overrides import split
 

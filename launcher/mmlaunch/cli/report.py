@@ -1,4 +1,4 @@
-"""`mmlaunch report`: What a run's attempts cost, and what they lost."""
+"""`mmlaunch report`: Show what a run's attempts cost and lost."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from mmlaunch.recipe.scalars import format_duration
 @options.as_json
 def command(run: str, as_json: bool) -> None:
     """The attempts of RUN: how long each waited and lasted, what ended it, and what it lost."""
-    found = report.of(rundir.resolve(run), time.time())
+    summary = report.of(rundir.resolve(run), time.time())
     if as_json:
-        click.echo(json.dumps(found.as_json(), indent=2))
+        click.echo(json.dumps(summary.as_json(), indent=2))
         return
     rows = [
         [str(a.number), a.nodes, _time(a.waited), _time(a.lasted), a.cause, _steps(a), str(a.lost_steps)]
-        for a in found.attempts
+        for a in summary.attempts
     ]
     show(["attempt", "nodes", "waited", "lasted", "ended by", "steps", "lost"], rows)
     click.echo(
-        f"goodput {found.goodput:.1%} of {_time(found.allocated)} allocated, {found.rank_hours:.2f} rank hours, "
-        f"{_time(found.queued)} in the queue, {found.lost_steps} steps done twice"
+        f"goodput {summary.goodput:.1%} of {_time(summary.allocated)} allocated, {summary.rank_hours:.2f} rank hours, "
+        f"{_time(summary.queued)} in the queue, {summary.lost_steps} steps done twice"
     )
 
 

@@ -1,4 +1,4 @@
-"""`mmlaunch resume`: Go on with a run that has ended."""
+"""`mmlaunch resume`: Continue a run that has ended."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from mmlaunch.submit.resume import resume
 @options.cluster
 @click.option("-f", "--follow", is_flag=True, help="Stay and show progress.")
 def command(run: str, overrides: tuple[str, ...], cluster: str | None, follow: bool) -> None:
-    """Go on with RUN from its newest checkpoint, also after success, with other settings or on other resources.
+    """Continue RUN from its newest checkpoint, also after success, with other settings or on other resources.
 
     A run of another version of mmlaunch is resumed by the launcher in its own snapshot of the code.
     """
@@ -44,7 +44,7 @@ def command(run: str, overrides: tuple[str, ...], cluster: str | None, follow: b
 def _resume_with(
     run: RunPaths, version: str, overrides: tuple[str, ...], cluster: str | None, follow: bool
 ) -> NoReturn:
-    """Become the launcher of the run's own snapshot, with the same arguments."""
+    """Replace this process by the launcher in the run's own snapshot, with the same arguments."""
     arguments = ["resume", str(run.root), *(word for override in overrides for word in ("-s", override))]
     arguments += ["--cluster", cluster] if cluster is not None else []
     arguments += ["--follow"] if follow else []

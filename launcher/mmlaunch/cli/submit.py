@@ -59,7 +59,7 @@ def _say(prepared: Prepared, follow: bool) -> None:
     click.echo(f"{click.style(plan.run.name, bold=True)}   {plan.size}, {where}")
     sizes = line(recipe, gigabytes(plan.cluster))
     path = prepared.loaded.path.resolve()
-    elsewhere = {} if path.is_relative_to(Path.cwd()) else {"recipe": str(path)}  # perhaps one that is shipped
+    elsewhere = {} if path.is_relative_to(Path.cwd()) else {"recipe": str(path)}  # perhaps one that comes with mmlaunch
     rows = {
         **elsewhere,
         **({"model": sizes, "parts": describe_model(recipe)} if sizes else {"model": describe_model(recipe)}),

@@ -1,4 +1,4 @@
-"""Whether a run needs activation checkpointing: asked of every plan, and of the arithmetic where that can tell."""
+"""Whether a run needs activation checkpointing: as its recipe says, or by the estimate of its memory."""
 
 from __future__ import annotations
 

@@ -20,10 +20,10 @@ def line(recipe: Recipe, gpu_memory: float | None = None) -> str | None:
     on, _ = checkpointing(recipe, gpu_memory, made)
     needs = gigabytes(made.memory(on).total)
     if gpu_memory is not None and recipe.resources.gpus_per_node:
-        room = f"about {needs} of {gpu_memory:g} GB"
+        memory = f"about {needs} of {gpu_memory:g} GB"
     else:
-        room = f"about {needs} GB of each {'GPU' if recipe.resources.gpus_per_node else 'rank'}"
-    return f"{short(made.counts.total)} parameters, {_learns(made)}; {room}, checkpointing {'on' if on else 'off'}"
+        memory = f"about {needs} GB of each {'GPU' if recipe.resources.gpus_per_node else 'rank'}"
+    return f"{short(made.counts.total)} parameters, {_learns(made)}; {memory}, checkpointing {'on' if on else 'off'}"
 
 
 def short(number: int) -> str:

@@ -90,7 +90,7 @@ class Cluster(Section):
     exclude: Word | None = None
     exclusive: bool = False
     gpus: Literal["gpus-per-node", "gres", "none"] = "gpus-per-node"
-    """How this site wants to be asked for GPUs."""
+    """The option by which a job of this site gets its GPUs."""
     gpu_type: Word | None = None
     gpu_memory: MemorySize | None = None
     """Of one GPU, as it is sold: 80G. Left out, nobody knows whether a run fits."""

@@ -13,7 +13,7 @@ from mmlaunch.recipe.recipe import Recipe
 
 @dataclass(frozen=True)
 class Source:
-    """A text that values come from: a file, or an override on the command line."""
+    """A text that holds values: a file, or an override on the command line."""
 
     name: str
     lines: tuple[str, ...] = ()
@@ -56,7 +56,7 @@ class Node:
 
     value: str | list[Node] | dict[str, Node] | None
     place: Place
-    key_places: dict[str, Place] = field(default_factory=dict)  # of a mapping: where each key stands
+    key_places: dict[str, Place] = field(default_factory=dict)  # the place of each key of a mapping
 
     def plain(self) -> Any:
         """The same tree without places."""
@@ -82,18 +82,18 @@ class Node:
         return place
 
     def _as_written(self, path: Sequence[str | int]) -> list[str | int]:
-        """The path without the index of a list of one that was written without its list."""
+        """The path as the user wrote it: a list of one may be written as its only element, without an index."""
         node: Node | None = self
-        found: list[str | int] = []
+        parts: list[str | int] = []
         for part in path:
             if part == 0 and node is not None and not isinstance(node.value, list):
                 continue
-            found.append(part)
+            parts.append(part)
             node = node.child(part) if node is not None else None
-        return found
+        return parts
 
     def child(self, part: str | int) -> Node | None:
-        """What stands under a key or an index, if it is there."""
+        """The node at a key or an index, if there is one."""
         if isinstance(self.value, dict):
             return self.value.get(str(part))
         if isinstance(self.value, list) and isinstance(part, int) and part < len(self.value):
@@ -101,7 +101,7 @@ class Node:
         return None
 
     def _key_place(self, path: Sequence[str | int]) -> Place | None:
-        """The key that a section hangs from: a caret there reads better than one under its first line."""
+        """The place of a section's key: a caret there is clearer than one under the section's first line."""
         node = self
         for part in path[:-1]:
             node = node.child(part) or node
@@ -110,7 +110,7 @@ class Node:
     def merged(self, over: Node, path: tuple[str, ...] = ()) -> Node:
         """This mapping with another laid over it: mappings merge, everything else replaces.
 
-        A word that is short for a section merges as that section, and a section that is left empty changes nothing.
+        A word that is short for a section merges as that section. An empty section changes nothing.
         """
         if isinstance(self.value, dict) and over.value is None and len(path) == 1:
             return self
@@ -123,7 +123,7 @@ class Node:
         return Node(value, over.place, {**base.key_places, **over.key_places})
 
     def widened(self, path: Sequence[str | int]) -> Node:
-        """The section that a word at this path is short for; anything else as it is."""
+        """The section for which a word at this path is short; any other node as it is."""
         short = section_at(Recipe, path).SHORT if isinstance(self.value, str) and path else ""
         return Node({short: self}, self.place, {short: self.place}) if short else self
 

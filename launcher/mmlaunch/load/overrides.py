@@ -13,7 +13,7 @@ _PART = re.compile(r"([^.\[\]=]+)|\[([0-9]{1,9})\]")
 _NUMBER = re.compile(r"[0-9]{1,9}")
 _DEEPEST = 100
 _ONE_IS_A_LIST = (("data", "train"), ("data", "eval"))
-"""Where a recipe may write one section instead of a list of one."""
+"""The keys whose list of one element may be written without the list."""
 
 
 def apply(root: Node, overrides: Sequence[str]) -> Node:
@@ -48,10 +48,10 @@ def _apply_one(root: Node, override: str) -> Node:
 def _parts(path: str, place: Place) -> list[str | int]:
     parts: list[str | int] = []
     for piece in path.split("."):
-        found = _PART.findall(piece)
-        if not found or "".join(word or f"[{index}]" for word, index in found) != piece:
+        matches = _PART.findall(piece)
+        if not matches or "".join(word or f"[{index}]" for word, index in matches) != piece:
             raise RecipeError([place.problem(f"{path!r} is not a path", "write data.train[0].limit=100")])
-        parts += [int(index or word) if index or _NUMBER.fullmatch(word) else word for word, index in found]
+        parts += [int(index or word) if index or _NUMBER.fullmatch(word) else word for word, index in matches]
     if len(parts) > _DEEPEST:
         raise RecipeError([place.problem(f"a path of {len(parts)} parts", "write data.train[0].limit=100")])
     return parts
@@ -91,7 +91,7 @@ def _set(node: Node | None, path: Sequence[str | int], value: Node, place: Place
 
 
 def _moved(node: Node, place: Place) -> Node:
-    """The same values, all said to stand at one place."""
+    """The same values, all of them placed at one place."""
     if isinstance(node.value, dict):
         return Node(
             {key: _moved(item, place) for key, item in node.value.items()}, place, dict.fromkeys(node.value, place)

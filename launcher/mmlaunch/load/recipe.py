@@ -1,4 +1,4 @@
-"""A recipe file, what it extends and its overrides, to a validated recipe."""
+"""Makes a validated recipe of a recipe file, the files that it extends, and overrides."""
 
 from __future__ import annotations
 
@@ -47,10 +47,10 @@ class Loaded:
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Loaded:
     """Read, merge and validate; raises `RecipeError` with every problem and its place."""
     file = find(str(path))
-    found: list[Problem] = []
-    node = _extended(read_file(file, str(path) if file == Path(path) else None, found), file, (), found)
+    problems: list[Problem] = []
+    node = _extended(read_file(file, str(path) if file == Path(path) else None, problems), file, (), problems)
     node = apply(node, overrides)
-    return Loaded(validated(node, recipe_of, found), file, node, tuple(overrides))
+    return Loaded(validated(node, recipe_of, problems), file, node, tuple(overrides))
 
 
 def load_section(kind: type[S], path: Path) -> S:
@@ -61,16 +61,20 @@ def load_section(kind: type[S], path: Path) -> S:
 def find(name: str, beside: Path | None = None, place: Place | None = None) -> Path:
     """A recipe's file: as named, beside the recipe that extends it, or one that comes with mmlaunch."""
     try:
-        found = _find(name, beside)
-        found.resolve()
-    except (OSError, RuntimeError, ValueError) as error:  # too long, a circle of links, no such user, a NUL
+        file = _find(name, beside)
+        file.resolve()
+    except (
+        OSError,
+        RuntimeError,
+        ValueError,
+    ) as error:  # the name is too long, a circle of links, an unknown user, a NUL
         reason = getattr(error, "strerror", None) or str(error)
         place = place or Place(Source(name))
         path = ("extends",) if beside else ()
         raise RecipeError(
             [place.problem(f"names no file ({reason})", "name the YAML file of a recipe", path)]
         ) from None
-    return found
+    return file
 
 
 def _find(name: str, beside: Path | None) -> Path:
@@ -84,8 +88,8 @@ def _find(name: str, beside: Path | None) -> Path:
     return path
 
 
-def _extended(node: Node, file: Path, below: tuple[Path, ...], found: list[Problem]) -> Node:
-    """The mapping of a file laid over those that it extends; what is wrong with single keys goes to `found`."""
+def _extended(node: Node, file: Path, below: tuple[Path, ...], problems: list[Problem]) -> Node:
+    """The mapping of a file laid over those that it extends. What is wrong with single keys is added to `problems`."""
     assert isinstance(node.value, dict)
     extends = node.value.pop("extends", None)
     if extends is None:
@@ -109,21 +113,21 @@ def _extended(node: Node, file: Path, below: tuple[Path, ...], found: list[Probl
             what = "is no regular file" if there else "no such file"
             lost.append(name.place.problem(f"{what}: {name.value}", right, ("extends",)))
             continue
-        extended = _extended(read_file(parent, found=found), parent, chain, found)
+        extended = _extended(read_file(parent, problems=problems), parent, chain, problems)
         base = extended if base is None else base.merged(extended)
-    if lost:  # what else is missing may stand in there
-        raise RecipeError([*found, *lost])
+    if lost:  # keys that seem to be missing may be in these files
+        raise RecipeError([*problems, *lost])
     node.key_places.pop("extends", None)
     return node if base is None else base.merged(node)
 
 
-def validated(node: Node, check: Callable[[Any], T], found: Sequence[Problem] = ()) -> T:
-    """`check(plain data)`; its problems and those that reading `found`, placed in the text and in its order."""
-    problems = list(found)
-    known = {problem.path for problem in found}
+def validated(node: Node, check: Callable[[Any], T], before: Sequence[Problem] = ()) -> T:
+    """`check(plain data)`. Its problems, and those `before` it, get their places and are raised in the text's order."""
+    problems = list(before)
+    known = {problem.path for problem in before}
     try:
         value = check(node.plain())
-        if not found:
+        if not before:
             return value
     except RecipeError as error:
         problems += [_placed(problem, node) for problem in error.problems if problem.path not in known]

@@ -1,4 +1,4 @@
-"""Run directories: how they are named, and how they are found again."""
+"""Run directories: how they are named, and how a name that a user types leads to one."""
 
 from __future__ import annotations
 

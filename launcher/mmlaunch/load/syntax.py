@@ -1,4 +1,4 @@
-"""What is wrong with a text that is no YAML, in the words of somebody who has just typed it."""
+"""Explains YAML syntax errors in plain words."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""YAML text to nodes: the one place that knows YAML, and what of it a recipe may use."""
+"""Reads YAML text as nodes. Only this module and `syntax` know YAML, and which parts of it a recipe may use."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ _BEYOND = re.compile(r"\\U(?!000|0010)[0-9A-Fa-f]{8}")
 _HALVES = re.compile("[\ud800-\udfff]")
 
 
-def read_file(path: Path, shown: str | None = None, found: list[Problem] | None = None) -> Node:
+def read_file(path: Path, shown: str | None = None, problems: list[Problem] | None = None) -> Node:
     """The mapping in a YAML file.
 
-    With `found`, what is wrong with single keys and values is added to it, and the rest can still be judged.
+    With `problems`, mistakes of single keys and values are added to it, and the rest is still returned.
     """
     source = Source(shown or str(path))
     try:
         kind = path.stat().st_mode
         if stat.S_ISDIR(kind):
             raise RecipeError([Place(source).problem("is a folder", "name the YAML file in it")])
-        if not stat.S_ISREG(kind):  # a pipe would be waited for, a device never ends
+        if not stat.S_ISREG(kind):  # a pipe would block, a device may never end
             raise RecipeError([Place(source).problem("is no regular file", "name the YAML file of a recipe")])
         with path.open("rb") as file:
             data = file.read(MAX_BYTES + 1)
@@ -55,13 +55,13 @@ def read_file(path: Path, shown: str | None = None, found: list[Problem] | None 
         size = path.stat().st_size
         what = f"has {size / 1e6:.1f} MB: this is no recipe (the limit is {MAX_BYTES // 1024} KiB)"
         raise RecipeError([Place(source).problem(what, "name the YAML file of a recipe")])
-    return parse(_decode(data, source), source.name, found)
+    return parse(_decode(data, source), source.name, problems)
 
 
-def parse(text: str, name: str, found: list[Problem] | None = None) -> Node:
+def parse(text: str, name: str, problems: list[Problem] | None = None) -> Node:
     """The mapping in a YAML text."""
     source = Source(name, tuple(text.splitlines()))
-    node = parse_value(text, source, found)
+    node = parse_value(text, source, problems)
     if node is None or node.value is None:
         raise RecipeError([Place(source).problem("is empty", "start with name:, model:, data:, objective:")])
     if not isinstance(node.value, dict):
@@ -69,7 +69,7 @@ def parse(text: str, name: str, found: list[Problem] | None = None) -> Node:
     return node
 
 
-def parse_value(text: str, source: Source, found: list[Problem] | None = None) -> Node | None:
+def parse_value(text: str, source: Source, problems: list[Problem] | None = None) -> Node | None:
     """Any YAML value; None for an empty text."""
     try:
         events = yaml.compose_all(text, Loader=yaml.SafeLoader)
@@ -80,7 +80,7 @@ def parse_value(text: str, source: Source, found: list[Problem] | None = None) -
     except yaml.reader.ReaderError as error:
         place = _at(text, error.position, source)
         raise RecipeError([place.problem(f"holds a {json.dumps(text[error.position])} character", _PLAIN)]) from None
-    except (ValueError, OverflowError):  # yaml asks Python for a character that there is not
+    except (ValueError, OverflowError):  # an escape for a character that does not exist
         escape = _BEYOND.search(text)
         place = _at(text, escape.start() if escape else 0, source)
         raise RecipeError([place.problem("an escape for a character that there is not", _PLAIN)]) from None
@@ -98,15 +98,15 @@ def parse_value(text: str, source: Source, found: list[Problem] | None = None) -
         return None
     builder = _Builder(source)
     node = builder.build(root)
-    if found is not None:
-        found += builder.problems
+    if problems is not None:
+        problems += builder.problems
     elif builder.problems:
         raise RecipeError(builder.problems)
     return node
 
 
 class _Builder:
-    """Turns YAML's nodes into ours; collects what is wrong with all of them before it complains."""
+    """Turns YAML's nodes into ours, and collects the mistakes of all of them."""
 
     def __init__(self, source: Source) -> None:
         self.source = source
@@ -137,7 +137,7 @@ class _Builder:
         return Node(_scalar(node), place)
 
     def _check_text(self, node: yaml.ScalarNode, place: Place, path: tuple[str | int, ...]) -> None:
-        """Half of a character that UTF-16 writes in two can be written as an escape, and never be saved."""
+        """Refuse half of a UTF-16 pair, which can be written as an escape and cannot be saved as UTF-8."""
         if _HALVES.search(node.value):
             self.problems.append(place.problem("holds half a character", _PLAIN, path))
 
@@ -192,7 +192,7 @@ class _Builder:
 
 
 def _scalar(node: yaml.ScalarNode) -> str | None:
-    """A plain scalar keeps its text, whatever YAML 1.1 makes of it; a quoted one is text for certain."""
+    """A plain scalar keeps its text, whatever type YAML 1.1 gives it. A quoted one is always text."""
     if node.style is not None:
         return str(node.value)
     return None if node.value in _NULL else Plain(node.value)

@@ -1,4 +1,4 @@
-"""What this machine and its schedulers can and cannot do for runs, said in words."""
+"""What this machine and its schedulers can and cannot do for runs."""
 
 from __future__ import annotations
 

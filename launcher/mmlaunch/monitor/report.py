@@ -62,7 +62,7 @@ class Report:
 
 
 def of(run: RunPaths, now: float) -> Report:
-    """The report of a run; an attempt that goes on is counted up to `now`."""
+    """The report of a run. An attempt that still runs is counted up to `now`."""
     events = ledger.read(run.events).events
     submitted = [event for event in events if kind_of(event) == "submitted"]
     starts = [index for index, event in enumerate(events) if kind_of(event) == "started"]
@@ -75,19 +75,19 @@ def of(run: RunPaths, now: float) -> Report:
 
 
 def _ranks(before: Sequence[Event]) -> int:
-    """Of the newest submission; each may have its own number."""
+    """The number of ranks of the newest submission: each submission may have its own."""
     submitted = [event for event in before if kind_of(event) == "submitted"]
     return int(submitted[-1].get("ranks", 1)) if submitted else 1
 
 
-def _asked(before: Sequence[Event]) -> float:
-    """When the attempt that comes next was asked for."""
-    asking = [event["time"] for event in before if kind_of(event) in ("submitted", "requeued")]
-    return float(asking[-1]) if asking else 0.0
+def _queued_at(before: Sequence[Event]) -> float:
+    """When the attempt that comes next was submitted or requeued."""
+    times = [event["time"] for event in before if kind_of(event) in ("submitted", "requeued")]
+    return float(times[-1]) if times else 0.0
 
 
 def _reached(part: Sequence[Event]) -> tuple[int | None, int | None]:
-    """The first and the last step of an attempt. Not every step is logged; what was saved was done as well."""
+    """The first and the last step of an attempt. Not every step is logged, but a saved step was done."""
     steps = [int(event["step"]) for event in part if kind_of(event) == "step"]
     saved = [int(e["step"]) for e in part if kind_of(e) == "checkpoint" and e.get("step") and "rejected" not in e]
     begun = next((int(event["step"]) for event in part if kind_of(event) == "resumed"), 0)
@@ -96,14 +96,14 @@ def _reached(part: Sequence[Event]) -> tuple[int | None, int | None]:
 
 
 def _begins(part: Sequence[Event] | None, last: int | None) -> int:
-    """The step that an attempt goes on from; one that has not said so yet is expected to lose nothing."""
+    """The step from which an attempt continues. As long as it has not written it, assume that no step is lost."""
     if part is None or not any(kind_of(event) in ("resumed", "ready") for event in part):
         return last or 0
     return next((int(event["step"]) for event in part if kind_of(event) == "resumed"), 0)
 
 
 def _attempt(part: Sequence[Event], following: Sequence[Event] | None, before: Sequence[Event], now: float) -> Attempt:
-    started, asked = part[0], _asked(before)
+    started, queued_at = part[0], _queued_at(before)
     ends = [event for event in part if kind_of(event) in ("requeued", "ended")]
     end = ends[-1] if ends else None
     steps = [event for event in part if kind_of(event) == "step"]
@@ -118,7 +118,7 @@ def _attempt(part: Sequence[Event], following: Sequence[Event] | None, before: S
     return Attempt(
         number=int(started["attempt"]),
         nodes=str(started.get("nodes", "?")),
-        waited=max(0.0, started["time"] - asked),
+        waited=max(0.0, started["time"] - queued_at),
         lasted=max(0.0, ended - started["time"]),
         ranks=_ranks(before),
         cause=str(end.get("cause", "?")) if end else "goes on",

@@ -1,4 +1,4 @@
-"""What state a run is in: derived from its events and from whether its process lives, never stored."""
+"""The state of a run: derived from its events and from what its scheduler says of its job, never stored."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _STATES: dict[Kind, str] = {
 """The state of a run whose job lives, by its newest event."""
 _NEVER_QUEUED = "its process is gone and left no word: killed, or the machine went down"
 SILENT = 60.0
-"""Seconds without a sign of life that are worth a word; the watchdog allows no less to a step."""
+"""After so many seconds without progress, status names the slowest rank. The watchdog gives a step at least as long."""
 
 
 @dataclass(frozen=True)
@@ -87,19 +87,19 @@ def _look(ledgers: Sequence[Events]) -> dict[int, Job]:
             questions.setdefault(choose.of_run(events).name, []).append((index, record))
         except UserError as error:  # a scheduler of another version
             jobs[index] = Job(JobState.UNKNOWN, str(error))
-    for name, asked in questions.items():
-        answers = choose.named(name).look([record for _, record in asked])
-        jobs.update((index, job) for (index, _), job in zip(asked, answers, strict=True))
+    for name, records in questions.items():
+        answers = choose.named(name).look([record for _, record in records])
+        jobs.update((index, job) for (index, _), job in zip(records, answers, strict=True))
     return jobs
 
 
 def job_record(events: Events) -> Event | None:
-    """The newest that the ledger says of the run's job."""
+    """The newest event that names the run's job."""
     return events.last("queued", "started")
 
 
 def _ledger(run: RunPaths, whole: bool) -> Events:
-    """The events of a run; one that may not be read has none, and does not hide the others."""
+    """The events of a run. A ledger that cannot be read counts as empty, so that the other runs are still shown."""
     try:
         return (ledger.read if whole else ledger.read_ends)(run.events)
     except OSError:
@@ -107,7 +107,7 @@ def _ledger(run: RunPaths, whole: bool) -> Events:
 
 
 def first_event(run: RunPaths, kind: Kind) -> Event:
-    """The first event of a kind, as far as the ledger can be read."""
+    """The first event of a kind; empty if there is none or the ledger cannot be read."""
     try:
         return next((event for event in ledger.read_ends(run.events) if kind_of(event) == kind), {})
     except OSError:
@@ -124,7 +124,7 @@ def _derive(run: RunPaths, events: Events, job: Job | None) -> Status:
 def derive(run: RunPaths, events: Events, now: float, job: Job | None = None) -> Status:
     """The status that these events mean, and what the scheduler says of the run's job.
 
-    A run that was resumed stands where its earlier submissions have brought it, until it says otherwise.
+    A resumed run shows the step that its earlier submissions had reached, until it logs one of its own.
     """
     reached = events.last("step", "resumed") or {}
     saved = next(
@@ -196,13 +196,13 @@ def _standstill(run: RunPaths, events: Events, now: float) -> str:
     since = now - max(SILENT, 2 * usual)
     started = events.last("started")
     if started is None or events.events[-1]["time"] > since:
-        return ""  # without a look at the heartbeats of a thousand ranks
+        return ""  # do not read the heartbeats of a thousand ranks
     rank = straggler(run.attempt(int(started["attempt"])), since)
     return f"rank {rank.rank} has not moved for {now - rank.time:.0f} s ({rank.doing})" if rank else ""
 
 
 def _next(name: str, state: str, step: Event, events: Events, now: float) -> str:
-    """What happens next, or what a human would type."""
+    """What happens next, or what the user should type."""
     if state == "running" and (left := seconds_left(events)) is not None:
         return f"ends about {time.strftime('%H:%M', time.localtime(now + left))}"
     if state == "restarting":
@@ -224,7 +224,7 @@ def _start_condition(events: Events) -> str:
 
 
 def seconds_left(events: Events) -> float | None:
-    """The time that the remaining steps will take, by the pace of the newest ones."""
+    """How long the remaining steps will take, at the speed of the newest ones."""
     steps = events.all("step")[-8:]
     first, last = (steps[0], steps[-1]) if steps else ({}, {})
     done = last.get("step", 0) - first.get("step", 0)

@@ -1,4 +1,4 @@
-"""TensorBoard on the curves of runs: a program of the training side, on a folder in which each run has its own name."""
+"""Starts TensorBoard on a temporary folder that holds a link, named after the run, to the curves of each run."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ FIRST_PORT, PORTS = 6006, 100
 PATIENCE = 120.0  # a login node that is busy takes its time to import TensorBoard from a network disk
 POLL = 0.2
 LOOK_AGAIN = 5.0
-"""Seconds after which new runs are looked for, as TensorBoard looks for new points."""
+"""Seconds between two searches for new runs; TensorBoard reads new points as often."""
 _EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 
 
@@ -39,13 +39,13 @@ def has_curves(run: RunPaths) -> bool:
 
 
 def port_for(host: str, wanted: int | None) -> int:
-    """The port that was asked for, or the first free one from 6006 on; 0 is any free one."""
+    """The requested port, or the first free one from 6006 on; 0 stands for any free port."""
     for port in (wanted,) if wanted is not None else range(FIRST_PORT, FIRST_PORT + PORTS):
         try:
             family = socket.AF_INET6 if ":" in host else socket.AF_INET  # as TensorBoard chooses
             address = socket.getaddrinfo(host, port, family, socket.SOCK_STREAM)[0][4]
             with socket.socket(family) as probe:
-                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # one that was left a moment ago is free
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # free if just closed
                 probe.bind(address)
                 return int(probe.getsockname()[1])
         except socket.gaierror:
@@ -68,7 +68,7 @@ def _not_here(host: str) -> UserError:
 
 
 def tunnel(port: int) -> str:
-    """What to type on a laptop to see a board of this machine; empty when this seems to be the laptop."""
+    """The ssh command for the user's own machine to reach a board on this one; empty if this is the user's machine."""
     here, login = socket.gethostname(), choose.submitted_from()
     inside = bool(login and login != here)
     if not inside and not os.environ.get("SSH_CONNECTION"):
@@ -80,7 +80,7 @@ def tunnel(port: int) -> str:
 
 @dataclass
 class Board:
-    """A TensorBoard that serves."""
+    """A running TensorBoard."""
 
     process: subprocess.Popen[bytes]
     url: str
@@ -88,7 +88,7 @@ class Board:
     link: Callable[[], None]
 
     def wait(self) -> int:
-        """Until it ends; its exit code. Runs that begin meanwhile join in."""
+        """Wait until it ends; return its exit code. Runs that begin in the meantime are added."""
         while True:
             try:
                 return self.process.wait(LOOK_AGAIN)
@@ -98,21 +98,25 @@ class Board:
 
 @contextmanager
 def serving(runs: Callable[[], Iterable[RunPaths]], host: str, wanted: int | None) -> Iterator[Board]:
-    """TensorBoard on these runs, once it really answers; it ends with this block."""
+    """Start TensorBoard on these runs, wait until it answers, and stop it at the end of the block."""
     if importlib.util.find_spec("tensorboard") is None:
         raise MachineError("this Python has no TensorBoard; pip install tensorboard, or: pip install 'mmlaunch[train]'")
     port = port_for(host, wanted)
-    with tempfile.TemporaryDirectory(prefix="mmlaunch-board-") as name, tempfile.TemporaryFile() as said:
+    with tempfile.TemporaryDirectory(prefix="mmlaunch-board-") as name, tempfile.TemporaryFile() as output:
         link = partial(_link, Path(name), runs)
         link()
         command = [sys.executable, "-m", "tensorboard.main", "--logdir", name, "--host", host, "--port", str(port)]
         process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=said, stderr=said, preexec_fn=partial(die_with_parent, SIGTERM)
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            preexec_fn=partial(die_with_parent, SIGTERM),
         )
         try:
             if not _answers(process, _EVERYWHERE.get(host, host), port, name):
-                said.seek(0)
-                words = said.read().decode(errors="replace").strip().rpartition("\n")[2]
+                output.seek(0)
+                words = output.read().decode(errors="replace").strip().rpartition("\n")[2]
                 raise MmlaunchError(f"TensorBoard did not start: {words or 'it said nothing'}")
             shown = socket.gethostname() if host in _EVERYWHERE else f"[{host}]" if ":" in host else host
             yield Board(process, f"http://{shown}:{port}/", port, link)
@@ -121,7 +125,7 @@ def serving(runs: Callable[[], Iterable[RunPaths]], host: str, wanted: int | Non
 
 
 def _link(folder: Path, runs: Callable[[], Iterable[RunPaths]]) -> None:
-    """A folder of links, one for each run: TensorBoard shows their names, and walks through nothing else of a run."""
+    """Add a link for each new run. TensorBoard shows the links' names, and reads nothing else of a run."""
     known = {link.readlink() for link in folder.iterdir()}
     for run in runs():
         if run.tensorboard in known:
@@ -133,7 +137,7 @@ def _link(folder: Path, runs: Callable[[], Iterable[RunPaths]]) -> None:
 
 
 def _answers(process: subprocess.Popen[bytes], host: str, port: int, folder: str) -> bool:
-    """Wait for it; whether it serves this very folder. Another program may have taken the port in between."""
+    """Wait until it answers, and check that it serves this folder: another program may have taken the port."""
     until = time.monotonic() + PATIENCE
     while process.poll() is None and time.monotonic() < until:
         connection = http.client.HTTPConnection(host, port, timeout=5)  # never by way of a proxy

@@ -1,4 +1,4 @@
-"""Watching a run: its events as they come, until its last word."""
+"""Follows a run: its events as they are written, until it ends."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ WAITING = ("pending", "held")
 
 
 def events(run: RunPaths, offset: int = 0) -> Iterator[Event | None]:
-    """Every event as it comes; None in between; ends after the run's last word, or when its process is gone.
+    """Yield every event as it is written, and None while nothing is; stop when the run ends or its job is gone.
 
-    What only the scheduler can tell of a run that waits comes as an event too. `offset`: where in the ledger to begin.
+    While the run waits, the scheduler's reason is yielded as an event too. `offset`: where in the ledger to begin.
     """
     tail = Tail(run.events, offset)
     quiet, reason = 0, ""
@@ -24,7 +24,7 @@ def events(run: RunPaths, offset: int = 0) -> Iterator[Event | None]:
         new = tail.new()
         if not new and quiet % 10 == 9:
             now = status.of(run)
-            new = tail.new()  # its last word may have come meanwhile
+            new = tail.new()  # it may have ended in the meantime
             if now.state == "lost" and not new:
                 return
             if now.state in WAITING and now.reason != reason:

@@ -1,4 +1,4 @@
-"""One paragraph on a run: what ended it, what shows it, what was done about it, and what to type next."""
+"""Explains a run in one paragraph: what ended it, what shows that, what was done about it, what to type next."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Story:
 
 
 def of(run: RunPaths) -> Story:
-    """Why a run is as it is."""
+    """Explain the state of a run."""
     now, events = status.of(run, whole=True), ledger.read(run.events).of_this_submission
     if now.state == "failed":
         return _failed(run, now, events)
@@ -58,8 +58,8 @@ def of(run: RunPaths) -> Story:
 
 def _canceller(events: Events) -> str:
     """The user who asked mmlaunch for the end, or the scheduler's own command."""
-    asked = events.last("cancelling")
-    return str(asked.get("by")) if asked else choose.of_run(events).cancel_command
+    cancelling = events.last("cancelling")
+    return str(cancelling.get("by")) if cancelling else choose.of_run(events).cancel_command
 
 
 def _failed(run: RunPaths, now: Status, events: Events) -> Story:
@@ -93,7 +93,7 @@ def _history(events: Events) -> str:
 
 
 def locate(run: RunPaths, attempt: int, evidence: str) -> str:
-    """The log line that says the evidence's last words: `attempts/1/logs/rank-0.out:123`."""
+    """The place of the log line that holds the end of the evidence: `attempts/1/logs/rank-0.out:123`."""
     message = evidence.rpartition(": ")[2].strip().splitlines()
     if not message or len(message[0]) < 4:
         return ""

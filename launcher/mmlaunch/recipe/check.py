@@ -76,9 +76,9 @@ def _mended(
     unknown = {problem.path: problem.right for problem in problems if problem.on_key and problem.what == UNKNOWN}
     mended: dict[Any, Any] = {}
     for key, value in data.items():
-        said = unknown.get((*path, key), "")
-        near = re.fullmatch(r"did you mean (?:.*\.)?(\w+)\?", said)
-        meant = near.group(1) if near and said == f"did you mean {Problem((*path, near.group(1)), '').dotted}?" else key
+        hint = unknown.get((*path, key), "")
+        near = re.fullmatch(r"did you mean (?:.*\.)?(\w+)\?", hint)
+        meant = near.group(1) if near and hint == f"did you mean {Problem((*path, near.group(1)), '').dotted}?" else key
         name = key if meant in data or value is None else meant  # a key that stands here too is never replaced
         if name != key:
             misspelt[(*right, name)] = (*path, key)

@@ -87,8 +87,8 @@ def parse_duration(value: Any) -> int:
 def _text(value: Any, right: str) -> str:
     """What a scalar says; a mapping, a list or nothing says nothing."""
     if value is None or isinstance(value, (dict, list)):
-        found = "has no value" if value is None else f"is a {'mapping' if isinstance(value, dict) else 'list'}"
-        raise mistake(found, right)
+        what = "has no value" if value is None else f"is a {'mapping' if isinstance(value, dict) else 'list'}"
+        raise mistake(what, right)
     return str(value).strip()
 
 
@@ -153,8 +153,8 @@ Share = Annotated[float, BeforeValidator(_share), WithJsonSchema({"type": ["numb
 
 
 def _reject_control(value: str) -> str:
-    if found := CONTROL.search(value):
-        raise mistake(f"holds a {json.dumps(found.group())} character", "write it on one line, in plain text")
+    if match := CONTROL.search(value):
+        raise mistake(f"holds a {json.dumps(match.group())} character", "write it on one line, in plain text")
     if not value.strip():
         raise mistake("is empty", "write a text or remove the key")
     return str(value)

@@ -67,7 +67,7 @@ def _sound(field: FieldInfo, value: Any, mistaken: set[Path]) -> Any:
         if rest is _GONE:
             return _GONE
         try:
-            found = adapter.validate_python(rest, context=UNRULED)
+            checked = adapter.validate_python(rest, context=UNRULED)
         except ValidationError as error:
             above = {_unreadable(detail["loc"], detail["type"]) for detail in error.errors(include_url=False)}
             if () in above or above <= gone:
@@ -75,8 +75,8 @@ def _sound(field: FieldInfo, value: Any, mistaken: set[Path]) -> Any:
             gone |= above
             continue
         for path in gone:
-            _forget(found, path)
-        return found
+            _forget(checked, path)
+        return checked
 
 
 def _unreadable(location: tuple[str | int, ...], kind: str) -> Path:

@@ -16,8 +16,8 @@ def closest(word: str, words: Iterable[str], cutoff: float = 0.6) -> str | None:
     import difflib  # only mistakes need it
 
     by_fold = {candidate.casefold().replace("-", "_"): candidate for candidate in words}
-    found = difflib.get_close_matches(word.casefold().replace("-", "_"), by_fold, n=1, cutoff=cutoff)
-    return by_fold[found[0]] if found else None
+    matches = difflib.get_close_matches(word.casefold().replace("-", "_"), by_fold, n=1, cutoff=cutoff)
+    return by_fold[matches[0]] if matches else None
 
 
 def key(word: str, section: type[Section], root: type[Section], path: str) -> str:

@@ -1,8 +1,8 @@
 """`python -m mmlaunch.attempt`: the first and the last act of a job script, on the batch host.
 
-`open RUN SCRIPT` begins an attempt and prints its number and a free port. `close RUN ATTEMPT STATUS` hands the ranks'
-exit status to the restart policy, writes the answer to the ledger and exits with it: 90 for once more, otherwise the
-run's own.
+`open RUN SCRIPT` begins an attempt and prints its number and a free port. `close RUN ATTEMPT STATUS` gives the
+ranks' exit status to the restart policy, writes its decision to the ledger and exits with it: 90 for another attempt,
+otherwise the exit code of the run.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from mmlaunch.run.paths import RunPaths
 from mmlaunch.schedulers import choose
 from mmlaunch.schedulers.base import BatchJob, Scheduler
 
-EXCLUDED_FOR = 86_400  # seconds: a node that is still unfit after a day is its administrator's
+EXCLUDED_FOR = 86_400  # seconds: if a node is still unfit after a day, its administrator has to know
 MOST_EXCLUDED = 8
 
 
@@ -51,7 +51,7 @@ def begin(run: RunPaths, script: Path) -> tuple[int, int]:
 
 
 def end(run: RunPaths, number: int, exit_code: int) -> int:
-    """Close an attempt: classify, decide, write it down; the answer is the exit code."""
+    """Close an attempt: classify its ending, decide, write both to the ledger; returns the exit code."""
     known = ledger.read(run.events).of_this_submission
     if ended := known.last("ended"):  # whoever cancelled the run has written it already
         return int(ended.get("exit_code", CANCELLED))
@@ -115,13 +115,13 @@ def _requeue(run: RunPaths, number: int, scheduler: Scheduler, job: BatchJob, pa
 
 
 def excluded(events: ledger.Events, now: float) -> list[str]:
-    """The nodes that this run stays away from; the newest few, so that a bad day does not empty the cluster."""
+    """The nodes that this run stays away from; only the newest few, so that some nodes are always left."""
     nodes = [str(event["node"]) for event in events.all("excluded") if event.get("until", 0) > now]
     return sorted(set(nodes[-MOST_EXCLUDED:]))
 
 
 def _budgets(run: RunPaths) -> Restarts:
-    """The recipe's budgets; a recipe that is damaged must not keep an ending out of the ledger."""
+    """The recipe's budgets. If the recipe is damaged, use the defaults: the ending still has to be written."""
     try:
         return resolved.read(run.resolved).restarts
     except BadInput:
@@ -129,7 +129,7 @@ def _budgets(run: RunPaths) -> Restarts:
 
 
 def free_port(low: int = 10_000, high: int = 32_000) -> int:
-    """A port below the ephemeral range, which the kernel gives to no one else."""
+    """A free port below the ephemeral range, from which the kernel serves other programs."""
     start = low + os.getpid() * 7 % (high - low)
     for offset in range(high - low):
         port = low + (start - low + offset) % (high - low)

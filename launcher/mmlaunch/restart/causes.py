@@ -1,6 +1,6 @@
-"""The causes for which an attempt ends: one row for each, with what shows it and what follows from it.
+"""The table of the causes for which an attempt ends: what shows each cause, and what follows from it.
 
-To add a cause, add a row. Where several rows match a log, the first of the table wins.
+To add a cause, add a row. If several rows match a log, the first one wins.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ Budget = Literal["crash", "node", "hang", "free", "final"]
 
 LOGS_AND_RESUME = "mmlaunch logs {run} --attempt {attempt}    then mmlaunch resume {run}"
 
-# The causes that the policy names itself. All others are reached only by their evidence.
+# The causes that the policy names itself. It gets to all others by their evidence.
 DONE, CANCELLED, SAVED, TIME_LIMIT = "done", "cancelled", "saved", "time limit"
 PREEMPTED, HANG, CRASH = "preempted", "hang", "crash"
 
@@ -41,7 +41,7 @@ class Cause:
     scheduler_states: tuple[str, ...] = ()
     """How a job that its scheduler took away was ended; the words are those of sacct(1)."""
     log_pattern: re.Pattern[str] | None = None
-    """What the logs of ranks, NCCL, the kernel or the scheduler say."""
+    """What logs hold when this is the cause: those of ranks, NCCL, the kernel or the scheduler."""
 
 
 TABLE: tuple[Cause, ...] = (

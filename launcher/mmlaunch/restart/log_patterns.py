@@ -46,7 +46,7 @@ def in_logs(attempt: AttemptPaths) -> tuple[str, str] | None:
 
 
 def lost_connection(attempt: AttemptPaths) -> str:
-    """What a rank said when it lost another one: weak evidence, better than none."""
+    """The line of a rank that lost another one: weak evidence, better than none."""
     for log, text in _ends(attempt):
         if match := _CONNECTION.search(text):
             return f"{log.name}: {_line(text, match.start())}"

@@ -30,7 +30,7 @@ class Ending:
     """The name of a row in `causes`."""
     exit_code: int
     evidence: str = ""
-    node: str = ""  # the unfit one, where it is known
+    node: str = ""  # the unfit node, if it is known
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Verdict:
     again: bool
     reason: str
     pause: int = 0  # seconds before the next attempt
-    state: Literal["done", "failed", "cancelled"] = "failed"  # when there is none
+    state: Literal["done", "failed", "cancelled"] = "failed"  # of the run, if there is no other attempt
 
 
 def classify(exit_code: int, attempt: AttemptPaths, events: Sequence[Event]) -> Ending:
@@ -53,10 +53,10 @@ def classify(exit_code: int, attempt: AttemptPaths, events: Sequence[Event]) -> 
     if any(kind_of(event) == "cancelling" for event in events):
         return Ending(CANCELLED, exit_code, "cancelled by a user")
     if exit_code > 128 and any(kind_of(e) == "signal" and e.get("attempt") == attempt.number for e in events):
-        return Ending(SAVED, exit_code)  # all ranks had saved together; the last ones were ended on their way out
+        return Ending(SAVED, exit_code)  # all ranks had saved; the last ones were killed while they were ending
     error = first_error(attempt)
     if error and error.type == PEER_LOST:
-        error = None  # it only saw another one go: the cause stands elsewhere
+        error = None  # it only lost another rank, whose record or log holds the cause
     if by_code := causes.of_exit_code(exit_code):
         by_type = causes.of_error_type(error.type) if error else None
         cause = by_type if by_type and exit_code == JobExit.STOP else by_code
@@ -97,7 +97,7 @@ def _from_exit_code(exit_code: int, attempt: AttemptPaths) -> Ending:
 def taken(state: str, sentence: str = "") -> Ending:
     """The ending of an attempt that the scheduler took off its nodes without asking the policy.
 
-    `state` is the scheduler's word for it, in those of `causes`; `sentence` says it to the user.
+    `state` is one of the words in `causes`, or empty; `sentence` says it to the user.
     """
     if cause := causes.of_scheduler_state(state):
         return Ending(cause.name, 0, sentence)
@@ -135,10 +135,10 @@ def decide(ending: Ending, events: Sequence[Event], budgets: Restarts) -> Verdic
 
 
 def _failed_the_same_way(ending: Ending, events: Sequence[Event]) -> bool:
-    """Whether the attempt before left the same error record: same step, same message; whichever rank was quicker."""
+    """Whether the attempt before left the same error record, perhaps from another rank: same step, same message."""
     failed = [str(event.get("evidence", "")) for event in events if kind_of(event) == "failed"]
     this, before = (_RANK.sub("", text) for text in (ending.evidence, failed[-1] if failed else ""))
-    return this == before and this != ending.evidence  # without a rank there was no record
+    return this == before and this != ending.evidence  # evidence without a rank does not come from a record
 
 
 def restarts_without_progress(events: Sequence[Event]) -> int:

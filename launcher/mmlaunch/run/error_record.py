@@ -25,7 +25,7 @@ class ErrorRecord:
     time: float = 0.0
     step: int | None = None
     sample: str | None = None
-    """The row of the data, as file and line."""
+    """The row of the data that the rank worked on: file and line."""
     traceback: str = ""
     node: str = ""
     """The node that is unfit, where that is the cause."""
@@ -43,7 +43,7 @@ class ErrorRecord:
 
 
 def read(path: Path) -> ErrorRecord | None:
-    """The record of a file; None if the file is torn, or is none."""
+    """Read a record; None if the file is missing or damaged."""
     with suppress(OSError, ValueError, TypeError):
         record = json.loads(path.read_text())
         return _of(record) if isinstance(record, dict) else None
@@ -51,7 +51,7 @@ def read(path: Path) -> ErrorRecord | None:
 
 
 def _of(record: Mapping[str, Any]) -> ErrorRecord:
-    """Fields that another version has left out have their defaults, and those that it has added are dropped."""
+    """Build a record that another version may have written: it may lack some fields and have others."""
     return ErrorRecord(
         rank=int(record.get("rank", -1)),
         type=str(record.get("type", "")),
@@ -65,6 +65,6 @@ def _of(record: Mapping[str, Any]) -> ErrorRecord:
 
 
 def first_error(attempt: AttemptPaths) -> ErrorRecord | None:
-    """The record that was written first; one of a rank that only lost another rank comes after all others."""
+    """The record that was written first. Records of ranks that only lost another rank come last."""
     records = [record for path in attempt.rank_errors if (record := read(path))]
     return min(records, key=lambda record: (record.type == PEER_LOST, record.time), default=None)

@@ -19,7 +19,7 @@ Kind = Literal[
 
 @dataclass(frozen=True)
 class Submitted:
-    """The launcher has made the run, or has resumed it: what it asks for."""
+    """The launcher has made or resumed the run; what the run asks for."""
 
     executor: str
     """The scheduler that runs it."""
@@ -29,19 +29,19 @@ class Submitted:
     nodes: int = 1
     ranks: int = 1
     steps: int | None = None
-    """None: they are known only when the data are."""
+    """None: the number is known only once the data are read."""
     activation_checkpointing: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Queued:
-    """The scheduler has taken the job. How it names the job is its own: a number, or a process of a machine."""
+    """The scheduler has accepted the job. It names the job by a number, or by a process of a machine."""
 
     job: str
     excluded: tuple[str, ...] = ()
     """The nodes that this job stays away from."""
     tasks: int = 0
-    """Of a job array."""
+    """The number of tasks of a job array; 0: the job is no array."""
     host: str = ""
     pid: int = 0
     began: int | None = None
@@ -55,7 +55,7 @@ class Started:
     job: str = ""
     nodes: str = ""
     host: str = ""
-    """This and the next two: the process of the batch script."""
+    """This and the next two fields name the process of the job script."""
     pid: int = 0
     began: int | None = None
 
@@ -73,7 +73,7 @@ class Ready:
 
     world: int
     parameters: Mapping[str, Any] = field(default_factory=dict)
-    """By part of the model."""
+    """The number of parameters in each part of the model."""
     attention: str = ""
     activation_checkpointing: bool = False
 
@@ -182,7 +182,7 @@ class Requeued:
     pause: int = 0
     """Seconds before it may begin."""
     by: str = ""
-    """The scheduler that took the attempt off its nodes, and had put it back by itself."""
+    """The scheduler, if it took the attempt off its nodes and requeued it without asking the policy."""
 
 
 @dataclass(frozen=True)
@@ -204,7 +204,7 @@ TYPES: dict[Kind, type] = {
 }  # fmt: skip
 
 SYNCED: frozenset[Kind] = frozenset({"submitted", "queued", "started", "checkpoint", "failed", "requeued", "ended"})
-"""What decisions rest on: on the disk before the writer goes on."""
+"""Kinds that decisions depend on. The writer waits until such an event is on the disk."""
 
 REQUIRED: dict[str, frozenset[str]] = {
     kind: frozenset(

@@ -5,14 +5,14 @@ from __future__ import annotations
 from enum import IntEnum
 
 CANCELLED = 130
-"""What a cancelled run ends with, as after Ctrl-C."""
+"""The exit code of a cancelled run, as after Ctrl-C."""
 
 
 TIMED_OUT = 124
-"""The ranks did not leave before their time limit; the code that timeout(1) uses."""
+"""The ranks did not end before their time limit; timeout(1) uses the same code."""
 
 PEER_LOST = "PeerLost"
-"""The error type of a rank that only saw another one go: the cause stands in that one's record."""
+"""The error type of a rank that failed only because another one had ended: that one's record holds the cause."""
 
 
 class JobExit(IntEnum):

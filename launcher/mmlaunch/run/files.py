@@ -1,4 +1,4 @@
-"""How files of a run come into being: whole or not at all."""
+"""Files of a run are written completely or not at all."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mmlaunch.errors import MachineError
 
 @contextlib.contextmanager
 def explained(doing: str, but: type[OSError] | tuple[type[OSError], ...] = ()) -> Iterator[None]:
-    """Turn the operating system's refusal into one sentence that names the path; `but` is the caller's to handle."""
+    """Turn an OSError into one sentence that names the path. Errors of the types `but` are left to the caller."""
     try:
         yield
     except but:

@@ -21,13 +21,13 @@ class Heartbeat:
     phase: str
     step: int | None
     waiting: bool
-    """For other ranks."""
+    """Whether it waits for other ranks."""
     time: float
     """When the rank last made progress."""
     alive: float
-    """When its process last wrote this."""
+    """When its process wrote this."""
     rank: int = -1
-    """From the name of the file."""
+    """Not written into the file: it is in the name of the file."""
 
     @property
     def doing(self) -> str:
@@ -49,7 +49,7 @@ class Heartbeat:
 
 
 def read(path: Path) -> Heartbeat | None:
-    """The heartbeat of a file; None if the file is torn, or is none."""
+    """Read a heartbeat; None if the file is missing or damaged."""
     with suppress(OSError, ValueError, KeyError, TypeError):
         fields, rank = json.loads(path.read_text()), int(path.stem.partition("-")[2])
         return Heartbeat(

@@ -1,4 +1,4 @@
-"""The event ledger: one JSON object a line, appended, never changed, readable after a kill at any byte.
+"""The event ledger: a file of JSON lines that is only appended to, and can be read after a kill at any byte.
 
 `event_types` declares the kinds of events.
 """
@@ -22,7 +22,7 @@ Event = dict[str, Any]
 
 @dataclass(frozen=True)
 class Events:
-    """What could be read: the whole lines, and how many could not."""
+    """The events of a ledger, and how many lines could not be read."""
 
     events: tuple[Event, ...]
     torn: int = 0
@@ -36,7 +36,7 @@ class Events:
 
     @property
     def of_this_submission(self) -> Events:
-        """Those since the run was last submitted: a resumed run has earlier ends behind it, and fresh budgets."""
+        """The events since the run was last submitted. A resumed run starts with fresh restart budgets."""
         starts = [index for index, event in enumerate(self.events) if kind_of(event) == "submitted"]
         return Events(self.events[starts[-1] :] if starts else self.events, self.torn)
 
@@ -46,7 +46,7 @@ class Events:
 
 
 def kind_of(event: Event) -> Kind:
-    """The kind of an event. Another version may have written one that is not among ours: it is equal to none."""
+    """The kind of an event. If another version wrote it, its kind may be none of ours."""
     return cast(Kind, event["event"])
 
 
@@ -74,7 +74,7 @@ def append(path: Path, event: Kind, **fields: Any) -> Event:
 
 
 def finite(value: float) -> float | str:
-    """JSON has no NaN: a number that is none is written as a word."""
+    """JSON has neither NaN nor infinity: they are written as words."""
     return value if value == value and abs(value) != float("inf") else str(value)
 
 

@@ -23,7 +23,7 @@ _STEP = re.compile(r"step-(\d+)")
 
 
 class InvalidCheckpoint(ValueError):
-    """A folder that looks like a checkpoint and is not one; the message names the file and the reason."""
+    """A folder is named like a checkpoint and is not a valid one; the message names the file and the reason."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def validate(folder: Path, contents: bool = True) -> Manifest:
         raise InvalidCheckpoint(f"{folder.name}: no {NAME}: the save never finished") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InvalidCheckpoint(f"{folder.name}: {NAME} is damaged ({error})") from None
-    oldest = written == 1 and digest is None  # it had none
+    oldest = written == 1 and digest is None  # format 1 had no hash of the manifest itself
     if digest != _digest_of(record) and not oldest:  # a flipped bit in the number of ranks would be believed
         raise InvalidCheckpoint(f"{folder.name}: {NAME} is damaged (its content is not what was written)")
     if written != FORMAT:
@@ -100,7 +100,7 @@ def _compare(folder: Path, manifest: Manifest, contents: bool) -> None:
             raise InvalidCheckpoint(f"{folder.name}/{name}: {path.stat().st_size} bytes instead of {entry['bytes']}")
         if contents and _digest(path) != entry["sha256"]:
             raise InvalidCheckpoint(f"{folder.name}/{name}: its content is not what was saved")
-    if strange := sorted(_names(folder) - manifest.files.keys() - {NAME}):  # a shard too many would be read as one
+    if strange := sorted(_names(folder) - manifest.files.keys() - {NAME}):  # DeepSpeed would load an extra shard
         raise InvalidCheckpoint(f"{folder.name}/{strange[0]}: is not in the manifest")
 
 

@@ -1,4 +1,4 @@
-"""The names of everything inside a run directory; nobody else joins these paths."""
+"""The names of all files and folders inside a run directory. No other module joins these paths."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class AttemptPaths:
-    """One attempt: the script that ran, its DeepSpeed configuration, what its ranks said."""
+    """One attempt: its job script, its DeepSpeed configuration, the logs of its ranks."""
 
     root: Path
 
@@ -34,7 +34,7 @@ class AttemptPaths:
 
     @property
     def not_finite(self) -> Path:
-        """The batches whose loss or gradient was not finite, as each rank had them."""
+        """The batches whose loss or gradient was not finite, a file for each rank."""
         return self.root / "not-finite"
 
     @property
@@ -65,12 +65,12 @@ class AttemptPaths:
 
     @property
     def starter_log(self) -> Path:
-        """What the program that starts the ranks says of them: a node failed, a task was killed."""
+        """The output of the program that starts the ranks: a node failed, a task was killed."""
         return self.logs / "srun.out"
 
     @property
     def all_logs(self) -> list[Path]:
-        """Those of the ranks, and that of the program that starts them."""
+        """The logs of the ranks, and that of the program that starts them."""
         return sorted(self.logs.glob("*.out"))
 
     def rank_error(self, rank: int) -> Path:
@@ -122,7 +122,7 @@ def staging_in(checkpoints: Path, step: int) -> Path:
 
 
 def all_staging_in(checkpoints: Path) -> list[Path]:
-    """What killed writers have left half-made, and what is being written."""
+    """Unfinished checkpoints: one may be in work, a killed process has left the others."""
     return sorted(checkpoints.glob(".step-*.writing"))
 
 
@@ -181,12 +181,12 @@ class RunPaths:
 
     @property
     def batch_log(self) -> Path:
-        """What the job script says, where the scheduler does not name its file itself."""
+        """The output of a job script, where the scheduler does not name the file itself."""
         return self.job / "batch.out"
 
     @property
     def batch_logs(self) -> list[Path]:
-        """What the job scripts of all jobs of this run said."""
+        """The output of the job scripts of all jobs of this run."""
         return sorted(self.job.glob("batch*.out"))
 
     @property

@@ -22,7 +22,7 @@ from mmlaunch.recipe.resources import Resources
 from mmlaunch.run.paths import RunPaths
 
 JobRecord = Mapping[str, Any]
-"""What the ledger keeps of a job: its newest `queued` or `started` event. What is in it, the scheduler has said."""
+"""What the ledger keeps of a job: its newest `queued` or `started` event. Its fields come from the scheduler itself."""
 
 
 class JobState(str, Enum):
@@ -94,7 +94,7 @@ class Finding:
 
 
 class Scheduler(Protocol):
-    """Jobs of one kind of scheduler. A method that cannot do what it is asked raises `MachineError`."""
+    """Jobs of one kind of scheduler. A method that cannot do what it should raises `MachineError`."""
 
     name: str
     """What a profile's `executor` calls it: the name of its folder."""

@@ -14,7 +14,7 @@ JOB = "mmjobs.main"  # by name: the launcher never imports torch
 
 @dataclass(frozen=True)
 class Entry:
-    """Joins submitit's view of the ranks to torch's, and starts the job."""
+    """Sets torch's variables for this rank from those of submitit, and starts the job."""
 
     run: str
 

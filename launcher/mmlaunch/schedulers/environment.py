@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from mmlaunch.recipe.environment import LAUNCHERS, RANKS
 
 KEPT = ("SLURM_CONF", "SLURM_TIME_FORMAT")
-"""Not of a job: how Slurm's programs find their cluster, and how they write times."""
+"""Variables that do not describe a job: how Slurm's programs find their cluster and write times."""
 
 FOREIGN = (*LAUNCHERS, "MMLAUNCH_ATTEMPT", "MMLAUNCH_DEADLINE")
 

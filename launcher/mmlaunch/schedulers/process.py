@@ -13,12 +13,12 @@ from typing import Any
 
 
 def identity(pid: int) -> dict[str, Any]:
-    """What an event keeps of a process: host, number and the moment it began."""
+    """The fields by which an event names a process: host, number and the moment it began."""
     return {"host": socket.gethostname(), "pid": pid, "began": _began(pid)}
 
 
 def alive(record: Mapping[str, Any]) -> bool | None:
-    """Whether that process, or any of the session that it led, still runs; None when another machine knows."""
+    """Whether that process, or any of the session that it led, still runs; None if it is on another machine."""
     if record.get("host") != socket.gethostname():
         return None
     pid = int(record.get("pid", 0))
@@ -30,7 +30,7 @@ def members(record: Mapping[str, Any]) -> list[int]:
     """The processes of the session that this process led, itself included; none once its number is another's."""
     session = int(record.get("pid", 0))
     if session <= 0 or _began(session) not in (None, record.get("began")):
-        return []  # 0 is the session of everything that a container was given from outside
+        return []  # 0: processes that were started outside of this container
     return [pid for pid, values in _processes() if int(values[3]) == session]
 
 
@@ -50,7 +50,7 @@ def running_below(folder: Path) -> Iterator[int]:
 
 def die_with_parent(number: signal.Signals) -> None:
     """Ask the kernel for this signal when the parent goes, however it goes (prctl(2), PR_SET_PDEATHSIG)."""
-    with contextlib.suppress(OSError, AttributeError):  # elsewhere than on Linux
+    with contextlib.suppress(OSError, AttributeError):  # not on Linux
         ctypes.CDLL(None).prctl(1, int(number))
 
 

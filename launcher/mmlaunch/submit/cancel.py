@@ -1,4 +1,4 @@
-"""Ending a run because a user says so, and leaving its ledger clean."""
+"""Ends a run at a user's request, and writes its end into the ledger."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mmlaunch.schedulers.base import JobRecord, Scheduler
 PATIENCE = 60.0  # for saving; a large model on a slow disk is better stopped through its time limit
 POLL = 0.2
 WITH_RANKS = ("running", "starting", "cancelling")
-"""The states in which ranks may be there that can save."""
+"""The states in which ranks may be running, which can save."""
 
 
 def cancel(run: RunPaths, now: bool) -> str:
@@ -33,7 +33,7 @@ def cancel(run: RunPaths, now: bool) -> str:
         ledger.append(run.events, "cancelling", by=getpass.getuser(), now=now)
     if record:
         _stop(run, scheduler, record, save=not now and state.state in WITH_RANKS)
-    if not _is_over(run):  # it could not say so itself
+    if not _is_over(run):  # the job could not write its end itself
         facts = {"cause": "cancelled", "reason": "cancelled by a user", "exit_code": CANCELLED}
         ledger.append(run.events, "ended", state="cancelled", **facts)
     saved = status.of(run, whole=True).saved_step

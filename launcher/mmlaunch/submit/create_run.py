@@ -1,4 +1,4 @@
-"""How a run directory comes into being: whole, or not at all."""
+"""Creates a run directory, completely or not at all."""
 
 from __future__ import annotations
 
@@ -20,14 +20,15 @@ EXECUTABLE = 0o755
 
 
 def create(prepared: Prepared) -> None:
-    """Make the run directory, complete or not at all; `FileExistsError` when another submission took the name."""
+    """Create the run directory. Raises `FileExistsError` when another submission has taken the name."""
     plan, texts = prepared.plan, prepared.texts
     values = secrets.values(plan.passed)
     resolved = text_of(plan.recipe)
     kept = {"the job script": texts.script, "deepspeed.json": texts.deepspeed, "the recipe": resolved}
     secrets.refuse(kept, values)
     final = plan.run.root
-    aside = RunPaths(final.with_name(f".{final.name}.{os.getpid()}"))  # a kill leaves this, which is no run
+    # If this process is killed, only this folder is left. Its name begins with a dot, so it is no run.
+    aside = RunPaths(final.with_name(f".{final.name}.{os.getpid()}"))
     with explained("cannot create the run directory", but=FileExistsError):
         try:
             final.parent.mkdir(parents=True, exist_ok=True)
@@ -39,7 +40,7 @@ def create(prepared: Prepared) -> None:
 
 
 def _take(aside: Path, final: Path) -> None:
-    """Rename to the final name, unless there is something of that name."""
+    """Rename to the final name; refuse if that name exists."""
     try:
         aside.rename(final)
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Resuming a run of another version of mmlaunch: with the launcher in the run's own snapshot of the code."""
+"""Resumes a run of another version of mmlaunch with the launcher in the run's own snapshot of the code."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PATIENCE = 120.0  # a login node that is busy takes its time to import from a ne
 
 
 def other_version(run: RunPaths) -> str | None:
-    """The version of the run's snapshot, if it is not ours: its job scripts, ledger and checkpoints are its own."""
+    """The version of the run's snapshot, if it is not ours. Its scripts and checkpoints are then of that version."""
     try:
         match = _VERSION.search(run.launcher.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
@@ -30,7 +30,7 @@ def other_version(run: RunPaths) -> str | None:
 
 
 def command_of_snapshot(run: RunPaths, version: str, arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:
-    """`mmlaunch ARGUMENTS` as the snapshot's launcher, and its environment; only once that is seen to run here."""
+    """The command that runs the snapshot's launcher, and its environment. It is first checked that it runs here."""
     path = os.pathsep.join(part for part in (str(run.code), os.environ.get("PYTHONPATH")) if part)
     environment = {**os.environ, "PYTHONPATH": path, "PYTHONSAFEPATH": "1"}  # no other copy comes before it
     program = [sys.executable, "-m", "mmlaunch"]
@@ -41,9 +41,9 @@ def command_of_snapshot(run: RunPaths, version: str, arguments: Sequence[str]) -
     except (OSError, subprocess.TimeoutExpired) as error:
         raise MachineError(f"the launcher in {run.code} does not start: {error}") from None
     if done.returncode or version not in done.stdout.split()[-1:]:
-        said = (done.stderr.strip() or done.stdout.strip() or f"exit code {done.returncode}").splitlines()[-1]
-        what = f"{run.name} is a run of mmlaunch {version}, and the launcher in its snapshot does not run here ({said})"
-        raise MachineError(f"{what}; {_new(run)}")
+        last_line = (done.stderr.strip() or done.stdout.strip() or f"exit code {done.returncode}").splitlines()[-1]
+        what = f"{run.name} is a run of mmlaunch {version}, and the launcher in its snapshot does not run here"
+        raise MachineError(f"{what} ({last_line}); {_new(run)}")
     return [*program, *arguments], environment
 
 

@@ -1,4 +1,4 @@
-"""A recipe on a cluster: everything that the templates need, computed once and without torch."""
+"""The plan of a run: everything that the templates need of a recipe and a cluster, computed once, without torch."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from mmlaunch.run.paths import RunPaths
 
 @dataclass(frozen=True)
 class Plan:
-    """The names that templates see."""
+    """The values that templates see, by name."""
 
     run: RunPaths
     recipe: Recipe
@@ -53,7 +53,7 @@ class Plan:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What the ledger says of a submission."""
+        """The fields of a `submitted` event."""
         return {
             "name": self.recipe.name,
             "method": self.recipe.objective.method,
@@ -67,7 +67,7 @@ class Plan:
 
     @property
     def slurm_time(self) -> str:
-        """`1-12:00:00`: Slurm's own spelling."""
+        """`1-12:00:00`, as Slurm writes a time."""
         days, rest = divmod(self.time, 86400)
         clock = f"{rest // 3600:02d}:{rest % 3600 // 60:02d}:{rest % 60:02d}"
         return f"{days}-{clock}" if days else clock
@@ -82,7 +82,7 @@ class Plan:
 
 
 def make(recipe: Recipe, cluster: Cluster, cluster_name: str, run: RunPaths, folder: Path) -> Plan:
-    """The plan of a recipe that fits the cluster."""
+    """Make the plan of a recipe whose resources this cluster can give."""
     wanted, batch = recipe.resources, recipe.batch
     shares = split(batch.examples, wanted.world, batch.micro)
     assert shares is not None  # the recipe was validated
@@ -116,7 +116,7 @@ def make(recipe: Recipe, cluster: Cluster, cluster_name: str, run: RunPaths, fol
 
 
 def deepspeed(recipe: Recipe, micro: int, accumulation: int) -> dict[str, Any]:
-    """DeepSpeed's configuration, with nothing left for it to guess."""
+    """DeepSpeed's configuration; no value is left to `auto`."""
     zero: dict[str, Any] = {"stage": recipe.deepspeed.stage}
     if recipe.deepspeed.offload != "none":
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": True}
@@ -127,7 +127,7 @@ def deepspeed(recipe: Recipe, micro: int, accumulation: int) -> dict[str, Any]:
         "train_micro_batch_size_per_gpu": micro,
         "gradient_accumulation_steps": accumulation,
         "gradient_clipping": recipe.optim.clip,
-        # Stage 0 keeps no fp32 masters of half weights: there the weights are fp32, and the arithmetic is autocast.
+        # Stage 0 keeps no fp32 copies of bf16 weights: there the weights are fp32, and autocast does the rest.
         "bf16": {"enabled": recipe.precision == "bf16" and recipe.deepspeed.stage > 0},
         "fp16": {"enabled": recipe.precision == "fp16"},
         "zero_optimization": zero,
@@ -139,7 +139,7 @@ def deepspeed(recipe: Recipe, micro: int, accumulation: int) -> dict[str, Any]:
                 "eps": recipe.optim.eps,
                 "weight_decay": recipe.optim.weight_decay,
                 "torch_adam": True,  # the same arithmetic everywhere, and nothing to compile
-                "fused": True,  # one look at each number instead of ten
+                "fused": True,  # reads each number once instead of ten times
             },
         },
     }

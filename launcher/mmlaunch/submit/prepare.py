@@ -1,4 +1,4 @@
-"""From a recipe to all that a submission would consist of; nothing is written. This is what `render` shows."""
+"""Plans and renders a run without writing anything: what `submit` writes and `render` shows."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mmlaunch.submit.render import Renderer
 
 @dataclass(frozen=True)
 class Texts:
-    """What was rendered for a run."""
+    """The rendered files of a run."""
 
     script: str
     deepspeed: str
@@ -23,7 +23,7 @@ class Texts:
 
 @dataclass(frozen=True)
 class Prepared:
-    """Everything that a submission consists of; nothing is written yet."""
+    """Everything that a submission writes."""
 
     loaded: Loaded
     plan: Plan
@@ -31,7 +31,7 @@ class Prepared:
 
 
 def prepare(loaded: Loaded, cluster_name: str | None) -> Prepared:
-    """Plan and render."""
+    """Plan and render a recipe on a cluster, the named one or the usual one."""
     name, cluster = choose.profile(cluster_name)
     recipe = loaded.recipe
     if misfit := choose.problem(cluster, recipe.resources):

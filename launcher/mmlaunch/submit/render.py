@@ -1,4 +1,4 @@
-"""Plans to text: the job script and the DeepSpeed configuration, from templates that users can read and replace."""
+"""Renders the job script and the DeepSpeed configuration from templates that users can read and replace."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ TEMPLATE_FAULTS = (
     jinja2.TemplateError, TemplateError, ArithmeticError, AttributeError, LookupError, OSError,
     RecursionError, TypeError, ValueError,
 )  # fmt: skip
-"""What an expression of a user's template may raise."""
+"""The errors that an expression in a user's template may raise."""
 
 
 _PLAIN = (str, int, float, list, tuple, dict, LoopContext, Cycler, Joiner)
@@ -119,7 +119,7 @@ def quoted(value: Any) -> str:
 
 
 def on_sbatch_line(value: Any) -> str:
-    """A value on an #SBATCH line, where no shell reads it: plain words as they are, paths in double quotes."""
+    """A value for an #SBATCH line, which no shell reads: plain words stay as they are, others get double quotes."""
     text = str(value)
     if SLURM_WORD.fullmatch(text):
         return text
@@ -134,7 +134,7 @@ def as_json(value: Any) -> str:
 
 
 def _place_of(error: BaseException, name: str) -> tuple[Path, int]:
-    """The template and its line that raised: Jinja puts templates into the traceback, the deepest is the one."""
+    """The template and the line that raised. Jinja puts templates into the traceback; the deepest one raised."""
     place, trace = (Path(name), 0), error.__traceback__
     while trace is not None:
         if trace.tb_frame.f_code.co_filename.endswith(".j2"):

@@ -1,4 +1,4 @@
-"""Going on with a run that has ended: from its newest checkpoint, perhaps with more steps or on other resources."""
+"""Continues a run that has ended from its newest checkpoint, perhaps with more steps or on other resources."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def resume(name: str, overrides: Sequence[str], cluster_name: str | None) -> Pre
 
 
 def _check(prepared: Prepared, now: status.Status, overrides: Sequence[str]) -> None:
-    """What cannot go on from the run's checkpoints is said before it is tried."""
+    """Refuse what cannot continue from the run's checkpoints, before anything is written."""
     steps, name = prepared.plan.recipe.steps, prepared.plan.run.name
     saved = now.saved_step or 0
     if steps is not None and (steps < saved or (steps == saved and now.state == "done")):
@@ -73,7 +73,7 @@ def _prepare(run: RunPaths, overrides: Sequence[str], cluster_name: str | None) 
 
 
 def _write(prepared: Prepared, attempt: int, values: dict[str, str]) -> None:
-    """The new attempt's files, and the recipe as it is from now on; the one before is kept beside it."""
+    """Write the new attempt's files and the changed recipe; the recipe before it is kept beside it."""
     run, texts, resolved = prepared.plan.run, prepared.texts, text_of(prepared.plan.recipe)
     secrets.refuse({"the job script": texts.script, "the recipe": resolved}, values)
     paths = run.attempt(attempt)

@@ -1,4 +1,4 @@
-"""Commands that need torch: run as programs of the training side, in a process of their own, named by a string."""
+"""Runs a command that needs torch as a program of the training side, in its own process, named by a string."""
 
 from __future__ import annotations
 

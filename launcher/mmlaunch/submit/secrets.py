@@ -1,4 +1,4 @@
-"""The values of the variables that a recipe passes through, and the ways in which they are kept out of files."""
+"""Keeps the values of the variables that a recipe passes through out of all files."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from mmlaunch.errors import UserError
 from mmlaunch.recipe.environment import looks_secret
 
-MIN_LENGTH = 6  # shorter values, such as `1` or `true`, are no secrets and stand everywhere
+MIN_LENGTH = 6  # shorter values, such as `1` or `true`, are no secrets and occur in every text
 
 
 def values(names: Sequence[str]) -> dict[str, str]:
@@ -28,7 +28,7 @@ def values_here(names: Sequence[str]) -> dict[str, str]:
 
 
 def suspected() -> dict[str, str]:
-    """Values of shell variables whose names look like secrets: no recipe named them, and none belongs into a file."""
+    """The shell variables whose names look like secrets: no recipe names them, and no file may hold their values."""
     return values_here([name for name in os.environ if looks_secret(name)])
 
 
@@ -46,7 +46,7 @@ def redact(text: str, values: Mapping[str, str]) -> str:
 
 
 def refuse(texts: Mapping[str, str], values: Mapping[str, str]) -> None:
-    """Files that must keep their bytes may not hold a secret at all."""
+    """Refuse a text that holds a secret and cannot be changed: a script must stay as it was rendered."""
     for where, text in texts.items():
         for name, value in values.items():
             if any(line in text for line in _lines(value)):

@@ -1,4 +1,4 @@
-"""What a run was submitted with: the code, the commit, the versions; and no secret among it."""
+"""Records what a run was submitted with: the code, the commit, the versions, without any secret."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ MAX_DIFF = 1 << 20
 
 
 def snapshot(target: Path) -> None:
-    """Copy the packages that a job runs: a folder that, first on PYTHONPATH, wins over what is installed."""
+    """Copy the packages that a job runs into a folder; first on PYTHONPATH, it wins over what is installed."""
     try:
         _copy(target)
-    except shutil.Error as errors:  # a list of them: one tells enough
+    except shutil.Error as errors:  # shutil lists all of them: the first one is enough
         _, path, reason = errors.args[0][0]
         raise OSError(None, reason, path) from errors
 

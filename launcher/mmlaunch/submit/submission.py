@@ -1,4 +1,4 @@
-"""What makes a prepared run real: the last checks, its directory, its job."""
+"""Submits a prepared run: the last checks, its directory, its job."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _TRIES = 20
 
 
 def check_here(prepared: Prepared) -> None:
-    """What only matters once a run is submitted: files that are missing, and what this version cannot train."""
+    """The checks that only a submission needs: missing files and GPUs, and what this version cannot train."""
     recipe, scheduler = prepared.loaded.recipe, choose.named(prepared.plan.cluster.executor)
     problems = [*_missing_files(prepared), *scheduler.missing_here(recipe.resources), *unsupported(recipe)]
     if problems:
@@ -49,7 +49,7 @@ def _start(plan: Plan) -> None:
 
 
 def launch(plan: Plan, attempt: int) -> None:
-    """Start the job of an attempt whose script is written; the ledger has its `submitted` already."""
+    """Start the job of an attempt whose script and `submitted` event are written."""
     scheduler = choose.named(plan.cluster.executor)
     job = scheduler.submit(plan.run, plan.run.attempt(attempt).script, plan.world)
     with explained(f"job {job['job']} was started, but its number could not be written into the ledger"):

@@ -19,7 +19,7 @@ _ROWS = 64  # grown matrices get such a height
 
 
 class UnknownShapes(UserError):
-    """A model whose shapes cannot be told without the network."""
+    """A model whose shapes cannot be known without the network."""
 
 
 def config_of(name: str, field: str) -> Config:
@@ -66,14 +66,14 @@ def _words(name: str, rows: int) -> int:
     if folder is None or not (folder / "tokenizer.json").is_file():
         return int(KNOWN.get(name, {}).get("tokenizer_words", rows)) + 2
     field = "model.language"
-    tokenizer, told = _read(folder / "tokenizer.json", field), {}
+    tokenizer, config = _read(folder / "tokenizer.json", field), {}
     if (folder / "tokenizer_config.json").is_file():
-        told = dict(_read(folder / "tokenizer_config.json", field))
+        config = dict(_read(folder / "tokenizer_config.json", field))
     vocabulary = tokenizer["model"]["vocab"]
     words = set(vocabulary) if isinstance(vocabulary, dict) else {word for word, _ in vocabulary}
     words |= {token["content"] for token in tokenizer.get("added_tokens") or ()}
-    words |= {token["content"] for token in (told.get("added_tokens_decoder") or {}).values()}
-    pads = told.get("pad_token") is not None or any(word in words for word in _PADS)
+    words |= {token["content"] for token in (config.get("added_tokens_decoder") or {}).values()}
+    pads = config.get("pad_token") is not None or any(word in words for word in _PADS)
     return len(words) + (IMAGE not in words) + (not pads)
 
 

@@ -1,4 +1,4 @@
-"""`python -m mmlaunch.submit.ranks ATTEMPT COMMAND...`: what srun is on a cluster, on this machine.
+"""`python -m mmlaunch.submit.ranks ATTEMPT COMMAND...`: does on this machine what srun does on a cluster.
 
 It starts the ranks, gives each a log of its own, forwards signals, warns them before the time limit, and ends all of
 them when one fails. Its exit code is that of the rank that failed first.
@@ -26,7 +26,7 @@ POLL = 0.1
 
 
 class Ranks(Controller):
-    """submitit's controller with srun's manners."""
+    """submitit's controller, which behaves as srun does."""
 
     def __init__(self, attempt: AttemptPaths, command: list[str]) -> None:
         super().__init__(attempt.root)
@@ -101,7 +101,7 @@ def _as_shell(code: int) -> int:
 
 def main() -> int:
     """Run the ranks of one attempt."""
-    die_with_parent(signal.SIGTERM)  # then the ranks save, and no attempt runs on without its script
+    die_with_parent(signal.SIGTERM)  # then the ranks save; no attempt runs on without its script
     ranks = Ranks(AttemptPaths(Path(sys.argv[1])), sys.argv[2:])
     ranks.start_tasks()
     return ranks.finish()

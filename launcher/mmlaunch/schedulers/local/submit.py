@@ -35,7 +35,7 @@ class ScriptExecutor(LocalExecutor):
                 start_new_session=True,
                 env=clean(os.environ),
             )
-        # A notebook lives longer than the runs that it starts: somebody has to ask how they ended.
+        # A notebook lives longer than the runs that it starts: without a wait they would stay as zombies.
         threading.Thread(target=process.wait, daemon=True).start()
         return LocalJob(self.run.job, str(process.pid), range(self.parameters["tasks_per_node"]), process)
 

@@ -31,7 +31,7 @@ class Queue:
 
 
 look = Queue().look
-"""For everyone in this process."""
+"""The queue that the whole process shares."""
 
 
 def named(name: str, folder: str) -> str | None:

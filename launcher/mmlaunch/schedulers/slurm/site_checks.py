@@ -1,4 +1,4 @@
-"""What a Slurm site can and cannot do for runs: read from Slurm's own configuration, said in words."""
+"""What a Slurm site can and cannot do for runs: read from Slurm's own configuration."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mmlaunch.schedulers.slurm.commands import SlurmError
 SHARED = ("nfs", "lustre", "gpfs", "beegfs", "ceph", "fuse", "wekafs", "panfs", "afs", "pvfs2", "smb2", "v9fs")
 
 SHORT = 30
-"""Seconds: Slurm's own KillWait, and not much for a checkpoint."""
+"""Seconds: Slurm's default KillWait, which is short for a checkpoint."""
 
 
 def examine(profile: Cluster, runs: Path, uses_slurm: bool) -> list[Finding]:

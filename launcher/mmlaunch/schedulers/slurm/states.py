@@ -1,4 +1,4 @@
-"""Every word that Slurm has for the state of a job, as one of five.
+"""Translates every word that Slurm has for the state of a job into one of five.
 
 The table is total: flags that hide the base state, truncations (`CANCELLED+`), `CANCELLED by 1000` and words that a
 newer Slurm brings all have an answer. A word that nobody knows never means that a job is over.
@@ -38,7 +38,7 @@ NEEDS_A_HUMAN = {
     "InvalidQOS": "there is no such qos: scancel {job} and change resources.qos",
     "ReqNodeNotAvail": "a node that it needs is down or reserved: sinfo -R",
 }
-"""Reasons for which a pending job waits for ever."""
+"""Reasons for which a pending job waits until a human does something, and what to do."""
 
 ENDED_WITHOUT_POLICY = {
     "OUT_OF_MEMORY": "it used more memory than it asked for (resources.memory)",
@@ -50,7 +50,7 @@ ENDED_WITHOUT_POLICY = {
     "PREEMPTED": "it was preempted, and is not requeued here",
     "CANCELLED": "it was cancelled without mmlaunch",
 }
-"""Ends of jobs whose batch script could not ask the restart policy."""
+"""How a job ended whose job script could not ask the restart policy."""
 
 
 def meaning(word: str) -> JobState:
