@@ -196,6 +196,24 @@ def test_only_schedulers_know_a_scheduler() -> None:
     assert not [target for target in imports(base) if is_in(target, rooms)]
 
 
+NAMES_IN_A_RUN = re.compile(
+    r"recipe\.resolved|events\.jsonl|environment\.json|srun\.out|batch\.out|MANIFEST\.json|tfevents|^\.?(rank|step)-$"
+)
+
+
+def test_only_run_paths_knows_the_names_inside_a_run() -> None:
+    """Nobody else joins a path inside a run directory: a file has its name, and its place, once."""
+    assert any(NAMES_IN_A_RUN.search(text) for text in strings(modules()["mmlaunch.run.paths"]))
+    faults = [
+        f"{module} says {text!r}"
+        for module, path in modules().items()
+        if not is_in(module, ("mmlaunch.run.paths", "mmlaunch.run.manifest"))
+        for text in strings(path)
+        if NAMES_IN_A_RUN.search(text)
+    ]
+    assert not faults
+
+
 def test_no_rooms_without_a_purpose() -> None:
     assert [m for m in modules() if m.rpartition(".")[2] in ("utils", "helpers", "common", "misc")] == []
     for module, path in modules().items():

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from mmlaunch.run.paths import curves_in
+
 _HEADER = struct.Struct("<QI")
 """A TFRecord: its length, a checksum of the length, as many bytes, a checksum of those (4 bytes)."""
 
@@ -17,7 +19,7 @@ def cut(folder: Path, resumed: int, again: bool = False) -> None:
     TensorBoard's two readers hide such points only by chance: the one in Rust where the same curve steps back, the one
     in Python where the first attempt left a mark as well. What is not in the files needs no hiding.
     """
-    for path in sorted(folder.glob("events.out.tfevents.*")):
+    for path in curves_in(folder):
         _truncate(path, lambda event: event.step > resumed or (again and event.step == resumed and _measured(event)))
 
 

@@ -87,8 +87,8 @@ class NonFiniteGuard:
     def _keep_batches(self) -> None:
         """Each rank writes its own micro-batches, for inspection."""
         assert self._last is not None
-        folder = self._context.attempt.not_finite
-        folder.mkdir(exist_ok=True)
+        path = self._context.attempt.not_finite_batches(self._context.ranks.rank)
+        path.parent.mkdir(exist_ok=True)
         kept = [
             {
                 "ids": batch.ids, "targets": batch.targets, "attention": batch.attention, "positions": batch.positions,
@@ -97,4 +97,4 @@ class NonFiniteGuard:
             }
             for batch in self._last[0]
         ]  # fmt: skip
-        torch.save(kept, folder / f"rank-{self._context.ranks.rank}.pt")
+        torch.save(kept, path)

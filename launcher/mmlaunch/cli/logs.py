@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +12,7 @@ from mmlaunch.cli import options
 from mmlaunch.errors import UserError
 from mmlaunch.load import rundir
 from mmlaunch.monitor import status
-from mmlaunch.run.paths import RunPaths
+from mmlaunch.run.paths import RunPaths, rank_of_log
 
 POLL = 0.3
 INTERRUPTED = 130
@@ -62,13 +61,15 @@ class View:
         attempts = [n for n in known if n == self.attempt or (self.attempt is None and n >= self.first)]
         logs = [path for number in attempts for path in self.run.attempt(number).all_logs]
         if self.rank is not None:
-            logs = [path for path in logs if _rank(path) == self.rank]
-        return sorted(logs, key=lambda path: (int(path.parent.parent.name), _rank(path) is None, _rank(path) or 0))
+            logs = [path for path in logs if rank_of_log(path) == self.rank]
+        return sorted(
+            logs, key=lambda path: (int(path.parent.parent.name), rank_of_log(path) is None, rank_of_log(path) or 0)
+        )
 
     def ranks(self) -> set[int]:
         """The ranks that have a log in any attempt."""
         logs = (path for number in self.run.attempt_numbers for path in self.run.attempt(number).all_logs)
-        return {rank for path in logs if (rank := _rank(path)) is not None}
+        return {rank for path in logs if (rank := rank_of_log(path)) is not None}
 
     def print_new(self) -> bool:
         """Print every complete line that is new since the last call; returns whether there was any."""
@@ -108,13 +109,8 @@ class View:
             raise SystemExit(INTERRUPTED) from None
 
 
-def _rank(path: Path) -> int | None:
-    match = re.fullmatch(r"rank-(\d+)\.out", path.name)
-    return int(match.group(1)) if match else None
-
-
 def _prefix(path: Path) -> str:
-    rank = _rank(path)
+    rank = rank_of_log(path)
     return f"[{path.stem}] " if rank is None else click.style(f"[{rank}] ", fg=_COLOURS[rank % len(_COLOURS)])
 
 

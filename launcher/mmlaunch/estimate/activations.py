@@ -1,12 +1,12 @@
-"""Activations: what a forward pass leaves in memory for the backward pass, by formula, and the logits.
+"""The memory of activations and logits, by formula: what a forward pass keeps for the backward pass.
 
 Bytes for each token and layer, with e bytes a number (2 in half precision, 4 in fp32), width h, queries q and keys k
 (heads x head width), MLP width m, as eager transformers runs it, with attention that never writes T x T scores:
 
-    norms       2 x (4 h  what is squared, in fp32;  e h  what is scaled, if the scale learns;
-                     e h  what comes out, if a layer behind it learns from it)
-    attention   e (2 q + 2 k)   queries, keys, values and what comes out
-    MLP         e (3 m + m)     gate, its SiLU, up; and their product, if the layer behind it learns from it
+    norms       2 x (4 h  the input, in fp32;  e h  the normalised input, if the scale is trained;
+                     e h  the output, if the layer after it is trained)
+    attention   e (2 q + 2 k)   queries, keys, values and the output
+    MLP         e (3 m + m)     gate, its SiLU, up; and their product, if the layer after it is trained
 
 For Llama-3 8B trained as a whole in bf16 that is 0.2 MB, 6.4 MB over 32 layers. LoRA lacks the scales, a frozen model
 through which gradients flow lacks the inputs of its layers as well. With checkpointing a layer keeps its input alone,
@@ -32,7 +32,7 @@ from mmlaunch.recipe.parts import training_of
 TEXT = 256
 """Tokens of text that come with an image, where a row's number of images has to be guessed."""
 LEARNT = 4
-"""One token in so many is part of an answer: only they have logits."""
+"""One token in so many is part of an answer. Only those have logits."""
 PIECE, ROWS = 1 << 27, 128
 """Logits that exist at a time on a GPU, and tokens that have some on a CPU."""
 _TEXT_ONLY = ("ultrafeedback", "shp")
@@ -40,11 +40,11 @@ _TEXT_ONLY = ("ultrafeedback", "shp")
 
 @dataclass(frozen=True)
 class Row:
-    """What goes through the model at a time."""
+    """What the model processes at a time."""
 
     tokens: int
     longest: int
-    """Of one example."""
+    """The number of tokens of one example."""
     squares: int
     """Squares of pixels."""
 
@@ -104,7 +104,7 @@ def logits(recipe: Recipe, shape: Decoder, row: Row) -> int:
 def _language(recipe: Recipe, shape: Decoder, row: Row, checkpointing: bool) -> int:
     width, rank = width_of(recipe.precision), recipe.model.lora.rank if recipe.model.lora else 0
     layer = language_layer(shape, training_of("language", recipe.model), width, rank)
-    if recipe.model.attention == "mmca":  # two softmaxes in fp32 and what comes of them, over all earlier tokens
+    if recipe.model.attention == "mmca":  # two softmaxes in fp32 and their outputs, over all earlier tokens
         layer += 16 * shape.heads * min(row.longest, row.tokens)
     kept = shape.layers * width * shape.width + layer if checkpointing else shape.layers * layer
     ends = 2 * width * shape.width + 4 * shape.width + 2 * width * shape.width  # embeddings and the last norm
@@ -127,7 +127,7 @@ def _vision(recipe: Recipe, network: Network, counts: Counts, row: Row, checkpoi
 
 
 def _cache(recipe: Recipe, shape: Decoder, width: int) -> int:
-    """Keys and values of what has been read and written: generation keeps nothing else."""
+    """Keys and values of the prompt and of the generated tokens: generation keeps nothing else."""
     sampling = getattr(recipe.objective, "sampling", None)
     shares = split(recipe.batch.examples, recipe.resources.world, recipe.batch.micro)
     longest = min(recipe.data.max_tokens + (sampling.max_new_tokens if sampling else 0), shape.positions)

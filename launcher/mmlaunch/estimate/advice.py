@@ -13,7 +13,7 @@ from mmlaunch.recipe.model import Lora
 from mmlaunch.recipe.section import Section
 
 SIZES = (24, 40, 80, 141)
-"""GPUs that people have, in GB."""
+"""The usual sizes of GPUs, in GB."""
 _ON = {"model.activation_checkpointing": "on"}
 _LORA = {"model.train.language": "lora", "model.lora.rank": 64, "model.lora.alpha": 128}
 
@@ -22,7 +22,7 @@ Change = dict[str, Any]
 
 @dataclass(frozen=True)
 class Fit:
-    """How a recipe stands to one size of GPU."""
+    """Whether a recipe fits one size of GPU."""
 
     size: int
     fits: bool
@@ -30,7 +30,7 @@ class Fit:
     needs: int
     """Bytes."""
     change: tuple[str, ...] = ()
-    """Overrides that make it fit; none where it fits, or where none of those known here is enough."""
+    """Overrides that make it fit; empty if it fits, or if no known override is enough."""
 
 
 def fit(made: Estimate, size: int, decided: bool = False) -> Fit:
@@ -64,7 +64,7 @@ def _with(section: Any, path: list[str], value: Any) -> Any:
 
 
 def _changes(recipe: Recipe) -> Iterator[Change]:
-    """What could help, the cheapest first: more of ZeRO, checkpointing, offloading, and in the end LoRA."""
+    """Changes that save memory, the cheapest first: a higher ZeRO stage, checkpointing, offloading, then LoRA."""
     stages: list[Change] = []
     if recipe.resources.world > 1:
         stages = [{"deepspeed.stage": stage} for stage in range(recipe.deepspeed.stage + 1, 4)]

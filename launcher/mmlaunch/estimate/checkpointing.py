@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def checkpointing(recipe: Recipe, gpu_memory: float | None = None, made: Estimate | None = None) -> tuple[bool, str]:
-    """Whether a run recomputes activations, which costs a third of a step (with LoRA half), and why; GB of a GPU."""
+    """Whether a run recomputes activations, and why. That costs a third of a step, with LoRA half of one."""
     word = recipe.model.activation_checkpointing
     if word != "auto":
         return word == "on", f"model.activation_checkpointing is {word}"

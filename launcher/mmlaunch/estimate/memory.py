@@ -1,4 +1,4 @@
-"""Memory of each GPU by component, for a recipe's precision, ZeRO stage, offload and what of the model it trains.
+"""Memory of each GPU by component, for a recipe's precision, ZeRO stage, offload and trained parts.
 
 A trained parameter has, in half precision under DeepSpeed, 2 bytes of weight, 2 of gradient and 12 of optimiser (a
 copy in fp32 and AdamW's two averages); in fp32 4, 4 and 8. A frozen one has 2 or 4 bytes, by `model.weights`. ZeRO
@@ -17,7 +17,7 @@ from mmlaunch.estimate.shapes.network import Network, network_of
 from mmlaunch.recipe import Recipe
 
 GIGA = 10**9
-"""A GPU of 80 GB really has 85 of these: the rest is left for what allocators waste."""
+"""A GPU of 80 GB really has 85 of these. The rest is left for what allocators waste."""
 _CONTEXT, _PROCESS = 1_500_000_000, 600_000_000
 """CUDA, its libraries and NCCL on a GPU; Python with torch and transformers where there is none."""
 _BUCKET, _LIVE = 500_000_000, 1_000_000_000
@@ -49,7 +49,7 @@ class Memory:
 
 @dataclass(frozen=True)
 class States:
-    """What a model that is trained takes, whatever goes through it."""
+    """The memory of a trained model without its activations."""
 
     parameters: int
     gradients: int
@@ -59,7 +59,7 @@ class States:
 
 @dataclass(frozen=True)
 class Estimate:
-    """The shapes of a recipe, ready to be added up."""
+    """The shapes and counts of a recipe, from which memory is computed."""
 
     recipe: Recipe
     network: Network
@@ -90,7 +90,7 @@ class Estimate:
 
 
 def estimate(recipe: Recipe) -> Estimate:
-    """Count what a recipe's model has; raises `UnknownShapes` where nothing on this machine tells its shapes."""
+    """Make the estimate of a recipe; raises `UnknownShapes` if its shapes are not known on this machine."""
     network = network_of(recipe.model)
     return Estimate(recipe, network, counts(network, recipe.model), row_of(recipe, network))
 
@@ -110,7 +110,7 @@ def states(
     averages = _share(trained * optimiser, stage >= 1, world)
     host = 0
     if offload != "none":
-        host = averages + _share(trained * 4, True, world)  # the CPU's optimiser wants gradients in fp32
+        host = averages + _share(trained * 4, True, world)  # the optimiser on the CPU needs gradients in fp32
         averages, gradients = 0, gradients if stage < 2 else 0
     if offload == "all":
         host, parameters = host + parameters, 0

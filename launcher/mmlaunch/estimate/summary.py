@@ -1,4 +1,4 @@
-"""The estimate in one line, for what `submit` says."""
+"""The estimate in one line, for the output of `submit`."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from mmlaunch.recipe import Recipe
 def line(recipe: Recipe, gpu_memory: float | None = None) -> str | None:
     """`8.37 B parameters, 168 M trained (LoRA 128 + projector); about 61 of 80 GB, checkpointing off`.
 
-    Nothing, where the shapes of the model are not known on this machine.
+    None if the shapes of the model are not known on this machine.
     """
     try:
         made = estimate(recipe)
-    except UserError:  # the job knows more, or will say what is wrong
+    except UserError:  # the job knows more, or will report the mistake
         return None
     on, _ = checkpointing(recipe, gpu_memory, made)
     needs = gigabytes(made.memory(on).total)

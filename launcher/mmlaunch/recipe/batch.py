@@ -21,7 +21,7 @@ class Batch(Section):
     examples: Annotated[Count, Field(alias="global", examples=[256])]
     """Examples of one optimiser step, over all ranks."""
     micro: Count | None = None
-    """Examples that a rank works on at a time; left out, rows are packed up to tokens_per_gpu."""
+    """Examples that a rank processes at a time. Left out: rows are packed up to tokens_per_gpu."""
     tokens_per_gpu: Count | None = None
     """The longest packed row."""
 

@@ -1,4 +1,4 @@
-"""From a plain mapping to a recipe, or to every problem in it at once."""
+"""Validates a plain mapping as a recipe, and reports all its problems at once."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ S = TypeVar("S", bound=Section)
 
 UNKNOWN = "unknown key"
 _MOST = 200
-"""Nobody reads more at once."""
+"""The most problems that are reported: nobody reads more."""
 
 _RANGES = {
     "greater_than": "more than {gt}", "greater_than_equal": "at least {ge}",
@@ -54,7 +54,7 @@ def recipe_of(data: Mapping[str, Any]) -> Recipe:
 
 
 def _as_written(problem: Problem, misspelt: Mapping[Path, Path]) -> Problem:
-    """A problem of a mended recipe, under the keys that the user has written."""
+    """A problem of a recipe whose keys were corrected, under the keys that the user wrote."""
     for length in range(len(problem.path), 0, -1):
         if (written := misspelt.get(problem.path[:length])) is not None:
             return replace(problem, path=(*written, *problem.path[length:]))
@@ -66,8 +66,8 @@ def _mended(
 ) -> Any:
     """The same data with misspelt keys spelt right, where the right spelling is of the same section.
 
-    `misspelt` learns which these are: the right path to the written one. A key without a value is left out: that it
-    was this one is a guess.
+    `misspelt` is filled: right path -> written path. A misspelt key without a value is left out: its correction would
+    be a guess.
     """
     if isinstance(data, list):
         return [_mended(item, problems, misspelt, (*path, n), (*right, n)) for n, item in enumerate(data)]
@@ -79,7 +79,7 @@ def _mended(
         hint = unknown.get((*path, key), "")
         near = re.fullmatch(r"did you mean (?:.*\.)?(\w+)\?", hint)
         meant = near.group(1) if near and hint == f"did you mean {Problem((*path, near.group(1)), '').dotted}?" else key
-        name = key if meant in data or value is None else meant  # a key that stands here too is never replaced
+        name = key if meant in data or value is None else meant  # the right key is written too: keep its value
         if name != key:
             misspelt[(*right, name)] = (*path, key)
         mended[name] = _mended(value, problems, misspelt, (*path, key), (*right, name))
@@ -96,7 +96,7 @@ def section_of(kind: type[S], data: Mapping[str, Any]) -> S:
 
 
 def problems_of(error: ValidationError, root: type[Section]) -> list[Problem]:
-    """pydantic's findings in our words, in the order of the file."""
+    """pydantic's errors in our words, in the order of the file."""
     details = error.errors(include_url=False)
     problems = [_problem(dict(detail), root) for detail in details[:_MOST]]
     if (more := len(details) - _MOST) > 0:

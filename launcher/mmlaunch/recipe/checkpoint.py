@@ -9,7 +9,7 @@ from mmlaunch.recipe.section import Section
 
 
 class Checkpoint(Section):
-    """`checkpoint`: a run also saves when it is told to stop, and at its end."""
+    """`checkpoint`: a run also saves before it stops on a signal, and at its end."""
 
     OTHER_NAMES: ClassVar[dict[str, str]] = {
         "save_steps": "every", "interval": "every", "save_total_limit": "keep", "save_every": "every",
@@ -19,14 +19,14 @@ class Checkpoint(Section):
     every: Annotated[list[Interval], OneOrMore(), Field(min_length=1)] = [Every(seconds=1800)]
     """30m, 500 steps, or both in a list: whichever comes first."""
     keep: Count = 3
-    """How many of the newest stay."""
+    """How many of the newest checkpoints are kept."""
     keep_every: Count | None = None
-    """Every so many steps one that stays for good."""
+    """A checkpoint at every multiple of this step is kept for ever."""
     best: Annotated[Line, Field(examples=["eval/accuracy"])] | None = None
-    """The checkpoint with the best value of this metric stays too."""
+    """The checkpoint with the best value of this metric is kept too."""
     best_is: Literal["highest", "lowest"] = "highest"
     background: bool = True
-    """Train on while files are written; never for the last one, before a stop, or where a full disk stops the run."""
+    """Train on while files are written. The last save, and one before a stop, always block."""
     on_full_disk: Literal["continue", "stop"] = "continue"
 
 

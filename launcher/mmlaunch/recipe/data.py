@@ -53,11 +53,11 @@ class Source(Section):
     """A file or a folder; only `format: shapes` needs none."""
     format: Literal[_NAMES] = "auto"  # type: ignore[valid-type]  # one table serves schema and rules
     images: Annotated[Line, Field(examples=["data/images"])] | None = None
-    """The folder that image paths are relative to; `none` for text-only data."""
+    """The folder to which image paths are relative; `none` for text-only data."""
     repeat: Annotated[float, Field(gt=0, le=10_000, allow_inf_nan=False)] = 1.0
-    """2 shows every row twice an epoch, 1.5 half of them twice, 0.3 a seeded 30 percent."""
+    """2: every row twice an epoch; 1.5: half of the rows twice; 0.3: 30 percent of the rows, chosen by the seed."""
     limit: Count | None = None
-    """Not more rows than this."""
+    """Use no more rows than this."""
     skip: Annotated[int, Field(ge=0)] = 0
     """Leave out this many rows at the beginning."""
     split: Line | None = None

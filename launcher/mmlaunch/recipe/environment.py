@@ -14,7 +14,7 @@ from mmlaunch.recipe.section import mistake, refuse
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _SECRET = re.compile(r"(^|_)(API_?KEY|KEY|TOKEN|SECRET|PASS|PASSWORD|PASSWD|PAT|AUTH|CREDENTIALS?)($|_)", re.IGNORECASE)
 LAUNCHERS = ("SLURM_", "SLURMD_", "SRUN_", "SBATCH_", "SUBMITIT_", "TORCHELASTIC_")
-"""How the names begin that launchers tell their ranks things by."""
+"""The prefixes of the variables by which launchers inform their ranks."""
 RANKS = frozenset({"RANK", "LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"})
 _OWNED = RANKS | {"PYTHONPATH", "PYTHONHOME", "PYTHONSAFEPATH", "PYTHONUNBUFFERED", "PYTHONFAULTHANDLER"}
 SCRIPT = frozenset({"run", "python", "rank", "opened", "step", "status", "verdict", "deadline", "head_node"})

@@ -1,4 +1,4 @@
-"""`model`: which parts, how they are joined, what of them is trained."""
+"""`model`: its parts, how they are joined, and which of them are trained."""
 
 import re
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from mmlaunch.recipe.scalars import Count, Line, Positive, Share
 from mmlaunch.recipe.section import Mistake, Section, mistake, rule
 
 CHECKPOINTING = "MMLAUNCH_CHECKPOINTING"
-"""The variable that tells the ranks of an attempt what its plan made of `activation_checkpointing: auto`."""
+"""The variable that tells the ranks what the plan has decided for `activation_checkpointing: auto`."""
 
 Projectors = Literal["linear", "mlp", "vit", "perceiver", "pixel_shuffle"]
 Training = Literal["frozen", "full", "lora"]
@@ -58,7 +58,7 @@ class Vision(Section):
     random: RandomVision | None = None
     """Random weights of this shape instead."""
     feature_layer: int = -2
-    """The hidden layer that is projected; -2 is LLaVA's choice, -1 the last."""
+    """The hidden layer that is projected: -1 is the last one, -2 (as in LLaVA) the one before it."""
     keep_class_token: bool = False
 
     @rule
@@ -162,7 +162,7 @@ class Lora(Section):
 
 
 class Train(Section):
-    """What of each part is trained."""
+    """How each part is trained."""
 
     OTHER_NAMES: ClassVar[dict[str, str]] = {
         "vision_tower": "vision", "llm": "language", "lm": "language", "language_model": "language",

@@ -40,7 +40,7 @@ class Optim(Section):
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     warmup: WarmupLength = Warmup(share=0.03)
     final_lr: Share = 0.0
-    """The share of `lr` that the schedule ends at."""
+    """The learning rate at the end of the schedule, as a share of `lr`."""
     weight_decay: NotNegative = 0.0
     """Never applied to biases, norms and embeddings."""
     betas: Annotated[list[Beta], BeforeValidator(_pair), Field(min_length=2, max_length=2)] = [0.9, 0.95]
@@ -48,4 +48,4 @@ class Optim(Section):
     clip: NotNegative = 1.0
     """The largest norm of a gradient; 0 does not clip."""
     bad_steps: Annotated[int, Field(ge=0)] = 3
-    """So many steps in a row are left out whose loss or gradient is not finite; one more stops the run."""
+    """How many steps in a row may be skipped because their loss or gradient is not finite; one more stops the run."""

@@ -159,7 +159,7 @@ class Recipe(Section):
 
     @rule
     def _weights_fit_the_arithmetic(self) -> Iterator[Mistake]:
-        """Autocast at stage 0 takes whole weights along; elsewhere one type is all that there is."""
+        """At stage 0, autocast works with fp32 weights. In all other cases every weight has one and the same type."""
         whole = self.precision == "bf16" and not self.deepspeed.stage and self.model.weights == "fp32"
         if self.model.weights not in ("auto", self.precision) and not whole:
             at = f" at ZeRO stage {self.deepspeed.stage}" if self.model.weights == "fp32" else ""

@@ -10,7 +10,7 @@ from mmlaunch.errors import BadInput, RecipeError
 from mmlaunch.recipe.check import recipe_of
 from mmlaunch.recipe.recipe import Recipe
 
-DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)  # the C one is ten times as fast, where it was built
+DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)  # the C version is ten times as fast; it may not be installed
 
 
 def text_of(recipe: Recipe) -> str:
@@ -20,7 +20,7 @@ def text_of(recipe: Recipe) -> str:
 
 
 def read(path: Path) -> Recipe:
-    """The recipe of a run; damage to the file is a `BadInput`."""
+    """The recipe of a run. A damaged file raises `BadInput`."""
     try:
         return recipe_of(yaml.safe_load(path.read_text(encoding="utf-8")))
     except (OSError, yaml.YAMLError, RecipeError) as error:

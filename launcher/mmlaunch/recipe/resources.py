@@ -1,4 +1,4 @@
-"""`resources` and `restarts`: what a run asks for, and what it may use up when things break."""
+"""`resources` and `restarts`: what a run needs, and how often it may be restarted."""
 
 from collections.abc import Iterator
 from typing import Annotated, Any, ClassVar

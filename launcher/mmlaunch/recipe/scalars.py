@@ -1,4 +1,4 @@
-"""The small values of a recipe: durations, shares, sizes, one-line texts, each with its own way to be wrong.
+"""The scalar values of a recipe: durations, shares, sizes, one-line texts, and their error messages.
 
 YAML's own guesses are not used: a plain scalar arrives here as its text, and the field says what it means. So
 `24:00:00` is a time, `5e-6` a number, `no` a text where a text is wanted.
@@ -85,7 +85,7 @@ def parse_duration(value: Any) -> int:
 
 
 def _text(value: Any, right: str) -> str:
-    """What a scalar says; a mapping, a list or nothing says nothing."""
+    """The text of a scalar; refuses a mapping, a list and an empty value."""
     if value is None or isinstance(value, (dict, list)):
         what = "has no value" if value is None else f"is a {'mapping' if isinstance(value, dict) else 'list'}"
         raise mistake(what, right)
@@ -174,7 +174,7 @@ def _word(value: Any) -> Any:
 
 
 Word = Annotated[Line, BeforeValidator(_word)]
-"""A text that Slurm takes as one word."""
+"""A text that may stand as one word on an #SBATCH line."""
 
 Real = Annotated[float, Field(allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -182,7 +182,7 @@ NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1, le=10**9)]
 
 FreeForm = Annotated[dict[str, Any], BeforeValidator(resolve_plain)]
-"""A mapping that this schema does not look into."""
+"""A mapping whose content this schema does not check."""
 
 
 @dataclass(frozen=True)
@@ -255,7 +255,7 @@ WarmupLength = Annotated[
 
 
 class OneOrMore:
-    """Metadata of a list type: a single item where a list is wanted is a list of one."""
+    """Metadata of a list type: a single item is read as a list of one."""
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         return no_info_before_validator_function(listed, handler(source))

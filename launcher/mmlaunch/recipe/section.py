@@ -35,9 +35,9 @@ UNRULED = {"rules": False}
 
 
 def rule(method: R) -> R:
-    """Marks a method of a section that yields what its values get wrong together.
+    """Marks a method of a section that yields the mistakes of several values together.
 
-    Each is asked on its own: where a value that it reads is itself mistaken, only this rule is silent.
+    Each rule runs on its own. If a value that it reads is itself mistaken, only this rule is left out.
     """
     vars(method)["is_rule"] = True
     return method

@@ -1,7 +1,7 @@
-"""What is sound in a section that has mistakes, and which rules that part breaks.
+"""Finds the rules that a section with mistakes breaks besides.
 
-A mistaken value is absent from the sound part, and a rule that reads it has nothing to say. So one mistake neither
-hides another nor makes one up.
+Mistaken values are removed first, and a rule that reads a removed value is left out. So one mistake neither hides
+another one nor causes a false one.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def _broken(section: Section, path: Path) -> Iterator[Problem]:
         try:
             for below, _, error in rule(section):
                 yield Problem((*path, *below), error.message(), (error.context or {}).get("right", ""))
-        except AttributeError:  # it reads what is absent
+        except AttributeError:  # it reads a value that was removed
             continue
     for name, field in type(section).model_fields.items():
         value, key = vars(section).get(name), field.alias or name
@@ -56,7 +56,7 @@ def _broken(section: Section, path: Path) -> Iterator[Problem]:
 
 
 def _sound(field: FieldInfo, value: Any, mistaken: set[Path]) -> Any:
-    """The value of a field without what is mistaken below it, and without what cannot be read for that reason."""
+    """The value of a field without the mistakes below it, and without what cannot be read because of them."""
     kind: Any = Annotated[(field.annotation, *field.metadata)] if field.metadata else field.annotation
     adapter: TypeAdapter[Any] = TypeAdapter(kind)
     gone = {path for path in mistaken if path}
@@ -80,17 +80,17 @@ def _sound(field: FieldInfo, value: Any, mistaken: set[Path]) -> Any:
 
 
 def _unreadable(location: tuple[str | int, ...], kind: str) -> Path:
-    """What a finding of pydantic's makes unreadable: the value, or the section that lacks one."""
+    """The path that cannot be read because of an error of pydantic: the value, or the section that lacks it."""
     path = tuple(part for part in location if part not in TAGS)
     return path[:-1] if kind == "missing" else path
 
 
 def _without(value: Any, path: Path) -> Any:
-    """`value` less the key at `path`, or the nearest above it; `_GONE`: all of it."""
+    """`value` without the key at `path`, or the nearest key above it; `_GONE` if nothing is left."""
     if not path:
         return _GONE
     head, below = path[0], path[1:]
-    if isinstance(value, Mapping) and isinstance(head, int):  # one item stands for a list of one
+    if isinstance(value, Mapping) and isinstance(head, int):  # a single item is read as a list of one
         return _without(value, below)
     if isinstance(value, Mapping):
         rest = _without(value[head], below) if head in value else _GONE
@@ -110,7 +110,7 @@ def _forget(value: Any, path: Path) -> bool:
     if isinstance(value, list):
         return not (isinstance(head, int) and head < len(value) and below) or _forget(value[head], below)
     if isinstance(value, dict):
-        return False  # it went before the section was read
+        return False  # it was removed before the section was read
     names = {field.alias or name: name for name, field in type(value).model_fields.items()}
     if head in names:
         gone = [names[head]] if _forget(vars(value).get(names[head]), below) else []

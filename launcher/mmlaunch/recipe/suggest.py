@@ -1,4 +1,4 @@
-"""Did you mean: the word that a user probably had in mind."""
+"""Suggests the word that a user probably meant."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mmlaunch.recipe.section import Section
 
 
 def closest(word: str, words: Iterable[str], cutoff: float = 0.6) -> str | None:
-    """The one of `words` that `word` most looks like."""
+    """The word of `words` that is most similar to `word`."""
     import difflib  # only mistakes need it
 
     by_fold = {candidate.casefold().replace("-", "_"): candidate for candidate in words}
@@ -21,7 +21,7 @@ def closest(word: str, words: Iterable[str], cutoff: float = 0.6) -> str | None:
 
 
 def key(word: str, section: type[Section], root: type[Section], path: str) -> str:
-    """What would be right instead of an unknown key of `section`, which stands at `path`."""
+    """A hint for an unknown key of the section at `path`."""
     fold = word.casefold().replace("-", "_")
     prefix = f"{path}." if path else ""
     if fold in section.OTHER_NAMES:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
+
+_RANK_LOG = re.compile(r"rank-(\d+)\.out")
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,17 @@ class AttemptPaths:
     @property
     def rank_errors(self) -> list[Path]:
         return sorted(self.logs.glob("rank-*.error.json"))
+
+
+def rank_of_log(log: Path) -> int | None:
+    """The rank that a log belongs to; None for the log of the program that starts the ranks."""
+    match = _RANK_LOG.fullmatch(log.name)
+    return int(match.group(1)) if match else None
+
+
+def curves_in(tensorboard: Path) -> list[Path]:
+    """TensorBoard's event files, one for each attempt that has begun to write."""
+    return sorted(tensorboard.glob("events.out.tfevents.*"))
 
 
 @dataclass(frozen=True)
@@ -195,8 +209,7 @@ class RunPaths:
 
     @property
     def curves(self) -> list[Path]:
-        """TensorBoard's event files, one for each attempt that has begun to write."""
-        return sorted(self.tensorboard.glob("events.out.tfevents.*"))
+        return curves_in(self.tensorboard)
 
     @property
     def reference(self) -> Path:

@@ -1,4 +1,4 @@
-"""Where shapes come from: config.json of a folder, of the Hugging Face cache on this disk, or the well-known names."""
+"""Reads config.json: in a folder, in the Hugging Face cache on this disk, or from the list of well-known names."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Config = Mapping[str, Any]
 
 IMAGE = "<image>"
 _PADS = ("<|finetune_right_pad_id|>", "<pad>", "<PAD>", "[PAD]")
-_ROWS = 64  # grown matrices get such a height
+_ROWS = 64  # embeddings grow to a multiple of this
 
 
 class UnknownShapes(UserError):
@@ -23,7 +23,7 @@ class UnknownShapes(UserError):
 
 
 def config_of(name: str, field: str) -> Config:
-    """The config.json of a model: what is on this disk comes before what is known by heart."""
+    """The config.json of a model: a file on this disk comes before the list of well-known names."""
     if folder := folder_of(name):
         return _read(folder / "config.json", field)
     if name in KNOWN:

@@ -1,4 +1,4 @@
-"""Well-known names of the Hugging Face hub: what their config.json says about shapes, as far as it matters here."""
+"""Well-known names of the Hugging Face hub: the entries of their config.json that shapes need."""
 
 from __future__ import annotations
 

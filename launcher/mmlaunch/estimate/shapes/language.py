@@ -35,7 +35,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "llama": _LLAMA, "mistral": _MISTRAL, "qwen2": _QWEN, "qwen3": {**_QWEN, "head_dim": 128}, "gemma": _GEMMA,
     "gemma2": _GEMMA_2, "qwen2_vl_text": _QWEN_VL, "qwen2_5_vl_text": _QWEN_VL,
 }  # fmt: skip
-"""What a config.json that leaves a key out means by it, for each `model_type`."""
+"""The default of each key that a config.json may leave out, for each `model_type`."""
 
 _QKV_BIAS = ("qwen2", "qwen2_vl_text", "qwen2_5_vl_text")
 _FOUR_NORMS = ("gemma2",)
@@ -47,11 +47,11 @@ class Decoder:
 
     width: int
     inner: int
-    """Of the gated MLP."""
+    """The width of the gated MLP."""
     layers: int
     heads: int
     groups: int
-    """Heads of keys and values."""
+    """The number of heads of keys and values."""
     head: int
     words: int
     """Rows of the embeddings."""
@@ -59,7 +59,7 @@ class Decoder:
     tied: bool = False
     """The output head is the embeddings."""
     bias: tuple[bool, bool, bool] = (False, False, False)
-    """Of queries, keys and values; of the attention's output; of the MLP."""
+    """Biases: of queries, keys and values; of the attention's output; of the MLP."""
     norm_heads: bool = False
     """Queries and keys are normalised (Qwen3)."""
     norms: int = 2
@@ -74,7 +74,7 @@ class Decoder:
         return self.groups * self.head
 
     def with_words(self, words: int) -> Decoder:
-        """The same with another vocabulary."""
+        """The same model with another vocabulary."""
         return replace(self, words=words)
 
     def weights(self, body: str, head: str = "lm_head") -> Weights:
@@ -108,7 +108,7 @@ class Decoder:
 
 
 def decoder_of(config: Mapping[str, Any], where: str) -> Decoder:
-    """The sizes that a language model's config.json means."""
+    """The sizes in a language model's config.json."""
     kind = str(config.get("model_type", "llama"))
     if kind not in DEFAULTS:
         raise UnknownShapes(f"{where}: the shapes of a {kind!r} are not known here (known: {', '.join(DEFAULTS)})")

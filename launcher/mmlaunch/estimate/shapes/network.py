@@ -1,4 +1,4 @@
-"""The network of a recipe as shapes: assembled from parts, or a whole pretrained model of a known family."""
+"""The shapes of a recipe's network: assembled from parts, or a whole pretrained model of a known family."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Network:
     used: int | None = None
     """Layers of the encoder up to the one that is projected, where the rest is idle and can be left untrained."""
     class_token: bool = False
-    """The projector reads it."""
+    """Whether the projector reads the class token."""
 
     @property
     def tokens(self) -> int:
@@ -42,7 +42,7 @@ class Network:
 
 
 def network_of(model: Model) -> Network:
-    """The shapes of a recipe's model; raises `UnknownShapes` where nothing on this machine tells them."""
+    """The shapes of a recipe's model; raises `UnknownShapes` if they are not known on this machine."""
     try:
         return _pretrained(model) if model.pretrained else _assembled(model)
     except (AttributeError, KeyError, TypeError, ValueError, ZeroDivisionError) as error:

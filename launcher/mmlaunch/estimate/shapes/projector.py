@@ -11,12 +11,12 @@ from mmlaunch.estimate.shapes.vision import Encoder
 from mmlaunch.estimate.shapes.weights import Weights, linear, norm, tensor
 
 QUERIES = 256
-"""Of a perceiver that is not told how many."""
+"""The number of queries of a perceiver if the recipe names none."""
 
 
 @dataclass(frozen=True)
 class Between:
-    """What a projector stands between."""
+    """The sizes on both sides of a projector."""
 
     vision: int
     language: int

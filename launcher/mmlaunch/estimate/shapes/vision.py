@@ -28,7 +28,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "qwen2_vl_vision": _QWEN,
     "qwen2_5_vl_vision": {**_QWEN, "intermediate_size": 3420, "out_hidden_size": 3584},
 }  # fmt: skip
-"""What a config.json that leaves a key out means by it. Qwen's take images of any size: here 896 pixels a side."""
+"""The default of each key that a config.json may leave out. Qwen takes images of any size: here 896 x 896."""
 
 
 @dataclass(frozen=True)
@@ -41,10 +41,10 @@ class Encoder:
     layers: int
     heads: int
     image: int
-    """Pixels along each side of what it sees."""
+    """Pixels along each side of its input."""
     patch: int
     options: Mapping[str, Any]
-    """The configuration, for what only one kind has."""
+    """The whole configuration, for entries that only one kind has."""
 
     @property
     def side(self) -> int:
@@ -53,7 +53,7 @@ class Encoder:
 
     @property
     def places(self) -> int:
-        """What goes through its layers for one square of pixels."""
+        """Tokens in its layers for one square of pixels."""
         return self.side**2 + (self.kind in ("clip_vision_model", "internvl_vision"))
 
     @property
@@ -143,7 +143,7 @@ class Encoder:
 
 
 def encoder_of(config: Mapping[str, Any], where: str) -> Encoder:
-    """The sizes that a vision encoder's config.json means; a whole CLIP's holds its encoder's."""
+    """The sizes in a vision encoder's config.json; that of a whole CLIP holds its encoder's."""
     config = config.get("vision_config", config)
     kind = str(config.get("model_type", "clip_vision_model"))
     if kind not in DEFAULTS:
