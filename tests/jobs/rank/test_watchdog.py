@@ -40,7 +40,7 @@ def test_ranks_that_wait_for_a_stopped_one_show_their_stacks_and_end(job: Jobs, 
     run.kill()
     attempt = run.paths.attempt(1)
     stacks = (attempt.stacks / "rank-0.txt").read_text()
-    assert all(name in stacks for name in ("ranks.py", "loop.py", "in _watch")), "all threads, the blocked one too"
+    assert all(name in stacks for name in ("ranks.py", "trainer.py", "in _watch")), "all threads, the blocked one too"
     found = record(run, 0)
     assert found["type"] == "Hang" and found["step"] >= 5 and "ranks.py" in found["traceback"]
     assert found["message"].startswith("no progress for ") and f"in training, step {found['step']}" in found["message"]
@@ -89,11 +89,11 @@ def test_slow_evaluation_and_suspended_job_are_no_hang(job: Jobs, tiny: Recipes)
 STANDS_STILL = """
 import sys, time
 from pathlib import Path
-from mmjobs.train import watchdog
-from mmjobs.train.whereabouts import Whereabouts
+from mmjobs.rank import watchdog
+from mmjobs.rank.position import Position
 from mmlaunch.run.paths import RunPaths
 watchdog.HEARTBEAT, watchdog.STOOD, watchdog.QUIET = 0.1, 1.0, 2.0
-with watchdog.Watchdog(RunPaths(Path(sys.argv[1])), Whereabouts()):
+with watchdog.Watchdog(RunPaths(Path(sys.argv[1])), Position()):
     time.sleep(60)
 """
 

@@ -168,7 +168,7 @@ def test_several_images_that_are_read_otherwise_are_refused(tmp_path: Path) -> N
     one = shapes.example(0)
     assert processor.encode(one).prompt.ids.count(made.chat.image_id or 0) > 1
     two = replace(one, images=one.images * 2, prompt=(Turn("user", (IMAGE, IMAGE, "Which?")),))
-    with pytest.raises(BadRow, match="has several images, and this model reads several otherwise"):
+    with pytest.raises(BadRow, match="has several images, and this model reads several images in another way"):
         processor.encode(two)
 
 

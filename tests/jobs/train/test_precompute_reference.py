@@ -221,7 +221,7 @@ def test_a_reference_follows_by_its_share(job: Jobs, tiny: Recipes) -> None:
     assert run.run(recipe) == [0], run.log()
 
     def copied(step: int) -> dict[str, torch.Tensor]:
-        return safetensors.torch.load_file(run.paths.checkpoint(step) / "reference.safetensors")
+        return safetensors.torch.load_file(run.paths.checkpoint(step) / "reference" / "reference.safetensors")
 
     for before, after in ((2, 3), (5, 6)):
         stood, leads = copied(before), run.weights(after)
