@@ -10,7 +10,6 @@ from mmlaunch.cli import options
 from mmlaunch.errors import Problem, RecipeError
 from mmlaunch.load import Loaded, load_recipe
 from mmlaunch.recipe.capability import unsupported
-from mmlaunch.schedulers import choose
 
 
 @click.command(
@@ -40,8 +39,11 @@ def command(recipe: tuple[str, ...], overrides: tuple[str, ...], cluster: str | 
 
 def _checked(path: str, overrides: tuple[str, ...], cluster: str | None) -> Loaded:
     loaded = load_recipe(path, overrides)
-    if cluster is not None and (misfit := choose.problem(choose.profile(cluster)[1], loaded.recipe.resources)):
-        raise loaded.placed(misfit.problems)
+    if cluster is not None:
+        from mmlaunch.schedulers import choose  # only whoever names a cluster waits for it
+
+        if misfit := choose.problem(choose.profile(cluster)[1], loaded.recipe.resources):
+            raise loaded.placed(misfit.problems)
     return loaded
 
 

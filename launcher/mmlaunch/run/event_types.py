@@ -1,4 +1,7 @@
-"""The kinds of events in a ledger: one frozen dataclass for each; a field without a default has to be written.
+"""The kinds of events in a ledger: a class declares each kind and its fields. A field without a default is required.
+
+The classes are declarations only: an event in memory is a dict, as it is in the file. (They are no dataclasses, since
+nothing needs an instance, and to make seventeen of them takes ten milliseconds of every command.)
 
 A writer may add fields of its own: a step carries whatever its objective measures. Every event of a job also carries
 `attempt`, and every event carries `time`.
@@ -6,9 +9,7 @@ A writer may add fields of its own: a step carries whatever its objective measur
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any, Literal
 
 Kind = Literal[
@@ -17,7 +18,6 @@ Kind = Literal[
 ]  # fmt: skip
 
 
-@dataclass(frozen=True)
 class Submitted:
     """The launcher has made or resumed the run; what the run asks for."""
 
@@ -30,10 +30,9 @@ class Submitted:
     ranks: int = 1
     steps: int | None = None
     """None: the number is known only once the data are read."""
-    activation_checkpointing: Mapping[str, Any] = field(default_factory=dict)
+    activation_checkpointing: Mapping[str, Any] = {}
 
 
-@dataclass(frozen=True)
 class Queued:
     """The scheduler has accepted the job. It names the job by a number, or by a process of a machine."""
 
@@ -47,7 +46,6 @@ class Queued:
     began: int | None = None
 
 
-@dataclass(frozen=True)
 class Started:
     """An attempt begins on its nodes."""
 
@@ -60,32 +58,28 @@ class Started:
     began: int | None = None
 
 
-@dataclass(frozen=True)
 class Preflight:
     """The nodes are fit."""
 
     seconds: float
 
 
-@dataclass(frozen=True)
 class Ready:
     """The model is built."""
 
     world: int
-    parameters: Mapping[str, Any] = field(default_factory=dict)
+    parameters: Mapping[str, Any] = {}
     """The number of parameters in each part of the model."""
     attention: str = ""
     activation_checkpointing: bool = False
 
 
-@dataclass(frozen=True)
 class Resumed:
     """The job continues from a checkpoint."""
 
     step: int
 
 
-@dataclass(frozen=True)
 class Reference:
     """The log-probabilities of the reference model are being computed. `new` counts those of this attempt: they are
     progress, as a checkpoint is."""
@@ -95,7 +89,6 @@ class Reference:
     new: int = 0
 
 
-@dataclass(frozen=True)
 class Step:
     """A logged step, and whatever the objective measures in it."""
 
@@ -106,7 +99,6 @@ class Step:
     """Examples per second."""
 
 
-@dataclass(frozen=True)
 class Evaluated:
     """The metrics of the evaluation sets at a step."""
 
@@ -115,7 +107,6 @@ class Evaluated:
     samples: Any = None
 
 
-@dataclass(frozen=True)
 class Checkpoint:
     """A checkpoint is whole, or (with `rejected`) an existing one is not valid."""
 
@@ -129,7 +120,6 @@ class Checkpoint:
     """Why an existing one is not used."""
 
 
-@dataclass(frozen=True)
 class Signal:
     """A signal or the deadline asks the ranks to leave."""
 
@@ -137,15 +127,13 @@ class Signal:
     step: int
 
 
-@dataclass(frozen=True)
-class Warning:
+class Warned:
     """Something went wrong that does not end the run."""
 
     what: str
     step: int | None = None
 
 
-@dataclass(frozen=True)
 class Excluded:
     """A node is not used again before `until`."""
 
@@ -153,7 +141,6 @@ class Excluded:
     until: float
 
 
-@dataclass(frozen=True)
 class Cancelling:
     """A user asks for the end."""
 
@@ -161,7 +148,6 @@ class Cancelling:
     now: bool = False
 
 
-@dataclass(frozen=True)
 class Failed:
     """An attempt has ended badly."""
 
@@ -172,7 +158,6 @@ class Failed:
     exit_code: int | None = None
 
 
-@dataclass(frozen=True)
 class Requeued:
     """The restart policy starts another attempt."""
 
@@ -185,7 +170,6 @@ class Requeued:
     """The scheduler, if it took the attempt off its nodes and requeued it without asking the policy."""
 
 
-@dataclass(frozen=True)
 class Ended:
     """The run is over: done, failed or cancelled."""
 
@@ -199,7 +183,7 @@ class Ended:
 TYPES: dict[Kind, type] = {
     "submitted": Submitted, "queued": Queued, "started": Started, "preflight": Preflight, "ready": Ready,
     "resumed": Resumed, "reference": Reference, "step": Step, "evaluated": Evaluated, "checkpoint": Checkpoint,
-    "signal": Signal, "warning": Warning, "excluded": Excluded, "cancelling": Cancelling, "failed": Failed,
+    "signal": Signal, "warning": Warned, "excluded": Excluded, "cancelling": Cancelling, "failed": Failed,
     "requeued": Requeued, "ended": Ended,
 }  # fmt: skip
 
@@ -207,11 +191,7 @@ SYNCED: frozenset[Kind] = frozenset({"submitted", "queued", "started", "checkpoi
 """Kinds that decisions depend on. The writer waits until such an event is on the disk."""
 
 REQUIRED: dict[str, frozenset[str]] = {
-    kind: frozenset(
-        one.name
-        for one in dataclasses.fields(declared)
-        if one.default is dataclasses.MISSING and one.default_factory is dataclasses.MISSING
-    )
+    kind: frozenset(name for name in declared.__annotations__ if name not in vars(declared))
     for kind, declared in TYPES.items()
 }
 

@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from mmlaunch.run import event_types
 from mmlaunch.run.event_types import SYNCED, Kind
@@ -37,7 +37,7 @@ class Events:
     @property
     def of_this_submission(self) -> Events:
         """The events since the run was last submitted. A resumed run starts with fresh restart budgets."""
-        starts = [index for index, event in enumerate(self.events) if kind_of(event) == "submitted"]
+        starts = [index for index, event in enumerate(self.events) if event["event"] == "submitted"]
         return Events(self.events[starts[-1] :] if starts else self.events, self.torn)
 
     def all(self, *kinds: Kind) -> list[Event]:
@@ -47,7 +47,8 @@ class Events:
 
 def kind_of(event: Event) -> Kind:
     """The kind of an event. If another version wrote it, its kind may be none of ours."""
-    return cast(Kind, event["event"])
+    kind: Kind = event["event"]
+    return kind
 
 
 def append(path: Path, event: Kind, **fields: Any) -> Event:

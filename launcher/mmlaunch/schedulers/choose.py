@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import importlib
 import os
-import pkgutil
 from collections.abc import Mapping
 from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import mmlaunch.schedulers
 from mmlaunch.errors import RecipeError, UserError
 from mmlaunch.load import cluster as clusters
 from mmlaunch.load.cluster import Cluster
 from mmlaunch.recipe.resources import Resources
-from mmlaunch.run.ledger import Events
-from mmlaunch.schedulers.base import Scheduler
+
+if TYPE_CHECKING:  # no command waits for the ledger because of a type
+    from mmlaunch.run.ledger import Events
+    from mmlaunch.schedulers.base import Scheduler
 
 LAST = "local"
 """Can run everywhere: it is chosen when no other scheduler is here, and runs without a name of one are its own."""
@@ -22,8 +25,8 @@ LAST = "local"
 
 def names() -> list[str]:
     """The schedulers that are installed: the folders of this package."""
-    folders = {module.name for module in pkgutil.iter_modules(mmlaunch.schedulers.__path__) if module.ispkg}
-    return sorted(folders, key=lambda name: (name == LAST, name))
+    files = [file for place in mmlaunch.schedulers.__path__ for file in Path(place).glob("*/scheduler.py")]
+    return sorted({file.parent.name for file in files}, key=lambda name: (name == LAST, name))
 
 
 @cache

@@ -14,8 +14,7 @@ from mmlaunch.load.cluster import Cluster
 from mmlaunch.recipe.resources import Resources
 from mmlaunch.run.paths import RunPaths
 from mmlaunch.schedulers.base import Array, BatchJob, Dependency, Finding, Job, JobRecord, JobState, Removal, Scheduler
-from mmlaunch.schedulers.process import identity
-from mmlaunch.schedulers.slurm import commands, queue, site_checks
+from mmlaunch.schedulers.slurm import commands, queue
 from mmlaunch.schedulers.slurm.commands import SlurmError
 from mmlaunch.schedulers.slurm.states import ENDED_WITHOUT_POLICY
 
@@ -55,6 +54,8 @@ class Slurm:
             return None
 
     def examine(self, profile: Cluster, runs: Path) -> list[Finding]:
+        from mmlaunch.schedulers.slurm import site_checks  # only `doctor` needs it
+
         return site_checks.examine(profile, runs, uses_slurm=profile.executor == self.name)
 
     def submit(
@@ -88,6 +89,8 @@ class Slurm:
         commands.call("scontrol", "release", str(record["job"]))
 
     def batch(self) -> BatchJob:
+        from mmlaunch.schedulers.process import identity  # ctypes takes its time, and only a job script needs it
+
         number, restarts = os.environ.get("SLURM_JOB_ID", ""), os.environ.get("SLURM_RESTART_COUNT") or "0"
         nodes = os.environ.get("SLURM_JOB_NODELIST", socket.gethostname())
         return BatchJob(number, nodes, int(restarts), identity(os.getppid()))
