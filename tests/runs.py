@@ -53,3 +53,10 @@ def saved_at(step: int) -> Callable[[list[Event]], bool]:
 
 def losses(events: list[Event]) -> dict[int, float]:
     return {event["step"]: event["loss"] for event in events if event["event"] == "step"}
+
+
+def before_the_resume(events: list[Event]) -> tuple[int, list[int], list[int]]:
+    """The step that a run was first resumed from; the steps that were saved, and those that were done, before that."""
+    index = next(number for number, event in enumerate(events) if event["event"] == "resumed")
+    saved = [e["step"] for e in events[:index] if e["event"] == "checkpoint" and "rejected" not in e]
+    return events[index]["step"], saved, [e["step"] for e in events[:index] if e["event"] == "step"]

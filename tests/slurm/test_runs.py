@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from tests.conftest import SubmitStub
-from tests.runs import at_step, losses, mmlaunch, saved_at, wait_for
+from tests.runs import at_step, before_the_resume, losses, mmlaunch, saved_at, wait_for
 from tests.slurm.cluster import SlurmCluster
 from tests.slurm.jobs import LONG, PAIR, QUICK, TWO_BY_TWO, UNBROKEN, finished, job_of, ranks, requeues, status
 from tests.stub_job import Fault
@@ -41,8 +41,8 @@ def test_the_time_limit_costs_nothing(small: Path, slurm: SlurmCluster, submit_s
     run = submit_stub(small, *LONG, "-s", "resources.time=1m", cluster=str(profile))
     events = wait_for(run, lambda events: any(e["event"] == "resumed" for e in events), seconds=300)
     assert next(e for e in events if e["event"] == "requeued")["cause"] == "saved"
-    saved = [e["step"] for e in events if e["event"] == "checkpoint" and e["attempt"] == 1]
-    assert next(e for e in events if e["event"] == "resumed")["step"] == saved[-1]
+    step, saved, done = before_the_resume(events)
+    assert step == saved[-1] == done[-1]
     mmlaunch("cancel", "--now", run.name)
 
 

@@ -54,7 +54,7 @@ def test_preempted_without_the_time_to_save(small: Path, slurm: SlurmCluster, su
 def test_the_deadline_needs_no_signal(small: Path, submit_stub: SubmitStub) -> None:
     """These ranks are deaf to every signal, as if none came: they know the end of their time limit by themselves."""
     profile = small.parent / "brisk.yaml"
-    profile.write_text("signal: {lead: 50s}\n")
+    profile.write_text("signal: {lead: 40s}\n")
     run = submit_stub(small, *LONG, "-s", "resources.time=1m", cluster=str(profile), fault=Fault.DEAF)
     events = wait_for(run, lambda events: bool(requeues(events)))
     told = next(e for e in events if e["event"] == "signal")

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 from tests.conftest import SubmitStub
-from tests.runs import at_step, ended, losses, mmlaunch, saved_at, submit, wait_for
+from tests.runs import at_step, before_the_resume, ended, losses, mmlaunch, saved_at, submit, wait_for
 from tests.stub_job import losses_of, runs
 
 from mmlaunch.run import ledger, manifest
@@ -143,15 +143,14 @@ def test_a_killed_rank_is_restarted_and_nothing_is_lost(small: Path, submit_stub
 
 @pytest.mark.usefixtures("stop_all")
 def test_a_time_limit_costs_nothing(small: Path, submit_stub: SubmitStub) -> None:
-    """The ranks are warned 8 s before the limit of 12 s: they save, leave with 90, and go on in a second attempt."""
+    """The ranks are warned 10 s before the limit of 20 s: they save, leave with 90, and go on in another attempt."""
     profile = small.parent / "brisk.yaml"
-    profile.write_text("executor: local\nsignal: {lead: 8s}\n")
-    run = submit_stub(small, *LONG, "-s", "resources.time=12s", cluster=str(profile))
+    profile.write_text("executor: local\nsignal: {lead: 10s}\n")
+    run = submit_stub(small, *LONG, "-s", "resources.time=20s", cluster=str(profile))
     events = wait_for(run, lambda events: any(e["event"] == "resumed" for e in events))
     assert next(e for e in events if e["event"] == "requeued")["cause"] == "saved"
-    saved = [e["step"] for e in events if e["event"] == "checkpoint" and e["attempt"] == 1]
-    steps = [e["step"] for e in events if e["event"] == "step" and e["attempt"] == 1]
-    assert next(e for e in events if e["event"] == "resumed")["step"] == saved[-1] >= steps[-1]
+    step, saved, done = before_the_resume(events)
+    assert step == saved[-1] == done[-1]
     assert mmlaunch("cancel", run.name).returncode == 0
 
 
