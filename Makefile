@@ -17,7 +17,7 @@ test: $(VENV)/.test slurm browser checks
 	$(PYTEST)
 
 test-all: $(VENV)/.test slurm browser checks
-	$(PYTEST) -m "" --hypothesis-profile=nightly
+	NIGHTLY=1 $(PYTEST) -m ""
 
 checks: $(VENV)/.test
 	$(VENV)/bin/ruff check .

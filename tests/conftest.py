@@ -34,6 +34,13 @@ resources: {nodes: 1, gpus_per_node: 0, tasks_per_node: 2, time: 10m}
 """
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is loaded: several tests share the cores
+
+
+def examples(count: int) -> int:
+    """How many examples a property test draws: `make test-all` draws ten times as many."""
+    return 10 * count if os.environ.get("NIGHTLY") else count
+
+
 signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever starts tests in the background has them ignore it
 
 

@@ -37,7 +37,9 @@ def to_version_0_1(checkpoints: Path, step: int, world: int) -> None:
 SYNCED = {"method": "dpo", "reference": "copy", "reference_sync": {"every": 3, "mix": 0.5}}
 
 
-@pytest.mark.parametrize(("stage", "objective"), [(1, "mpo"), (2, SYNCED), (3, "sft")])
+@pytest.mark.parametrize(
+    ("stage", "objective"), [pytest.param(1, "mpo", marks=pytest.mark.nightly), (2, SYNCED), (3, "sft")]
+)
 def test_a_run_goes_on_from_it_bit_for_bit(job: Jobs, tiny: Recipes, stage: int, objective: Any) -> None:
     changes: dict[str, Any] = {"objective": objective, "deepspeed__stage": stage, "optim__schedule": "constant"}
     whole, broken = job("whole"), job("broken")

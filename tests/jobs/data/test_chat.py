@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from tests.conftest import examples
 from tests.jobs.checkpoints import CHATML, VICUNA, llama2_tokenizer, llama3_tokenizer
 
 from mmjobs.data.chat import Chat, TemplateMismatch, own_template
@@ -40,7 +41,7 @@ def text_of(one: Chat, ids: list[int]) -> str:
 
 @pytest.mark.parametrize("name", CHATS)
 @given(answer=st.text(st.characters(codec="utf-8", exclude_categories=["Cs", "Cc"]), max_size=30))
-@settings(max_examples=25)
+@settings(max_examples=examples(25))
 def test_prompt_and_answer_are_the_whole_tokenised_once(name: str, answer: str) -> None:
     one = CHATS[name]
     assume(not one._specials.search(answer))  # they stay words here, and are tokens where all is tokenised at once

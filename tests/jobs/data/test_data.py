@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.conftest import examples
 from tests.jobs.small import CHAT, PIXELS, PROCESSOR, TOKENIZER, mixed, text
 
 from mmjobs.data.batch import IGNORE_INDEX, collate
@@ -59,7 +60,7 @@ def test_repeat_shows_whole_times_and_a_seeded_part(count: int, repeat: float) -
 
 
 @given(st.text(), st.text())
-@settings(max_examples=200)
+@settings(max_examples=examples(200))
 def test_every_text_comes_back_from_its_bytes(question: str, answer: str) -> None:
     tree = CHAT.tree([Turn("user", (question,))], [answer])
     end = TOKENIZER.eos_token

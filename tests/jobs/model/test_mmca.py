@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.conftest import examples
 
 from mmjobs.data.images.preprocess import Squares
 from mmjobs.model.build import BuiltModel, build
@@ -33,7 +34,7 @@ def by_hand(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, images: list[bool
 
 
 @given(st.lists(st.booleans(), min_size=1, max_size=9), st.integers(0, 99))
-@settings(max_examples=40)
+@settings(max_examples=examples(40))
 def test_each_modality_has_a_softmax_of_its_own(images: list[bool], seed: int) -> None:
     torch.manual_seed(seed)
     q, k, v = torch.randn(3, len(images), 4, dtype=torch.float64)

@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tests.conftest import examples
 from tests.jobs import formulas
 from transformers.models.llama import modeling_llama
 
@@ -184,7 +185,7 @@ def test_single_answers_are_judged_by_their_labels(models: dict[Any, Any], tiny:
     compare(built, preference, found, batches)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(60), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_packed_trees_are_separate_sequences(models: dict[Any, Any], tiny: Recipes, data: st.DataObject) -> None:
     """K from 1 to 4, lengths of all kinds, rows without images, MMCA, activation checkpointing, LoRA."""

@@ -87,6 +87,7 @@ def two_attempts(recipe: Path) -> RunPaths:
     return run
 
 
+@pytest.mark.nightly  # what the event files hold, and that a page opens in a browser, other tests say as well
 @pytest.mark.usefixtures("stop_all")
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="no chromium; apt-get install chromium")
 def test_a_browser_sees_one_curve_over_two_attempts(small: Path, tmp_path: Path) -> None:

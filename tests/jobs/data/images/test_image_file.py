@@ -17,6 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from tests.conftest import examples
 
 from mmjobs.data.example import BadPicture
 from mmjobs.data.images.image_file import BytesPicture, FilePicture, fitted
@@ -306,7 +307,7 @@ FORMS = [
     hits=st.lists(st.tuples(st.integers(0, 600), st.integers(0, 255)), min_size=1, max_size=8),
     end=st.integers(0, 4000),
 )
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 def test_no_damage_is_anything_but_a_bad_picture(data: bytes, hits: list[tuple[int, int]], end: int) -> None:
     bad = bytearray(data)
     for place, value in hits:
