@@ -138,7 +138,7 @@ def ours(line: Connection, data: Path, own: Path, options: dict[str, Any]) -> No
     with Watchdog(paths, position) as watch:
         ranks = join(watch)
         turns = Turns(line)
-        context = Context(recipe, paths, ranks, Reporting(paths.events, 1, True), position, StopRequest())
+        context = Context(recipe, paths, ranks, Reporting(paths, 1, True), position, StopRequest())
         built = setup.build_model(context)
         same_adapters(built.network)
         setup.build_trainer(context, built).run()

@@ -57,7 +57,7 @@ def ours(line: Connection, data: Path, own: Path, options: dict[str, Any]) -> No
     with Watchdog(paths, position) as watch:
         ranks = join(watch)
         turns = Turns(line)
-        context = Context(recipe, paths, ranks, Reporting(paths.events, 1, True), position, StopRequest())
+        context = Context(recipe, paths, ranks, Reporting(paths, 1, True), position, StopRequest())
         setup.build_trainer(context).run()
 
 

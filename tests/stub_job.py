@@ -28,7 +28,7 @@ from mmjobs.rank.position import Position
 from mmjobs.rank.watchdog import Phase, Watchdog
 from mmlaunch.errors import BadInput
 from mmlaunch.recipe import Recipe, resolved
-from mmlaunch.run import ledger, manifest
+from mmlaunch.run import ledger, manifest, owner
 from mmlaunch.run.exits import PEER_LOST, JobExit
 from mmlaunch.run.paths import RunPaths
 
@@ -261,6 +261,7 @@ class Job:
 
     def _write(self, kind: Any, **fields: Any) -> None:
         if self.ranks.rank == 0:
+            owner.check(self.paths, int(os.environ.get(owner.VARIABLE) or 0))
             ledger.append(self.paths.events, kind, attempt=self.attempt, **fields)
 
 
@@ -286,6 +287,8 @@ def run(run_dir: str) -> dict[str, Any]:
         code = int(JobExit.AGAIN)
     except UnfitNodeError:
         code = int(JobExit.UNFIT_NODE)
+    except owner.NotTheOwner as error:
+        code = _failed(paths, position, error, type(error).__name__, JobExit.STOP)
     except BadInput as error:
         code = _failed(paths, position, error, type(error).__name__, JobExit.BAD_INPUT)
     except PeerLostError as error:

@@ -16,6 +16,7 @@ from mmjobs.rank.watchdog import Watchdog
 from mmlaunch.errors import BadInput
 from mmlaunch.recipe import resolved
 from mmlaunch.run.exits import JobExit
+from mmlaunch.run.owner import NotTheOwner
 from mmlaunch.run.paths import RunPaths
 
 
@@ -37,7 +38,7 @@ def run(run_dir: str) -> dict[str, Any]:
                 code = int(JobExit.UNFIT_NODE)
     except BadInput as error:
         code = _failed(paths, position, error, JobExit.BAD_INPUT)
-    except DiskFull as error:
+    except (DiskFull, NotTheOwner) as error:
         code = _failed(paths, position, error, JobExit.STOP)
     except Exception as error:  # noqa: BLE001  the boundary: whatever it was is recorded, and the process ends
         code = _failed(paths, position, error, 1)

@@ -62,6 +62,6 @@ def ranks(run: RunPaths) -> dict[int, int]:
         with contextlib.suppress(OSError):
             command, variables = (proc / "cmdline").read_bytes(), (proc / "environ").read_bytes().split(b"\0")
             rank = next((v.partition(b"=")[2] for v in variables if v.startswith(b"SLURM_PROCID=")), b"")
-            if b"submitit.core._submit" in command and str(run.job).encode() in command and b"srun" not in command:
+            if b"mmlaunch.schedulers.rank" in command and str(run.job).encode() in command and b"srun" not in command:
                 found[int(rank)] = int(proc.name)
     return found

@@ -54,7 +54,7 @@ def test_a_job_waits_for_another_one(tmp_path: Path) -> None:
     second_run, second_script = script(tmp_path, "second")
     second = slurm.submit(second_run, second_script, 1, after=[Dependency(first["job"])])
     assert until(JobState.WAITING, second).reason.startswith("Dependency")
-    assert slurm.find(first_run) == first["job"] and slurm.find(second_run) == second["job"]
+    assert slurm.find(first_run) == {"job": first["job"]} and slurm.find(second_run) == {"job": second["job"]}
     until(JobState.OVER, second)
     assert (second_run.root / "ran-alone").exists()
 

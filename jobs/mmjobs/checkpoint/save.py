@@ -124,6 +124,7 @@ class CheckpointWriter:
             folder.mkdir()
 
     def _seal(self, saving: Saving) -> None:
+        self._context.events.check_owner()
         if self._ranks.first:
             final = self._paths.checkpoint(saving.step)
             self._bytes = manifest.seal(saving.folder, final, saving.step, self._ranks.world, saving.files).bytes

@@ -1,31 +1,39 @@
-"""The journal: what rank 0 writes down for others to read, in the ledger of events and on standard output."""
+"""The event writer: what rank 0 writes down for others to read, in the ledger of events and on standard output."""
 
 from __future__ import annotations
 
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from mmjobs.rank.disk import is_full
-from mmlaunch.run import ledger
+from mmlaunch.run import ledger, owner
 from mmlaunch.run.event_types import Kind
+from mmlaunch.run.paths import RunPaths
 
 
 @dataclass(frozen=True)
 class EventWriter:
     """Silent on every rank but the first."""
 
-    path: Path
+    paths: RunPaths
     attempt: int
     first: bool
+    submission: int = 0
+    """The number under which this job was submitted; 0: nobody knows, and nothing is checked."""
+
+    def check_owner(self) -> None:
+        """Raise `NotTheOwner` if the run was submitted again, and another job goes on with it."""
+        if self.first:
+            owner.check(self.paths, self.submission)
 
     def write(self, kind: Kind, **fields: Any) -> None:
         """Append an event to the ledger; a full disk costs the event, not the run."""
         if not self.first:
             return
+        self.check_owner()
         try:
-            ledger.append(self.path, kind, attempt=self.attempt, **_finite(fields))
+            ledger.append(self.paths.events, kind, attempt=self.attempt, **_finite(fields))
         except OSError as error:
             if not is_full(error):
                 raise

@@ -21,6 +21,7 @@ from mmjobs.train.setup import build_trainer
 from mmlaunch.errors import BadInput
 from mmlaunch.recipe import Recipe
 from mmlaunch.recipe.capability import unsupported
+from mmlaunch.run import owner
 from mmlaunch.run.paths import RunPaths
 
 
@@ -32,7 +33,9 @@ def run(recipe: Recipe, paths: RunPaths, stop: StopRequest, position: Position, 
     ranks = join(watch)
     with suppress(OSError):  # the preflight reports a full disk
         print(f"rank {ranks.rank} of {ranks.world} runs on {socket.gethostname()}, pid {os.getpid()}", flush=True)
-    events = EventWriter(paths.events, int(os.environ["MMLAUNCH_ATTEMPT"]), ranks.first)
+    events = EventWriter(
+        paths, int(os.environ["MMLAUNCH_ATTEMPT"]), ranks.first, int(os.environ.get(owner.VARIABLE) or 0)
+    )
     preflight.check(paths, recipe.resources.gpus_per_node, ranks, events)
     try:
         result = build_trainer(Context(recipe, paths, ranks, events, position, stop)).run()

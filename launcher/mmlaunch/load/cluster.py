@@ -94,9 +94,11 @@ class Cluster(Section):
     gpu_type: Word | None = None
     gpu_memory: MemorySize | None = None
     """Of one GPU, as it is sold: 80G. Left out, nobody knows whether a run fits."""
+    gpus_in_node: Count | None = None
+    """How many GPUs a node has. A job that asks for all of them also gets all of its memory."""
     cpus_per_rank: Count = 8
     memory: MemorySize | None = None
-    """Memory of a node; left out: all of it."""
+    """Memory of a node for a job. Left out: all of it if the job has the node for itself, else what the site gives."""
     max_time: Duration | None = None
     """The longest time limit that the partition takes."""
     python: Line | None = None

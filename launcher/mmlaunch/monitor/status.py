@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from mmlaunch.errors import UserError
+from mmlaunch.errors import MachineError, UserError
 from mmlaunch.run import ledger
 from mmlaunch.run.event_types import Kind
 from mmlaunch.run.heartbeats import straggler
@@ -18,10 +18,13 @@ from mmlaunch.schedulers.base import Job, JobRecord, JobState
 
 FINAL = ("done", "failed", "cancelled")
 _STATES: dict[Kind, str] = {
-    "submitted": "submitted", "queued": "submitted", "started": "starting", "ready": "running", "step": "running",
+    "submitted": "submitted", "doubtful": "submitted", "queued": "submitted",
+    "started": "starting", "ready": "running", "step": "running",
 }  # fmt: skip
 """The state of a run whose job lives, by its newest event."""
-_NEVER_QUEUED = "its process is gone and left no word: killed, or the machine went down"
+_NEVER_QUEUED = "no job of this run waits or runs: its submission was interrupted, or not accepted"
+_A_MOMENT = 60.0
+"""Seconds between the two events of a submission, at most."""
 SILENT = 60.0
 """After so many seconds without progress, status names the slowest rank. The watchdog gives a step at least as long."""
 
@@ -32,7 +35,8 @@ class Status:
 
     run: str
     state: str
-    """submitted, pending, held, starting, running, restarting, cancelling, lost, unknown, done, failed, cancelled"""
+    """perhaps submitted, submitted, pending, held, starting, running, restarting, cancelling, lost, unknown, done,
+    failed, cancelled"""
     method: str
     attempt: int
     step: int | None
@@ -69,19 +73,26 @@ def of(run: RunPaths, whole: bool = False) -> Status:
 def of_all(runs: Sequence[RunPaths], whole: bool = False) -> list[Status]:
     """The status of many runs, with one look at each scheduler's queue for all of its runs."""
     ledgers = [_ledger(run, whole) for run in runs]
-    jobs = _look([events.of_this_submission for events in ledgers])
+    jobs = _look(runs, [events.of_this_submission for events in ledgers])
     for index, job in jobs.items():
         if job.state == JobState.OVER:
             ledgers[index] = _ledger(runs[index], whole)  # its last word may have come in the meantime
     return [_derive(run, ledgers[index], jobs.get(index)) for index, run in enumerate(runs)]
 
 
-def _look(ledgers: Sequence[Events]) -> dict[int, Job]:
+def _look(runs: Sequence[RunPaths], ledgers: Sequence[Events]) -> dict[int, Job]:
     """The job of every run that has one and has not ended, by the run's place in the sequence."""
     questions: dict[str, list[tuple[int, JobRecord]]] = {}
     jobs: dict[int, Job] = {}
-    for index, events in enumerate(ledgers):
-        if (record := job_record(events)) is None or events.last("ended"):
+    for index, (run, events) in enumerate(zip(runs, ledgers, strict=True)):
+        if events.last("ended") or not events.events:
+            continue
+        try:
+            record = job_record(events) or _by_name(run, events)
+        except MachineError as error:
+            jobs[index] = Job(JobState.UNKNOWN, str(error))
+            continue
+        if record is None:
             continue
         try:
             questions.setdefault(choose.of_run(events).name, []).append((index, record))
@@ -91,6 +102,16 @@ def _look(ledgers: Sequence[Events]) -> dict[int, Job]:
         answers = choose.named(name).look([record for _, record in records])
         jobs.update((index, job) for (index, _), job in zip(records, answers, strict=True))
     return jobs
+
+
+def _by_name(run: RunPaths, events: Events) -> JobRecord | None:
+    """The job of a submission that could not note its number, if the scheduler has one under the run's name."""
+    if events.last("doubtful") is None and time.time() - events.events[-1]["time"] < _A_MOMENT:
+        return None
+    try:
+        return choose.of_run(events).find(run)
+    except UserError:  # a scheduler of another version
+        return None
 
 
 def job_record(events: Events) -> Event | None:
@@ -134,7 +155,7 @@ def derive(run: RunPaths, events: Events, now: float, job: Job | None = None) ->
     submitted = events.last("submitted") or {}
     attempts = [int(event["attempt"]) for event in events if isinstance(event.get("attempt"), int)]
     step = events.last("step", "ready") or {}
-    state, reason = _state(events, job or _look([events]).get(0))
+    state, reason = _state(events, job or _look([run], [events]).get(0))
     if state in ("starting", "running"):
         reason = reason or _standstill(run, events, now)
     running = state == "running" and step.get("event") == "step"
@@ -160,8 +181,10 @@ def derive(run: RunPaths, events: Events, now: float, job: Job | None = None) ->
 def _state(events: Events, job: Job | None) -> tuple[str, str]:
     """The state and, where it needs one, its reason."""
     last = events.last(
-        "submitted", "queued", "started", "reference", "ready", "step", "requeued", "ended", "cancelling"
+        "submitted", "doubtful", "queued", "started", "reference", "ready", "step", "requeued", "cancelling"
     )
+    if ended := events.last("ended"):  # for good, whatever a rank that was slow to die has written after it
+        last = ended
     if last is None:
         return "unknown", "its ledger is empty or cannot be read"
     kind = kind_of(last)
@@ -182,7 +205,12 @@ def _of_job(events: Events, job: Job | None) -> tuple[str, str] | None:
     """What only the scheduler can tell; None while the job runs and its own events say more."""
     if job is None:  # submitted a moment ago, not queued yet
         newest = events.events[-1]["time"] if events.events else 0
-        return None if time.time() - newest < 60 else ("lost", _NEVER_QUEUED)
+        doubtful = events.last("doubtful")
+        return None if not doubtful and time.time() - newest < _A_MOMENT else ("lost", _NEVER_QUEUED)
+    if job.cancelled:
+        return "cancelled", job.reason
+    if job.state == JobState.UNKNOWN and (doubtful := events.last("doubtful")) and job_record(events) is None:
+        return "perhaps submitted", str(doubtful["reason"])
     state = {
         JobState.UNKNOWN: "unknown", JobState.OVER: "lost", JobState.STUCK: "held", JobState.WAITING: "pending",
     }.get(job.state)  # fmt: skip
@@ -211,6 +239,7 @@ def _next(name: str, state: str, step: Event, events: Events, now: float) -> str
         return f"starts again in {max(0, round(wait))} s"
     return {
         "failed": f"mmlaunch why {name}", "lost": f"mmlaunch why {name}", "held": f"mmlaunch status {name}",
+        "perhaps submitted": f"mmlaunch status {name}", "unknown": f"mmlaunch cancel {name}",
         "submitted": "starts at once", "pending": _start_condition(events), "starting": "loads the model",
         "cancelling": "saves and ends", "done": f"mmlaunch export {name}",
     }.get(state, "")  # fmt: skip

@@ -1,8 +1,9 @@
 """`python -m mmlaunch.attempt`: the first and the last act of a job script, on the batch host.
 
-`open RUN SCRIPT` begins an attempt and prints its number and a free port. `close RUN ATTEMPT STATUS` gives the
-ranks' exit status to the restart policy, writes its decision to the ledger and exits with it: 90 for another attempt,
-otherwise the exit code of the run.
+`open RUN SCRIPT SUBMISSION` begins an attempt and prints its number and a free port. `close RUN ATTEMPT STATUS
+SUBMISSION` gives the ranks' exit status to the restart policy, writes its decision to the ledger and exits with it: 90
+for another attempt, otherwise the exit code of the run. SUBMISSION is the number that the job script got as its
+argument; a job whose submission does not own the run any more ends before it writes anything.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from mmlaunch.recipe import resolved
 from mmlaunch.recipe.resources import Restarts
 from mmlaunch.restart import causes, policy
 from mmlaunch.restart.policy import Ending
-from mmlaunch.run import ledger
+from mmlaunch.run import ledger, owner
 from mmlaunch.run.exits import CANCELLED, JobExit
 from mmlaunch.run.ledger import Event
 from mmlaunch.run.paths import RunPaths
@@ -31,13 +32,17 @@ EXCLUDED_FOR = 86_400  # seconds: if a node is still unfit after a day, its admi
 MOST_EXCLUDED = 8
 
 
-def begin(run: RunPaths, script: Path) -> tuple[int, int]:
+def begin(run: RunPaths, script: Path, submission: int = 0) -> tuple[int, int]:
     """Open the next attempt: its folder, its `started` event, a port."""
+    owner.check(run, submission)
     events = ledger.read(run.events)
     number = len(events.all("started")) + 1
     scheduler = choose.of_run(events)
     job = scheduler.batch()
-    _check_still_ours(events.of_this_submission, job)
+    _check_still_ours(run, events.of_this_submission, job)
+    if all(str(event.get("job")) != job.number for event in events.all("queued")):
+        scheduler.adopt(run, job.number)
+    owner.write(run, submission, job=job.number, attempt=number, **job.process)
     if policy.left_open(events.events):
         _close_taken(run, number - 1, events.of_this_submission.events, scheduler, job)
     attempt = run.attempt(number)
@@ -47,11 +52,12 @@ def begin(run: RunPaths, script: Path) -> tuple[int, int]:
         shutil.copyfile(script, attempt.script)
         shutil.copyfile(run.attempt(number - 1).deepspeed, attempt.deepspeed)
     ledger.append(run.events, "started", attempt=number, job=job.number, nodes=job.nodes, **job.process)
-    return number, free_port()
+    return number, free_port(number)
 
 
-def end(run: RunPaths, number: int, exit_code: int) -> int:
+def end(run: RunPaths, number: int, exit_code: int, submission: int = 0) -> int:
     """Close an attempt: classify its ending, decide, write both to the ledger; returns the exit code."""
+    owner.check(run, submission)
     known = ledger.read(run.events).of_this_submission
     if ended := known.last("ended"):  # whoever cancelled the run has written it already
         return int(ended.get("exit_code", CANCELLED))
@@ -69,15 +75,28 @@ def end(run: RunPaths, number: int, exit_code: int) -> int:
     if verdict.again:
         facts = {"cause": ending.cause, "reason": verdict.reason, "pause": verdict.pause}
         ledger.append(run.events, "requeued", attempt=number, **facts)
-        _requeue(run, number, scheduler, job, verdict.pause)
+        try:
+            _requeue(run, number, scheduler, job, verdict.pause)
+        except MachineError as error:
+            reason = f"{scheduler.name} did not take the job back: {error}"
+            state = {"state": "failed", "cause": ending.cause, "reason": reason, "exit_code": int(JobExit.STOP)}
+            ledger.append(run.events, "ended", attempt=number, **state)
+            return JobExit.STOP
         return JobExit.AGAIN
     state = {"state": verdict.state, "cause": ending.cause, "reason": verdict.reason, "exit_code": exit_code}
     ledger.append(run.events, "ended", attempt=number, **state)
     return CANCELLED if verdict.state == "cancelled" else JobExit.STOP if exit_code == JobExit.AGAIN else exit_code
 
 
-def _check_still_ours(events: ledger.Events, job: BatchJob) -> None:
-    """A job that was replaced by another one may start again: the scheduler had put it back into the queue itself."""
+def _check_still_ours(run: RunPaths, events: ledger.Events, job: BatchJob) -> None:
+    """A job may start after its run has ended. One that was replaced by another may start again: the scheduler had put
+    it back into the queue itself."""
+    if ended := events.last("ended"):
+        raise MmlaunchError(f"{run.name} has ended ({ended['state']}): job {job.number} came too late")
+    if events.last("cancelling"):
+        facts = {"cause": causes.CANCELLED, "reason": "cancelled by a user", "exit_code": CANCELLED}
+        ledger.append(run.events, "ended", state="cancelled", **facts)
+        raise MmlaunchError(f"{run.name} was cancelled: job {job.number} came too late")
     jobs = [str(event.get("job")) for event in events.all("queued")]
     if job.number in jobs[:-1] and job.number != jobs[-1]:
         raise MmlaunchError(f"job {jobs[-1]} goes on with this run")
@@ -128,14 +147,17 @@ def _budgets(run: RunPaths) -> Restarts:
         return Restarts()
 
 
-def free_port(low: int = 10_000, high: int = 32_000) -> int:
-    """A free port below the ephemeral range, from which the kernel serves other programs."""
-    start = low + os.getpid() * 7 % (high - low)
+def free_port(attempt: int, low: int = 10_000, high: int = 32_000) -> int:
+    """A free port of this host, below the ephemeral range, from which the kernel serves other programs.
+
+    Jobs that share a node begin to look in different places, and so does an attempt after one that lost its port.
+    """
+    start = low + (os.getpid() * 7 + attempt * 131) % (high - low)
     for offset in range(high - low):
         port = low + (start - low + offset) % (high - low)
         with socket.socket() as probe:
             try:
-                probe.bind(("127.0.0.1", port))
+                probe.bind(("", port))
             except OSError:
                 continue
         return port
@@ -145,11 +167,11 @@ def free_port(low: int = 10_000, high: int = 32_000) -> int:
 def main(arguments: list[str]) -> int:
     """The command line of job scripts; users never type it."""
     try:
-        if len(arguments) == 3 and arguments[0] == "open":
-            print(*begin(RunPaths(Path(arguments[1])), Path(arguments[2])))
+        if len(arguments) in (3, 4) and arguments[0] == "open":
+            print(*begin(RunPaths(Path(arguments[1])), Path(arguments[2]), int((arguments[3:] or "0")[0])))
             return 0
-        if len(arguments) == 4 and arguments[0] == "close":
-            return end(RunPaths(Path(arguments[1])), int(arguments[2]), int(arguments[3]))
+        if len(arguments) in (4, 5) and arguments[0] == "close":
+            return end(RunPaths(Path(arguments[1])), *(int(number) for number in arguments[2:]))
     except (MmlaunchError, OSError) as error:
         print(f"mmlaunch: {error}", file=sys.stderr)
         return JobExit.STOP

@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 Kind = Literal[
-    "submitted", "queued", "started", "preflight", "ready", "resumed", "reference", "step", "evaluated", "checkpoint",
-    "signal", "warning", "excluded", "cancelling", "failed", "requeued", "ended",
+    "submitted", "doubtful", "queued", "started", "preflight", "ready", "resumed", "reference", "step", "evaluated",
+    "checkpoint", "signal", "warning", "excluded", "cancelling", "failed", "requeued", "ended",
 ]  # fmt: skip
 
 
@@ -31,6 +31,14 @@ class Submitted:
     steps: int | None = None
     """None: the number is known only once the data are read."""
     activation_checkpointing: Mapping[str, Any] = {}
+    submission: int = 0
+    """The number of this submission in `owners/`; 0: the run is of a version without it."""
+
+
+class Doubtful:
+    """The scheduler may have accepted the job: it gave no clear answer, and could not be asked."""
+
+    reason: str
 
 
 class Queued:
@@ -42,6 +50,7 @@ class Queued:
     tasks: int = 0
     """The number of tasks of a job array; 0: the job is no array."""
     host: str = ""
+    machine: str = ""
     pid: int = 0
     began: int | None = None
 
@@ -53,7 +62,8 @@ class Started:
     job: str = ""
     nodes: str = ""
     host: str = ""
-    """This and the next two fields name the process of the job script."""
+    """This and the next three fields name the process of the job script."""
+    machine: str = ""
     pid: int = 0
     began: int | None = None
 
@@ -181,13 +191,16 @@ class Ended:
 
 
 TYPES: dict[Kind, type] = {
-    "submitted": Submitted, "queued": Queued, "started": Started, "preflight": Preflight, "ready": Ready,
+    "submitted": Submitted, "doubtful": Doubtful, "queued": Queued, "started": Started,
+    "preflight": Preflight, "ready": Ready,
     "resumed": Resumed, "reference": Reference, "step": Step, "evaluated": Evaluated, "checkpoint": Checkpoint,
     "signal": Signal, "warning": Warned, "excluded": Excluded, "cancelling": Cancelling, "failed": Failed,
     "requeued": Requeued, "ended": Ended,
 }  # fmt: skip
 
-SYNCED: frozenset[Kind] = frozenset({"submitted", "queued", "started", "checkpoint", "failed", "requeued", "ended"})
+SYNCED: frozenset[Kind] = frozenset(
+    {"submitted", "doubtful", "queued", "started", "checkpoint", "failed", "requeued", "ended"}
+)
 """Kinds that decisions depend on. The writer waits until such an event is on the disk."""
 
 REQUIRED: dict[str, frozenset[str]] = {

@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from mmlaunch.run.paths import AttemptPaths
+from mmlaunch.run.paths import AttemptPaths, RunPaths
 
 FROZEN = 12.0
 """Seconds: a rank that lives writes its heartbeat every five."""
@@ -60,6 +60,15 @@ def read(path: Path) -> Heartbeat | None:
             alive=float(fields["alive"]),
             rank=rank,
         )
+    return None
+
+
+def newest(run: RunPaths) -> float | None:
+    """When a rank of the newest attempt last gave a sign of life; None if there is no heartbeat."""
+    for number in reversed(run.attempt_numbers):
+        alive = [heartbeat.alive for path in run.attempt(number).all_heartbeats if (heartbeat := read(path))]
+        if alive:
+            return max(alive)
     return None
 
 

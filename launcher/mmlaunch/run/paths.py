@@ -181,6 +181,16 @@ class RunPaths:
         return self.root / "events.jsonl"
 
     @property
+    def owners(self) -> Path:
+        """One file for each submission of the run: who made it, and which job trains."""
+        return self.root / "owners"
+
+    @property
+    def profile(self) -> Path:
+        """The cluster profile as it was at the newest submission."""
+        return self.root / "cluster.json"
+
+    @property
     def job(self) -> Path:
         """submitit's own folder: the pickled callable."""
         return self.root / "job"

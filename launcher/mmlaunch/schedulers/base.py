@@ -16,13 +16,17 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from mmlaunch.errors import Problem
+from mmlaunch.errors import MachineError, Problem
 from mmlaunch.load.cluster import Cluster
 from mmlaunch.recipe.resources import Resources
 from mmlaunch.run.paths import RunPaths
 
 JobRecord = Mapping[str, Any]
 """What the ledger keeps of a job: its newest `queued` or `started` event. Its fields come from the scheduler itself."""
+
+
+class PerhapsSubmitted(MachineError):
+    """The scheduler gave no clear answer to a submission, and could not be asked: it may have accepted the job."""
 
 
 class JobState(str, Enum):
@@ -42,6 +46,8 @@ class Job:
     state: JobState
     reason: str = ""
     """For the user: why it waits, what a human has to do, how it ended, why nothing is known of it."""
+    cancelled: bool = False
+    """It is over because someone ended it with the scheduler's own command."""
 
 
 @dataclass(frozen=True)
@@ -132,17 +138,34 @@ class Scheduler(Protocol):
     # Jobs
 
     def submit(
-        self, run: RunPaths, script: Path, ranks: int, after: Sequence[Dependency] = (), array: Array | None = None
+        self,
+        run: RunPaths,
+        script: Path,
+        ranks: int,
+        submission: int = 0,
+        after: Sequence[Dependency] = (),
+        array: Array | None = None,
     ) -> dict[str, Any]:
-        """Submit a job script; returns what the ledger keeps of the job. A job is never submitted twice."""
+        """Submit a job script; returns what the ledger keeps of the job. A job is never submitted twice.
+
+        The script gets the number of the submission as its argument, whenever the job starts. Raises
+        `PerhapsSubmitted` if nobody can say whether the job was accepted.
+        """
         ...
 
     def look(self, records: Sequence[JobRecord]) -> list[Job]:
         """The states of many jobs, in the order of the records, with as few questions as possible."""
         ...
 
-    def find(self, run: RunPaths) -> str | None:
-        """The number of the run's job that waits or runs, found by its name or its script."""
+    def find(self, run: RunPaths) -> dict[str, Any] | None:
+        """The run's job that waits or runs, found by its name or its script, as the ledger would keep it.
+
+        Raises `MachineError` if the scheduler does not answer.
+        """
+        ...
+
+    def adopt(self, run: RunPaths, job: str) -> None:
+        """Give a job what `submit` prepares for the ranks, if `submit` never learnt the number of the job."""
         ...
 
     def out_of_reach(self, record: JobRecord) -> str:
@@ -154,7 +177,7 @@ class Scheduler(Protocol):
         ...
 
     def cancel(self, record: JobRecord) -> None:
-        """End a job, now."""
+        """End a job, now. Returns once its ranks are gone, also if it had ended before."""
         ...
 
     def hold(self, record: JobRecord) -> None:

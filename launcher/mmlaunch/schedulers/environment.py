@@ -9,7 +9,7 @@ from mmlaunch.recipe.environment import LAUNCHERS, RANKS
 KEPT = ("SLURM_CONF", "SLURM_TIME_FORMAT")
 """Variables that do not describe a job: how Slurm's programs find their cluster and write times."""
 
-FOREIGN = (*LAUNCHERS, "MMLAUNCH_ATTEMPT", "MMLAUNCH_DEADLINE")
+FOREIGN = (*LAUNCHERS, "MMLAUNCH_ATTEMPT", "MMLAUNCH_DEADLINE", "MMLAUNCH_SUBMISSION")
 
 
 def clean(environment: Mapping[str, str]) -> dict[str, str]:

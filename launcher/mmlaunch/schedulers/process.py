@@ -8,19 +8,48 @@ import os
 import signal
 import socket
 from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 
 def identity(pid: int) -> dict[str, Any]:
-    """The fields by which an event names a process: host, number and the moment it began."""
-    return {"host": socket.gethostname(), "pid": pid, "began": _began(pid)}
+    """The fields by which an event names a process: host, machine, number and the moment it began."""
+    return {"host": socket.gethostname(), "machine": machine(), "pid": pid, "began": _began(pid)}
+
+
+@cache
+def machine() -> str:
+    """This boot of this machine, and the namespace in which its processes are numbered; empty if not on Linux.
+
+    A host name says less: it changes while a machine runs, and containers share it.
+    """
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
+    except OSError:
+        return ""
+
+
+def here(record: Mapping[str, Any]) -> bool | None:
+    """Whether a process is, or was, one of this machine since it was booted; None if it is on another one.
+
+    False: this machine was booted since then, and the process ended with the boot before.
+    """
+    same_host = record.get("host") == socket.gethostname()
+    then, now = str(record.get("machine") or ""), machine()
+    if not (then and now):  # an event of an older version
+        return True if same_host else None
+    if then == now:
+        return True
+    rebooted = then.partition(" ")[0] != now.partition(" ")[0]
+    return False if same_host and rebooted else None
 
 
 def alive(record: Mapping[str, Any]) -> bool | None:
     """Whether that process, or any of the session that it led, still runs; None if it is on another machine."""
-    if record.get("host") != socket.gethostname():
-        return None
+    if not (where := here(record)):
+        return where
     pid = int(record.get("pid", 0))
     began = _began(pid)
     return began == record.get("began") if began is not None else pid > 0 and bool(members(record))

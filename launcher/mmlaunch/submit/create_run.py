@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import errno
+import getpass
 import os
 import shutil
+import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from mmlaunch.recipe.resolved import text_of
-from mmlaunch.run import ledger
+from mmlaunch.run import ledger, owner
 from mmlaunch.run.files import explained, publish
 from mmlaunch.run.paths import RunPaths
+from mmlaunch.schedulers.process import identity
 from mmlaunch.submit import secrets, snapshot
 from mmlaunch.submit.prepare import Prepared
 
@@ -39,6 +43,11 @@ def create(prepared: Prepared) -> None:
             raise
 
 
+def submitter() -> dict[str, Any]:
+    """The user and the process that submit a run, as its owner file names them."""
+    return {"by": getpass.getuser(), "time": round(time.time()), **identity(os.getpid())}
+
+
 def _take(aside: Path, final: Path) -> None:
     """Rename to the final name; refuse if that name exists."""
     try:
@@ -58,7 +67,9 @@ def _fill(run: RunPaths, prepared: Prepared, resolved: str, values: Mapping[str,
     publish(run.environment, snapshot.environment(prepared.plan.folder, loaded.path, values))
     publish(first.script, prepared.texts.script, EXECUTABLE)
     publish(first.deepspeed, prepared.texts.deepspeed)
+    publish(run.profile, prepared.plan.cluster.model_dump_json(indent=1, exclude_defaults=True) + "\n")
     snapshot.snapshot(run.code)
-    ledger.append(run.events, "submitted", **prepared.plan.facts)
+    owner.take(run, 1, **submitter())
+    ledger.append(run.events, "submitted", **prepared.plan.facts, submission=1)
     for folder in [run.root, *(path for path in run.root.rglob("*") if path.is_dir())]:
         folder.chmod(0o755)  # whatever the umask: others may read a run

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import os
 import re
 import sys
@@ -35,6 +36,7 @@ class Plan:
     gpus_per_node: int
     cpus_per_rank: int
     memory: str | None
+    whole_nodes: bool  # whether the job has its nodes for itself
     time: int
     partition: str | None
     account: str | None
@@ -44,6 +46,7 @@ class Plan:
     environment: dict[str, str]
     passed: tuple[str, ...]  # variables whose values come from the shell: names only
     scratch: str | None
+    mounts: tuple[str, ...]  # what a container sees of the machine: the profile's mounts, and what the job needs
     deepspeed: dict[str, Any]
     saves: tuple[bool, str]  # whether activations are computed again instead of kept, and why
 
@@ -101,6 +104,7 @@ def make(recipe: Recipe, cluster: Cluster, cluster_name: str, run: RunPaths, fol
         gpus_per_node=wanted.gpus_per_node,
         cpus_per_rank=wanted.cpus_per_rank or cluster.cpus_per_rank,
         memory=wanted.memory or cluster.memory,
+        whole_nodes=_whole(cluster, wanted.gpus_per_node),
         time=wanted.time,
         partition=wanted.partition or cluster.partition,
         account=wanted.account or cluster.account,
@@ -111,6 +115,7 @@ def make(recipe: Recipe, cluster: Cluster, cluster_name: str, run: RunPaths, fol
         saves=saves,
         passed=tuple(passed(recipe.env)),
         scratch=_here(cluster.scratch),
+        mounts=_mounts(cluster, run.root, folder),
         deepspeed=deepspeed(recipe, micro, accumulation),
     )
 
@@ -155,10 +160,30 @@ def _here(path: str | None) -> str | None:
     """Only `$USER`, `$HOME` and `~` are filled in: a profile cannot pull a secret into a script."""
     if path is None:
         return None
-    for name in ("USER", "HOME"):
-        value = os.environ.get(name, "").replace("\\", r"\\")
+    for name, known in (("USER", getpass.getuser), ("HOME", Path.home)):
+        value = (os.environ.get(name) or str(known())).replace("\\", r"\\")
         path = re.sub(rf"\$(\{{{name}\}}|{name}\b)", value, path)
     return str(Path(path).expanduser())
+
+
+def _whole(cluster: Cluster, gpus: int) -> bool:
+    exclusive = cluster.exclusive or any(option.startswith("--exclusive") for option in cluster.sbatch)
+    return exclusive or (gpus > 0 and gpus == cluster.gpus_in_node)
+
+
+def _mounts(cluster: Cluster, *needed: Path) -> tuple[str, ...]:
+    """The mounts of a container, and those folders of the job that they do not show under their own names."""
+    mounts = list(cluster.container.mounts) if cluster.container else []
+    for folder in needed:
+        if not any(_shows(mount, folder) for mount in mounts):
+            mounts.append(f"{folder}:{folder}")
+    return tuple(mounts)
+
+
+def _shows(mount: str, folder: Path) -> bool:
+    """Whether `source[:target[:options]]` shows this folder under its own name, and lets it be written."""
+    source, target, options = [*mount.split(":"), "", ""][:3]
+    return (target or source) == source and folder.is_relative_to(source) and "ro" not in options.split(",")
 
 
 def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:

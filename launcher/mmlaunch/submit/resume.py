@@ -3,31 +3,39 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from mmlaunch.errors import UserError
+from mmlaunch.errors import MachineError, UserError
 from mmlaunch.load import rundir
+from mmlaunch.load.cluster import Cluster
 from mmlaunch.load.overrides import apply
 from mmlaunch.load.recipe import Loaded, validated
 from mmlaunch.load.text import read_file
 from mmlaunch.monitor import status
-from mmlaunch.recipe.check import recipe_of
+from mmlaunch.recipe.check import recipe_of, section_of
 from mmlaunch.recipe.resolved import text_of
-from mmlaunch.run import ledger
+from mmlaunch.run import ledger, owner
 from mmlaunch.run.files import explained, publish
+from mmlaunch.run.ledger import Event, Events
 from mmlaunch.run.paths import RunPaths
-from mmlaunch.schedulers import choose
+from mmlaunch.schedulers import choose, process
+from mmlaunch.schedulers.base import PerhapsSubmitted
 from mmlaunch.submit import plan as plans
 from mmlaunch.submit import secrets, submission
-from mmlaunch.submit.create_run import EXECUTABLE, READ_ONLY
+from mmlaunch.submit.create_run import EXECUTABLE, READ_ONLY, submitter
 from mmlaunch.submit.prepare import Prepared, Texts
 from mmlaunch.submit.render import Renderer
+
+PATIENCE = 600.0
+"""Seconds for a submission on another host, whose process cannot be looked at."""
 
 
 def resume(name: str, overrides: Sequence[str], cluster_name: str | None) -> Prepared:
     """Submit a run again in its own directory, with the code it was first submitted with."""
     run = rundir.resolve(name)
+    events = ledger.read(run.events)  # before the state: whatever is submitted later, `_own` notices
     now = status.of(run, whole=True)
     if not now.final and now.state != "lost":
         raise UserError(f"{run.name} is {now.state}; mmlaunch cancel {run.name} first")
@@ -35,17 +43,65 @@ def resume(name: str, overrides: Sequence[str], cluster_name: str | None) -> Pre
         raise UserError(
             f"{run.name} is done; to train on: mmlaunch resume {run.name} -s steps={2 * (now.steps or 500)}"
         )
-    events = ledger.read(run.events)
-    prepared = _prepare(run, overrides, cluster_name or (events.last("submitted") or {}).get("cluster"))
+    prepared = _prepare(run, overrides, cluster_name)
     submission.check_here(prepared)
     _check(prepared, now, overrides)
     values = secrets.values(prepared.plan.passed)
     attempt = len(events.all("started")) + 1
-    with explained("cannot write into the run directory"):
-        _write(prepared, attempt, values)
-        ledger.append(run.events, "submitted", **prepared.plan.facts)
-    submission.launch(prepared.plan, attempt)
+    number = _own(run, events)
+    try:
+        with explained("cannot write into the run directory"):
+            _write(prepared, attempt, values)
+            owner.check(run, number)
+            ledger.append(run.events, "submitted", **prepared.plan.facts, submission=number)
+    except BaseException:
+        owner.release(run, number)
+        raise
+    _launch(prepared, attempt, number)
     return prepared
+
+
+def _launch(prepared: Prepared, attempt: int, number: int) -> None:
+    try:
+        submission.launch(prepared.plan, attempt, number)
+    except PerhapsSubmitted:
+        raise
+    except MachineError as error:
+        facts = {"state": "failed", "reason": str(error), "exit_code": error.exit_code}
+        ledger.append(prepared.plan.run.events, "ended", **facts)
+        raise
+
+
+def _own(run: RunPaths, seen: Events) -> int:
+    """Make this submission the owner of the run, if nobody else is about to submit it; returns its number.
+
+    `seen` is the ledger by which the run had ended.
+    """
+    last = owner.newest(run)
+    submitted = _submitted(run)
+    if len(submitted) != len(seen.all("submitted")):
+        raise UserError(f"{run.name} was resumed by someone else at this moment: mmlaunch status {run.name}")
+    if last and all(event.get("submission") != last for event in submitted):
+        _check_given_up(run, last, len(submitted))
+    number = max(last, len(submitted)) + 1
+    if not owner.take(run, number, **submitter()):
+        raise UserError(f"{run.name} is being resumed by someone else at this moment: mmlaunch status {run.name}")
+    return number
+
+
+def _check_given_up(run: RunPaths, number: int, submissions: int) -> None:
+    """Refuse if a submission that has its number, and is not in the ledger yet, is still at work."""
+    facts = owner.read(run, number)
+    alive, seconds = process.alive(facts), time.time() - float(facts.get("time", 0))
+    if alive or (alive is None and seconds < PATIENCE):
+        who = f"{facts.get('by', 'someone')} on {facts.get('host', '?')}"
+        raise UserError(f"{run.name} is being resumed by {who} (since {seconds:.0f} s): mmlaunch status {run.name}")
+    if len(_submitted(run)) != submissions:
+        raise UserError(f"{run.name} was resumed by someone else at this moment: mmlaunch status {run.name}")
+
+
+def _submitted(run: RunPaths) -> list[Event]:
+    return ledger.read(run.events).all("submitted")
 
 
 def _check(prepared: Prepared, now: status.Status, overrides: Sequence[str]) -> None:
@@ -65,11 +121,20 @@ def _check(prepared: Prepared, now: status.Status, overrides: Sequence[str]) -> 
 def _prepare(run: RunPaths, overrides: Sequence[str], cluster_name: str | None) -> Prepared:
     node = apply(read_file(run.resolved), overrides)
     loaded = Loaded(validated(node, recipe_of), run.recipe, node, tuple(overrides))
-    profile, cluster = choose.profile(cluster_name)
+    profile, cluster = _profile(run, cluster_name)
     where = json.loads(run.environment.read_text(encoding="utf-8"))
     plan = plans.make(loaded.recipe, cluster, profile, run, Path(where["folder"]))
     renderer = Renderer(Path(where["recipe"]).parent)
     return Prepared(loaded, plan, Texts(renderer.script(plan), renderer.deepspeed(plan)))
+
+
+def _profile(run: RunPaths, name: str | None) -> tuple[str, Cluster]:
+    """The profile that is named, or the run's own as it was when the run was submitted."""
+    last = ledger.read(run.events).last("submitted") or {}
+    if name is None and run.profile.exists():
+        kept = validated(read_file(run.profile), lambda data: section_of(Cluster, data))
+        return str(last.get("cluster", run.profile)), kept
+    return choose.profile(name or last.get("cluster"))
 
 
 def _write(prepared: Prepared, attempt: int, values: dict[str, str]) -> None:
@@ -79,6 +144,7 @@ def _write(prepared: Prepared, attempt: int, values: dict[str, str]) -> None:
     paths = run.attempt(attempt)
     for folder in (paths.logs, paths.stacks):
         folder.mkdir(parents=True, exist_ok=True)
+    publish(run.profile, prepared.plan.cluster.model_dump_json(indent=1, exclude_defaults=True) + "\n")
     publish(paths.script, texts.script, EXECUTABLE)
     publish(paths.deepspeed, texts.deepspeed)
     before = run.resolved.read_text(encoding="utf-8")

@@ -18,10 +18,13 @@ from typing import Any
 
 from mmlaunch.errors import MachineError
 from mmlaunch.schedulers import choose
+from mmlaunch.schedulers.rank import CARRIED
 from mmlaunch.submit import secrets
 
 PACKAGES = ("mmlaunch", "mmjobs")  # by name only: the jobs package is never imported here
 DATA = ("templates", "recipes")
+FOR_CONTAINERS = ("submitit", "cloudpickle", "typing_extensions")
+"""What starts a rank, and its requirements: an image for training may lack them."""
 VERSIONS = ("mmlaunch", "submitit", "torch", "deepspeed", "transformers", "peft", "pydantic", "numpy")
 MAX_DIFF = 1 << 20
 
@@ -42,6 +45,20 @@ def _copy(target: Path) -> None:
         folder = resources.files(f"mmlaunch.{name}")
         if isinstance(folder, Path) and not (target / "mmlaunch" / name).exists():
             shutil.copytree(folder, target / "mmlaunch" / name, ignore=_ignored)
+    for name in FOR_CONTAINERS:
+        _carry(name, target / CARRIED)
+
+
+def _carry(name: str, target: Path) -> None:
+    """Copy a package, or a module that is one file."""
+    spec = importlib.util.find_spec(name)
+    if spec is None or spec.origin is None:
+        raise MachineError(f"{name} is not installed beside mmlaunch; install mmlaunch again")
+    if spec.submodule_search_locations:
+        shutil.copytree(Path(spec.origin).parent, target / name, ignore=_ignored)
+    else:
+        target.mkdir(exist_ok=True)
+        shutil.copyfile(spec.origin, target / Path(spec.origin).name)
 
 
 def environment(folder: Path, recipe: Path, values: Mapping[str, str]) -> str:

@@ -11,6 +11,7 @@ from mmlaunch.recipe.capability import unsupported
 from mmlaunch.run import ledger
 from mmlaunch.run.files import explained
 from mmlaunch.schedulers import choose
+from mmlaunch.schedulers.base import PerhapsSubmitted
 from mmlaunch.submit.create_run import create
 from mmlaunch.submit.plan import Plan
 from mmlaunch.submit.prepare import Prepared, prepare
@@ -27,7 +28,7 @@ def check_here(prepared: Prepared) -> None:
 
 
 def submit(loaded: Loaded, cluster_name: str | None) -> Prepared:
-    """Make the run directory and start the job; a failed submission leaves nothing behind."""
+    """Make the run directory and start the job. If the job is refused, nothing is left behind."""
     for _ in range(_TRIES):
         prepared = prepare(loaded, cluster_name)
         check_here(prepared)
@@ -42,18 +43,25 @@ def submit(loaded: Loaded, cluster_name: str | None) -> Prepared:
 
 def _start(plan: Plan) -> None:
     try:
-        launch(plan, 1)
+        launch(plan, 1, submission=1)
+    except PerhapsSubmitted:
+        raise
     except MachineError:
         shutil.rmtree(plan.run.root, ignore_errors=True)
         raise
 
 
-def launch(plan: Plan, attempt: int) -> None:
+def launch(plan: Plan, attempt: int, submission: int) -> None:
     """Start the job of an attempt whose script and `submitted` event are written."""
-    scheduler = choose.named(plan.cluster.executor)
-    job = scheduler.submit(plan.run, plan.run.attempt(attempt).script, plan.world)
+    run, scheduler = plan.run, choose.named(plan.cluster.executor)
+    try:
+        job = scheduler.submit(run, run.attempt(attempt).script, plan.world, submission)
+    except PerhapsSubmitted as error:
+        ledger.append(run.events, "doubtful", reason=str(error))
+        advice = f"mmlaunch status {run.name} looks again; mmlaunch cancel {run.name} gives it up"
+        raise PerhapsSubmitted(f"{run.name} is perhaps submitted: {error}. {advice}") from None
     with explained(f"job {job['job']} was started, but its number could not be written into the ledger"):
-        ledger.append(plan.run.events, "queued", **job)
+        ledger.append(run.events, "queued", **job)
 
 
 def _missing_files(prepared: Prepared) -> list[Problem]:

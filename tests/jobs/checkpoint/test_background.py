@@ -86,7 +86,7 @@ def made(tiny: Recipes) -> Callable[..., tuple[CheckpointWriter, RunPaths, Weigh
         paths, weights = RunPaths(folder), Weights()
         paths.checkpoints.mkdir()
         ranks = Alone(0, 1, Watchdog(paths, Position()))
-        events = EventWriter(paths.events, 1, True)
+        events = EventWriter(paths, 1, True)
         context = Context(tiny(checkpoint=settings), paths, ranks, events, Position(), StopRequest())
         return CheckpointWriter(context, {"model": weights}, ()), paths, weights
 

@@ -36,7 +36,7 @@ def rank_pids(run: RunPaths) -> list[int]:
     ):  # a rank is older than its workers
         command, variables = _bytes(proc / "cmdline").split(b"\0"), _bytes(proc / "environ").decode(errors="replace")
         rank = re.search(r"\0SUBMITIT_LOCAL_GLOBALID=(\d+)\0", variables)
-        if rank and b"submitit.core._submit" in command and str(run.job).encode() in command:
+        if rank and b"mmlaunch.schedulers.rank" in command and str(run.job).encode() in command:
             found[rank.group(1)] = int(proc.name)
     return [found[key] for key in sorted(found)]
 

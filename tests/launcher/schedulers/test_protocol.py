@@ -129,6 +129,7 @@ def test_a_local_job_is_found_by_its_script(small: Path, stub_code: Path) -> Non
     done = mmlaunch("submit", small, *LONG, "--cluster", "local", "--json", PYTHONPATH=str(stub_code))
     run, local = RunPaths(Path(json.loads(done.stdout)["directory"])), choose.named("local")
     events = wait_for(run, at_step(1))
-    assert local.find(run) == next(e["job"] for e in events if e["event"] == "queued")
+    found = local.find(run)
+    assert found and found["job"] == next(e["job"] for e in events if e["event"] == "queued")
     mmlaunch("cancel", "--now", run.name)
     assert ended(list(ledger.read(run.events))) and local.find(run) is None

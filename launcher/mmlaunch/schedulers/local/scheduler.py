@@ -18,6 +18,7 @@ from mmlaunch.schedulers import process
 from mmlaunch.schedulers.base import Array, BatchJob, Dependency, Finding, Job, JobRecord, JobState, Removal, Scheduler
 
 POLL = 0.2
+PATIENCE = 60.0
 
 
 class Local:
@@ -53,7 +54,13 @@ class Local:
         return []
 
     def submit(
-        self, run: RunPaths, script: Path, ranks: int, after: Sequence[Dependency] = (), array: Array | None = None
+        self,
+        run: RunPaths,
+        script: Path,
+        ranks: int,
+        submission: int = 0,
+        after: Sequence[Dependency] = (),
+        array: Array | None = None,
     ) -> dict[str, Any]:
         if after:
             raise MachineError("this machine starts a job at once: it cannot wait for another one")
@@ -61,17 +68,20 @@ class Local:
             raise MachineError("this machine has no job arrays; submit each run by itself")
         from mmlaunch.schedulers.local import submit  # submitit takes its time: only whoever submits waits for it
 
-        return submit.start(run, script, ranks)
+        return submit.start(run, script, ranks, submission)
 
     def look(self, records: Sequence[JobRecord]) -> list[Job]:
         return [_job(record) for record in records]
 
-    def find(self, run: RunPaths) -> str | None:
-        return next((str(pid) for pid in process.running_below(run.attempts)), None)
+    def find(self, run: RunPaths) -> dict[str, Any] | None:
+        pid = next(process.running_below(run.attempts), None)
+        return {"job": str(pid), **process.identity(pid)} if pid else None
+
+    def adopt(self, run: RunPaths, job: str) -> None:
+        return  # a process is never started without its number
 
     def out_of_reach(self, record: JobRecord) -> str:
-        host = str(record.get("host", ""))
-        return host if host != socket.gethostname() else ""
+        return str(record.get("host") or "another machine") if process.here(record) is None else ""
 
     def warn(self, record: JobRecord) -> None:
         """Not the whole session: data workers would be ended too, and a rank that loses its workers cannot save."""
@@ -79,9 +89,13 @@ class Local:
             _send(pid, signal.SIGTERM)
 
     def cancel(self, record: JobRecord) -> None:
-        for pid in process.members(record):
-            _send(pid, signal.SIGKILL)
-        time.sleep(POLL)
+        until = time.monotonic() + PATIENCE
+        while members := process.members(record):
+            for pid in members:
+                _send(pid, signal.SIGKILL)
+            if time.monotonic() > until:
+                raise MachineError(f"processes {members} do not end: they wait for a disk or a device")
+            time.sleep(POLL)
 
     def hold(self, record: JobRecord) -> None:
         raise MachineError("this machine starts a job at once: there is no queue to hold it in")

@@ -20,15 +20,15 @@ from mmlaunch.schedulers.process import identity
 class ScriptExecutor(LocalExecutor):
     """Starts the job script, which goes on when the terminal closes."""
 
-    def __init__(self, run: RunPaths, script: Path, ranks: int) -> None:
+    def __init__(self, run: RunPaths, script: Path, ranks: int, submission: int) -> None:
         super().__init__(run.job)
-        self.run, self.script = run, script
+        self.run, self.script, self.submission = run, script, submission
         self.update_parameters(tasks_per_node=ranks)
 
     def _submit_command(self, command: str) -> LocalJob[Any]:
         with self.run.batch_log.open("ab") as log:
             process = subprocess.Popen(
-                ["bash", str(self.script)],
+                ["bash", str(self.script), str(self.submission)],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -40,10 +40,10 @@ class ScriptExecutor(LocalExecutor):
         return LocalJob(self.run.job, str(process.pid), range(self.parameters["tasks_per_node"]), process)
 
 
-def start(run: RunPaths, script: Path, ranks: int) -> dict[str, Any]:
+def start(run: RunPaths, script: Path, ranks: int, submission: int) -> dict[str, Any]:
     """Submit; returns what the ledger keeps of the job."""
     try:
-        job = ScriptExecutor(run, script, ranks).submit(Entry(str(run.root)))
+        job = ScriptExecutor(run, script, ranks, submission).submit(Entry(str(run.root)))
     except OSError as error:
         raise MachineError(f"cannot start the job: {error}") from error
     return {"job": job.job_id, **identity(int(job.job_id))}

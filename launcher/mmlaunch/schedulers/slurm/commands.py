@@ -5,11 +5,22 @@ from __future__ import annotations
 import re
 import signal
 import subprocess
-from collections.abc import Mapping
+import sys
+import time
+from collections.abc import Callable, Mapping
+from typing import TypeVar
 
 from mmlaunch.errors import MachineError
 
+T = TypeVar("T")
+
 PATIENCE = 60.0
+AWAY_LIMIT, ODD_LIMIT = 3600.0, 120.0
+"""For how long a job asks a controller that is away, and one that answers with an error."""
+_AWAY = re.compile(
+    r"[Uu]nable to (?:contact|connect)|Unexpected message|timed out|[Cc]onnection (?:refused|reset)|[Cc]ommunication|did not answer|"
+    r"[Zz]ero [Bb]ytes|[Nn]o route|[Nn]etwork is|[Tt]emporar|[Ss]hutdown in progress|standby"
+)
 
 
 class SlurmError(MachineError):
@@ -36,9 +47,27 @@ def requeue(job: str, pause: int = 0) -> None:
     be set. That time replaces Slurm's own delay, in which the old job leaves its nodes, so it must not be sooner.
     """
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    call("scontrol", "requeue", job)
+    patiently(lambda: call("scontrol", "requeue", job))
     if pause and pause > requeue_delay(configuration()):
         call("scontrol", "update", f"JobId={job}", f"StartTime=now+{pause + 1}")  # it counts whole seconds
+
+
+def patiently(ask: Callable[[], T]) -> T:
+    """Ask Slurm, from inside a job that has nothing else to do: while the controller is away, wait and ask again.
+
+    The job's own time limit may end the wait before.
+    """
+    began, pause = time.monotonic(), 1.0
+    while True:
+        try:
+            return ask()
+        except SlurmError as error:
+            limit = AWAY_LIMIT if _AWAY.search(str(error)) else ODD_LIMIT
+            if time.monotonic() - began + pause > limit:
+                raise
+            print(f"mmlaunch: {error}; next try in {pause:.0f} s", file=sys.stderr, flush=True)
+        time.sleep(pause)
+        pause = min(2 * pause, 60.0)
 
 
 def requeue_delay(config: Mapping[str, str]) -> int:

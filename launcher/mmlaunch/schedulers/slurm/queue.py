@@ -12,6 +12,9 @@ from mmlaunch.schedulers.slurm.states import ENDED_WITHOUT_POLICY, advice, meani
 
 FLOOR = 10.0
 """Seconds between two questions: screens refresh more often, and every question costs the controller (squeue(1))."""
+LEAVING = 180.0
+"""Seconds that a cancelled job has to leave its nodes: Slurm's KillWait, and an epilog."""
+NO_SUCH_JOB = "Invalid job id"
 NO_ANSWER = "Slurm does not answer for its job: missing is not finished"
 
 
@@ -34,14 +37,15 @@ look = Queue().look
 """The queue that the whole process shares."""
 
 
-def named(name: str, folder: str) -> str | None:
-    """The number of the queued job of this name that writes its output below this folder, if there is one."""
-    try:
-        text = commands.call("squeue", "--noheader", f"--name={name}", "--Format=JobID:20,StdOut:2000")
-    except SlurmError:
-        return None
+def named(name: str, folder: str, but: str = "") -> str | None:
+    """The number of the queued job of this name that writes its output below this folder, if there is one
+    (and it is not `but`).
+
+    Raises `SlurmError` if Slurm does not answer.
+    """
+    text = commands.call("squeue", "--noheader", f"--name={name}", "--Format=JobID:20,StdOut:2000")
     numbers = [line.split()[0] for line in text.splitlines() if f"{folder}/" in line]
-    return numbers[-1] if numbers else None
+    return next((number for number in reversed(numbers) if number != but), None)
 
 
 def taken_as(job: str, restarts: int) -> str:
@@ -62,6 +66,24 @@ def taken_as(job: str, restarts: int) -> str:
 def cancelled(job: str) -> bool:
     """Whether someone ended a job with scancel. While it leaves its nodes, only accounting says so."""
     return _sacct([job]).get(job, "").startswith("CANCELLED")
+
+
+def cancel(job: str) -> None:
+    """End a job, and wait until its processes are gone."""
+    over = [JobState.OVER]
+    try:
+        commands.call("scancel", job)
+    except SlurmError as error:
+        if NO_SUCH_JOB not in str(error):
+            raise
+        over.append(JobState.UNKNOWN)  # it ended so long ago that Slurm has forgotten it
+    until = time.monotonic() + LEAVING
+    while _ask([job])[job].state not in over:
+        if time.monotonic() > until:
+            raise SlurmError(
+                f"job {job} has not left its nodes {LEAVING:.0f} s after it was cancelled; try again later"
+            )
+        time.sleep(0.5)
 
 
 def _ask(numbers: list[str]) -> dict[str, Job]:
@@ -104,6 +126,8 @@ def _job(number: str, word: str, reason: str = "", start: str = "") -> Job:
     state, waits_for_human = meaning(word), advice(number, reason)
     if state == JobState.OVER:
         plain = word.partition(" ")[0]
+        if plain == "CANCELLED" or plain.startswith("CANCELLED+"):
+            return Job(state, "cancelled with scancel", cancelled=True)
         means = f"{ENDED_WITHOUT_POLICY[plain]}, and it" if plain in ENDED_WITHOUT_POLICY else "and the job"
         return Job(state, f"Slurm says {plain}: {means} left no word of its own")
     if state == JobState.UNKNOWN:

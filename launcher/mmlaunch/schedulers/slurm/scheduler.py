@@ -59,19 +59,31 @@ class Slurm:
         return site_checks.examine(profile, runs, uses_slurm=profile.executor == self.name)
 
     def submit(
-        self, run: RunPaths, script: Path, ranks: int, after: Sequence[Dependency] = (), array: Array | None = None
+        self,
+        run: RunPaths,
+        script: Path,
+        ranks: int,
+        submission: int = 0,
+        after: Sequence[Dependency] = (),
+        array: Array | None = None,
     ) -> dict[str, Any]:
         from mmlaunch.schedulers.slurm import submit  # submitit takes its time: only whoever submits waits for it
 
-        return submit.start(run, script, ranks, after, array)
+        return submit.start(run, script, ranks, submission, after, array)
 
     def look(self, records: Sequence[JobRecord]) -> list[Job]:
         jobs = queue.look(str(record["job"]) for record in records if record.get("job"))
         nothing = Job(JobState.UNKNOWN, queue.NO_ANSWER)
         return [jobs.get(str(record.get("job")), nothing) for record in records]
 
-    def find(self, run: RunPaths) -> str | None:
-        return queue.named(run.name, str(run.root))
+    def find(self, run: RunPaths) -> dict[str, Any] | None:
+        job = queue.named(run.name, str(run.root))
+        return {"job": job} if job else None
+
+    def adopt(self, run: RunPaths, job: str) -> None:
+        from mmlaunch.schedulers.slurm import submit
+
+        submit.adopt(run, job)
 
     def out_of_reach(self, record: JobRecord) -> str:
         return ""  # every machine of the cluster reaches its controller
@@ -80,7 +92,7 @@ class Slurm:
         commands.signal_steps(str(record["job"]), "USR2")
 
     def cancel(self, record: JobRecord) -> None:
-        commands.call("scancel", str(record["job"]))
+        queue.cancel(str(record["job"]))
 
     def hold(self, record: JobRecord) -> None:
         commands.call("scontrol", "uhold", str(record["job"]))

@@ -21,8 +21,8 @@ from mmlaunch.schedulers.base import Array, BatchJob, Dependency, Finding, Job, 
 LOOP = """
 trap : USR2
 while [ -e "$TOY_QUEUE/closed" ]; do sleep 0.1; done
-bash "$0"
-while [ $? -eq 90 ]; do bash "$0"; done
+bash "$0" "$@"
+while [ $? -eq 90 ]; do bash "$0" "$@"; done
 """
 
 
@@ -51,14 +51,20 @@ class Toy:
         return [Finding(True, f"a toy queue in {_queue()}", "")]
 
     def submit(
-        self, run: RunPaths, script: Path, ranks: int, after: Sequence[Dependency] = (), array: Array | None = None
+        self,
+        run: RunPaths,
+        script: Path,
+        ranks: int,
+        submission: int = 0,
+        after: Sequence[Dependency] = (),
+        array: Array | None = None,
     ) -> dict[str, Any]:
         if after or array:
             raise MachineError("a toy knows neither dependencies nor arrays")
         number = len(list(_queue().glob("*.json"))) + 1
         with run.batch_log.open("ab") as log:
             process = subprocess.Popen(
-                ["bash", "-c", LOOP, str(script)], stdout=log, stderr=log, start_new_session=True,
+                ["bash", "-c", LOOP, str(script), str(submission)], stdout=log, stderr=log, start_new_session=True,
                 env={**os.environ, "TOY_JOB": str(number)},
             )  # fmt: skip
         (_queue() / f"{number}.json").write_text(json.dumps({"pid": process.pid, "run": run.name}))
@@ -67,11 +73,14 @@ class Toy:
     def look(self, records: Sequence[JobRecord]) -> list[Job]:
         return [_job(str(record["job"])) for record in records]
 
-    def find(self, run: RunPaths) -> str | None:
+    def find(self, run: RunPaths) -> dict[str, Any] | None:
         for path in _queue().glob("*.json"):
             if json.loads(path.read_text())["run"] == run.name and _alive(path.stem):
-                return path.stem
+                return {"job": path.stem}
         return None
+
+    def adopt(self, run: RunPaths, job: str) -> None:
+        return
 
     def out_of_reach(self, record: JobRecord) -> str:
         return ""

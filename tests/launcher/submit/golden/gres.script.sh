@@ -32,19 +32,22 @@ export NCCL_DEBUG=WARN
 export CUDA_DEVICE_MAX_CONNECTIONS=1
 # After all that a site and a recipe may set: nothing of it stands for these two.
 run=/runs/dpo-llama3-8b-1121-7f3a
+if [ ! -d "$run/code" ]; then
+  echo "mmlaunch: $run is gone: this job has no run" >&2
+  exit 93
+fi
 python=/opt/venv/bin/python
 # The snapshot that was taken at submission comes first: a later attempt never sees edited code.
 export PYTHONPATH="$run/code${PYTHONPATH:+:$PYTHONPATH}"
 export PYTHONSAFEPATH=1 PYTHONUNBUFFERED=1 PYTHONFAULTHANDLER=1
 export TOKENIZERS_PARALLELISM="${TOKENIZERS_PARALLELISM:-false}"
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-6}"
-export MMLAUNCH_RUN="$run" MMLAUNCH_LEAD=120
+export MMLAUNCH_RUN="$run" MMLAUNCH_LEAD=120 MMLAUNCH_SUBMISSION="${1:-0}"
 
-rank=(/opt/venv/bin/python -u -m submitit.core._submit "$run/job")
+rank=(/opt/venv/bin/python -u -m mmlaunch.schedulers.rank "$run/job")
 export SUBMITIT_EXECUTOR=slurm SLURM_EXPORT_ENV=ALL
 
-# Values that only the job knows. The port lies below the ephemeral range and differs between jobs and restarts.
-export MASTER_PORT=$((10000 + (SLURM_JOB_ID * 7 + ${SLURM_RESTART_COUNT:-0} * 131) % 18000))
+# Values that only the job knows.
 head_node="$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)"
 if getent hosts "$head_node" >/dev/null; then
   MASTER_ADDR="$head_node"
@@ -56,9 +59,9 @@ deadline="$(scontrol show job "$SLURM_JOB_ID" --oneliner | sed -n 's/.* EndTime=
 MMLAUNCH_DEADLINE="$(date -d "$deadline" +%s 2>/dev/null || true)"
 export MMLAUNCH_DEADLINE
 
-opened="$("$python" -m mmlaunch.attempt open "$run" "$0")" || exit 93
-read -r MMLAUNCH_ATTEMPT _ <<<"$opened"
-export MMLAUNCH_ATTEMPT
+opened="$("$python" -m mmlaunch.attempt open "$run" "$0" "$MMLAUNCH_SUBMISSION")" || exit 93
+read -r MMLAUNCH_ATTEMPT MASTER_PORT <<<"$opened"
+export MMLAUNCH_ATTEMPT MASTER_PORT
 
 srun --cpus-per-task=6 --kill-on-bad-exit=1 --unbuffered \
   --output="$run/attempts/$MMLAUNCH_ATTEMPT/logs/rank-%t.out" \
@@ -74,5 +77,5 @@ while kill -0 "$step" 2>/dev/null; do # `wait` returns early when a trapped sign
   status=$?
 done
 
-"$python" -m mmlaunch.attempt close "$run" "$MMLAUNCH_ATTEMPT" "$status"
+"$python" -m mmlaunch.attempt close "$run" "$MMLAUNCH_ATTEMPT" "$status" "$MMLAUNCH_SUBMISSION"
 exit $?
