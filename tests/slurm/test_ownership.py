@@ -153,6 +153,7 @@ def test_scancel_of_ranks_that_do_not_listen(small: Path, slurm: SlurmCluster, s
     assert "cancelled already" in mmlaunch("cancel", run.name).stdout
 
 
+@pytest.mark.nightly  # `cancel --now` on this machine is tested in seconds
 def test_cancel_writes_the_end_when_the_ranks_are_gone(small: Path, submit_stub: SubmitStub) -> None:
     run = submit_stub(small, *LONG, cluster="slurm", fault=Fault.DEAF)
     wait_for(run, at_step(3))
@@ -161,6 +162,7 @@ def test_cancel_writes_the_end_when_the_ranks_are_gone(small: Path, submit_stub:
     assert events[-1]["event"] == "ended" and not ranks(run)
 
 
+@pytest.mark.nightly  # Slurm takes a minute
 def test_the_controller_is_away_when_a_job_asks_for_its_requeue(
     small: Path, slurm: SlurmCluster, submit_stub: SubmitStub
 ) -> None:
