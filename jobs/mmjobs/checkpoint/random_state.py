@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from mmjobs.data.sampler import seed_of
+from mmjobs.engine.universal import harmless
 
 
 def seed(recipe_seed: int, rank: int, step: int) -> None:
@@ -27,7 +28,8 @@ def content() -> memoryview:
 
 def load(path: Path) -> None:
     """Continue with the states of a file."""
-    states = torch.load(path, weights_only=True)
+    with harmless(path):
+        states = torch.load(path, weights_only=True)
     torch.set_rng_state(states["cpu"])
     if "cuda" in states and torch.cuda.is_available():
         torch.cuda.set_rng_state(states["cuda"])

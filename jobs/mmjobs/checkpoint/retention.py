@@ -8,7 +8,7 @@ from collections.abc import Collection
 
 from mmjobs.checkpoint.train_state import TrainState
 from mmlaunch.recipe.checkpoint import Checkpoint
-from mmlaunch.run import manifest
+from mmlaunch.run import manifest, users
 from mmlaunch.run.paths import CheckpointPaths, RunPaths
 
 
@@ -22,7 +22,7 @@ def prune(paths: RunPaths, settings: Checkpoint, newest: int, rejected: Collecti
     kept = set(valid[-settings.keep :])
     if settings.keep_every:
         kept |= {step for step in valid if step % settings.keep_every == 0}
-    kept |= _best(paths, settings, valid)
+    kept |= _best(paths, settings, valid) | users.needed_steps(paths)
     for step in older:
         if step not in kept:
             # Under the name of an unfinished one first: killed in the middle, it is swept and never mistaken.

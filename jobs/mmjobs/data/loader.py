@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import multiprocessing
+import os
 import signal
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -135,8 +139,18 @@ def _dead(workers: Sequence[BaseProcess]) -> BaseProcess | None:
     return None
 
 
+def end_with_parent() -> None:
+    """Have the kernel end this process when its parent goes, however that ends (prctl(2), PR_SET_PDEATHSIG)."""
+    with contextlib.suppress(OSError, AttributeError):  # not on Linux
+        ctypes.CDLL(None).prctl(1, int(signal.SIGKILL))
+    parent = multiprocessing.parent_process()
+    if parent is not None and not parent.is_alive():  # it went before the kernel was asked
+        os._exit(1)
+
+
 def _begin_worker(number: int) -> None:
-    """A worker ends when it is told to; only the rank itself answers signals with a checkpoint."""
+    """A worker ends when it is told to, and with its rank; only the rank answers signals with a checkpoint."""
+    end_with_parent()
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)
     torch.set_num_threads(1)

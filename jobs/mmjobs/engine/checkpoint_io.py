@@ -39,7 +39,7 @@ class EngineFiles(TorchCheckpointEngine):  # type: ignore[misc]  # deepspeed has
 
     def load(self, path: str, map_location: Any = None) -> Any:
         """Load without running code of the file: only tensors, containers and known classes of DeepSpeed."""
-        with universal.harmless():
+        with universal.harmless(Path(path)):
             state = torch.load(path, map_location=map_location, weights_only=True)
         if self._whole(path):
             weights = safetensors.torch.load_file(Path(path).parent.parent / WEIGHTS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,6 +29,8 @@ from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
 from deepspeed.runtime.zero.config import ZeroStageEnum
 from deepspeed.utils.tensor_fragment import fragment_address, map_to_flat_opt_states
 
+from mmlaunch.errors import BadInput
+
 INFO = {UNIVERSAL_CHECKPOINT_VERSION_KEY: UNIVERSAL_CHECKPOINT_VERSION_VALUE}
 """A checkpoint of stage 1 or 2 must hold this to be converted: it says that only ZeRO divides tensors."""
 _KNOWN: list[Any] = [LossScaler, DynamicLossScaler, ZeroStageEnum, fragment_address]
@@ -36,8 +39,10 @@ _DIVIDED = {BASE_OPTIMIZER_STATE, PARAM_SLICE_MAPPINGS, SINGLE_PARTITION_OF_FP32
 
 
 @contextmanager
-def harmless() -> Iterator[None]:
+def harmless(source: Path) -> Iterator[None]:
     """In this context loading runs no code: only tensors, containers and known classes of DeepSpeed are read.
+
+    Raises `BadInput`, which names `source`, for a file that holds anything else.
 
     DeepSpeed asks for the opposite in every call of its own; this switch of torch's stands above what a call asks for.
     """
@@ -47,6 +52,9 @@ def harmless() -> Iterator[None]:
     try:
         with torch.serialization.safe_globals(_KNOWN):
             yield
+    except pickle.UnpicklingError as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise BadInput(f"{source}: holds more than tensors, and is not loaded ({reason})") from error
     finally:
         if before is None:
             del os.environ[switch]
@@ -62,7 +70,7 @@ def convert(source: Path, target: Path, stage: int) -> Iterator[None]:
     """
     fragments, target = target / "fragments", target / "zero"
     target.mkdir(parents=True)
-    with harmless():
+    with harmless(source):
         if stage == 3:
             (weights, *_), optimisers = _in_order(source, "*_model_states.pt"), _in_order(source, "*_optim_states.pt")
             groups = [dict(group) for group in _read(weights)[PARAM_SHAPES]]
@@ -90,7 +98,7 @@ def convert(source: Path, target: Path, stage: int) -> Iterator[None]:
 
 def restore(optimizer: Any, folder: Path, stage: int) -> None:
     """Load what `convert` has written, each rank its own part."""
-    with harmless():
+    with harmless(folder):
         common = _read(folder / "zero" / "optimizer_state.pt")
         if stage == 3:
             _restore_all(optimizer, folder, common[OPTIMIZER_STATE_DICT])

@@ -2,16 +2,42 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import snapshot_download
 from transformers.initialization import no_init_weights
 from transformers.utils import logging
 
 from mmlaunch.errors import BadInput
+from mmlaunch.recipe.scalars import HUB_NAME
+
+
+class HubUnreachable(ConnectionError):
+    """The Hugging Face hub cannot be reached: a fault of the network, and no mistake in the recipe."""
+
+
+def on_disk(field: str, name: str) -> Path:
+    """The folder of a model; one of the hub is loaded first. The hub's client bounds how long it waits."""
+    if Path(name).is_dir() or not HUB_NAME.fullmatch(name):
+        return Path(name)
+    print(f"{field}: asking the hub for {name}", flush=True)
+    with opening(field, name):
+        return Path(snapshot_download(name))
+
+
+def _unreachable(error: BaseException | None) -> str:
+    """The network's own words, if the network is behind this error; a hub that says no is another matter."""
+    while error is not None:
+        kind = type(error).__name__
+        if isinstance(error, (ConnectionError, TimeoutError)) or re.search(r"Connect|Timeout|ProxyError|Network", kind):
+            return str(error).strip().partition("\n")[0] or kind
+        error = error.__cause__ or error.__context__
+    return ""
 
 
 @contextmanager
@@ -23,6 +49,8 @@ def opening(field: str, name: str) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, KeyError, RuntimeError) as error:
+        if unreachable := _unreachable(error):
+            raise HubUnreachable(f"{field}: {name}: the hub does not answer ({unreachable})") from error
         first = str(error).strip().partition("\n")[0]
         if not Path(name).is_dir():
             first = f"no such folder, and the hub does not give it: {first}"

@@ -18,7 +18,7 @@ from transformers import (
 
 from mmjobs.model.adapters import add_saved, together
 from mmjobs.model.heads import SCORE
-from mmjobs.model.names import opening, weights
+from mmjobs.model.names import on_disk, opening, weights
 from mmjobs.model.parts import ADAPTER
 from mmjobs.model.pretrained import sees_images
 from mmjobs.model.sharded import shape, undivided, whole
@@ -38,7 +38,7 @@ def load(network: nn.Module, checkpoint: Path) -> None:
 
 def start_from(network: nn.Module, name: str) -> None:
     """Load every weight from there; a name or a shape that does not fit is an error that names it."""
-    folder, lora = _source_of(Path(name))
+    folder, lora = _source_of(on_disk("model.init_from", name))
     state = _of_hub(folder) if (folder / "config.json").is_file() else merged(_of_run(folder), lora)
     own = network.state_dict(keep_vars=True)
     score = f"{SCORE}.weight"  # a missing head begins anew, and one that is not needed is ignored

@@ -23,8 +23,10 @@ from mmjobs.objectives.forward import answer_token_log_probs
 from mmjobs.rank.boundary import Boundary, Interrupted, Interval, RequeueRequested
 from mmjobs.rank.context import Context
 from mmjobs.rank.watchdog import Phase
+from mmjobs.train import pins
 from mmjobs.train.datasets import Datasets, batches_of_rank
 from mmjobs.train.reference_cache import key_of, scope_of, take_over, visible
+from mmlaunch.errors import BadInput
 from mmlaunch.run.files import publish
 
 FLUSH_SECONDS = 20.0
@@ -58,10 +60,22 @@ class _Precomputation:
         self._dora = lora is not None and lora.dora
         self._written: list[str] = []
 
+    def _key(self, examples: Examples) -> str:
+        """The key of the reference model: the model as it began, in every attempt."""
+        context = self._context
+        if self._ranks.from_first(self._ranks.first and pins.source_is_gone(context)):
+            key = self._ranks.from_first(pins.pinned(context, pins.REFERENCE) if self._ranks.first else None)
+            if key is None:
+                raise BadInput(f"model.init_from: {context.recipe.model.init_from} is gone, and with it the reference")
+            return str(key)
+        key = key_of(self._engine, examples, self._ranks, self._dora)
+        pins.pin(context, pins.REFERENCE, key)
+        return key
+
     def run(self, datasets: Datasets, examples: int) -> ReferenceStore:
         sets = [datasets.training, datasets.evaluation]
         places = [_visited(datasets.training, examples), _distinct(datasets.evaluation)]
-        folder = self._context.paths.reference / key_of(self._engine, sets[0], self._ranks, self._dora)
+        folder = self._context.paths.reference / self._key(sets[0])
         complete_marker = folder / f"complete-{scope_of(sets, places)}.json"
         if self._ranks.first:
             folder.mkdir(parents=True, exist_ok=True)

@@ -25,6 +25,7 @@ from mmjobs.objectives.objective import Reference
 from mmjobs.rank.boundary import Boundary, Interval
 from mmjobs.rank.context import Context
 from mmjobs.rank.watchdog import Phase
+from mmjobs.train import pins
 from mmjobs.train.datasets import Datasets, build_datasets
 from mmjobs.train.evaluate import ObjectiveEvaluation
 from mmjobs.train.learner import ObjectiveLearner
@@ -67,7 +68,12 @@ def build_trainer(context: Context, built: BuiltModel | None = None) -> Trainer:
 def build_model(context: Context) -> BuiltModel:
     """The same weights on every rank: they come from files, and from the recipe's seed alone."""
     context.ranks.watch.enter(Phase.START)  # each piece may take long: each has the whole allowance
-    return _build_model(context.recipe, context.deepspeed)
+    pins.check(context)
+    recipe = context.recipe
+    if context.ranks.from_first(context.ranks.first and pins.source_is_gone(context)):
+        context.events.warn(f"{recipe.model.init_from} is gone: the run goes on from its own checkpoint", step=0)
+        recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"init_from": None})})
+    return _build_model(recipe, context.deepspeed)
 
 
 def _build_model(recipe: Recipe, settings: dict[str, Any]) -> BuiltModel:

@@ -63,6 +63,7 @@ def _say(prepared: Prepared, follow: bool) -> None:
     rows = {
         **elsewhere,
         **({"model": sizes, "parts": describe_model(recipe)} if sizes else {"model": describe_model(recipe)}),
+        **({"from": "; ".join(prepared.trained.notes)} if prepared.trained and prepared.trained.pinned else {}),
         "data": describe_data(recipe),
         "batch": f"{describe_batch(plan)}; {_length(recipe)}",
         "memory": f"activation checkpointing {'on' if plan.saves[0] else 'off'}: {plan.saves[1]}",

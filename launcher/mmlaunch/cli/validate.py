@@ -51,6 +51,11 @@ def _say(path: str, loaded: Loaded) -> None:
     recipe = loaded.recipe
     world = recipe.resources.describe_world()
     click.echo(f"{path}: {click.style('ok', fg='green')}  {recipe.name}: {recipe.objective.method} on {world}")
+    from mmlaunch.load import trained  # only a recipe that is right is looked at further
+
+    for problem in trained.resolve(loaded).missing:
+        placed = loaded.placed([problem]).problems[0]
+        click.echo(click.style(f"  note: {placed}; submit needs it", fg="yellow"))
     if later := unsupported(recipe):
         parts = ", ".join(dict.fromkeys(problem.dotted for problem in later))
         click.echo(

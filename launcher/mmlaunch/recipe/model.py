@@ -200,6 +200,8 @@ class Model(Section):
         "freeze": "train", "peft": "lora", "template": "chat_template", "dtype": "weights",
     }  # fmt: skip
 
+    TRAINED: ClassVar[tuple[str, ...]] = ("init_from",)
+
     vision: Vision | None = None
     language: Language | None = None
     projector: Projector = Field(default_factory=Projector)

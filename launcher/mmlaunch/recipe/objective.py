@@ -86,6 +86,7 @@ class RewardSource(Section):
     """Where PPO's rewards come from: a reward run."""
 
     SHORT: ClassVar[str] = "path"
+    TRAINED: ClassVar[tuple[str, ...]] = ("path",)
 
     path: Annotated[Line, Field(examples=["runs/rm-llama3-8b"])]
     standardise: bool = True

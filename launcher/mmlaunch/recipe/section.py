@@ -55,6 +55,9 @@ class Section(BaseModel):
     OTHER_NAMES: ClassVar[dict[str, str]] = {}
     """What people write for a field when they come from another tool: other name -> field."""
 
+    TRAINED: ClassVar[tuple[str, ...]] = ()
+    """Its fields that name a trained model: a run, one of its checkpoints, or a Hugging Face directory."""
+
     RULES: ClassVar[tuple[Rule, ...]] = ()
     """Its methods that are marked as rules."""
 

@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shutil
+import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ from mmlaunch.run.paths import CheckpointPaths, all_staging_in, checkpoint_in, s
 
 NAME = CheckpointPaths(Path()).manifest.name
 FORMAT = 2
+MOST = 64 << 20
+"""Bytes of a manifest: those of a thousand ranks fit."""
 FOREIGN = "this version reads another format"
 _STEP = re.compile(r"step-(\d+)")
 
@@ -70,12 +73,12 @@ def seal(folder: Path, final: Path, step: int, world: int, written: Mapping[str,
 def validate(folder: Path, contents: bool = True) -> Manifest:
     """The manifest of a checkpoint whose files are all there, of the right size and (if `contents`) the right hash."""
     try:
-        record = json.loads(CheckpointPaths(folder).manifest.read_text())
+        record = json.loads(_bounded(CheckpointPaths(folder).manifest))
         manifest = Manifest(int(record["step"]), int(record["world"]), dict(record["files"]))
         written, digest = record["format"], record.pop("sha256", None)
     except FileNotFoundError:
         raise InvalidCheckpoint(f"{folder.name}: no {NAME}: the save never finished") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, ArithmeticError, RecursionError) as error:
         raise InvalidCheckpoint(f"{folder.name}: {NAME} is damaged ({error})") from None
     oldest = written == 1 and digest is None  # format 1 had no hash of the manifest itself
     if digest != _digest_of(record) and not oldest:  # a flipped bit in the number of ranks would be believed
@@ -134,6 +137,17 @@ def sweep(checkpoints: Path) -> None:
     """Remove what killed writers left half-made. Only the one job of a run may call it, at its start."""
     for path in all_staging_in(checkpoints):
         shutil.rmtree(path, ignore_errors=True)
+
+
+def _bounded(path: Path) -> bytes:
+    """The content of a regular file of bounded size: a pipe would hang, and an endless device fill the memory."""
+    with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise ValueError("it is no regular file")
+        content = file.read(MOST + 1)
+    if len(content) > MOST:
+        raise ValueError(f"it is longer than {MOST >> 20} MiB")
+    return content
 
 
 @contextmanager

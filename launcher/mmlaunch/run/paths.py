@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+_CHECKPOINT = re.compile(r"step-(\d+)")
 _RANK_LOG = re.compile(r"rank-(\d+)\.out")
 
 
@@ -130,6 +131,12 @@ def checkpoint_in(checkpoints: Path, step: int) -> Path:
     return checkpoints / f"step-{step}"
 
 
+def of_checkpoint(folder: Path) -> tuple[RunPaths, int] | None:
+    """The run and the step of a checkpoint's folder; None if it is no checkpoint of a run."""
+    match, run = _CHECKPOINT.fullmatch(folder.name), RunPaths(folder.parent.parent)
+    return (run, int(match.group(1))) if match and run.resolved.is_file() else None
+
+
 def staging_in(checkpoints: Path, step: int) -> Path:
     """Where a checkpoint is written before it exists."""
     return checkpoints / f".step-{step}.writing"
@@ -184,6 +191,16 @@ class RunPaths:
     def owners(self) -> Path:
         """One file for each submission of the run: who made it, and which job trains."""
         return self.root / "owners"
+
+    @property
+    def users(self) -> Path:
+        """One file for each run that starts from a checkpoint of this one."""
+        return self.root / "users"
+
+    @property
+    def pins(self) -> Path:
+        """What the first attempt began with: the weights, the tokenizer, the reference."""
+        return self.root / "pins.json"
 
     @property
     def profile(self) -> Path:

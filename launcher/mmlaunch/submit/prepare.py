@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from mmlaunch.load import Loaded, rundir
+from mmlaunch.load import Loaded, rundir, trained
 from mmlaunch.run.paths import RunPaths
 from mmlaunch.schedulers import choose
 from mmlaunch.submit import plan as plans
@@ -28,11 +28,15 @@ class Prepared:
     loaded: Loaded
     plan: Plan
     texts: Texts
+    trained: trained.Resolved | None = None
+    """The trained models that the recipe starts from; None for a run that is resumed: it has pinned them."""
 
 
 def prepare(loaded: Loaded, cluster_name: str | None) -> Prepared:
     """Plan and render a recipe on a cluster, the named one or the usual one."""
     name, cluster = choose.profile(cluster_name)
+    models = trained.resolve(loaded)
+    loaded = models.loaded
     recipe = loaded.recipe
     if misfit := choose.problem(cluster, recipe.resources):
         raise loaded.placed(misfit.problems)
@@ -40,4 +44,4 @@ def prepare(loaded: Loaded, cluster_name: str | None) -> Prepared:
     run = RunPaths(folder / rundir.next_name(loaded, name, folder))
     plan = plans.make(recipe, cluster, name, run, Path.cwd())
     renderer = Renderer(loaded.path.parent)
-    return Prepared(loaded, plan, Texts(renderer.script(plan), renderer.deepspeed(plan)))
+    return Prepared(loaded, plan, Texts(renderer.script(plan), renderer.deepspeed(plan)), models)

@@ -8,7 +8,7 @@ from pathlib import Path
 from mmlaunch.errors import MachineError, Problem
 from mmlaunch.load import Loaded
 from mmlaunch.recipe.capability import unsupported
-from mmlaunch.run import ledger
+from mmlaunch.run import ledger, users
 from mmlaunch.run.files import explained
 from mmlaunch.schedulers import choose
 from mmlaunch.schedulers.base import PerhapsSubmitted
@@ -22,7 +22,8 @@ _TRIES = 20
 def check_here(prepared: Prepared) -> None:
     """The checks that only a submission needs: missing files and GPUs, and what this version cannot train."""
     recipe, scheduler = prepared.loaded.recipe, choose.named(prepared.plan.cluster.executor)
-    problems = [*_missing_files(prepared), *scheduler.missing_here(recipe.resources), *unsupported(recipe)]
+    missing = prepared.trained.missing if prepared.trained else ()
+    problems = [*missing, *_missing_files(prepared), *scheduler.missing_here(recipe.resources), *unsupported(recipe)]
     if problems:
         raise prepared.loaded.placed(problems)
 
@@ -36,6 +37,8 @@ def submit(loaded: Loaded, cluster_name: str | None) -> Prepared:
             create(prepared)
         except FileExistsError:  # another submission took the name in between: take the next
             continue
+        for _, checkpoint in prepared.trained.pinned if prepared.trained else ():
+            users.register(prepared.plan.run, checkpoint)
         _start(prepared.plan)
         return prepared
     raise MachineError(f"{prepared.plan.run.root}: another submission is always faster; try again")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,6 +22,11 @@ def checkpoint(folder: Path, step: int) -> Path:
     return folder / f"step-{step}"
 
 
+def _replaced(folder: Path, make: Callable[[Path], object]) -> None:
+    (folder / "MANIFEST.json").unlink()
+    make(folder / "MANIFEST.json")
+
+
 def test_a_sealed_checkpoint_is_valid(tmp_path: Path) -> None:
     found = manifest.validate(checkpoint(tmp_path, 7))
     assert (found.step, found.world, found.bytes) == (7, 2, 5120 + 6)
@@ -33,6 +39,13 @@ def test_a_sealed_checkpoint_is_valid(tmp_path: Path) -> None:
         (lambda c: (c / "MANIFEST.json").unlink(), "never finished"),
         (lambda c: (c / "MANIFEST.json").write_text("{"), "damaged"),
         (lambda c: (c / "MANIFEST.json").write_text("[]"), "damaged"),
+        (
+            lambda c: (c / "MANIFEST.json").write_text('{"format": 2, "world": 2, "files": {}, "step": 1e999}'),
+            "damaged",
+        ),
+        (lambda c: (c / "MANIFEST.json").write_text("[" * 100_000), "damaged"),
+        (lambda c: _replaced(c, lambda path: os.mkfifo(path)), "no regular file"),
+        (lambda c: _replaced(c, lambda path: path.symlink_to("/dev/zero")), "no regular file"),
         (lambda c: (c / "weights.bin").unlink(), "missing"),
         (lambda c: (c / "weights.bin").write_bytes(b""), "0 bytes"),
         (lambda c: (c / "weights.bin").write_bytes((c / "weights.bin").read_bytes()[:-1]), "bytes instead"),

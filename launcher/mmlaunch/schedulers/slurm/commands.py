@@ -18,8 +18,8 @@ PATIENCE = 60.0
 AWAY_LIMIT, ODD_LIMIT = 3600.0, 120.0
 """For how long a job asks a controller that is away, and one that answers with an error."""
 _AWAY = re.compile(
-    r"[Uu]nable to (?:contact|connect)|Unexpected message|timed out|[Cc]onnection (?:refused|reset)|[Cc]ommunication|did not answer|"
-    r"[Zz]ero [Bb]ytes|[Nn]o route|[Nn]etwork is|[Tt]emporar|[Ss]hutdown in progress|standby"
+    r"[Uu]nable to (?:contact|connect)|Unexpected message|timed out|[Cc]onnection (?:refused|reset)|[Cc]ommunication|"
+    r"did not answer|[Zz]ero [Bb]ytes|[Nn]o route|[Nn]etwork is|[Tt]emporar|[Ss]hutdown in progress|standby"
 )
 
 

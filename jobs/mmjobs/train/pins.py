@@ -1,0 +1,122 @@
+"""Pins: what a run began with. Every later attempt must begin with the same, or say what is different.
+
+The weights that a recipe starts from, its base models with their tokenizers and processors, and the reference model are
+read anew by every attempt. If one of them changed in between, the run would go on against another reference, or with
+other tokens, and nobody would notice.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from mmjobs.rank.context import Context
+from mmlaunch.errors import BadInput
+from mmlaunch.recipe.model import Model
+from mmlaunch.run import manifest
+from mmlaunch.run.files import publish
+
+_SAMPLE = 1 << 20
+"""Bytes at the beginning and at the end of a large file that stand for its content."""
+REFERENCE = "reference"
+
+
+def check(context: Context) -> None:
+    """Pin what the recipe names, in the first attempt; afterwards raise `BadInput` for what has changed. All ranks."""
+    wrong = _wrong(context) if context.ranks.first else None
+    if wrong := context.ranks.from_first(wrong):
+        raise BadInput(wrong)
+
+
+def pin(context: Context, name: str, value: str) -> None:
+    """The same for one value that is known later. All ranks."""
+    before = context.ranks.from_first(pinned(context, name) if context.ranks.first else None)
+    if before not in (None, value):
+        what = f"the {name} of this run is no longer the one that it began with ({before}, now {value})"
+        raise BadInput(f"{what}: a file of its model has changed; put it back, or start a new run")
+    if context.ranks.first:
+        _write(context, _read(context) | {name: value})
+
+
+def pinned(context: Context, name: str) -> str | None:
+    """What is pinned under a name."""
+    value = _read(context).get(name)
+    return str(value) if value is not None else None
+
+
+def source_is_gone(context: Context) -> bool:
+    """Whether the weights to start from are no longer there, and a checkpoint of the run's own stands in for them."""
+    source = context.recipe.model.init_from
+    gone = source is not None and Path(source).is_absolute() and not Path(source).is_dir()
+    return gone and manifest.newest(context.paths.checkpoints, contents=False)[0] is not None
+
+
+def _wrong(context: Context) -> str | None:
+    """What keeps this attempt from beginning as the first one did; None if nothing does. On rank 0."""
+    source, pins = context.recipe.model.init_from, _read(context)
+    if source and (Path(source) / manifest.NAME).is_file() and "model.init_from" not in pins:
+        try:
+            manifest.validate(Path(source))
+        except manifest.InvalidCheckpoint as error:
+            return f"model.init_from: {source} is damaged ({error}); start from another checkpoint"
+    for field, folder in _folders(context.recipe.model):
+        if field == "model.init_from" and source_is_gone(context):
+            continue
+        now = {"path": str(folder), "content": _digest(folder)}
+        before = pins.setdefault(field, now)
+        if before["content"] != now["content"]:
+            moved = f"{before['path']}, now {folder}" if before["path"] != str(folder) else str(folder)
+            right = "put it back as it was, or start a new run"
+            return f"{field}: {moved}: its content is not what this run began with; {right}"
+    _write(context, pins)
+    return None
+
+
+def _folders(model: Model) -> Iterator[tuple[str, Path]]:
+    """The folders that a model is read from. What has only a name of the hub cannot be pinned by its files."""
+    names = {
+        "model.init_from": model.init_from,
+        "model.pretrained": model.pretrained,
+        "model.vision": model.vision.path if model.vision else None,
+        "model.language": model.language.path if model.language else None,
+    }
+    for field, name in names.items():
+        if name is not None and (folder := Path(name).expanduser()).is_dir():
+            yield field, folder.absolute()
+
+
+def _digest(folder: Path) -> str:
+    """A digest of a model's files: a checkpoint's manifest, or the names, the sizes and the content of all."""
+    digest = hashlib.blake2b(digest_size=16)
+    if (folder / manifest.NAME).is_file():
+        digest.update((folder / manifest.NAME).read_bytes())
+        return digest.hexdigest()
+    for path in sorted(path for path in folder.rglob("*") if path.is_file() and not _is_prose(path)):
+        size = path.stat().st_size
+        digest.update(f"{path.relative_to(folder)} {size} ".encode())
+        with path.open("rb") as file:
+            digest.update(file.read(_SAMPLE))
+            file.seek(max(_SAMPLE, size - _SAMPLE))
+            digest.update(file.read(_SAMPLE))
+    return digest.hexdigest()
+
+
+def _is_prose(path: Path) -> bool:
+    return path.name.startswith(".") or (path.suffix in (".md", ".txt", ".lock") and path.name != "merges.txt")
+
+
+def _read(context: Context) -> dict[str, Any]:
+    try:
+        return dict(json.loads(context.paths.pins.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, TypeError) as error:
+        raise BadInput(f"{context.paths.pins} cannot be read ({error}); restore it, or start a new run") from None
+
+
+def _write(context: Context, pins: dict[str, Any]) -> None:
+    if pins != _read(context):
+        publish(context.paths.pins, json.dumps(pins, indent=1) + "\n")
