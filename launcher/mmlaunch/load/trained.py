@@ -72,11 +72,13 @@ def find(name: str) -> Path | None:
     if path.is_dir():
         run = RunPaths(path.absolute())
         return _newest_checkpoint(run) if run.resolved.is_file() else _weights(path.absolute())
-    folder, word = (rundir.runs_folder(), name) if os.sep not in name else (path.parent, path.name)
+    folder, word = (path.parent, path.name) if os.sep in name else (rundir.runs_folder(), name)
+    if str(folder) == "runs":  # wherever this user's runs are
+        folder = rundir.runs_folder()
     runs = list(rundir.all_runs(folder)) if folder.is_dir() else []
     if runs and (run_named := _run(word, runs)):
         return _newest_checkpoint(run_named)
-    if HUB_NAME.fullmatch(name) and not folder.exists() and folder.absolute() != rundir.runs_folder():
+    if HUB_NAME.fullmatch(name) and not folder.exists() and folder != rundir.runs_folder():
         return None
     near = closest(word, [run.name for run in runs] + _folders(path.parent))
     hint = f"did you mean {path.with_name(near) if os.sep in name else near}?" if near else ""

@@ -1,0 +1,86 @@
+"""Trained models that recipes name: what a run's name means, told before anything is queued."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from tests.runs import mmlaunch
+
+from mmlaunch.load import load_recipe, trained
+from mmlaunch.load.trained import Resolved
+from mmlaunch.run import ledger, manifest
+from mmlaunch.run.paths import RunPaths
+
+Make = Callable[..., RunPaths]
+
+
+@pytest.fixture
+def make(own_home: Path) -> Make:
+    """A run in the folder of runs, the newest so far."""
+    count = iter(range(1, 100))
+
+    def _make(name: str, state: str = "done", steps: tuple[int, ...] = (4,)) -> RunPaths:
+        run = RunPaths(own_home / "runs" / name)
+        run.root.mkdir(parents=True)
+        run.resolved.write_text("name: run\n")
+        os.utime(run.resolved, (1e9 + next(count),) * 2)
+        ledger.append(run.events, "submitted", executor="local")
+        for step in steps:
+            folder = manifest.staging(run.checkpoints, step)
+            folder.mkdir(parents=True)
+            (folder / "weights").write_text(name)
+            manifest.seal(folder, run.checkpoint(step), step, 1)
+        ledger.append(run.events, "ended", state=state)
+        return run
+
+    return _make
+
+
+@pytest.fixture
+def resolve(small: Path) -> Callable[[str], Resolved]:
+    return lambda name: trained.resolve(load_recipe(small, [f"model.init_from={name}"]))
+
+
+def test_a_name_means_the_newest_finished_run(make: Make, resolve: Callable[[str], Resolved]) -> None:
+    make("sft-1120-aaaa", steps=(2, 4))
+    run = make("sft-1121-bbbb", steps=(2, 4))
+    make("sft-1122-cccc", state="failed", steps=(6,))
+    make("sft-1123-dddd", state="failed", steps=())
+    for name in ("sft", f"{run.root.parent}/sft", "sft-1121-bbbb", "sft-1121", "bbbb", str(run.root)):
+        found = resolve(name)
+        assert found.loaded.recipe.model.init_from == str(run.checkpoint(4)), name
+        assert found.notes == ["model.init_from: sft-1121-bbbb, step 4"]
+    assert resolve(str(run.checkpoint(2))).loaded.recipe.model.init_from == str(run.checkpoint(2))
+
+
+def test_last_and_runs_that_never_saved(make: Make, resolve: Callable[[str], Resolved]) -> None:
+    run = make("dpo-1121-aaaa", state="failed")
+    make("dpo-1122-bbbb", state="failed", steps=())
+    assert resolve("dpo").loaded.recipe.model.init_from == str(run.checkpoint(4))
+    (problem,) = resolve("last").missing
+    assert "dpo-1122-bbbb has no valid checkpoint yet" in problem.what
+
+
+def test_what_names_nothing_is_told_with_a_guess(make: Make, resolve: Callable[[str], Resolved], small: Path) -> None:
+    one, two = make("dpo-a-1121-aaaa"), make("dpo-b-1121-bbbb")
+    (several,) = resolve("dpo").missing
+    assert several.what == "dpo fits 2 runs" and one.name in several.right and two.name in several.right
+    (near,) = resolve("runs/dpo-a-1121-aaab").missing
+    assert "no run, checkpoint or model folder runs/dpo-a-1121-aaab" in near.what
+    assert resolve("meta-llama/Llama-3").missing == ()  # the hub is asked for it
+    (empty,) = resolve(str(small.parent)).missing
+    assert "holds neither a run, nor a checkpoint, nor a config.json" in empty.what
+
+    told = mmlaunch("validate", small, "-s", "model.init_from=runs/dppo")
+    assert told.returncode == 0 and "note: " in told.stdout and "no run, checkpoint or model folder" in told.stdout
+    refused = mmlaunch("submit", small, "-s", "model.init_from=runs/dppo", "--cluster", "local")
+    assert refused.returncode == 2 and "-s:1:1: model.init_from: no run" in refused.stderr.replace("'", "")
+
+
+def test_a_damaged_newest_checkpoint_is_passed_over(make: Make, resolve: Callable[[str], Resolved]) -> None:
+    run = make("sft-1121-aaaa", steps=(2, 4))
+    (run.checkpoint(4) / "weights").unlink()
+    assert resolve("sft").loaded.recipe.model.init_from == str(run.checkpoint(2))
