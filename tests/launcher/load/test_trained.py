@@ -77,7 +77,7 @@ def test_what_names_nothing_is_told_with_a_guess(make: Make, resolve: Callable[[
     told = mmlaunch("validate", small, "-s", "model.init_from=runs/dppo")
     assert told.returncode == 0 and "note: " in told.stdout and "no run, checkpoint or model folder" in told.stdout
     refused = mmlaunch("submit", small, "-s", "model.init_from=runs/dppo", "--cluster", "local")
-    assert refused.returncode == 2 and "-s:1:1: model.init_from: no run" in refused.stderr.replace("'", "")
+    assert refused.returncode == 2 and "-s model.init_from=runs/dppo: model.init_from: no run" in refused.stderr
 
 
 def test_a_damaged_newest_checkpoint_is_passed_over(make: Make, resolve: Callable[[str], Resolved]) -> None:
