@@ -1,14 +1,17 @@
 # make quickstart   set up and train a toy vision-language model on this machine
 # make test         set up and run all checks, in less than ten minutes on two cores
 # make test-all     the same, with the longer forms of tests (pytest's marker `nightly`)
+# make test-oldest  the command line, and three steps of two methods, with the oldest versions that setup.cfg admits
 PYTHON ?= python3
+# The oldest Python of the launcher alone, for a login node
+LAUNCHER_PYTHON ?= python3.10
 VENV ?= .venv
 PIP = $(VENV)/bin/pip --disable-pip-version-check --quiet
 
 # Two tests at a time, and beside them those of Slurm: these share one cluster, and wait for it most of the time.
 PYTEST = $(VENV)/bin/pytest -n 3 --dist loadscope --durations=15
 
-.PHONY: quickstart test test-all checks slurm browser clean
+.PHONY: quickstart test test-all test-oldest checks slurm browser clean
 
 quickstart: $(VENV)/.train
 	$(VENV)/bin/mmlaunch submit recipes/quickstart.yaml --cluster local --follow
@@ -18,6 +21,15 @@ test: $(VENV)/.test slurm browser checks
 
 test-all: $(VENV)/.test slurm browser checks
 	NIGHTLY=1 $(PYTEST) -m ""
+
+test-oldest:
+	$(LAUNCHER_PYTHON) -m venv --clear $(VENV)-oldest-launcher
+	$(VENV)-oldest-launcher/bin/pip --disable-pip-version-check --quiet install -c .ci/oldest-launcher.txt .
+	.ci/smoke $(VENV)-oldest-launcher
+	$(PYTHON) -m venv --clear $(VENV)-oldest
+	$(VENV)-oldest/bin/pip --disable-pip-version-check --quiet install -c .ci/oldest.txt torch
+	$(VENV)-oldest/bin/pip --disable-pip-version-check --quiet install -c .ci/oldest.txt '.[train]'
+	.ci/smoke $(VENV)-oldest train
 
 checks: $(VENV)/.test
 	$(VENV)/bin/ruff check .
@@ -53,4 +65,4 @@ browser:
 	  echo "no Chromium here: the test of pages will be skipped"
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(VENV)-oldest $(VENV)-oldest-launcher build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache

@@ -8,8 +8,9 @@ there are two calls of SDPA for each pair of answers.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import lru_cache
+import inspect
+from collections.abc import Callable, Sequence
+from functools import cache, lru_cache
 from itertools import accumulate
 from typing import Any
 
@@ -120,12 +121,32 @@ def _in_one_call(
     """Queries `[prompt + first] [second] ...`, keys `[prompt + first] [prompt + second] ...`, causal at their ends."""
     index, *tables = _tables(tuple(trees), query.device)
     q, k, v = (states[0].transpose(0, 1) for states in (query, key, value))  # [T, heads, E]
-    output = varlen_attn(
-        q.contiguous(), k.index_select(0, index), v.index_select(0, index), *tables,
-        scale=scaling, window_size=(-1, 0), enable_gqa=query.shape[1] != key.shape[1],
-    )  # fmt: skip
+    return _causal_segments(q, k.index_select(0, index), v.index_select(0, index), tables, scaling)[None]
+
+
+def _causal_segments(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, tables: Sequence[Any], scaling: float | None
+) -> torch.Tensor:
+    """torch's kernel, in the words of each version: 2.10 knew neither a scale nor groups of heads, 2.11 no groups."""
+    words = _words(varlen_attn)
+    options: dict[str, Any] = {"window_size": (-1, 0)} if "window_size" in words else {"is_causal": True}
+    if "scale" in words:
+        options["scale"] = scaling
+    elif scaling is not None:
+        q = q * (scaling * q.shape[-1] ** 0.5)  # the kernel divides by the root
+    if (groups := q.shape[1] // k.shape[1]) > 1 and "enable_gqa" in words:
+        options["enable_gqa"] = True
+    elif groups > 1:
+        k, v = (states.repeat_interleave(groups, 1) for states in (k, v))
+    output = varlen_attn(q.contiguous(), k, v, *tables, **options)
     assert isinstance(output, torch.Tensor)
-    return output[None]
+    return output
+
+
+@cache
+def _words(function: Callable[..., Any]) -> frozenset[str]:
+    """The names of its arguments."""
+    return frozenset(inspect.signature(function).parameters)
 
 
 def _as_multiplied(states: torch.Tensor) -> torch.Tensor:

@@ -81,6 +81,7 @@ class Watchdog:
         self._given = _given()
         self._recent: deque[float] = deque(maxlen=RECENT)
         self._settled = False
+        self._detail, self._unit, self._count = "loads the libraries", "", 0
         self.pulse = Pulse(Phase.START, self._least(Phase.START), False, time.time())
         self._over = threading.Event()
         self._threads = [threading.Thread(target=target, daemon=True) for target in (self._watch, self._tell)]
@@ -101,6 +102,7 @@ class Watchdog:
         The first step after anything else keeps the allowance of that: there workers start, and the other ranks wait
         for what only rank 0 does.
         """
+        self._detail, self._unit, self._count = "", "", 0
         allowed = self.pulse.allowed
         if phase is not Phase.STEP:
             allowed, self._settled = self._least(phase), False
@@ -114,8 +116,16 @@ class Watchdog:
             self._recent.append(min(seconds, self.pulse.allowed))  # more only when the job was suspended meanwhile
         self._settled = True
 
+    def doing(self, detail: str, unit: str = "") -> None:
+        """Say what the phase is busy with; with a `unit`, every sign of life counts one of it."""
+        self._detail, self._unit, self._count = detail, unit, 0
+        self.moved()
+        if self._rank == 0:  # whoever follows the run reads it at once
+            self._beat(self.pulse)
+
     def moved(self) -> None:
         """A sign of life inside a long piece of work."""
+        self._count += 1
         self.pulse = self.pulse._replace(time=time.time())
 
     @contextmanager
@@ -184,9 +194,14 @@ class Watchdog:
             if self._over.wait(every):
                 return
 
+    def _shown_detail(self) -> str:
+        return f"{self._detail}, {self._count:,} {self._unit}" if self._unit else self._detail
+
     def _beat(self, pulse: Pulse) -> None:
         now, moved = round(time.time(), 3), round(pulse.time, 3)
-        heartbeat = Heartbeat(pulse.phase.value, self._where.step, pulse.waiting, moved, now, self._rank)
+        heartbeat = Heartbeat(
+            pulse.phase.value, self._where.step, pulse.waiting, moved, now, self._shown_detail(), self._rank
+        )
         with suppress(OSError):
             heartbeat.write(self._attempt)
 

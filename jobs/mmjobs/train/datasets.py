@@ -90,8 +90,10 @@ def _surveyed(context: Context, processor: Processor) -> tuple[Mixture, Mixture]
     look = partial(
         survey, processor=processor, share=(ranks.rank, ranks.world), gather=ranks.gather, moved=ranks.watch.moved
     )
+    ranks.watch.doing("reads the evaluation data", "rows")
     held_out = look(sum((parts_of(source) for source in recipe.data.eval), ()))
     ranks.watch.enter(Phase.START)
+    ranks.watch.doing("reads the training data", "rows")
     questions = held_out.questions if recipe.data.deduplicate else set()
     train = look(sum((parts_of(source) for source in recipe.data.train), ()), held_out=questions)
     if ranks.first:

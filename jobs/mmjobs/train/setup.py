@@ -48,6 +48,7 @@ def build_trainer(context: Context, built: BuiltModel | None = None) -> Trainer:
     datasets = build_datasets(context, built)
     steps = total_steps(context.recipe, datasets)
     engine = build_engine(context, built, steps)
+    context.ranks.watch.doing("compares packed rows with single ones")
     check_parity(engine, datasets.training, context.recipe.precision, context.recipe.objective.SCORING_HEAD)
     reference = build_reference(context)
     if context.recipe.objective.precomputes_reference:
@@ -56,6 +57,7 @@ def build_trainer(context: Context, built: BuiltModel | None = None) -> Trainer:
     learner = build_learner(context, engine, datasets, reference)
     source = DatasetSource(context, datasets, steps)
     context.ranks.watch.enter(Phase.START)
+    context.ranks.watch.doing("looks for a checkpoint")
     state = resume(context, learner.engines)
     if state.step:
         source.restore(state.source)
@@ -68,6 +70,7 @@ def build_trainer(context: Context, built: BuiltModel | None = None) -> Trainer:
 def build_model(context: Context) -> BuiltModel:
     """The same weights on every rank: they come from files, and from the recipe's seed alone."""
     context.ranks.watch.enter(Phase.START)  # each piece may take long: each has the whole allowance
+    context.ranks.watch.doing("loads the model")
     pins.check(context)
     recipe = context.recipe
     if context.ranks.from_first(context.ranks.first and pins.source_is_gone(context)):
@@ -94,6 +97,7 @@ def total_steps(recipe: Recipe, datasets: Datasets) -> int:
 def build_engine(context: Context, built: BuiltModel, steps: int) -> Engine:
     """The engine of the model that is trained."""
     context.ranks.watch.enter(Phase.START)
+    context.ranks.watch.doing("builds the engine")
     recipe = context.recipe
     return Engine(
         built.network, recipe.optim, steps, recipe.precision, context.deepspeed, context.ranks, context.position

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from mmlaunch.monitor import watch
+from mmlaunch.monitor import status, watch
 from mmlaunch.monitor.watch import WAITING
 from mmlaunch.run import ledger
 from mmlaunch.run.ledger import Event, kind_of
@@ -31,6 +31,9 @@ def follow(run: RunPaths, offset: int = 0) -> int:
     except KeyboardInterrupt:
         click.echo(f"\nleft; the run goes on. next: mmlaunch status {run.name}    mmlaunch cancel {run.name}")
         return INTERRUPTED
+    if ended is None and (now := status.of(run)).final:
+        click.echo(f"{run.name}: {now.state}: {now.reason}")
+        return _CODES.get(now.state, LOST)
     if ended is None:
         click.echo(f"{run.name}: its process is gone and left no word. next: mmlaunch logs {run.name}", err=True)
         return LOST
@@ -92,6 +95,8 @@ def describe_event(event: Event) -> str:
         return f"warning: {event.get('what', '')}"
     if kind == "started":
         return f"attempt {event['attempt']} started on {event.get('nodes', '?')}"
+    if "doing" in event:
+        return f"... {event['doing']} ({event['seconds']} s)"
     if kind in (*WAITING, "resumed", "failed", "requeued", "signal", "cancelling"):
         details = [str(event[key]) for key in ("cause", "name", "evidence", "reason") if event.get(key)]
         step = f" at step {event['step']}" if event.get("step") is not None else ""
@@ -114,13 +119,21 @@ def _pace(event: Event, rate: str) -> str:
 
 def _bar(events: Iterator[Event | None]) -> Event | None:
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
     metrics = TextColumn("{task.fields[metrics]}")
     columns = (
         TextColumn("[bold]{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
+        TimeElapsedColumn(),
         TimeRemainingColumn(),
         metrics,
     )
@@ -146,6 +159,8 @@ def _bar(events: Iterator[Event | None]) -> Event | None:
                 progress.update(task, metrics=shown, **fields)
             elif kind_of(event) == "reference":
                 progress.update(task, description="reference", completed=event["done"], total=event["total"])
+            elif "doing" in event:
+                progress.update(task, description=str(event["doing"]))
             elif text := describe_event(event):
                 progress.console.print(f"  {text}", highlight=False, markup=False)
     return None

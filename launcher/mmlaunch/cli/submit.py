@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
+import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,7 @@ from mmlaunch.load.cluster import gigabytes
 from mmlaunch.recipe import Recipe
 from mmlaunch.submit.plan import Plan
 from mmlaunch.submit.prepare import Prepared
+from mmlaunch.submit.secrets import too_short
 from mmlaunch.submit.submission import submit
 
 
@@ -67,10 +71,15 @@ def _say(prepared: Prepared, follow: bool) -> None:
         "data": describe_data(recipe),
         "batch": f"{describe_batch(plan)}; {_length(recipe)}",
         "memory": f"activation checkpointing {'on' if plan.saves[0] else 'off'}: {plan.saves[1]}",
-        "run": str(plan.run.root),
+        "run": f"{plan.run.root} (others may read it)",
     }
+    if short := too_short(plan.passed):
+        what = "has a value" if len(short) == 1 else "have values"
+        rows["env"] = f"{', '.join(short)} {what} too short to be recognised: keep it out of recipes and code"
+    edge = shutil.get_terminal_size().columns if sys.stdout.isatty() else 10_000
     for name, text in rows.items():
-        click.echo(f"  {click.style(f'{name:<8}', dim=True)}  {text}")
+        lines = textwrap.wrap(text, max(edge - 12, 20), break_long_words=False, break_on_hyphens=False)
+        click.echo(f"  {click.style(f'{name:<8}', dim=True)}  " + f"\n{'':12}".join(lines))
     if not follow:
         click.echo(f"next: mmlaunch status {plan.run.name}    mmlaunch logs -f {plan.run.name}")
 

@@ -101,10 +101,20 @@ def kept(recipe: Recipe) -> int:
 
 
 def states(
-    trained: int, frozen: int, *, precision: str, kept: int, stage: int = 0, offload: str = "none", world: int = 1
+    trained: int,
+    frozen: int,
+    *,
+    precision: str,
+    kept: int,
+    stage: int = 0,
+    offload: str = "none",
+    moments: str = "fp32",
+    world: int = 1,
 ) -> States:
     """Parameters, gradients and optimiser of a model on each of `world` ranks."""
     weight, gradient, optimiser = (4, 4, 8) if precision == "fp32" else (2, 2, 12)
+    if moments == "bf16":
+        optimiser = 6  # two moments and the master weights
     parameters = _share(trained * weight + frozen * kept, stage >= 3, world)
     gradients = _share(trained * gradient, stage >= 2, world)
     averages = _share(trained * optimiser, stage >= 1, world)
@@ -135,7 +145,14 @@ def _critic(recipe: Recipe, table: Counts) -> States:
 def _of(recipe: Recipe, trained: int, frozen: int, stage: int) -> States:
     zero, world = recipe.deepspeed, recipe.resources.world
     return states(
-        trained, frozen, precision=recipe.precision, kept=kept(recipe), stage=stage, offload=zero.offload, world=world
+        trained,
+        frozen,
+        precision=recipe.precision,
+        kept=kept(recipe),
+        stage=stage,
+        offload=zero.offload,
+        moments=zero.optimizer_states,
+        world=world,
     )
 
 

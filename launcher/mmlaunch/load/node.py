@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from mmlaunch.errors import Problem
 from mmlaunch.recipe.check import section_at
 from mmlaunch.recipe.recipe import Recipe
+
+_MORE_BREAKS = re.compile("[\x85\u2028\u2029]|\r(?!\n)")
+
+
+class Mark(Protocol):
+    """A place in a text, as YAML gives it."""
+
+    line: int
+    column: int
+    index: int
 
 
 @dataclass(frozen=True)
@@ -17,6 +28,14 @@ class Source:
 
     name: str
     lines: tuple[str, ...] = ()
+    text: str = ""
+
+    def place_of(self, mark: Mark) -> tuple[int, int]:
+        """The line and the column of a mark, as editors count them: YAML has more line breaks than they have."""
+        if not _MORE_BREAKS.search(self.text):
+            return mark.line + 1, mark.column + 1
+        before = self.text[: mark.index]
+        return before.count("\n") + 1, mark.index - before.rfind("\n")
 
     def excerpt(self, line: int, column: int, width: int) -> str:
         """The line with a caret under the place; tabs and control characters are made visible."""

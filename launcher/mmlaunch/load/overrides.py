@@ -40,6 +40,9 @@ def split(override: str) -> tuple[str, str, Place]:
 
 def _apply_one(root: Node, override: str) -> Node:
     path, text, place = split(override)
+    if path.strip() == "extends":
+        right = f"write a recipe of two lines, name: and extends: {text}, or name that recipe itself"
+        raise RecipeError([place.problem("extends stands in a file: values laid over it would be lost", right)])
     parsed = parse_value(text, Source(place.source.name, (text,)))
     value = _moved(parsed, place) if parsed is not None else Node(None, place)
     return _set(root, _parts(path.strip(), place), value, place, ())

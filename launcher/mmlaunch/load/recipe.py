@@ -48,7 +48,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Loaded:
     """Read, merge and validate; raises `RecipeError` with every problem and its place."""
     file = find(str(path))
     problems: list[Problem] = []
-    node = _extended(read_file(file, str(path) if file == Path(path) else None, problems), file, (), problems)
+    node = _extended(read_file(file, str(path) if file == Path(path) else None, problems), file, (), problems, {})
     node = apply(node, overrides)
     return Loaded(validated(node, recipe_of, problems), file, node, tuple(overrides))
 
@@ -88,8 +88,13 @@ def _find(name: str, beside: Path | None) -> Path:
     return path
 
 
-def _extended(node: Node, file: Path, below: tuple[Path, ...], problems: list[Problem]) -> Node:
-    """The mapping of a file laid over those that it extends. What is wrong with single keys is added to `problems`."""
+def _extended(
+    node: Node, file: Path, below: tuple[Path, ...], problems: list[Problem], known: dict[Path, Node]
+) -> Node:
+    """The mapping of a file laid over those that it extends. What is wrong with single keys is added to `problems`.
+
+    `known`: files that were read already, since several may extend the same one.
+    """
     assert isinstance(node.value, dict)
     extends = node.value.pop("extends", None)
     if extends is None:
@@ -113,7 +118,9 @@ def _extended(node: Node, file: Path, below: tuple[Path, ...], problems: list[Pr
             what = "is no regular file" if there else "no such file"
             lost.append(name.place.problem(f"{what}: {name.value}", right, ("extends",)))
             continue
-        extended = _extended(read_file(parent, problems=problems), parent, chain, problems)
+        if (extended := known.get(parent.resolve())) is None:
+            extended = _extended(read_file(parent, problems=problems), parent, chain, problems, known)
+            known[parent.resolve()] = extended
         base = extended if base is None else base.merged(extended)
     if lost:  # keys that seem to be missing may be in these files
         raise RecipeError([*problems, *lost])

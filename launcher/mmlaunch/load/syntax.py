@@ -10,7 +10,7 @@ from mmlaunch.load.node import Place, Source
 
 def explained(error: yaml.MarkedYAMLError, source: Source) -> Problem:
     mark = error.problem_mark or error.context_mark
-    place = Place(source, mark.line + 1, mark.column + 1) if mark else Place(source)
+    place = Place(source, *source.place_of(mark)) if mark else Place(source)
     what = error.problem or "is not YAML"
     line = source.lines[place.line - 1] if 0 < place.line <= len(source.lines) else ""
     if "\\t" in what or line[: place.column].strip(" ") == "\t" or line.lstrip(" ").startswith("\t"):
@@ -29,16 +29,12 @@ def explained(error: yaml.MarkedYAMLError, source: Source) -> Problem:
             return place.problem("a key without a colon", "write key: value")
         return place.problem("a colon where no key can stand", 'check the indentation, or quote the text: "a: b"')
     if "could not find expected ':'" in what:
-        place = (
-            Place(source, error.context_mark.line + 1, error.context_mark.column + 1) if error.context_mark else place
-        )
+        place = Place(source, *source.place_of(error.context_mark)) if error.context_mark else place
         return place.problem("a key without a colon", "write key: value")
     if error.context and "while parsing a flow" in error.context:
         opened = error.context_mark
         if opened and opened.line != place.line - 1:
-            return Place(source, opened.line + 1, opened.column + 1).problem(
-                "a bracket that is never closed", "close it"
-            )
+            return Place(source, *source.place_of(opened)).problem("a bracket that is never closed", "close it")
         return place.problem(
             "this does not belong into the brackets", "separate items by commas and close every bracket"
         )
@@ -46,7 +42,7 @@ def explained(error: yaml.MarkedYAMLError, source: Source) -> Problem:
         if "escape" in what:
             return place.problem("an escape that YAML does not know", r"write \\ for a backslash, or 'single quotes'")
         opened = error.context_mark
-        place = Place(source, opened.line + 1, opened.column + 1) if opened else place
+        place = Place(source, *source.place_of(opened)) if opened else place
         return place.problem("a quotation mark that is never closed", "close it")
     return place.problem(f"is not YAML: {what}", "check indentation, colons and quotes around this place")
 

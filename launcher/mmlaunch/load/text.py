@@ -27,6 +27,8 @@ _CORE = {
 _NULL = ("", "~", "null", "Null", "NULL")
 _MERGE = "<<"
 _PLAIN = "write plain UTF-8 text"
+_ODD_INDENT = re.compile("^ *([\u00a0\u1680\u2000-\u200b\u202f\u205f\u3000\ufeff])", re.MULTILINE)
+_SPACES = "indent with plain spaces"
 _BEYOND = re.compile(r"\\U(?!000|0010)[0-9A-Fa-f]{8}")
 _HALVES = re.compile("[\ud800-\udfff]")
 
@@ -60,7 +62,11 @@ def read_file(path: Path, shown: str | None = None, problems: list[Problem] | No
 
 def parse(text: str, name: str, problems: list[Problem] | None = None) -> Node:
     """The mapping in a YAML text."""
-    source = Source(name, tuple(text.splitlines()))
+    source = Source(name, tuple(line.removesuffix("\r") for line in text.split("\n")), text)
+    if odd := _ODD_INDENT.search(text):
+        code = f"U+{ord(odd.group(1)):04X}"
+        place = _at(text, odd.start(1), source)
+        raise RecipeError([place.problem(f"the line is indented with {code}, which only looks like a space", _SPACES)])
     node = parse_value(text, source, problems)
     if node is None or node.value is None:
         raise RecipeError([Place(source).problem("is empty", "start with name:, model:, data:, objective:")])
@@ -201,7 +207,7 @@ def _scalar(node: yaml.ScalarNode) -> str | None:
 def _place(node: yaml.Node, source: Source) -> Place:
     start, end = node.start_mark, node.end_mark
     width = end.column - start.column if end.line == start.line else 1
-    return Place(source, start.line + 1, start.column + 1, max(width, 1))
+    return Place(source, *source.place_of(start), max(width, 1))
 
 
 def _at(text: str, position: int, source: Source) -> Place:

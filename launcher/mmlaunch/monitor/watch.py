@@ -6,26 +6,31 @@ import time
 from collections.abc import Iterator
 
 from mmlaunch.monitor import status
+from mmlaunch.run import heartbeats
 from mmlaunch.run.ledger import Event, Tail, kind_of
 from mmlaunch.run.paths import RunPaths
 
 POLL = 0.3
+_SAY = 13
+"""After so many looks without an event it is said what the ranks are busy with: about every four seconds."""
 WAITING = ("pending", "held")
 
 
 def events(run: RunPaths, offset: int = 0) -> Iterator[Event | None]:
     """Yield every event as it is written, and None while nothing is; stop when the run ends or its job is gone.
 
-    While the run waits, the scheduler's reason is yielded as an event too. `offset`: where in the ledger to begin.
+    While the run waits, the scheduler's reason is yielded as an event too; and while ranks are busy for long, what
+    with, as an event "phase". `offset`: where in the ledger to begin.
     """
     tail = Tail(run.events, offset)
-    quiet, reason = 0, ""
+    quiet, reason, since = 0, "", time.monotonic()
     while True:
         new = tail.new()
+        since = time.monotonic() if new else since
         if not new and quiet % 10 == 9:
             now = status.of(run)
             new = tail.new()  # it may have ended in the meantime
-            if now.state == "lost" and not new:
+            if (now.state == "lost" or now.final) and not new:  # only its scheduler knows of the end
                 return
             if now.state in WAITING and now.reason != reason:
                 reason = now.reason
@@ -34,8 +39,16 @@ def events(run: RunPaths, offset: int = 0) -> Iterator[Event | None]:
         if _over(new):
             return
         quiet = 0 if new else quiet + 1
-        yield None
+        yield _phase(run, since) if quiet and not quiet % _SAY else None
         time.sleep(POLL)
+
+
+def _phase(run: RunPaths, since: float) -> Event | None:
+    """What the ranks of the newest attempt are busy with, by the heartbeat of the first one."""
+    number = max(run.attempt_numbers, default=None)
+    heartbeat = heartbeats.read(run.attempt(number).heartbeat(0)) if number is not None else None
+    doing = heartbeat.doing if heartbeat else "the ranks start"
+    return {"event": "phase", "doing": doing, "seconds": round(time.monotonic() - since)}
 
 
 def _over(new: tuple[Event, ...]) -> bool:

@@ -180,7 +180,7 @@ def _words(expected: str) -> list[str]:
 
 
 def _choice(value: Any, words: Sequence[str]) -> str:
-    near = suggest.closest(str(value), words)
+    near = suggest.closest(str(value), words) if str(value) not in suggest.OTHER_METHODS else None
     listing = f"one of {', '.join(words)}"
     return f"did you mean {near}? ({listing})" if near else f"write {listing}"
 

@@ -24,10 +24,13 @@ OWNED = {
 class DeepSpeed(Section):
     """`deepspeed`"""
 
-    OTHER_NAMES: ClassVar[dict[str, str]] = {"zero": "stage", "zero_stage": "stage", "config": "overrides"}
+    OTHER_NAMES: ClassVar[dict[str, str]] = {"zero": "stage", "zero_stage": "stage", "config": "overrides",
+                                           "bf16_optimizer_states": "optimizer_states"}  # fmt: skip
 
     stage: Annotated[int, Field(ge=0, le=3)] = 0
     """ZeRO: 0 nothing is divided, 1 optimiser states, 2 and gradients, 3 and parameters."""
+    optimizer_states: Literal["fp32", "bf16"] = "fp32"
+    """bf16: AdamW's moments and the master weights take 2 bytes each instead of 4. It learns less exactly."""
     offload: Literal["none", "optimizer", "all"] = "none"
     """What is kept in CPU memory: optimiser states (stage 1 and up), or parameters too (stage 3)."""
     overrides: FreeForm = {}

@@ -19,13 +19,28 @@ RANKS = frozenset({"RANK", "LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR
 _OWNED = RANKS | {"PYTHONPATH", "PYTHONHOME", "PYTHONSAFEPATH", "PYTHONUNBUFFERED", "PYTHONFAULTHANDLER"}
 SCRIPT = frozenset({"run", "python", "rank", "opened", "step", "status", "verdict", "deadline", "head_node"})
 """The variables of the job scripts themselves."""
-_SECRET_VALUE = re.compile(r"hf_[A-Za-z0-9]{6}|sk-[A-Za-z0-9_-]{8}|gh[pousr]_[A-Za-z0-9]{8}|AKIA[A-Z0-9]{8}|xox[abp]-")
+_SECRET_VALUE = re.compile(
+    r"hf_[A-Za-z0-9]{6,}|sk-[A-Za-z0-9_-]{8,}|gh[pousr]_[A-Za-z0-9]{8,}|github_pat_\w{8,}|AKIA[A-Z0-9]{8,}|"
+    r"xox[abp]-[\w-]*|glpat-[\w-]{8,}|(?<=://)[^/\s:@]*:[^/\s@]+(?=@)"
+)
+"""Tokens of well-known services, and a user with a password in a URL."""
+_ASSIGNED = re.compile(
+    r"((?:^|[^A-Za-z0-9])(?:[A-Za-z0-9]+_)*(?:API_?KEY|TOKEN|SECRET|PASSWORD|PASSWD|PASS|CREDENTIALS?)(?:_\w+)?"
+    r"[\"']?\s*[=:]\s*[\"']?)([^\s\"',}\]]{4,})",
+    re.IGNORECASE,
+)
 _SHELL = frozenset({"PATH", "HOME", "IFS", "ENV", "BASH_ENV", "SHELLOPTS", "BASHOPTS", "LD_PRELOAD", "PS4", "CDPATH"})
 
 
 def looks_secret(name: str) -> bool:
     """Whether a variable of this name probably holds a secret."""
     return _SECRET.search(name) is not None
+
+
+def hide_secrets(text: str) -> str:
+    """A text in which what looks like a secret is replaced by stars of the same length."""
+    text = _SECRET_VALUE.sub(lambda match: "*" * len(match.group()), text)
+    return _ASSIGNED.sub(lambda match: match.group(1) + "*" * len(match.group(2)), text)
 
 
 def check_name(name: str) -> str:
@@ -44,7 +59,7 @@ def check_name(name: str) -> str:
 def check_setting(name: str, value: str) -> None:
     """A setting is written into scripts: it may not be a secret, nor hold a newline."""
     check_name(name)
-    if _SECRET.search(name) or _SECRET_VALUE.match(value):
+    if _SECRET.search(name) or _SECRET_VALUE.search(value):
         raise mistake(
             f"{name} looks like a secret, and its value would be written down",
             f"write {name} alone; its value comes from your shell",

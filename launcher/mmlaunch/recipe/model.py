@@ -240,6 +240,10 @@ class Model(Section):
     def _speaks(self) -> Iterator[Mistake]:
         if self.pretrained is None and self.language is None:
             right = "write language: meta-llama/Meta-Llama-3-8B-Instruct, or pretrained: llava-hf/llava-1.5-7b-hf"
+            if self.init_from is not None:
+                right = (
+                    "init_from gives the weights; name the parts as the recipe of that run does (its model: section)"
+                )
             yield (), None, mistake("names no language model", right)
 
     @rule

@@ -158,6 +158,19 @@ class Recipe(Section):
             yield ("precision",), self.precision, mistake(what, "write deepspeed: {stage: 1}, or precision: bf16")
 
     @rule
+    def _states_in_half_precision(self) -> Iterator[Mistake]:
+        """DeepSpeed's own conditions."""
+        own = self.deepspeed
+        if own.optimizer_states == "fp32":
+            return
+        place, wrong = ("deepspeed", "optimizer_states"), own.optimizer_states
+        if self.precision != "bf16":
+            yield place, wrong, mistake(f"bf16 states do not go with precision {self.precision}", "write fp32")
+        elif not own.stage or own.offload != "none":
+            what = "bf16 states need ZeRO stage 1 to 3 without offload"
+            yield place, wrong, mistake(what, "write stage: 1 and offload: none, or optimizer_states: fp32")
+
+    @rule
     def _weights_fit_the_arithmetic(self) -> Iterator[Mistake]:
         """At stage 0, autocast works with fp32 weights. In all other cases every weight has one and the same type."""
         whole = self.precision == "bf16" and not self.deepspeed.stage and self.model.weights == "fp32"

@@ -10,6 +10,11 @@ from pydantic import BaseModel
 
 from mmlaunch.recipe.section import Section
 
+_EVERYWHERE = frozenset({"name", "path", "type", "kind", "value"})
+"""Words that say nothing about where they belong."""
+OTHER_METHODS = frozenset({"grpo", "rloo", "reinforce", "dapo", "gspo", "remax", "raft", "cpo", "rrhf"})
+"""Methods that are not here: another one of a similar name would be a wrong guess."""
+
 
 def closest(word: str, words: Iterable[str], cutoff: float = 0.6) -> str | None:
     """The word of `words` that is most similar to `word`."""
@@ -30,7 +35,7 @@ def key(word: str, section: type[Section], root: type[Section], path: str) -> st
     kinds = [owner.__name__.lower() for place, owner in known if place == f"{prefix}{fold}" and owner is not section]
     if kinds:  # one of several sections that may stand here, and the others have it
         return f"{section.__name__.lower()} has none, {' and '.join(dict.fromkeys(kinds))} has; remove it"
-    elsewhere = [place for place, _ in known]
+    elsewhere = [place for place, _ in known] if fold not in _EVERYWHERE else []
     near = closest(word, [*section.keys(), *section.OTHER_NAMES], cutoff=0.6 if not elsewhere else 0.75)
     if near:
         return f"did you mean {prefix}{section.OTHER_NAMES.get(near, near)}?"

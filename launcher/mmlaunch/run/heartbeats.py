@@ -26,13 +26,16 @@ class Heartbeat:
     """When the rank last made progress."""
     alive: float
     """When its process wrote this."""
+    detail: str = ""
+    """What of the phase it is busy with: `reads the data, 1,200 rows`."""
     rank: int = -1
     """Not written into the file: it is in the name of the file."""
 
     @property
     def doing(self) -> str:
         """`training, step 7`."""
-        return self.phase if self.step is None else f"{self.phase}, step {self.step}"
+        phase = f"{self.phase}: {self.detail}" if self.detail else self.phase
+        return phase if self.step is None else f"{phase}, step {self.step}"
 
     def write(self, attempt: AttemptPaths) -> None:
         """Replace the rank's file.
@@ -58,6 +61,7 @@ def read(path: Path) -> Heartbeat | None:
             waiting=bool(fields["waiting"]),
             time=float(fields["time"]),
             alive=float(fields["alive"]),
+            detail=str(fields.get("detail", "")),
             rank=rank,
         )
     return None

@@ -133,7 +133,7 @@ def deepspeed(recipe: Recipe, micro: int, accumulation: int) -> dict[str, Any]:
         "gradient_accumulation_steps": accumulation,
         "gradient_clipping": recipe.optim.clip,
         # Stage 0 keeps no fp32 copies of bf16 weights: there the weights are fp32, and autocast does the rest.
-        "bf16": {"enabled": recipe.precision == "bf16" and recipe.deepspeed.stage > 0},
+        "bf16": {"enabled": recipe.precision == "bf16" and recipe.deepspeed.stage > 0} | _states(recipe),
         "fp16": {"enabled": recipe.precision == "fp16"},
         "zero_optimization": zero,
         "optimizer": {
@@ -149,6 +149,13 @@ def deepspeed(recipe: Recipe, micro: int, accumulation: int) -> dict[str, Any]:
         },
     }
     return _merged(config, recipe.deepspeed.overrides)
+
+
+def _states(recipe: Recipe) -> dict[str, bool]:
+    """DeepSpeed's switches for master weights, gradients and moments in bf16."""
+    if recipe.deepspeed.optimizer_states == "fp32":
+        return {}
+    return {"bf16_master_weights_and_grads": True, "bf16_optimizer_states": True}
 
 
 def _environment(recipe: Recipe, cluster: Cluster) -> dict[str, str]:

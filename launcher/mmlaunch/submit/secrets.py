@@ -45,6 +45,11 @@ def redact(text: str, values: Mapping[str, str]) -> str:
     return text
 
 
+def too_short(names: Sequence[str]) -> list[str]:
+    """The passed variables whose values are too short to be looked for in what is written down."""
+    return [name for name in names if 0 < len(os.environ.get(name, "")) < MIN_LENGTH]
+
+
 def refuse(texts: Mapping[str, str], values: Mapping[str, str]) -> None:
     """Refuse a text that holds a secret and cannot be changed: a script must stay as it was rendered."""
     for where, text in texts.items():

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from mmlaunch.errors import MachineError
+from mmlaunch.recipe.environment import hide_secrets
 from mmlaunch.schedulers import choose
 from mmlaunch.schedulers.rank import CARRIED
 from mmlaunch.submit import secrets
@@ -120,7 +121,7 @@ def _git(folder: Path) -> dict[str, Any] | None:
     diff = _output(["git", "-C", str(folder), "diff", "HEAD"]) or ""
     if len(diff) > MAX_DIFF:
         diff = diff[:MAX_DIFF] + f"\n... cut after {MAX_DIFF} of {len(diff)} characters\n"
-    return {"commit": commit, "dirty": bool(status), "status": list(_lines(status)), "diff": diff}
+    return {"commit": commit, "dirty": bool(status), "status": list(_lines(status)), "diff": hide_secrets(diff)}
 
 
 def _lines(text: str, most: int = 200) -> Iterator[str]:

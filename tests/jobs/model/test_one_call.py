@@ -29,7 +29,7 @@ def kernel(
     *,
     scale: float | None,
     window_size: tuple[int, int],
-    enable_gqa: bool,
+    enable_gqa: bool = False,
 ) -> torch.Tensor:
     """Each segment on its own; (-1, 0) is causal, with the last query beside the last key."""
     assert window_size == (-1, 0) and query_ends.dtype == key_ends.dtype == torch.int32
@@ -44,6 +44,27 @@ def kernel(
         one = scaled_dot_product_attention(q, k, v, sees, scale=scale, enable_gqa=enable_gqa)
         found.append(one.transpose(0, 1))
     return torch.cat(found)
+
+
+def kernel_of_2_11(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    *tables: Any,
+    scale: float | None,
+    window_size: tuple[int, int],
+) -> torch.Tensor:
+    """Without groups of heads."""
+    assert query.shape[1] == key.shape[1]
+    return kernel(query, key, value, *tables, scale=scale, window_size=window_size)
+
+
+def kernel_of_2_10(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *tables: Any, is_causal: bool
+) -> torch.Tensor:
+    """Without a scale of the caller's."""
+    assert is_causal
+    return kernel_of_2_11(query, key, value, *tables, scale=None, window_size=(-1, 0))
 
 
 class Shared(nn.Module):
@@ -81,9 +102,12 @@ def test_it_is_told_of_each_answer_and_its_prompt(
     given = states(row, heads, torch.float64)
     whole = told(row, given, 0.3, wholly=True)
     pieces = told(row, given, 0.3, wholly=False)
-    monkeypatch.setattr(trees, "varlen_attn", kernel)
     monkeypatch.setattr(trees, "_flashes", lambda query: True)
-    for found in (pieces, told(row, given, 0.3, wholly=False)):
+    ways = [pieces]
+    for version in (kernel, kernel_of_2_11, kernel_of_2_10):
+        monkeypatch.setattr(trees, "varlen_attn", version)
+        ways.append(told(row, given, 0.3, wholly=False))
+    for found in ways:
         for one, other in zip(found, whole, strict=True):
             torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
 

@@ -111,3 +111,67 @@ def test_a_slurm_that_is_not_there_is_no_fault_of_a_local_machine(tmp_path: Path
     for more, good in (({}, True), ({"MMLAUNCH_CLUSTER": "slurm"}, False)):
         findings = json.loads(mmlaunch("doctor", "--json", **away, **more).stdout)
         assert next(one["good"] for one in findings if one["what"] == "Slurm does not answer") == good
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["ls"], "did you mean status?"),
+        (["run", "x.yaml"], "did you mean submit?"),
+        (["stop"], "did you mean cancel?"),
+        (["recipes/quickstart.yaml"], "did you mean mmlaunch submit recipes/quickstart.yaml?"),
+        (["submit", "x.yaml", "--dry-run"], "mmlaunch render RECIPE"),
+        (["validate", str(ROOT / "recipes/quickstart.yaml"), "-s", "extends=x.yaml"], "extends stands in a file"),
+        (["status", "a/\x1b[31mb"], "a/\ufffd[31mb"),
+    ],
+)
+def test_what_people_type_who_come_from_elsewhere(arguments: list[str], says: str) -> None:
+    done = mmlaunch(*arguments)
+    assert done.returncode in (2, 3) and says in done.stderr and "\x1b" not in done.stderr
+
+
+def test_help_is_a_command_too() -> None:
+    assert mmlaunch("help").stdout == mmlaunch("--help").stdout
+    assert mmlaunch("help", "submit").stdout == mmlaunch("submit", "--help").stdout
+
+
+def test_a_closed_output_is_an_error_without_a_traceback() -> None:
+    command = f"{sys.executable} -m mmlaunch status >&-"
+    done = subprocess.run(["bash", "-c", command], stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 4 and done.stderr == "mmlaunch: standard output is closed\n"
+
+
+@pytest.mark.parametrize(
+    ("override", "says", "never"),
+    [
+        ("optim.name=adamw", "optim.name: unknown key; known here: lr", "did you mean"),
+        ("objective=grpo", "unknown value 'grpo'; write one of sft", "did you mean"),
+        ("objective=dpoo", "did you mean dpo?", "grpo"),
+        ("env=[PROXY=http://me:swordfish@host]", "PROXY looks like a secret", "swordfish"),
+        ("env=[HF_TOKEN=hf_abcdefghij]", "HF_TOKEN looks like a secret", "hf_abcdefghij"),
+        ("deepspeed.optimizer_states=bf16", "bf16 states do not go with precision fp32", "Traceback"),
+    ],
+)
+def test_mistakes_are_told_without_wrong_guesses_and_secrets(override: str, says: str, never: str) -> None:
+    done = mmlaunch("validate", ROOT / "recipes" / "quickstart.yaml", "-s", override)
+    assert done.returncode == 2 and says in done.stderr and never not in done.stderr
+
+
+def test_lines_are_counted_as_editors_count_them(tmp_path: Path) -> None:
+    recipe = tmp_path / "odd.yaml"
+    recipe.write_text(
+        f'extends: {ROOT}/recipes/quickstart.yaml\nenv: ["NOTE=a\u2028b\u2029c"]\nname: odd\noptim: {{lr: fast}}\n'
+    )
+    done = mmlaunch("validate", recipe)
+    assert f"{recipe}:4:13: optim.lr" in done.stderr and "   4 | optim: {lr: fast}" in done.stderr
+    recipe.write_text("name: odd\noptim:\n \u00a0lr: 1e-3\n")
+    done = mmlaunch("validate", recipe)
+    assert f"{recipe}:3:2: " in done.stderr and "U+00A0" in done.stderr
+
+
+def test_files_that_extend_the_same_files_twice_are_read_once(tmp_path: Path) -> None:
+    """Thirty levels of two each would be a billion reads."""
+    (tmp_path / "0.yaml").write_text(f"extends: {ROOT}/recipes/quickstart.yaml\n")
+    for level in range(1, 31):
+        (tmp_path / f"{level}.yaml").write_text(f"extends: [{level - 1}.yaml, {level - 1}.yaml]\n")
+    assert mmlaunch("validate", tmp_path / "30.yaml").returncode == 0

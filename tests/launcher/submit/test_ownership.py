@@ -132,7 +132,7 @@ def _lost(run: RunPaths) -> None:
 
 def _elsewhere(run: RunPaths) -> None:
     _started(run, **process.identity(os.getpid()) | {"host": "gpu014", "machine": BOOT})
-    Heartbeat("training", 3, False, 1.0, 1.0, 0).write(run.attempt(1))
+    Heartbeat("training", 3, False, 1.0, 1.0, rank=0).write(run.attempt(1))
 
 
 def _ended(state: str) -> Callable[[RunPaths], None]:
@@ -214,10 +214,10 @@ def empty_queue(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_run_on_a_machine_that_is_gone_can_be_given_up(run_in: Callable[[str], RunPaths]) -> None:
     run = run_in("unknown")
-    Heartbeat("training", 3, False, 1.0, time.time() - 30, 0).write(run.attempt(1))
+    Heartbeat("training", 3, False, 1.0, time.time() - 30, rank=0).write(run.attempt(1))
     with pytest.raises(MmlaunchError, match="runs on gpu014; cancel it there"):
         cancel.cancel(run, now=True)
-    Heartbeat("training", 3, False, 1.0, time.time() - cancel.STALE - 1, 0).write(run.attempt(1))
+    Heartbeat("training", 3, False, 1.0, time.time() - cancel.STALE - 1, rank=0).write(run.attempt(1))
     with pytest.raises(MmlaunchError, match="--now"):
         cancel.cancel(run, now=False)
     assert heartbeats.newest(run) and "cancelled" in cancel.cancel(run, now=True)

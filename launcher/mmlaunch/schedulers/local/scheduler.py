@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import signal
 import socket
@@ -40,6 +41,9 @@ class Local:
         return [Problem(("resources", "nodes"), what, "add -s resources.nodes=1, or choose another --cluster")]
 
     def missing_here(self, resources: Resources) -> list[Problem]:
+        if importlib.util.find_spec("torch") is None:
+            right = "pip install 'mmlaunch[train]', or choose another --cluster"
+            return [Problem(("resources",), "this machine would run the ranks, and has no torch", right)]
         wanted, here = resources.gpus_per_node, len(list(Path("/dev").glob("nvidia[0-9]*")))
         if here >= wanted:
             return []
