@@ -35,8 +35,8 @@ def of(run: RunPaths) -> Story:
     now, events = status.of(run, whole=True), ledger.read(run.events).of_this_submission
     if now.state == "failed":
         return _failed(run, now, events)
-    if now.state == "lost" and (in_logs := log_patterns.in_logs(run.attempt(now.attempt or 1))):
-        cause, line = in_logs
+    if now.state == "lost" and (found := log_patterns.weigh(run.attempt(now.attempt or 1))):
+        cause, line = found.cause, str(found)
         what, following = f"Its job is gone. {causes.named(cause).why}", _following(run, cause, now, events)
         return Story(run.name, now.state, what, line, "", _history(events), following)
     still = now.state in ("starting", "running") and now.reason

@@ -19,7 +19,7 @@ from pathlib import Path
 from mmlaunch.errors import BadInput, MachineError, MmlaunchError
 from mmlaunch.recipe import resolved
 from mmlaunch.recipe.resources import Restarts
-from mmlaunch.restart import causes, policy
+from mmlaunch.restart import causes, log_patterns, policy
 from mmlaunch.restart.policy import Ending
 from mmlaunch.run import ledger, owner
 from mmlaunch.run.exits import CANCELLED, JobExit
@@ -52,6 +52,7 @@ def begin(run: RunPaths, script: Path, submission: int = 0) -> tuple[int, int]:
         shutil.copyfile(script, attempt.script)
         shutil.copyfile(run.attempt(number - 1).deepspeed, attempt.deepspeed)
     ledger.append(run.events, "started", attempt=number, job=job.number, nodes=job.nodes, **job.process)
+    print(log_patterns.MARKER.format(number=number), file=sys.stderr, flush=True)
     return number, free_port(number)
 
 

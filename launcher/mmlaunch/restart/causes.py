@@ -1,6 +1,7 @@
 """The table of the causes for which an attempt ends: what shows each cause, and what follows from it.
 
-To add a cause, add a row. If several rows match a log, the first one wins.
+To add a cause, add a row. If the evidence shows several causes, the first row wins: what happened to a machine explains
+the errors of programs, the error of one rank explains what the others say of it, and a hang explains nothing.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ LOGS_AND_RESUME = "mmlaunch logs {run} --attempt {attempt}    then mmlaunch resu
 
 # The causes that the policy names itself. It gets to all others by their evidence.
 DONE, CANCELLED, SAVED, TIME_LIMIT = "done", "cancelled", "saved", "time limit"
-PREEMPTED, HANG, CRASH = "preempted", "hang", "crash"
+PREEMPTED, HANG, CRASH, NODE = "preempted", "hang", "crash", "node"
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,10 @@ class Cause:
     scheduler_states: tuple[str, ...] = ()
     """How a job that its scheduler took away was ended; the words are those of sacct(1)."""
     log_pattern: re.Pattern[str] | None = None
-    """What logs hold when this is the cause: those of ranks, NCCL, the kernel or the scheduler."""
+    """What a line of a log holds when this is the cause: the words of the kernel, a driver, NCCL or the scheduler."""
+    error_pattern: re.Pattern[str] | None = None
+    """The same for lines that state an error: an exception, or the last words of a program. Elsewhere these words may
+    stand in a warning, or in the data."""
 
 
 TABLE: tuple[Cause, ...] = (
@@ -51,12 +55,33 @@ TABLE: tuple[Cause, ...] = (
         why="Out of memory",
         final="it would fail again: the step does not fit into memory",
         next="mmlaunch resume {run} -s batch.micro=HALF    or more GPUs: -s resources.nodes={double}",
-        error_types=("OutOfMemoryError", "MemoryError"),
+        error_types=("OutOfMemoryError", "MemoryError", "_ArrayMemoryError"),
         log_pattern=re.compile(
-            r"CUDA out of memory|torch\.OutOfMemoryError|CUBLAS_STATUS_ALLOC_FAILED|"
-            r"DefaultCPUAllocator: can't allocate|oom.kill|OOM Killed|Out of memory: Kill|: Out Of Memory$|"
-            r"[Ee]xceeded (?:job |step )?memory limit",
-            re.MULTILINE,
+            r"oom[-_ ]?kill|OOM Killed|invoked oom-killer|[Oo]ut of memory: Kill|\bOUT_OF_ME|: Out Of Memory$|"
+            r"[Ee]xceeded (?:job |step |virtual )?memory limit|out-of-memory handler|memory limit.{0,40}being killed|"
+            r"NCCL WARN.*[Oo]ut of memory",
+        ),
+        error_pattern=re.compile(
+            r"(?:CUDA|HIP|XPU|device|GPU|host|system|Host|CPU).{0,40}out of memory|OutOfMemory|[Oo]ut of memory|OOM\b|"
+            r"_ALLOC_FAILED|cudaErrorMemoryAllocation|can't allocate memory|[Cc]annot allocate memory|"
+            r"not enough memory|[Ii]nsufficient \w* ?memory|[Aa]llocation .{0,40}failed|[Mm]alloc.{0,20}fail|"
+            r"bad_alloc|MemoryError|[Uu]nable to allocate .*(?:[KMGT]i?B|bytes|array)|"
+            r"[Ff]ailed to allocate .*(?:memory|[KMGT]i?B|bytes)|RESOURCE_EXHAUSTED|mmap.*\[Errno 12\]|\[Errno 12\]"
+        ),
+    ),
+    Cause(
+        "disk full",
+        budget="final",
+        why="The disk is full",
+        final="it would fail again: make room, then resume it",
+        next="make room, then mmlaunch resume {run}",
+        error_types=("DiskFull",),
+        log_pattern=re.compile(r"[Nn]o space left on device|[Dd]isk quota exceeded"),
+        error_pattern=re.compile(
+            r"ENOSPC|EDQUOT|\[Errno (?:28|122)\]|[Qq]uota exceeded|[Nn]ot enough (?:free )?(?:disk|space)|disk is full|"
+            r"[Oo]ut of (?:disk|shared memory)|shared memory object|insufficient shared memory|"
+            r"PytorchStreamWriter failed|enforce fail at inline_container|file write failed|"
+            r"[Nn]o usable temporary directory|Bus error.*shared memory"
         ),
     ),
     Cause(
@@ -67,30 +92,34 @@ TABLE: tuple[Cause, ...] = (
         error_types=("UnfitNode",),
         scheduler_states=("NODE_FAIL", "BOOT_FAIL", "LAUNCH_FAILED"),
         log_pattern=re.compile(
-            r"NVRM: Xid|\bXid \(PCI|[Uu]ncorrectable ECC|double.bit ECC|NVLink error|fallen off the bus|"
-            r"Node failure on|CUDA error: (?:unspecified launch failure|unknown error)|No CUDA GPUs are available|"
-            r"CUDA-capable device\(s\) is/are busy"
+            r"\bXid\b.{0,40}: (?!13\b|31\b|43\b|45\b|68\b|69\b)\d+|[Ff]allen off the bus|[Uu]ncorrectable ECC|"
+            r"[Dd]ouble.bit ECC|NVLink (?:error|fatal)|Node failure on|DUE TO NODE FAILURE|GPU is lost|"
+            r"CUDA error: (?:unspecified launch failure|unknown error|uncorrectable|hardware|system not yet init)|"
+            r"Machine check|mce: \[Hardware Error\]|nvidia-smi has failed|row remapping|"
+            r"infiniband.*(?:link down|port error)|DUE TO (?:SYSTEM|NODE|HARDWARE)|nodes? not responding|"
+            r"lost contact with node|slurmd .*(?:not respond|down)"
+        ),
+        error_pattern=re.compile(
+            r"No CUDA GPUs are available|CUDA-capable device.*(?:busy|unavailable)|no CUDA-capable device|"
+            r"cudaErrorDevicesUnavailable|cudaErrorECCUncorrectable|ECC error|Unable to determine the device handle|"
+            r"CUDA (?:driver initialization failed|initialization: )|cuInit|nvml.*(?:Unknown Error|GPU is lost)|"
+            r"CUDA error: (?:device.*unavailable|an illegal instruction|misaligned|initialization error)|NVML_ERROR|"
+            r"cudaErrorSystem|HARDWARE_EXCEPTION|HSA_STATUS_ERROR|hipErrorNoDevice|Driver/library version mismatch"
         ),
     ),
     Cause(
-        HANG,
-        budget="hang",
-        why="No rank made progress any more",
-        next="the stacks are in {stacks}; then mmlaunch resume {run}",
-        exit_codes=(JobExit.HANG,),
-        error_types=("Hang",),
+        "storage",
+        budget="node",
+        why="A file system went away",
         log_pattern=re.compile(
-            r"Watchdog caught collective operation timeout|NCCL.* (?:timed out|timeout)", re.IGNORECASE
+            r"LustreError|Lustre:.*(?:evict|lost)|was evicted by|nfs: server .* not responding|mmfs.*(?:unmount|panic)|"
+            r"I/O error, dev|EXT4-fs error|XFS .*(?:shutdown|[Cc]orruption)|blk_update_request: I/O error"
         ),
-    ),
-    Cause(
-        "disk full",
-        budget="final",
-        why="The disk is full",
-        final="it would fail again: make room, then resume it",
-        next="make room, then mmlaunch resume {run}",
-        error_types=("DiskFull",),
-        log_pattern=re.compile(r"No space left on device|Disk quota exceeded"),
+        error_pattern=re.compile(
+            r"[Ss]tale file handle|[Ss]tale NFS|[Tt]ransport endpoint|Input/output error|Remote I/O error|"
+            r"[Rr]ead-only file system|ESTALE|ESHUTDOWN|ENOTCONN|\bEIO\b|\[Errno (?:5|30|107|108|116|121|512)\]|"
+            r"\[Errno 110\] Connection timed out: '|No such device or address: '/|Host is down: '"
+        ),
     ),
     Cause(
         "import",
@@ -98,7 +127,116 @@ TABLE: tuple[Cause, ...] = (
         why="The code could not be imported",
         final="it would fail again: the code cannot be imported",
         next="mmlaunch logs {run} --attempt {attempt}, mend the installation, then mmlaunch resume {run}",
-        error_types=("ImportError", "ModuleNotFoundError", "SyntaxError"),
+        error_types=("ImportError", "ModuleNotFoundError", "SyntaxError", "IndentationError", "TabError"),
+        log_pattern=re.compile(
+            r"error while loading shared libraries|cannot open shared object file|symbol lookup error|"
+            r"version `\w+' not found|: undefined symbol: |execve\(\): .*(?:No such file|[Pp]ermission|[Ff]ormat)|"
+            r"bad interpreter|^(?:\S*bash|\S*sh|\S+): (?:line \d+: )?\S+: (?:command )?not found$|"
+            r"FATAL: .*(?:image|container|\.sif)|python\S*: No module named|can't open file '"
+        ),
+        error_pattern=re.compile(
+            r"(?:Import|ModuleNotFound|Indentation|Tab)Error|SyntaxError(?!: (?:broken|not a) \w+ file)|"
+            r"[Cc]annot import name|"
+            r"[Ff]ailed to import|could not be imported|No module named|"
+            r"partially initialized module|module '\S+' has no attribute|"
+            r"(?:driver (?:version|on your system) is).*(?:insufficient|too old)|no kernel image is available|"
+            r"[Tt]orch not compiled with CUDA|built (?:with|without) CUDA|requires (?:\S+)[<>=!]=?\s?\d|"
+            r"[Ff]lash.?[Aa]ttn\S* .*not (?:installed|available)|is not installed|[Pp]lease install|pip install|"
+            r"compiled (?:with|using|against).{0,60}(?:NumPy|version)|[Bb]inary incompatibility|"
+            r"numpy\.dtype size changed|"
+            r"ABI|Error building extension|CUDA_HOME|[Nn]inja is required|DistributionNotFound|VersionConflict|"
+            r"PackageNotFoundError"
+        ),
+    ),
+    Cause(
+        "request",
+        budget="final",
+        why="The scheduler cannot give what the job asks for",
+        final="it would fail again: change resources, or the cluster profile",
+        next="mmlaunch resume {run} -s resources.nodes=FEWER, or mend the cluster profile",
+        log_pattern=re.compile(
+            r"[Ii]nvalid generic resource|Invalid gres|[Ii]nvalid (?:account|qos|partition|constraint|feature|wckey|"
+            r"job credential|numeric value)|[Mm]ore processors requested than permitted|"
+            r"Requested node configuration is not available|Memory required by task is not available|"
+            r"(?:fatal|error): \w+(?:, \w+)*.*mutually exclusive|[Uu]nable to create step.*(?:[Ii]nvalid|"
+            r"not avail|gres|"
+            r"[Pp]ermission|node count)|Requested partition configuration|[Jj]ob violates accounting|"
+            r"srun: (?:error: )?(?:unrecognized option|invalid option|Invalid)|batch: error: .*[Ii]nvalid|"
+            r"Unable to allocate resources: (?!.*(?:contact|timed out|connect))|requested resources .*(?:exceed|"
+            r"not available)|[Ii]nvalid --\w+"
+        ),
+    ),
+    Cause(
+        "not finite",
+        budget="final",
+        why="A loss or a weight is not finite",
+        final="it would fail again: lower optim.lr, or look at the data of that step",
+        next="mmlaunch resume {run} -s optim.lr=SMALLER    or mmlaunch logs {run} --attempt {attempt}",
+        error_types=("NotFinite",),
+        error_pattern=re.compile(
+            r"NotFinite|(?i:\bnan\b.{0,60}(?:loss|grad|weight|value|detect|encounter|found|output|param|contain)|"
+            r"(?:loss|grad\w*|weights?|values?|logits|param\w*|output|tensor|input\w*)\b.{0,60}\b(?:nan|inf|infinite|"
+            r"non-?finite|not finite)\b|returned nan|contains? (?:nan|inf)|minimum loss scale|"
+            r"loss scale.*(?:minimum|too small)|gradient overflow.*(?:stop|abort)|loss (?:exploded|diverged)|"
+            r"non-?finite (?:loss|grad|weight|value))|FloatingPointError"
+        ),
+    ),
+    Cause(
+        "checkpoint",
+        budget="final",
+        why="A checkpoint does not fit, or is damaged",
+        final="it would fail again: the weights are not those of this model, or cannot be read",
+        next="name another checkpoint or model, then mmlaunch submit",
+        error_types=("SafetensorError", "UnpicklingError"),
+        error_pattern=re.compile(
+            r"size mismatch for|loading state_dict|(?:[Mm]issing|[Uu]nexpected) keys?(?:\(s\)| in| when)|state.dict|"
+            r"SafetensorError|"
+            r"deserializing header|HeaderTooLarge|InvalidHeader|MetadataIncompleteBuffer|UnpicklingError|"
+            r"[Ww]eights only load failed|PytorchStreamReader|invalid header or archive|Ran out of input|"
+            r"[Pp]ickle data was truncated|[Ii]nvalid magic number|file in archive is not in a subdirectory|"
+            r"(?i:checkpoint.{0,80}(?:not (?:found|fit|match|exist|valid|compat)|mismatch|corrupt|incompat|different|"
+            r"damaged|missing|no valid|world size|shape|cannot be)|"
+            r"(?:mismatch|corrupt\w*|incompatible|invalid|cannot load|failed to load|could not load|"
+            r"unable to (?:load|find))"
+            r".{0,60}(?:checkpoint|state.?dict|weights))|(?i:(?:can.t|cannot|could not|unable to|failed to|"
+            r"no) (?:(?:find|load|read|restore|open|resume)\b)?.{0,40}checkpoint)|"
+            r"(?i:^(?!.*(?:saving|to save|writing|to write|upload)).*\bcheckpoints?\b)|DP world size|"
+            r"parameter group that doesn't match|"
+            r"Unable to find latest file"
+        ),
+    ),
+    Cause(
+        "network",
+        budget="crash",
+        why="The network failed",
+        error_types=("HubUnreachable",),
+        error_pattern=re.compile(
+            r"[Cc]ouldn't connect to 'https?://|hub does not answer|MaxRetryError|NewConnectionError|ConnectTimeout|"
+            r"ReadTimeout|ConnectionError: .*(?:https?|HTTP)|check your (?:internet )?connection|"
+            r"Temporary failure in name resolution|(?:50[0234]|429) (?:Server|Client) Error|Name or service not known|"
+            r"(?:ProxyError|SSLError|ChunkedEncodingError|IncompleteRead|RemoteDisconnected|ProtocolError)"
+        ),
+    ),
+    Cause(
+        "credentials",
+        budget="final",
+        why="The hub or another service refused the job",
+        final="it would fail again: the name is wrong, or the credentials are",
+        next="mend the name or the token (env: in the recipe), then mmlaunch resume {run}",
+        log_pattern=re.compile(r"wandb: ERROR .*(?:api.?key|[Pp]ermission|401|403|not logged in|Unauthorized)"),
+        error_pattern=re.compile(
+            r"(?:GatedRepo|RepositoryNotFound|RevisionNotFound|EntryNotFound|DisabledRepo|LocalTokenNotFound|"
+            r"OfflineModeIsEnabled|HFValidation|Authentication|NoCredentials|Unauthorized|Forbidden|AccessDenied|"
+            r"PermissionDenied|LocalEntryNotFound)\w*|\b40[134]\b.{0,3} ?(?:Client Error|Unauthorized|Forbidden|"
+            r"Not Found)|gated repo|"
+            r"[Aa]ccess to (?:model|dataset|repo\w*|this)|not a valid model identifier|[Ii]nvalid (?:user(?:name)?|"
+            r"token|api.?key|"
+            r"credential)|api[_ ]key|not logged in|InvalidAccessKeyId|SignatureDoesNotMatch|ExpiredToken|InvalidToken|"
+            r"must be authenticated|(?i:do(?:es)?n.t have (?:access|permission)|token .{0,20}(?:invalid|expired|"
+            r"missing))|[Ll]ogin required|[Cc]redentials|outgoing traffic has been disabled|"
+            r"Permission denied \(publickey|HF_TOKEN|HF_HUB_OFFLINE|does not exist on (?:the )?[Hh]ub|"
+            r"huggingface-cli login"
+        ),
     ),
     Cause(
         "bad input",
@@ -107,7 +245,99 @@ TABLE: tuple[Cause, ...] = (
         final="it would fail again: the recipe or the data are wrong",
         next="mend the recipe or the data, then mmlaunch submit; or mmlaunch resume {run} -s PATH=VALUE",
         exit_codes=(JobExit.BAD_INPUT,),
-        error_types=("BadInput",),
+        error_types=(
+            "BadInput",
+            "FileNotFoundError",
+            "NotADirectoryError",
+            "IsADirectoryError",
+            "PermissionError",
+            "UnicodeDecodeError",
+            "JSONDecodeError",
+            "ValidationError",
+            "UnidentifiedImageError",
+        ),
+        log_pattern=re.compile(
+            r"error: (?:unrecognized arguments|the following arguments are required|argument \S+|ambiguous option)|"
+            r"^(?:Error|error): (?:[Nn]o such option|[Nn]o such command|Missing (?:option|argument)|Invalid value)|"
+            r"Could not override|Key '\S+' (?:is )?not in|In '\S+': |hydra.*[Ee]rror"
+        ),
+        error_pattern=re.compile(
+            r"(?:FileNotFound|NotADirectory|IsADirectory|Permission|UnicodeDecode|JSONDecode|Validation|"
+            r"UnidentifiedImage|"
+            r"Config\w*|MissingMandatoryValue|InterpolationKey|Hydra|Omega\w*|ArrowInvalid|Parser|Scanner|"
+            r"DataFilesNotFound|"
+            r"DatasetNotFound|DatasetGeneration|BadZipFile|BadGzipFile|DecompressionBomb|EmptyData|ArgumentType|"
+            r"Argument|"
+            r"UnsupportedOperation|TOMLDecode|DeepSpeedConfig)(?:Error|Exception|s?Warning)?\b:?|"
+            r"[Nn]o such file|[Pp]ermission denied|cannot identify image|image file is truncated|Truncated File|"
+            r"broken PNG|"
+            r"unrecognized (?:data stream|image)|[Uu]nexpected keyword argument|got multiple values for|"
+            r"missing \d+ required (?:positional|keyword)|(?i:(?:unrecogni[sz]ed|unknown|unsupported|invalid|illegal|"
+            r"unexpected) "
+            r"(?:\w+ ){0,2}(?:argument|option|key|field|value|config\w*|choice|parameter|recipe|method|model|"
+            r"optimi[sz]er|"
+            r"scheduler|dtype|format|name|loss|type|setting|precision|flag|keyword|section|task))|"
+            r"ValueError: (?i:invalid|unknown|"
+            r"unsupported|unrecogni)|(?i:(?:failed to|could not|cannot|can.t|unable to) (?:open|read|find|locate|"
+            r"decode|parse|load) )|(?i:batch.?(?:size)?.{0,80}(?:divisible|not equal|"
+            r"divide|mismatch|must be|inconsistent|related param))|[Dd]ivisible by|num_samples=0|"
+            r"(?i:(?:dataset|data ?file|data source|file|split|folder|directory|manifest) .{0,80}(?:not found|"
+            r"does ?n.?t exist|is empty|"
+            r"no (?:rows|samples|examples)|missing|unreadable|corrupt|not readable|does not exist))|"
+            r"(?i:(?:no|empty|zero) (?:training )?(?:data|samples?|examples?|rows) (?:found|in|left)|"
+            r"missing (?:required )?(?:column|field|"
+            r"image|file|key in config|argument|config))|(?:cv2|zlib|struct|csv|binascii|tarfile|lzma|gzip|zipfile|"
+            r"soundfile|decord|av)\.\w*[Ee]rror|CastError|column names? (?:don.t|do not|mismatch)|"
+            r"not a valid (?:image|json|"
+            r"value|choice|config|path|jsonl)|incorrect header check|Error -3 while decompressing|must (?:be one of|"
+            r"specify|provide|"
+            r"have|set)|(?:at least|only) one of .* (?:must|should)|[Ii]ncompatible (?:options|arguments|config)|"
+            r"Vocabulary|chat template|Extra data: line|Expecting (?:value|property)"
+        ),
+    ),
+    Cause(
+        "ports",
+        budget="crash",
+        why="A port was taken",
+        error_pattern=re.compile(
+            r"[Aa]ddress already in use|EADDRINUSE|port .{0,30}(?:in use|taken|already)|errno: 98\b"
+        ),
+    ),
+    Cause(
+        "launch",
+        budget="node",
+        why="The ranks could not be started",
+        log_pattern=re.compile(
+            r"[Uu]nable to create step|launch failed|launch_tasks timeout|[Tt]ask launch for .* failed|"
+            r"[Uu]nable to confirm allocation|[Jj]ob credential expired|Zero Bytes were transmitted|"
+            r"Unable to contact slurm controller|Communication connection failure|Socket timed out on send/recv|"
+            r"prolog.{0,20}(?:failed|error)|DUE TO (?:LAUNCH|PROLOG)|Error configuring interconnect|"
+            r"Timed out waiting for job step|PMIx?.*(?:failed|timeout)|Slurmd could not|could not set up the container|"
+            r"pyxis: .*(?:failed|couldn't)|enroot.*(?:failed|error)"
+        ),
+    ),
+    Cause(
+        TIME_LIMIT,
+        budget="free",
+        why="The time limit came before it could save",
+        is_fault=False,
+        next="mmlaunch resume {run} -s resources.time=LONGER, or a longer lead in the cluster profile",
+        exit_codes=(TIMED_OUT,),
+        log_pattern=re.compile(r"DUE TO TIME LIMIT"),
+    ),
+    Cause(
+        PREEMPTED,
+        budget="free",
+        why="It was taken off its nodes again and again",
+        is_fault=False,
+        log_pattern=re.compile(r"DUE TO (?:PREEMPTION|JOB REQUEUE)"),
+    ),
+    Cause(
+        CANCELLED,
+        budget="final",
+        is_fault=False,
+        final="cancelled by a user",
+        log_pattern=re.compile(r"JOB \d+ (?:ON \S+ )?CANCELLED (?:AT \S+|by \d+)(?! DUE)|CANCELLED by \d+"),
     ),
     Cause(
         "stop",
@@ -118,28 +348,31 @@ TABLE: tuple[Cause, ...] = (
     ),
     Cause(CRASH, budget="crash", why="A rank failed"),
     Cause(
+        HANG,
+        budget="hang",
+        why="No rank made progress any more",
+        next="the stacks are in {stacks}; then mmlaunch resume {run}",
+        exit_codes=(JobExit.HANG,),
+        error_types=("Hang",),
+        log_pattern=re.compile(
+            r"collective operation timeout|ran for \d+ ?(?:ms|milliseconds) before timing out|Timeout at NCCL work|"
+            r"NCCL operations have failed or timed out|watchdog (?:thread )?(?:got stuck|timed out)|"
+            r"failed to pass monitoredBarrier|"
+            r"heartbeat monitor.{0,60}(?:timed out|stuck)|Timed out waiting \d+ ?ms for (?:recv|send)|"
+            r"no progress for \d+ s|"
+            r"INFO: task .* blocked for more than",
+            re.IGNORECASE,
+        ),
+        error_pattern=re.compile(r"[Hh]ang(?:s|ed|ing)?\b|[Dd]eadlock|NCCL.{0,80}[Tt]imed out"),
+    ),
+    Cause(
         SAVED,
         budget="free",
         why="It was told to stop and had saved, but got nowhere any more",
         is_fault=False,
         exit_codes=(JobExit.AGAIN,),
     ),
-    Cause(
-        TIME_LIMIT,
-        budget="free",
-        why="The time limit came before it could save",
-        is_fault=False,
-        next="mmlaunch resume {run} -s resources.time=LONGER, or a longer lead in the cluster profile",
-        exit_codes=(TIMED_OUT,),
-    ),
-    Cause(
-        PREEMPTED,
-        budget="free",
-        why="It was taken off its nodes again and again",
-        is_fault=False,
-    ),
     Cause(DONE, budget="final", is_fault=False, final="the run is complete", exit_codes=(JobExit.DONE,)),
-    Cause(CANCELLED, budget="final", is_fault=False, final="cancelled by a user"),
 )
 
 
@@ -163,6 +396,12 @@ def of_scheduler_state(state: str) -> Cause | None:
     return next((cause for cause in TABLE if state in cause.scheduler_states), None)
 
 
-def with_log_patterns() -> list[tuple[str, re.Pattern[str]]]:
-    """The name and the pattern of every cause that logs can show, in the order in which they are tried."""
-    return [(cause.name, cause.log_pattern) for cause in TABLE if cause.log_pattern is not None]
+def rank(name: str) -> int:
+    """The place of a cause in the table: evidence of the first one decides."""
+    return next((index for index, cause in enumerate(TABLE) if cause.name == name), len(TABLE))
+
+
+def with_patterns() -> list[tuple[str, re.Pattern[str] | None, re.Pattern[str] | None]]:
+    """The name, the log pattern and the error pattern of every cause that logs can show, in the order of the table."""
+    return [(cause.name, cause.log_pattern, cause.error_pattern) for cause in TABLE
+            if cause.log_pattern or cause.error_pattern]  # fmt: skip

@@ -1,55 +1,156 @@
-"""What the ends of an attempt's logs show about the cause of its end; the patterns stand in `causes`."""
+"""What the logs of an attempt show about the cause of its end; the patterns stand in `causes`.
+
+The logs are those of the ranks, of the program that starts them, and of the job script. A line counts if nothing after
+it shows that the training went on. Words that frighten may stand in warnings and in the data of users: patterns of
+errors are looked for only in lines that state one.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from mmlaunch.restart import causes
-from mmlaunch.run.paths import AttemptPaths
+from mmlaunch.run.paths import AttemptPaths, RunPaths, rank_of_log
 
+MARKER = "mmlaunch: attempt {number} begins"
+"""The line with which an attempt begins in the log of its job script, which all attempts of a job share."""
+MOST = 262_144
+"""Bytes at the end of a log that are looked at."""
+
+_PREFIX = (
+    r"^\s*(?:\[?(?:default|rank)?_?\d*\]?:\s*|\[[^\]]{1,80}\]:?\s*|\d+:\s+|[EWIF]\d{4} [\d:.]+ [^\]]*\]\s*|E\s{2,}|"
+    r"\d{4}-\d\d-\d\d[ T][\d:.,]+\S*\s+)*"
+)
+"""What loggers and launchers write before a line: `[rank3]:`, `12:`, a time."""
+_EXCEPTION = re.compile(
+    _PREFIX
+    + r"((?:\w+\.)*(?:_?[A-Z]\w*)?(?:Error|Exception|Interrupt|Exit|Timeout|Fault|Failure|Mismatch|Invalid|NotFound|"
+    r"Abort|Overflow)\b(?:\s*\(.*\))?(?::.*|\s*$)|(?:[a-z_]\w*\.)+(?:_?[A-Z]\w+|error)(?::\s.*|\s*$)|HTTPError.*|"
+    r"Unhandled .*)"
+)
+_STATEMENT = re.compile(
+    _PREFIX
+    + r"(?:(?:fatal|critical|abort\w*|panic|terminate called|what\(\):|error|failed to|cannot|could not|unable to)\b)|"
+    r"(?i:^\s*\S+: (?:fatal )?error:|\b(?:fatal )?error(?: \d+)?: )|\b(?:ERROR|FATAL|CRITICAL)\b|^\s*what\(\):|"
+    r"(?i:NCCL (?:WARN|error)|CUDA (?:error|failure)|Cuda failure)|^\s*(?:size mismatch for|Missing key|"
+    r"Unexpected key)|"
+    r"is killed by signal",
+    re.IGNORECASE,
+)
+_BENIGN = re.compile(
+    r"(?i:\bwarn(?:ing)?s?\b(?!.*NCCL)|\b(?:info|debug)\b[:\]\s]|deprecat|will (?:be )?(?:retr|ignor|fall)|"
+    r"retry(?:ing)? |"
+    r"attempt \d+ of \d+|succeeded|recovered|\bignor(?:ed|ing)\b|\bskipp(?:ed|ing)\b|falling back|fallback|"
+    r"\b(?:0|no|without) (?:errors?|failures?)|may (?:cause|run|lead|be)|might |can cause|to avoid|tip:|hint:|note:)"
+)
+_HANDLED = re.compile(
+    r"(?i:falling back|fallback|ignor(?:ed|ing)|continu(?:e|ing)|skipp(?:ed|ing)|retrying|recovered|succeeded|"
+    r"using .* instead)"
+)
+_NCCL = re.compile(r"NCCL WARN")
+_PROGRESS = re.compile(
+    r"\bstep[ =:]+\d+(?:/\d+)?\b.*\bloss\b|\bloss[ =:'\"]+[\d.]+|^\s*\S*\s*\d{1,3}%\|.*\d+/\d+|\bsaved step \d+|"
+    r"\biter(?:ation)?[ =:]+\d+.*\b(?:loss|lr|time)\b",
+    re.IGNORECASE,
+)
 _CONNECTION = re.compile(
-    r"[Cc]onnection (?:refused|reset|closed)|Broken pipe|DistNetworkError|TCPStore|PeerLost|^EOFError$"
+    r"[Cc]onnection (?:was )?(?:refused|reset|closed|aborted)|Broken ?[Pp]ipe|Dist(?:Network|Store|Backend)Error|"
+    r"TCPStore|PeerLost|"
+    r"\bEOFError\b|recvValue|ncclRemoteError|ncclSystemError|ncclInternalError|ncclUnhandledCudaError|NCCL error|"
+    r"communicator was aborted|remote process|[Gg]loo|NET/|IBV?_|ibv_|connect(?:ion)? timed out|No route to host|"
+    r"[Nn]etwork is unreachable|Host is unreachable|ECONN|EHOSTUNREACH|client socket|ChildFailedError|"
+    r"RendezvousConnection|"
+    r"SignalException|BrokenProcessPool|exited unexpectedly|^SystemExit|KeyboardInterrupt|ProcessRaised|ProcessExited"
 )
 """What a rank says when another one is gone, and what its helper processes say when the rank itself is gone. The cause
 stands elsewhere, if anywhere."""
-_EXCEPTION = re.compile(r"^(?:\[rank\d+\]: )?((?:\w+\.)*[A-Z]\w*(?:Error|Exception|Interrupt|Exit)\b.*)$", re.MULTILINE)
-
 _ENDED = re.compile(r"^srun: error: (\S+): tasks? ([\d,-]+): (.+)$", re.MULTILINE)
+_NODE = re.compile(r"Node failure on (?P<a>[\w.-]+)|[Nn]odes? (?P<b>[\w.-]+) (?:failed|is down|not responding)")
+_RUNS_ON = re.compile(rb"^rank \d+ of \d+ runs on (\S+), pid", re.MULTILINE)
 
 
-def in_text(text: str) -> tuple[str, str] | None:
-    """The name of the cause that a text shows, and the line that shows it."""
-    for cause, pattern in causes.with_log_patterns():
-        if match := pattern.search(text):
-            return cause, _line(text, match.start())
+@dataclass(frozen=True)
+class Evidence:
+    """A line that shows a cause."""
+
+    cause: str
+    line: str
+    log: Path
+    number: int
+    """The number of the line in its log."""
+    node: str = ""
+
+    def __str__(self) -> str:
+        rank = rank_of_log(self.log)
+        where = f" ({self.node})" if self.node and rank is not None else ""
+        who = f"rank {rank}{where}: " if rank is not None else ""
+        return f"{who}{self.line} [{self.log.name}:{self.number}]"
+
+
+@dataclass(frozen=True)
+class _Log:
+    """The end of a log, line by line."""
+
+    path: Path
+    lines: tuple[str, ...]
+    first: int
+    """The number of the first of these lines."""
+
+    @cached_property
+    def after_progress(self) -> int:
+        """The index of the first line behind which no training is seen. One line of it may have waited in a buffer."""
+        steps = [index for index, line in enumerate(self.lines) if _PROGRESS.search(line)]
+        return steps[-2] + 1 if len(steps) > 1 else 0
+
+
+def weigh(attempt: AttemptPaths) -> Evidence | None:
+    """The line that says most about the end of an attempt: that of the first cause in the table, of the rank that fell
+    silent first. Without any, an exception of a program."""
+    logs = list(_logs(attempt))
+    found = [evidence for log in logs for evidence in _causes_in(log)]
+    order = {name: index for index, (name, _, _) in enumerate(causes.with_patterns())}
+    first = min(found, key=lambda evidence: order[evidence.cause], default=None)
+    raised = next((evidence for log in logs for evidence in _raised_in(log)), None)
+    if first is None or (raised and causes.rank(first.cause) > causes.rank(causes.CRASH)):
+        return raised or first
+    return first
+
+
+def in_text(text: str) -> str | None:
+    """The name of the cause that the message of an error shows."""
+    for cause, log_pattern, error_pattern in causes.with_patterns():
+        if any(pattern is not None and pattern.search(text) for pattern in (log_pattern, error_pattern)):
+            return cause
     return None
 
 
-def in_logs(attempt: AttemptPaths) -> tuple[str, str] | None:
-    """The name of the cause that the ends of an attempt's logs show, and the line that shows it.
-
-    A cause with a pattern outweighs any other exception, whichever rank's log holds it.
-    """
-    texts = dict(_ends(attempt))
-    for cause, pattern in causes.with_log_patterns():
-        for log, text in texts.items():
-            if match := pattern.search(text):
-                return cause, f"{log.name}: {_line(text, match.start())}"
-    raised = [(log, lines[-1]) for log, text in texts.items() if (lines := _EXCEPTION.findall(text))]
-    for log, line in raised:
-        if not _CONNECTION.search(line):
-            return causes.CRASH, f"{log.stem.replace('-', ' ')}: {line[:200]}"
+def failed_node(attempt: AttemptPaths) -> Evidence | None:
+    """The line by which the scheduler says that a node has failed, and the node."""
+    for log in _logs(attempt):
+        if rank_of_log(log.path) is None:
+            for index, line in enumerate(log.lines):
+                if match := _NODE.search(line):
+                    node = match["a"] or match["b"]
+                    return Evidence(causes.NODE, line.strip()[:200], log.path, log.first + index, node)
     return None
+
+
+def is_connection(text: str) -> bool:
+    """Whether an error only says that another rank is gone."""
+    return _CONNECTION.search(text) is not None
 
 
 def lost_connection(attempt: AttemptPaths) -> str:
     """The line of a rank that lost another one: weak evidence, better than none."""
-    for log, text in _ends(attempt):
-        if match := _CONNECTION.search(text):
-            return f"{log.name}: {_line(text, match.start())}"
+    for log in _logs(attempt):
+        for index, line in enumerate(log.lines):
+            if _CONNECTION.search(line):
+                return str(Evidence(causes.CRASH, line.strip()[:200], log.path, log.first + index, _node_of(log.path)))
     return ""
 
 
@@ -62,22 +163,87 @@ def killed(attempt: AttemptPaths) -> str:
     return ""
 
 
-def _ends(attempt: AttemptPaths, most: int = 65536) -> Iterator[tuple[Path, str]]:
-    """The ends of all logs: those of the ranks, the one that fell silent first before the others, then srun's."""
-    logs = [*sorted(attempt.rank_logs, key=_changed), attempt.starter_log]
-    for log in logs:
-        try:
-            with log.open("rb") as file:
-                file.seek(0, 2)
-                file.seek(max(0, file.tell() - most))
-                yield log, file.read().decode(errors="replace")
-        except OSError:
+def ended_by_itself(attempt: AttemptPaths) -> bool:
+    """Whether the first task that ended did so with an exit code of its own, and not by a signal."""
+    with suppress(OSError):
+        first = _ENDED.search(attempt.starter_log.read_text(errors="replace"))
+        return first is not None and "Exited with exit code" in first.group(3)
+    return False
+
+
+def _causes_in(log: _Log) -> Iterator[Evidence]:
+    """Every line that shows a cause, and what it shows."""
+    for index, line in _telling(log):
+        states = _EXCEPTION.match(line) or _STATEMENT.search(line)
+        for cause, log_pattern, error_pattern in causes.with_patterns():
+            if (log_pattern and log_pattern.search(line)) or (states and error_pattern and error_pattern.search(line)):
+                match = _NODE.search(line)
+                node = (match["a"] or match["b"]) if match else _node_of(log.path)
+                yield Evidence(cause, line.strip()[:200], log.path, log.first + index, node)
+                break
+
+
+def _raised_in(log: _Log) -> Sequence[Evidence]:
+    """The last exception of a log that says more than that another rank is gone."""
+    lines = [(index, match) for index, line in _telling(log) if (match := _EXCEPTION.match(line))]
+    own = [(i, match) for i, match in lines if not _CONNECTION.search(match.group(1)) and not in_text(match.group(1))]
+    if not own:
+        return ()
+    index, match = own[-1]
+    return (Evidence(causes.CRASH, match.group(1).strip()[:200], log.path, log.first + index, _node_of(log.path)),)
+
+
+def _telling(log: _Log) -> Iterator[tuple[int, str]]:
+    """The lines that may say why the attempt ended, and their indices."""
+    ignoring = False
+    for index, line in enumerate(log.lines):
+        if line.lstrip().startswith("Exception ignored in"):
+            ignoring = True
+        exception = _EXCEPTION.match(line)
+        if index < log.after_progress or not line.strip() or ignoring:
+            ignoring = ignoring and not exception
             continue
+        following = " ".join(log.lines[index + 1 : index + 3])
+        if exception and _HANDLED.search(following) and "Traceback" not in following:
+            continue
+        if exception or _NCCL.search(line) or not _BENIGN.search(line):
+            yield index, line
+
+
+def _logs(attempt: AttemptPaths) -> Iterator[_Log]:
+    """The ends of all logs: the ranks', first of the one that fell silent first; srun's; the job script's."""
+    for path in [*sorted(attempt.rank_logs, key=_changed), attempt.starter_log]:
+        with suppress(OSError):
+            yield _end_of(path)
+    for path in RunPaths(attempt.root.parent.parent).batch_logs:
+        with suppress(OSError):
+            log = _end_of(path)
+            begins = [i for i, line in enumerate(log.lines) if line == MARKER.format(number=attempt.number)]
+            if begins:
+                yield _Log(path, log.lines[begins[-1] :], log.first + begins[-1])
+
+
+def _end_of(path: Path) -> _Log:
+    with path.open("rb") as file:
+        size = file.seek(0, 2)
+        file.seek(0)
+        left, before = max(0, size - MOST), 0
+        while left:
+            block = file.read(min(left, 1 << 20))
+            before, left = before + block.count(b"\n"), left - len(block)
+        text = file.read().decode(errors="replace")
+    return _Log(path, tuple(text.split("\n")), before + 1)
+
+
+def _node_of(log: Path) -> str:
+    """The node of a rank, which says so in its first lines."""
+    if rank_of_log(log) is None:
+        return ""
+    with suppress(OSError), log.open("rb") as file:
+        if match := _RUNS_ON.search(file.read(16_384)):
+            return match.group(1).decode(errors="replace")
+    return ""
 
 
 def _changed(log: Path) -> tuple[float, str]:
     return log.stat().st_mtime, log.name
-
-
-def _line(text: str, at: int) -> str:
-    return text[text.rfind("\n", 0, at) + 1 :].partition("\n")[0].strip()[:200]

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import re
 import signal
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from mmlaunch.recipe.resources import Restarts
 from mmlaunch.restart import causes, log_patterns
-from mmlaunch.restart.causes import CANCELLED, CRASH, DONE, HANG, PREEMPTED, SAVED, TIME_LIMIT
-from mmlaunch.run.error_record import ErrorRecord, first_error
+from mmlaunch.restart.causes import CANCELLED, CRASH, DONE, HANG, NODE, PREEMPTED, SAVED, TIME_LIMIT
+from mmlaunch.run.error_record import ErrorRecord, errors
 from mmlaunch.run.exits import PEER_LOST, JobExit
 from mmlaunch.run.heartbeats import straggler
 from mmlaunch.run.ledger import Event, kind_of
 from mmlaunch.run.paths import AttemptPaths
 
 _LONGEST_PAUSE = 600
-_RANK = re.compile(r"^rank \d+")
+_RANK = re.compile(r"^rank \d+(?: \([^)]*\))?")
+_LINE = re.compile(r" \[\S+:\d+\]$")
 _WARNINGS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM)  # how time limits and preemption announce themselves
 
 
@@ -44,7 +45,8 @@ class Verdict:
 
 
 def classify(exit_code: int, attempt: AttemptPaths, events: Sequence[Event]) -> Ending:
-    """The cause of an ending, from the exit code, the ranks' error records and the last lines of their logs.
+    """The cause of an ending. All evidence is weighed: the exit code, the record of every rank, the ends of all logs.
+    The first cause of the table that any of it shows decides.
 
     `events` are those since the run was last submitted.
     """
@@ -52,32 +54,58 @@ def classify(exit_code: int, attempt: AttemptPaths, events: Sequence[Event]) -> 
         return Ending(DONE, exit_code)
     if any(kind_of(event) == "cancelling" for event in events):
         return Ending(CANCELLED, exit_code, "cancelled by a user")
-    if exit_code > 128 and any(kind_of(e) == "signal" and e.get("attempt") == attempt.number for e in events):
-        return Ending(SAVED, exit_code)  # all ranks had saved; the last ones were killed while they were ending
-    error = first_error(attempt)
-    if error and error.type == PEER_LOST:
-        error = None  # it only lost another rank, whose record or log holds the cause
-    if by_code := causes.of_exit_code(exit_code):
-        by_type = causes.of_error_type(error.type) if error else None
-        cause = by_type if by_type and exit_code == JobExit.STOP else by_code
-        return _from_record(cause.name, exit_code, error, attempt)
-    if error:  # of the exit codes of all ranks, srun passes on the highest: 137 where it had to kill the others
-        by_type, in_message = causes.of_error_type(error.type), log_patterns.in_text(error.message)
-        name = by_type.name if by_type else in_message[0] if in_message else CRASH
-        return _from_record(name, exit_code, error, attempt)
-    in_logs = log_patterns.in_logs(attempt)
-    if in_logs and (in_logs[0] != CRASH or exit_code - 128 not in _WARNINGS):
-        return Ending(in_logs[0], exit_code, in_logs[1])
-    return _from_exit_code(exit_code, attempt)
+    warned = any(kind_of(e) == "signal" and e.get("attempt") == attempt.number for e in events)
+    if exit_code == JobExit.AGAIN or (exit_code > 128 and warned):  # saved; the last ranks were killed while they ended
+        node = log_patterns.failed_node(attempt)
+        return Ending(NODE, exit_code, str(node), node.node) if node else Ending(SAVED, exit_code)
+    found = [*_of_exit_code(exit_code, attempt), *_of_records(exit_code, attempt), *_of_logs(exit_code, attempt)]
+    return min(found, key=lambda ending: causes.rank(ending.cause)) if found else _from_exit_code(exit_code, attempt)
 
 
-def _from_record(cause: str, exit_code: int, error: ErrorRecord | None, attempt: AttemptPaths) -> Ending:
+def _of_exit_code(exit_code: int, attempt: AttemptPaths) -> Iterator[Ending]:
+    """What an exit code of our own says."""
+    if cause := causes.of_exit_code(exit_code):
+        yield _with_record(cause.name, exit_code, _first(attempt), attempt)
+
+
+def _with_record(cause: str, exit_code: int, error: ErrorRecord | None, attempt: AttemptPaths) -> Ending:
     """An ending whose evidence is an error record. A rank that truly hangs leaves none: its heartbeat names it."""
-    evidence = str(error) if error else ""
+    evidence, node = (str(error), error.node) if error else ("", "")
     rank = straggler(attempt, float("inf")) if cause == HANG else None
     if rank and not (error and rank.rank == error.rank):
         evidence += f"; rank {rank.rank} stopped first ({rank.doing})"
-    return Ending(cause, exit_code, evidence, error.node if error else "")
+    return Ending(cause, exit_code, evidence, node)
+
+
+def _of_records(exit_code: int, attempt: AttemptPaths) -> Iterator[Ending]:
+    """What each rank's own record says; of those with the same cause, the first one."""
+    for error in errors(attempt):
+        if error.type == PEER_LOST:
+            continue
+        by_type, text = causes.of_error_type(error.type), f"{error.type}: {error.message}"
+        if by_type is None and log_patterns.is_connection(text) and log_patterns.in_text(text) is None:
+            continue  # it only lost another rank, whose record or log holds the cause
+        name = by_type.name if by_type else log_patterns.in_text(text) or CRASH
+        if exit_code not in (JobExit.STOP, JobExit.BAD_INPUT) or causes.named(name).budget == "final":
+            yield _with_record(name, exit_code, error, attempt)
+
+
+def _of_logs(exit_code: int, attempt: AttemptPaths) -> Iterator[Ending]:
+    """What the logs say. Exit codes with a meaning of their own need them only where a rank hangs."""
+    if exit_code in (JobExit.STOP, JobExit.BAD_INPUT, JobExit.UNFIT_NODE):
+        return
+    evidence = log_patterns.weigh(attempt)
+    if evidence is None:
+        return
+    told_to_end = exit_code - 128 in _WARNINGS and not log_patterns.ended_by_itself(attempt)
+    if evidence.cause != CRASH or not told_to_end:  # ranks that are told to end may raise anything
+        node = evidence.node if evidence.cause == NODE else ""
+        yield Ending(evidence.cause, exit_code, str(evidence), node)
+
+
+def _first(attempt: AttemptPaths) -> ErrorRecord | None:
+    """The record that was written first, if it is about the rank itself."""
+    return next((error for error in errors(attempt) if error.type != PEER_LOST), None)
 
 
 def _from_exit_code(exit_code: int, attempt: AttemptPaths) -> Ending:
@@ -137,7 +165,7 @@ def decide(ending: Ending, events: Sequence[Event], budgets: Restarts) -> Verdic
 def _failed_the_same_way(ending: Ending, events: Sequence[Event]) -> bool:
     """Whether the attempt before left the same error record, perhaps from another rank: same step, same message."""
     failed = [str(event.get("evidence", "")) for event in events if kind_of(event) == "failed"]
-    this, before = (_RANK.sub("", text) for text in (ending.evidence, failed[-1] if failed else ""))
+    this, before = (_LINE.sub("", _RANK.sub("", text)) for text in (ending.evidence, failed[-1] if failed else ""))
     return this == before and this != ending.evidence  # evidence without a rank does not come from a record
 
 

@@ -64,7 +64,12 @@ def _of(record: Mapping[str, Any]) -> ErrorRecord:
     )
 
 
-def first_error(attempt: AttemptPaths) -> ErrorRecord | None:
-    """The record that was written first. Records of ranks that only lost another rank come last."""
+def errors(attempt: AttemptPaths) -> list[ErrorRecord]:
+    """All records, the oldest first. Those of ranks that only lost another rank come last."""
     records = [record for path in attempt.rank_errors if (record := read(path))]
-    return min(records, key=lambda record: (record.type == PEER_LOST, record.time), default=None)
+    return sorted(records, key=lambda record: (record.type == PEER_LOST, record.time))
+
+
+def first_error(attempt: AttemptPaths) -> ErrorRecord | None:
+    """The record that was written first."""
+    return next(iter(errors(attempt)), None)

@@ -67,7 +67,7 @@ def test_what_a_lost_run_left_in_its_logs_is_told(tmp_path: Path) -> None:
     run.attempt(1).rank_log(0).write_text("step 3\nOSError: [Errno 28] No space left on device\n")
     story = why.of(run)
     assert (story.what, story.next) == ("Its job is gone. The disk is full", "make room, then mmlaunch resume r")
-    assert story.evidence == "rank-0.out: OSError: [Errno 28] No space left on device"
+    assert story.evidence == "rank 0: OSError: [Errno 28] No space left on device [rank-0.out:2]"
 
 
 def test_a_run_that_was_resumed_stands_where_it_stood() -> None:

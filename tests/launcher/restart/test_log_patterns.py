@@ -79,20 +79,20 @@ ValueError: row 812 has no turns
 SEGFAULT = "Fatal Python error: Segmentation fault\n\nCurrent thread 0x00007f1 (most recent call first):\n"
 
 TABLE: dict[str, tuple[str, str, str]] = {
-    "cuda": (CUDA, "out of memory", "rank-0.out: torch.OutOfMemoryError: CUDA out of memory"),
-    "cgroup": (CGROUP, "out of memory", "rank-0.out: slurmstepd: error: Detected 1 oom_kill event"),
-    "kernel": (KERNEL, "out of memory", "rank-0.out: [812345.6] python invoked oom-killer"),
-    "polled": (POLLED, "out of memory", "rank-0.out: slurmstepd: error: Step 4211773.0 exceeded memory limit"),
-    "polled job": (POLLED_JOB, "out of memory", "rank-0.out: slurmstepd: error: Exceeded job memory limit"),
-    "srun": (SRUN, "out of memory", "rank-0.out: srun: error: gpu014: task 3: Out Of Memory"),
-    "nccl": (NCCL, "hang", "rank-0.out: [rank3]:[E1121 14:20:11.001 ProcessGroupNCCL.cpp:632] [Rank 3] Watchdog"),
-    "xid": (XID, "node", "rank-0.out: [ 9123.4] NVRM: Xid (PCI:0000:c1:00): 79"),
-    "ecc": (ECC, "node", "rank-0.out: torch.AcceleratorError: CUDA error: uncorrectable ECC"),
-    "dead": (DEAD, "node", "rank-0.out: srun: error: Node failure on gpu014"),
-    "disk": (DISK, "disk full", "rank-0.out: OSError: [Errno 28] No space left on device"),
-    "refused": (REFUSED, "crash", "rank-0.out: [W1121 14:20:11.4 socket.cpp:767] [c10d] The client socket has failed"),
-    "reset": (RESET, "crash", "rank-0.out: RuntimeError: [../third_party/gloo/gloo/transport/tcp/pair.cc:534]"),
-    "store": (STORE, "crash", "rank-0.out: torch.distributed.DistNetworkError: The client socket has timed out"),
+    "cuda": (CUDA, "out of memory", "rank 0: torch.OutOfMemoryError: CUDA out of memory"),
+    "cgroup": (CGROUP, "out of memory", "rank 0: slurmstepd: error: Detected 1 oom_kill event"),
+    "kernel": (KERNEL, "out of memory", "rank 0: [812345.6] python invoked oom-killer"),
+    "polled": (POLLED, "out of memory", "rank 0: slurmstepd: error: Step 4211773.0 exceeded memory limit"),
+    "polled job": (POLLED_JOB, "out of memory", "rank 0: slurmstepd: error: Exceeded job memory limit"),
+    "srun": (SRUN, "out of memory", "rank 0: srun: error: gpu014: task 3: Out Of Memory"),
+    "nccl": (NCCL, "hang", "rank 0: [rank3]:[E1121 14:20:11.001 ProcessGroupNCCL.cpp:632] [Rank 3] Watchdog"),
+    "xid": (XID, "node", "rank 0: [ 9123.4] NVRM: Xid (PCI:0000:c1:00): 79"),
+    "ecc": (ECC, "node", "rank 0: torch.AcceleratorError: CUDA error: uncorrectable ECC"),
+    "dead": (DEAD, "node", "rank 0 (gpu014): srun: error: Node failure on gpu014"),
+    "disk": (DISK, "disk full", "rank 0: OSError: [Errno 28] No space left on device"),
+    "refused": (REFUSED, "crash", "rank 0: [W1121 14:20:11.4 socket.cpp:767] [c10d] The client socket has failed"),
+    "reset": (RESET, "crash", "rank 0: RuntimeError: [../third_party/gloo/gloo/transport/tcp/pair.cc:534]"),
+    "store": (STORE, "crash", "rank 0: torch.distributed.DistNetworkError: The client socket has timed out"),
     "python": (PYTHON, "crash", "rank 0: ValueError: row 812 has no turns"),
     "segfault": (SEGFAULT, "crash", "a rank ended with exit code 1"),
     "nothing": ("", "crash", "a rank ended with exit code 1"),
@@ -124,12 +124,13 @@ def test_an_excerpt(tmp_path: Path, name: str) -> None:
 
 def test_a_cause_with_a_name_outweighs_what_it_made_of_the_other_ranks(tmp_path: Path) -> None:
     logs = attempt(tmp_path, rank_0=RESET, rank_2=PYTHON, rank_1=STORE, srun=SRUN)
-    assert log_patterns.in_logs(logs) == ("out of memory", "srun.out: srun: error: gpu014: task 3: Out Of Memory")
+    assert (found := log_patterns.weigh(logs)) and found.cause == "out of memory"
+    assert str(found) == "srun: error: gpu014: task 3: Out Of Memory [srun.out:1]"
 
 
 def test_the_first_rank_that_failed_is_the_one_that_counts(tmp_path: Path) -> None:
     logs = attempt(tmp_path, rank_0=RESET, rank_7=PYTHON, rank_1=PYTHON.replace("row 812", "row 1"))
-    assert log_patterns.in_logs(logs) == ("crash", "rank 7: ValueError: row 812 has no turns")
+    assert str(log_patterns.weigh(logs)) == "rank 7: ValueError: row 812 has no turns [rank-7.out:10]"
 
 
 def test_a_dead_node_outweighs_the_signal_that_it_brought(tmp_path: Path) -> None:
