@@ -183,3 +183,21 @@ def wait_until(true: Callable[[], bool], seconds: float = 90) -> None:
     while not true():
         assert time.monotonic() < until
         time.sleep(0.3)
+
+
+def test_a_node_whose_daemon_dies_is_named_and_left_out(
+    small: Path, slurm: SlurmCluster, submit_stub: SubmitStub
+) -> None:
+    """Its ranks live on, and save when Slurm ends the step: the node is the cause all the same."""
+    run = submit_stub(small, *PAIR, cluster="slurm")
+    wait_for(run, saved_at(12))
+    slurm.kill("node2")
+    slurm.run("scontrol", "update", "NodeName=node2", "State=DOWN", "Reason=killed")
+    try:
+        events = finished(run)
+    finally:
+        slurm.revive_node("node2")
+    assert events[-1]["state"] == "done" and losses(events) == UNBROKEN
+    assert [e["node"] for e in events if e["event"] == "excluded"] == ["node2"], events
+    (failed,) = [e for e in events if e["event"] == "failed"]
+    assert failed["cause"] == "node" and "node2" in failed["evidence"]
