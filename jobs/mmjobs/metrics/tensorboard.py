@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,6 @@ from typing import Any
 import torch
 
 from mmjobs.metrics import event_files
-from mmjobs.rank.disk import is_full
 
 
 @dataclass(frozen=True)
@@ -26,8 +25,12 @@ class Sample:
 class TensorBoardWriter:
     """Writes on rank 0, when the recipe asks for it; elsewhere it does nothing."""
 
-    def __init__(self, folder: Path, wanted: bool, resumed: int, again: bool = False) -> None:
-        """`resumed`: the last step that is not done again; `again`: it is evaluated a second time."""
+    def __init__(
+        self, folder: Path, wanted: bool, resumed: int, again: bool = False, warn: Callable[[str], None] = print
+    ) -> None:
+        """`resumed`: the last step that is not done again; `again`: it is evaluated a second time. `warn` is told when
+        the curves end before the run."""
+        self._warn = warn
         self._writer: Any = None
         if wanted:
             from torch.utils.tensorboard import SummaryWriter  # seconds that the other ranks need not wait
@@ -58,7 +61,6 @@ class TensorBoardWriter:
             return
         try:
             getattr(self._writer, method)(*arguments)
-        except OSError as error:  # curves are a convenience: a full disk ends them, not the run
-            if not is_full(error):
-                raise
+        except OSError as error:  # curves are a convenience: their disk ends them, not the run
             self._writer = None
+            self._warn(f"the curves end here: {error}; the next attempt goes on with them")

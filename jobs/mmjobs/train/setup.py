@@ -151,7 +151,11 @@ def build_services(
             evaluating=Interval(evaluating, None if finished else state.evaluated),
         ),
         board=TensorBoardWriter(
-            context.paths.tensorboard, recipe.log.tensorboard and ranks.first, state.step, finished
+            context.paths.tensorboard,
+            recipe.log.tensorboard and ranks.first,
+            state.step,
+            finished,
+            context.events.warn,
         ),
         throughput=Throughput(ranks, recipe.batch.examples, recipe.batch.tokens_per_gpu, flops),
         guard=NonFiniteGuard(context),

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
 import pytest
@@ -199,3 +203,35 @@ def test_batches_tell_keys_where_somebody_asks(drawn: Callable[..., Examples]) -
     assert first(drawn()).keys == ()
     examples = drawn(keyed=True)
     assert first(examples).keys == tuple(_one(examples, index).key for index in (0, 1))
+
+
+HELPER = """
+import multiprocessing, time
+from mmjobs.data.loader import end_with_parent
+
+def work():
+    {wait}
+    end_with_parent()
+    time.sleep(60)
+
+helper = multiprocessing.get_context("fork").Process(target=work)
+helper.start()
+print(helper.pid, flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("wait", ["pass", "time.sleep(1)"])
+def test_a_worker_ends_with_its_rank(wait: str) -> None:
+    """Also when the rank is killed while the worker starts."""
+    rank = subprocess.Popen([sys.executable, "-c", HELPER.format(wait=wait)], stdout=subprocess.PIPE, text=True)
+    assert rank.stdout is not None
+    worker = Path("/proc", rank.stdout.readline().strip())
+    assert worker.exists()
+    rank.kill()
+    rank.wait()
+    rank.stdout.close()
+    until = time.monotonic() + 10
+    while worker.exists() and "zombie" not in (worker / "status").read_text():
+        assert time.monotonic() < until, "it lives on"
+        time.sleep(0.05)
