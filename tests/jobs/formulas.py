@@ -150,8 +150,13 @@ def of_pair(term: str, options: Options, beta: float, one: Judged, shift: float,
 
 
 def plackett_luce(beta: float, one: Judged) -> Number:
+    """Each against itself and those behind it, without its equals."""
     values = torch.stack([beta * one.ratio(k) for k in range(one.count)])
-    chances = [torch.exp(values[k]) / torch.exp(values[k:]).sum() for k in range(one.count)]
+    behind = [
+        [k, *(j for j in range(k + 1, one.count) if one.scores[j] is None or one.scores[j] != one.scores[k])]
+        for k in range(one.count)
+    ]
+    chances = [torch.exp(values[k]) / torch.exp(values[behind[k]]).sum() for k in range(one.count)]
     return -torch.log(torch.stack(chances)).sum()
 
 

@@ -44,6 +44,7 @@ class PolicyVsReference:
     unpaired_label: torch.Tensor  # [E], 1 or -1 where the only answer is desirable or not
     mismatched: torch.Tensor  # [E], log-ratios of answers to other prompts
     paired: torch.Tensor  # [E], true for the N examples with two answers
+    data_scores: torch.Tensor | None = None  # [E, K], the scores that the data give, NaN where they give none
     shift: float = 0.0
     """The mean of all earlier rewards (BCO)."""
     std: float = 1.0

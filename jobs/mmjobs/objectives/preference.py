@@ -125,6 +125,7 @@ class Preference:
             unpaired_label=index.unpaired_label,
             mismatched=sums.log_ratio[index.mismatched[index.mismatched >= 0]],
             paired=index.paired,
+            data_scores=pick(batch.answers.score, index.table),
             shift=self.shift,
             std=self._std,
         )

@@ -13,7 +13,7 @@ from mmjobs.model.heads import score_of
 from mmjobs.objectives.forward import hidden_states
 from mmjobs.objectives.objective import ObjectiveOutput, Units
 from mmjobs.objectives.policy_vs_reference import CompletionIndex, pick
-from mmjobs.objectives.terms.others import ranked
+from mmjobs.objectives.terms.others import equals, ranked
 from mmjobs.objectives.terms.pairs import smoothed
 from mmlaunch.recipe.objective import Reward as Settings
 
@@ -38,12 +38,12 @@ class Reward:
         rewards = score_of(network, hidden_states(network, batch, batch.answers.last))  # [A]
         index = CompletionIndex(batch)
         table, exists = pick(rewards, index.table), index.exists  # [E, K]
-        scores = pick(batch.answers.score, index.table).to(table.dtype)
+        scores = pick(batch.answers.score, index.table)  # as exact as the data have them: equal ones are ties
         loss = self._loss(table, scores, exists)  # [E]
         total = (table * exists).sum(1)
         each = loss + self._settings.centre * total**2
         detached = rewards.detach()
-        difference, pairs = _pairs(table.detach(), exists)
+        difference, pairs = _pairs(table.detach(), exists, scores)
         return ObjectiveOutput(
             losses={"examples": each.sum()},
             example_losses=each.detach(),
@@ -59,11 +59,11 @@ class Reward:
         """[E, K] each -> [E]"""
         settings = self._settings
         if settings.loss == "regression":
-            return (torch.where(exists, rewards - scores, 0) ** 2).sum(1) / exists.sum(1).clamp_min(1)
+            return (torch.where(exists, rewards - scores.to(rewards.dtype), 0) ** 2).sum(1) / exists.sum(1).clamp_min(1)
         if not settings.margin and settings.soft_labels is None:
-            return ranked(rewards, exists)
-        difference, pairs = _pairs(rewards, exists)  # [E, K, K]
-        gaps, _ = _pairs(scores, exists)
+            return ranked(rewards, exists, scores)
+        difference, pairs = _pairs(rewards, exists, scores if settings.margin else None)  # [E, K, K]
+        gaps, _ = _pairs(scores.to(rewards.dtype), exists)
         gaps = torch.where(pairs, gaps, 0)
         if settings.soft_labels is None:
             losses = -logsigmoid(difference - gaps)
@@ -93,7 +93,13 @@ class Reward:
         self._seen = [_MEMORY * old + new for old, new in zip(self._seen, (count, total, squares), strict=True)]
 
 
-def _pairs(values: torch.Tensor, exists: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The difference of each answer to each one ranked below it, and which of these pairs exist: [E, K, K]."""
+def _pairs(
+    values: torch.Tensor, exists: torch.Tensor, scores: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The difference of each answer to each one ranked below it, and which of these pairs exist: [E, K, K].
+
+    With the `scores` of the data, two answers of the same score are no pair.
+    """
     ordered = torch.ones(values.shape[1], values.shape[1], dtype=torch.bool, device=values.device).triu(1)
-    return values[:, :, None] - values[:, None, :], exists[:, :, None] & exists[:, None, :] & ordered
+    pairs = exists[:, :, None] & exists[:, None, :] & ordered
+    return values[:, :, None] - values[:, None, :], pairs if scores is None else pairs & ~equals(scores, exists)

@@ -7,6 +7,9 @@ from functools import partial
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.conftest import examples
 from tests.jobs import formulas
 from tests.jobs.small import PIXELS
 
@@ -16,9 +19,11 @@ from mmjobs.data.encode import Encoded
 from mmjobs.data.example import Origin
 from mmjobs.objectives.global_batch import for_micro_batches
 from mmjobs.objectives.policy_vs_reference import Completion, CompletionSums, PolicyVsReference, divergence
+from mmjobs.objectives.reward import Reward
 from mmjobs.objectives.terms import TERMS
 from mmjobs.objectives.terms.others import ranked
 from mmjobs.objectives.terms.pairs import soft_labels
+from mmlaunch.recipe.objective import Reward as RewardSettings
 from mmlaunch.recipe.preference import Preference as Settings
 from mmlaunch.recipe.terms import Aot, Margin, Term, Terms
 
@@ -152,3 +157,34 @@ def test_every_rank_is_told_of_all_others_and_of_its_own() -> None:
     nobody = [[{**batches[0], "mismatched": torch.tensor([])}]]
     assert for_micro_batches(nobody, 0, None)[0]["point"] == 0
     assert for_micro_batches([[{**batches[0], "mismatched": torch.tensor([-1.0])}]], 0, None)[0]["point"] == 0
+
+
+@given(
+    values=st.lists(st.floats(-4, 4), min_size=2, max_size=5),
+    scores=st.lists(st.integers(0, 2), min_size=5, max_size=5),
+)
+@settings(max_examples=examples(50))
+def test_equal_scores_are_ties_in_ranked_losses(values: list[float], scores: list[int]) -> None:
+    """-log of e^r / (e^r + those of lower scores), for each answer: equals may change places, and never compete."""
+    given_scores = sorted(scores[: len(values)], reverse=True)
+    rewards = torch.tensor([values], dtype=torch.float64, requires_grad=True)
+    data, there = torch.tensor([given_scores], dtype=torch.float64), torch.ones(1, len(values), dtype=torch.bool)
+    loss = ranked(rewards, there, data)
+    by_hand = 0.0
+    for value, score in zip(values, given_scores, strict=True):
+        lower = [one for one, other in zip(values, given_scores, strict=True) if other < score]
+        by_hand += math.log(math.exp(value) + sum(map(math.exp, lower))) - value
+    assert loss.item() == pytest.approx(by_hand, abs=1e-9)
+    (gradient,) = torch.autograd.grad(loss.sum(), rewards)
+    if len(set(given_scores)) == 1:
+        assert loss.item() == pytest.approx(0, abs=1e-12) and not gradient.any()
+    assert torch.equal(ranked(rewards, there, torch.full_like(data, math.nan)), ranked(rewards, there))
+
+
+def test_equal_scores_are_no_pair_of_a_reward_model() -> None:
+    table, there = torch.tensor([[3.0, -1.0], [0.5, 2.0]], requires_grad=True), torch.ones(2, 2, dtype=torch.bool)
+    data = torch.tensor([[1.0, 1.0], [2.0, 0.0]])
+    for options in ({}, {"margin": True}):
+        loss = Reward(RewardSettings.model_validate(options))._loss(table, data, there)
+        (gradient,) = torch.autograd.grad(loss.sum(), table)
+        assert loss[0].item() == 0 and not gradient[0].any() and loss[1].item() > 0 and gradient[1].any()
