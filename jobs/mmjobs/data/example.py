@@ -70,7 +70,7 @@ Content = tuple[str | Slot, ...]
 
 @dataclass(frozen=True)
 class Turn:
-    """One turn of the prompt: words, and the places of images between them, byte for byte as they were written."""
+    """One turn of the prompt: words byte for byte as they were written, and the places of images between them."""
 
     role: Literal["system", "user", "assistant"]
     content: Content

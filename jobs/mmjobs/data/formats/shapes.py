@@ -77,7 +77,7 @@ def example(row: int) -> Example:
     said = [right, wrong, beside]
     return Example(
         images=(drawing,),
-        prompt=(Turn("user", (IMAGE, f"\n{QUESTIONS[kind]}")),),
+        prompt=(Turn("user", (IMAGE, QUESTIONS[kind])),),
         answers=tuple(Answer(answer, float(2 - worse)) for worse, answer in enumerate(said)),
         origin=Origin("shapes", row),
         label=kind,

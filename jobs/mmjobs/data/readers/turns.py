@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
@@ -109,7 +110,9 @@ def prompt(row: Row, conversation: Sequence[Message], images: int, in_loss: bool
 
     * Items of type image are the slots, and text that reads `<image>` is text.
     * Otherwise each `<image>` in what the user says is a slot when there are as many as images.
-    * Where nothing marks a place, all images come first in the first user turn, each with a newline after it.
+    * Where nothing marks a place, all images come first in the first user turn.
+    * A newline beside an `<image>` separates the two and is no part of what the user says: the chat template writes
+      its own, in training as in standard messages.
     * Without images, `<image>` is text like any other. Answers are never searched.
     """
     turns = tuple(turn(row, message, in_loss) for message in conversation)
@@ -130,13 +133,14 @@ def prompt(row: Row, conversation: Sequence[Message], images: int, in_loss: bool
 
 
 def _marked(turns: tuple[Turn, ...]) -> tuple[Turn, ...]:
-    """Each `<image>` of the user becomes a slot; not a character around it changes."""
+    """Each `<image>` of the user becomes a slot, and takes the newlines with it that separate it from the words."""
     made = []
     for one in turns:
         if one.role == "user":
-            parts: list[str | Slot] = []
-            for words in one.text.split(PLACEHOLDER):
-                parts += [IMAGE, words] if parts else [words]
+            first, *others = re.split(f"\n?{PLACEHOLDER}\n?", one.text)
+            parts: list[str | Slot] = [first]
+            for words in others:
+                parts += [IMAGE, words]
             one = replace(one, content=joined(parts))
         made.append(one)
     return tuple(made)
@@ -146,7 +150,7 @@ def _first(row: Row, turns: tuple[Turn, ...], images: int) -> tuple[Turn, ...]:
     place = next((place for place, one in enumerate(turns) if one.role == "user"), None)
     if place is None:
         raise row.bad("has images and no user turn that could show them")
-    content = joined((*(IMAGE, "\n") * images, *turns[place].content))
+    content = joined((*[IMAGE] * images, *turns[place].content))
     return (*turns[:place], replace(turns[place], content=content), *turns[place + 1 :])
 
 
