@@ -1,13 +1,14 @@
 """Chat: from the turns of a conversation to tokens, with a loss mask.
 
-The model's own template renders the whole text, and it is tokenised once: no seam between prompt and answer ever
-differs from what the tokenizer makes of the whole. Offsets then say which tokens carry letters of an answer.
+The model's own template renders the whole text, images become the words that the model's processor writes for them, and
+all of it is tokenised once: no seam between prompt, image and answer ever differs from what the tokenizer makes of the
+whole. Offsets then say which tokens carry letters of an answer.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib import resources
@@ -15,10 +16,13 @@ from typing import Any
 
 from jinja2 import TemplateError
 
-from mmjobs.data.example import Slot, Turn
+from mmjobs.data.example import Example, Slot, Turn
+from mmjobs.data.expansion import Layout, layout
 from mmlaunch.errors import BadInput
 
 Span = tuple[int, int]
+Expand = Callable[[str], str]
+"""From a rendered conversation to what the tokenizer gets: each image's word becomes the words of its features."""
 OWN = ("plain", "llama-2", "llama-3", "vicuna")
 _IMAGE = {"type": "image"}
 _STAND_INS = 0x100000  # a private plane of Unicode
@@ -73,23 +77,24 @@ class Chat:
     @cached_property
     def end_id(self) -> int:
         """The token that every answer ends with."""
-        return self.tree([Turn("user", ("Hello",))], ["Hello"]).answers[0].ids[-1]
+        text, _ = self._answered([Turn("user", ("Hello",))], "Hello")
+        return self._read(text, {}, str)[0][-1]
 
-    def prompt(self, turns: Sequence[Turn]) -> list[int]:
+    def prompt(self, turns: Sequence[Turn], expand: Expand = str) -> list[int]:
         """The tokens that an answer is generated from."""
         turns, _, hidden = self._hide(turns, ())
-        return self._read(self._render(turns, asks=True), hidden)[0]
+        return self._read(self._render(turns, asks=True), hidden, expand)[0]
 
-    def tree(self, turns: Sequence[Turn], answers: Sequence[str]) -> Tree:
+    def tree(self, turns: Sequence[Turn], answers: Sequence[str], expand: Expand = str) -> Tree:
         """The conversation and its answers: what all of them share is the prompt, and each ends with the end token."""
-        turns, answers, hidden = self._hide(turns, [self._without_end(answer) for answer in answers])
+        turns, answers, hidden = self._hide(turns, [self.without_end(answer) for answer in answers])
         earlier = self._earlier_answers(turns)
         if not answers:
-            ids, spans = self._read(self._render(turns, asks=True), hidden)
+            ids, spans = self._read(self._render(turns, asks=True), hidden, expand)
             return Tree(_marked(ids, spans, earlier), ())
         wholes, starts = [], []
         for text, span in (self._answered(turns, answer) for answer in answers):
-            ids, spans = self._read(text, hidden)
+            ids, spans = self._read(text, hidden, expand)
             wholes.append(_marked(ids, spans, [*earlier, span]))
             starts.append(next(place for place, of_token in enumerate(spans) if _touches(of_token, span)))
         shared = _common([whole.ids for whole in wholes], min(starts))
@@ -126,37 +131,60 @@ class Chat:
         text = whole[: end.end()] if end else whole[:stop] + self.tokenizer.eos_token
         return text, (len(question), len(text))
 
-    def _render(self, turns: Sequence[Turn], asks: bool) -> str:
+    def messages(self, turns: Sequence[Turn], images: Sequence[Any] = ()) -> list[dict[str, Any]]:
+        """The turns as standard messages, with these `images` in their places."""
+        given = iter(images)
         messages = [{"role": turn.role, "content": self._content(turn)} for turn in turns]
+        for message in messages if images else ():
+            shown = [part | {"image": next(given)} if part == _IMAGE else part for part in message["content"]]
+            message["content"] = shown
+        return messages
+
+    def has_special_words(self, example: Example) -> bool:
+        """Whether somebody writes a word that is a special token: here it stays a word."""
+        texts = [*(turn.text for turn in example.prompt), *(self.without_end(one.text) for one in example.answers)]
+        return any(self._specials.search(text) for text in texts)
+
+    def _render(self, turns: Sequence[Turn], asks: bool) -> str:
+        messages = self.messages(turns)
         try:
             return str(self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=asks))
         except TemplateError as error:
             raise TemplateMismatch(f"the chat template refuses it: {error}") from None
 
-    def _content(self, turn: Turn) -> str | list[dict[str, str]]:
+    def _content(self, turn: Turn) -> Any:
         if self.image_token is None:  # the templates of text models want one string
             return turn.text
         return [_IMAGE if isinstance(part, Slot) else {"type": "text", "text": part} for part in turn.content]
 
-    def _read(self, text: str, hidden: dict[str, str]) -> tuple[list[int], list[Span]]:
-        """The tokens of a text and the letters that each of them covers, without a gap."""
+    def _read(self, text: str, hidden: dict[str, str], expand: Expand) -> tuple[list[int], list[Span]]:
+        """The tokens of a text and the letters that each of them covers, without a gap; those of images cover none."""
+        shown = self._laid_out(text, expand)
         begins = self._begins and not text.startswith(self.tokenizer.bos_token)
         ids: list[int] = [self.tokenizer.bos_token_id] if begins else []  # a template may leave it to the tokenizer
         spans: list[Span] = [(0, 0)] * len(ids)
-        at = 0
-        for piece in re.split(f"([{''.join(hidden)}])", text) if hidden else [text]:
+        at = reached = 0
+        for piece in re.split(f"([{''.join(hidden)}])", shown.text) if hidden else [shown.text]:
             if piece in hidden:
                 more = self._inside(hidden[piece], split_special_tokens=True)[0]
-                spans += [(at, at + 1)] * len(more)
+                ids += more
+                spans += [shown.origin(at, at + 1)] * len(more)
             else:
                 more, offsets = self._inside(piece) if at else self._outset(piece)
-                reached = at
-                for start, stop in offsets:  # tokenizers leave spaces out of them: close the gaps
-                    spans.append((min(reached, at + start), max(reached, at + stop)))
-                    reached = spans[-1][1]
-            ids += more
+                for token, (start, stop) in zip(more, offsets, strict=True):
+                    begin, reached = min(reached, at + start), max(reached, at + stop)  # spaces may be left out
+                    count = shown.repeats.get(at + start, 1) if start < stop else 1
+                    ids += [token] * count
+                    spans += [shown.origin(begin, reached)] * count
             at += len(piece)
+            reached = at
         return ids, spans
+
+    def _laid_out(self, text: str, expand: Expand) -> Layout:
+        """A rendered conversation with the words of its images."""
+        if self.image_token is None or self.image_token not in text:
+            return layout(text, text, "", self._repeated)
+        return layout(text, expand(text), self.image_token, self._repeated)
 
     def _outset(self, text: str, **options: bool) -> tuple[list[int], list[Span]]:
         """The tokens of a text at the beginning of the conversation, and where they stand in it."""
@@ -190,14 +218,40 @@ class Chat:
 
         turns = [
             replace(turn, content=tuple(hide(part) if isinstance(part, str) else part for part in turn.content))
-            for turn in turns
+            for turn in map(self._unended, turns)
         ]
         hidden_answers = [hide(answer) for answer in answers]
         return turns, hidden_answers, {letter: word for word, letter in letters.items()}
 
-    def _without_end(self, answer: str) -> str:
-        """Some data carry the end token in their answers; it is written once, by the template."""
-        return answer.removesuffix(self.tokenizer.eos_token or "")
+    def without_end(self, answer: str) -> str:
+        """Some data carry the end token behind their answers; it is written once, by the template."""
+        return self._closing.sub("", answer)
+
+    def _unended(self, turn: Turn) -> Turn:
+        if turn.role != "assistant" or not turn.content or isinstance(last := turn.content[-1], Slot):
+            return turn
+        return replace(turn, content=(*turn.content[:-1], self.without_end(last)))
+
+    def end_inside(self, answer: str) -> str | None:
+        """The token that ends a turn, where it stands in the midst of an answer; None where it does not."""
+        text = self.without_end(answer)
+        return next((word for word in self._ends if word in text), None)
+
+    @cached_property
+    def _ends(self) -> tuple[str, ...]:
+        """What ends an answer of the served model, as words."""
+        words = {self.tokenizer.convert_ids_to_tokens(self.end_id), self.tokenizer.eos_token}
+        return tuple(sorted(word for word in words if word))
+
+    @cached_property
+    def _closing(self) -> re.Pattern[str]:
+        """End tokens behind an answer, with the spaces behind these."""
+        return re.compile(rf"(?:(?:{'|'.join(map(re.escape, self._ends)) or '(?!)'})\s*)+\Z")
+
+    @cached_property
+    def _repeated(self) -> re.Pattern[str]:
+        """One special token several times in a row, as images have them."""
+        return re.compile(f"({self._specials.pattern})\\1+")
 
     @cached_property
     def _specials(self) -> re.Pattern[str]:

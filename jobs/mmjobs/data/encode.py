@@ -12,8 +12,9 @@ from typing import Literal
 import torch
 from PIL import Image
 
-from mmjobs.data.chat import Chat, TemplateMismatch, Tokens, Tree
-from mmjobs.data.example import BadPicture, BadRow, Example, Origin
+from mmjobs.data.chat import Chat, Expand, TemplateMismatch, Tokens, Tree
+from mmjobs.data.example import BadPicture, BadRow, Example, Origin, Slot
+from mmjobs.data.expansion import Rewritten
 from mmjobs.data.images.preprocess import ImageInputs, Pixels
 from mmjobs.data.images.tiling import Size
 from mmjobs.data.requirements import unpaired_label
@@ -92,8 +93,8 @@ class Processor:
         except BadPicture as error:
             raise BadRow(example.origin, str(error)) from error
         images = [augment(image) for image in images] if augment else images
-        image_inputs = self.pixels.read(images, _each(example, budget))
-        corrupted = self.pixels.read([corrupt(image) for image in images], _each(example, budget)) if corrupt else None
+        image_inputs = self.pixels.read(images, budget)
+        corrupted = self.pixels.read([corrupt(image) for image in images], budget) if corrupt else None
         image_tokens, features = tree.prompt.ids.count(self._image), self.pixels.features_of(image_inputs)
         if features is not None and image_tokens != features:
             raise BadRow(example.origin, f"{image_tokens} image tokens stand for {features} image features")
@@ -113,19 +114,19 @@ class Processor:
     def tree(self, example: Example, budget: int | None = None, mismatched: str | None = None) -> Tree:
         """The tokens of an example, with as many image tokens as each image has features; no image is decoded."""
         texts = [answer.text for answer in example.answers[: self.requirements.most]]
+        texts += [] if mismatched is None else [mismatched]
         try:
-            tree = self.chat.tree(example.prompt, texts if mismatched is None else [*texts, mismatched])
-            prompt = self._with_images(tree.prompt, example, budget)
-            if not self.requirements.prompts:
-                prompt = Tokens(prompt.ids, [False] * len(prompt))
-            return Tree(prompt, tree.answers)
-        except (TemplateMismatch, BadPicture, BadInput) as error:
+            self._check_ends(example, texts)
+            tree = self.chat.tree(example.prompt, texts, self._expand(example, budget))
+        except (TemplateMismatch, Rewritten, BadPicture, BadInput) as error:
             raise error if isinstance(error, BadRow) else BadRow(example.origin, str(error)) from error
+        if self.requirements.prompts:
+            return tree
+        return Tree(Tokens(tree.prompt.ids, [False] * len(tree.prompt)), tree.answers)
 
     def question(self, example: Example, budget: int | None = None) -> list[int]:
         """The tokens that an answer is generated from."""
-        ids = self.chat.prompt(example.prompt)
-        return self._with_images(Tokens(ids, [False] * len(ids)), example, budget).ids
+        return self.chat.prompt(example.prompt, self._expand(example, budget))
 
     def sizes(self, example: Example) -> tuple[Size, ...]:
         """The sizes of its images, as the model gets them."""
@@ -143,40 +144,31 @@ class Processor:
     def _image(self) -> int:
         return -1 if self.chat.image_id is None else self.chat.image_id
 
-    def _with_images(self, prompt: Tokens, example: Example, budget: int | None) -> Tokens:
-        if self.chat.image_id is None and example.images:
-            raise BadRow(
-                example.origin, "has an image, and this model takes none; write images: none, or another model"
-            )
-        if len(example.images) > 1 and not self.pixels.several:
-            raise BadRow(
-                example.origin, "has several images, and this model reads several images in another way than one by one"
-            )
-        places = [place for place, token in enumerate(prompt.ids) if token == self._image]
-        if len(places) != len(example.images):
-            what = f"{len(example.images)} images, and {len(places)} places for them in the rendered conversation"
+    def _expand(self, example: Example, budget: int | None) -> Expand:
+        """What turns the word of each image of an example into the words of its features."""
+        count = len(example.images)
+        if self.chat.image_token is None and count:
+            what = "has an image, and this model takes none; write images: none, or another model"
             raise BadRow(example.origin, what)
-        ids, mask, done, image = [], [], 0, 0
+        if count > 1 and not self.pixels.several:
+            what = "has several images, and this model reads several images in another way than one by one"
+            raise BadRow(example.origin, what)
+        if count != (places := sum(isinstance(part, Slot) for turn in example.prompt for part in turn.content)):
+            raise BadRow(example.origin, f"{count} images, and {places} places for them in the conversation")
         sizes = self.sizes(example)
-        for first, count in _runs(places):
-            block = self.pixels.tokens(sizes[image : image + count], _each(example, budget))
-            ids += [*prompt.ids[done:first], *block]
-            mask += [*prompt.loss_mask[done:first], *([False] * len(block))]
-            done, image = first + count, image + count
-        return Tokens([*ids, *prompt.ids[done:]], [*mask, *prompt.loss_mask[done:]])
 
+        def expand(text: str) -> str:
+            if (shown := text.count(str(self.chat.image_token))) != count:
+                what = f"{count} images, and {shown} places for them in the rendered conversation"
+                raise BadRow(example.origin, what)
+            return self.pixels.expand(text, sizes, budget)
 
-def _runs(places: Sequence[int]) -> list[tuple[int, int]]:
-    """(first, count) of each group of neighbours: some models write adjacent images in another way."""
-    runs: list[tuple[int, int]] = []
-    for place in places:
-        if runs and place == sum(runs[-1]):
-            runs[-1] = (runs[-1][0], runs[-1][1] + 1)
-        else:
-            runs.append((place, 1))
-    return runs
+        return expand
 
-
-def _each(example: Example, budget: int | None) -> int | None:
-    """The tile budget of one image, where several share that of their example."""
-    return max(1, budget // len(example.images)) if budget and example.images else None
+    def _check_ends(self, example: Example, answers: Sequence[str]) -> None:
+        """Refuse an answer that goes on behind its end: the served model stops there, or would learn to spell it."""
+        earlier = [turn.text for turn in example.prompt if turn.in_loss]
+        for text in (*answers, *earlier):
+            if (word := self.chat.end_inside(text)) is not None:
+                what = f"an answer has {word} in its midst, which ends the answers of this model"
+                raise BadRow(example.origin, f"{what}; remove it, and what follows if that is another answer")

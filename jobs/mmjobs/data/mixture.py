@@ -71,7 +71,7 @@ class Mixture:
     def __str__(self) -> str:
         counts = {
             "bad": "that cannot be used", "overlong": "too long", "held out": "also in the evaluation data",
-            "surplus": "more than the format takes of their kind",
+            "surplus": "more than the format takes of their kind", "same answers": "whose answers are the same",
         }  # fmt: skip
         left = [f"{self.survey.count(why)} {what}" for why, what in counts.items() if self.survey.count(why)]
         return f"{len(self)} examples" + (f" (left out: {', '.join(left)})" if left else "")
@@ -100,6 +100,7 @@ def _losses(survey: Survey) -> str:
         "overlong": "are too long",
         "held out": "held out",
         "surplus": "too many of a kind",
+        "same answers": "have answers that are the same",
         "bad": "cannot be used",
     }
     counts = [f"{survey.count(why)} {what}" for why, what in kinds.items() if survey.count(why)]

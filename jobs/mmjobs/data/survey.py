@@ -43,7 +43,7 @@ class LeftOut(NamedTuple):
 
     part: int
     row: int
-    why: Literal["bad", "overlong", "held out", "surplus"]
+    why: Literal["bad", "overlong", "held out", "surplus", "same answers"]
     origin: str
     reason: str
 
@@ -103,13 +103,14 @@ def _read(part: Part, number: int, row: int, processor: Processor, held_out: Col
         why: Literal["bad", "surplus"] = "surplus" if isinstance(error, Surplus) else "bad"
         return LeftOut(number, row, why, str(error.origin), error.what)
     lengths = tuple(len(answer) for answer in tree.answers)
+    least = min(len(lengths), processor.requirements.least)
+    if _different(tree.answers) < least:
+        return LeftOut(number, row, "same answers", str(example.origin), "its answers are the same tokens: no pair")
     if not processor.fits(tree):
         what = f"{len(tree.prompt) + max(lengths, default=0)} tokens, more than {processor.longest}"
         return LeftOut(number, row, "overlong", str(example.origin), what)
     answer_space = processor.longest - len(tree.prompt)
-    if max(lengths, default=0) > answer_space and _different(tree.answers, answer_space) < min(
-        len(lengths), processor.requirements.least
-    ):
+    if max(lengths, default=0) > answer_space and _different(tree.answers, answer_space) < least:
         what = f"its answers are the same in the {answer_space} tokens that they are cut to"
         return LeftOut(number, row, "overlong", str(example.origin), what)
     return Usable(
@@ -126,8 +127,8 @@ def _read(part: Part, number: int, row: int, processor: Processor, held_out: Col
     )
 
 
-def _different(answers: Sequence[Tokens], answer_space: int) -> int:
-    """How many different answers are left when they are cut to this length."""
+def _different(answers: Sequence[Tokens], answer_space: int | None = None) -> int:
+    """How many different answers there are, when they are cut to this length."""
     return len({tuple(answer.ids[:answer_space]) for answer in answers})
 
 

@@ -65,9 +65,10 @@ class ObjectiveEvaluation:
 
     def _answer(self, place: int) -> Sample:
         example, processor = self._examples.mixture[place], self._examples.processor
-        images = processor.encode(example).image_inputs
+        budget = self._examples.mixture.part(place).max_tiles
+        images = processor.encode(example, budget).image_inputs
         with torch.no_grad(), self._engine.autocast():
             network = self._engine.eval_network()
-            answer = greedy(network, processor.chat, processor.pixels, processor.question(example), images)
+            answer = greedy(network, processor.chat, processor.pixels, processor.question(example, budget), images)
         question = "\n".join(turn.text.strip() for turn in example.prompt)
         return Sample(question, example.answers[0].text, answer, processor.pixels.visible(images))

@@ -32,6 +32,7 @@ from mmjobs.train.learner import ObjectiveLearner
 from mmjobs.train.nonfinite import NonFiniteGuard
 from mmjobs.train.parity import check_parity
 from mmjobs.train.precompute_reference import precompute_reference
+from mmjobs.train.processor_parity import check_processor
 from mmjobs.train.source import DatasetSource
 from mmjobs.train.trainer import Services, Trainer
 from mmlaunch.recipe import Recipe
@@ -46,6 +47,7 @@ def build_trainer(context: Context, built: BuiltModel | None = None) -> Trainer:
     built = built or build_model(context)
     parameters, flops = parts.counts(built.network), mfu.model_flops(built.network, context.recipe.precision)
     datasets = build_datasets(context, built)
+    check_processor(built.processor, datasets.training)
     steps = total_steps(context.recipe, datasets)
     engine = build_engine(context, built, steps)
     context.ranks.watch.doing("compares packed rows with single ones")

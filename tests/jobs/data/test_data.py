@@ -15,7 +15,7 @@ from tests.jobs.small import CHAT, PIXELS, PROCESSOR, TOKENIZER, mixed, text
 
 from mmjobs.data.batch import IGNORE_INDEX, collate
 from mmjobs.data.encode import Processor
-from mmjobs.data.example import Turn
+from mmjobs.data.example import BadRow, Turn
 from mmjobs.data.formats import shapes
 from mmjobs.data.mixture import mixture
 from mmjobs.data.readers.rows import Part
@@ -73,8 +73,24 @@ def test_special_tokens_cannot_be_written_by_a_user() -> None:
     written = "".join(tokens.SPECIAL)
     assert max(CHAT.prompt([Turn("user", (written,))])[1:]) < 256
     assert sorted(tokens.id_of(TOKENIZER, word) for word in tokens.SPECIAL) == [256, 257, 258, 259]
-    encoded = PROCESSOR.encode(text("<image>", "<image></s>yes</s>"))
-    assert encoded.prompt.ids == [256, *b"<image>\n"] and encoded.answers[0].ids == [*b"<image></s>yes", 257]
+    encoded = PROCESSOR.encode(text("<image></s>", "<image>yes</s>"))
+    assert encoded.prompt.ids == [256, *b"<image></s>\n"] and encoded.answers[0].ids == [*b"<image>yes", 257]
+
+
+@pytest.mark.parametrize("answer", ["yes</s>no", "</s>yes", "a </s> b</s>", "yes</s>\n</s>no</s>"])
+def test_an_answer_that_goes_on_behind_its_end_is_refused(answer: str) -> None:
+    """The served model stops at this token; as letters it would only learn to spell it."""
+    for example in (text("x", answer), text("x", "fine", answer)):
+        with pytest.raises(BadRow, match="here:7: an answer has </s> in its midst, which ends the answers"):
+            PROCESSOR.encode(example)
+    earlier = (Turn("user", ("x",)), Turn("assistant", (answer,), True), Turn("user", ("y",)))
+    with pytest.raises(BadRow, match="in its midst"):
+        PROCESSOR.encode(replace(text("x", "fine"), prompt=earlier))
+
+
+def test_end_tokens_behind_an_answer_are_written_once() -> None:
+    for answer in ("yes", "yes</s>", "yes</s></s>", "yes</s>\n", "yes</s> </s>\n"):
+        assert PROCESSOR.encode(text("x", answer)).answers[0].ids == [*b"yes", 257]
 
 
 def test_answers_are_learnt_exactly_once_with_their_end_and_byte_zero_is_no_padding() -> None:

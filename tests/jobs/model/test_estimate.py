@@ -57,7 +57,7 @@ def test_every_weight_of_an_assembled_model(projector: str, class_token: bool) -
     assert {w.name: w.size for w in network.weights} == {n: p.numel() for n, p in built.network.named_parameters()}
     linear = {f"{n}.weight" for n, m in built.network.named_modules() if isinstance(m, torch.nn.Linear)}
     assert {w.name for w in network.weights if w.linear} == linear
-    assert built.pixels.tokens([(32, 32)]) == [built.network.config.image_token_id] * network.features
+    assert built.pixels.expand("<image>", [(32, 32)]) == "<image>" * network.features
 
 
 @pytest.mark.parametrize("kind", [*checkpoints.SEEING, *TEXT])

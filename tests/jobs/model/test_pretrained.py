@@ -20,6 +20,7 @@ from mmjobs.model import parts
 from mmjobs.model.build import BuiltModel, build
 from mmjobs.objectives import objective_of
 from mmjobs.objectives.sft import Sft
+from mmjobs.train.processor_parity import compare
 from mmlaunch.errors import BadInput
 from mmlaunch.recipe.model import Model
 from mmlaunch.recipe.parts import PARTS, part_of
@@ -60,6 +61,56 @@ def test_tokens_and_pixels_are_those_of_the_processor(built: BuiltModel) -> None
     for name, value in encoded.image_inputs.items():
         assert torch.equal(value, theirs[name])
     assert "pixel_values" in encoded.image_inputs
+
+
+SEEN = {**checkpoints.SEEING, "gemma3": checkpoints.gemma3}
+HISTORY = Turn("assistant", ("A red one",), True)
+
+
+@pytest.fixture(scope="module", params=SEEN)
+def processor(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[BuiltModel, Processor]:
+    folder = SEEN[request.param](tmp_path_factory.mktemp("seen") / request.param)
+    made = build(Model.model_validate({"pretrained": str(folder)}))
+    return made, Processor(made.chat, made.pixels, 2000)
+
+
+@pytest.mark.parametrize(
+    "turns",
+    [
+        [("What is it?",)],
+        [(IMAGE, "What is it?")],
+        [(IMAGE, "\nWhat is it?")],
+        [(IMAGE, "\n\nWhat?")],
+        [(IMAGE, " What?")],
+        [(IMAGE, "<b>?")],
+        [("What is it?\n", IMAGE)],
+        [("a", IMAGE, "b")],
+        [(IMAGE,)],
+        [(IMAGE, IMAGE, "Both?")],
+        [(IMAGE, "\n", IMAGE, "\nBoth?")],
+        [(IMAGE, "One?"), ("And ", IMAGE, "?")],
+    ],
+)
+def test_words_beside_an_image_are_tokenised_as_the_processor_does(
+    processor: tuple[BuiltModel, Processor], turns: list[tuple[Any, ...]]
+) -> None:
+    """Its whole output: some put words or spaces around an image, which grow together with those of the user."""
+    built, ours = processor
+    content = [part for turn in turns for part in turn]
+    pictures = asks(*[(60, 40), (30, 50)][: content.count(IMAGE)]).images
+    prompt: list[Turn] = []
+    for turn in turns:
+        prompt += [*([HISTORY] if prompt else []), Turn("user", turn)]
+    for answer in ("A circle", "\n\nNothing at all"):
+        example = Example(pictures, tuple(prompt), (Answer(answer),), Origin("here", 3))
+        assert compare(built.processor, ours, example) is None
+        tree = ours.tree(example)
+        learnt = [token for token, wanted in zip(tree.prompt.ids, tree.prompt.loss_mask, strict=True) if wanted]
+        assert built.chat.image_id not in learnt
+        if len(prompt) > 1:
+            assert str(built.chat.tokenizer.decode(learnt)).strip().startswith("A red one")
+        else:
+            assert not learnt
 
 
 def test_rows_of_all_kinds_share_a_batch(built: BuiltModel) -> None:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from functools import cached_property, lru_cache
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy
 import torch
 from PIL import Image
 
-from mmjobs.data.images.tiling import Size, squares, tiles
+from mmjobs.data.images.expand import Expansion
+from mmjobs.data.images.tiling import Size, shared, squares, tiles
 from mmlaunch.errors import BadInput
 from mmlaunch.recipe.model import Tiling
 
@@ -26,11 +27,17 @@ class Pixels(Protocol):
     several: bool
     """Whether adjacent images are read as each would be alone."""
 
-    def tokens(self, sizes: Sequence[Size], budget: int | None = None) -> list[int]:
-        """The tokens of images of these sizes that stand next to each other."""
+    def expand(self, text: str, sizes: Sequence[Size], budget: int | None = None) -> str:
+        """A rendered conversation with the words of all features of its images, which have these sizes.
+
+        All images of a conversation share its `budget` of tiles.
+        """
 
     def read(self, images: Sequence[Image.Image], budget: int | None = None) -> ImageInputs:
-        """The arguments for the images of one sequence; at most `budget` tiles for each."""
+        """The arguments for the images of one conversation, which share the `budget` of tiles."""
+
+    def options(self, images: int, budget: int | None = None) -> dict[str, int]:
+        """What the exported processor has to be told for so many images of a conversation."""
 
     def join(self, image_inputs: Sequence[ImageInputs], ids: torch.Tensor) -> ImageInputs:
         """The arguments for several sequences, whose tokens are `ids`: [B, T]."""
@@ -61,24 +68,33 @@ class Squares:
         tiling: Tiling,
         mean: Sequence[float],
         std: Sequence[float],
+        image_token: str = "<image>",
     ) -> None:
         self.side, self.features, self.image_id, self.tiling = side, features, image_id, tiling
+        self.image_token = image_token
         self.max_side = tiling.max_side
         self.mean, self.std = tuple(mean), tuple(std)
         self._ground = (int(mean[0] * 255), int(mean[1] * 255), int(mean[2] * 255))
 
-    def tokens(self, sizes: Sequence[Size], budget: int | None = None) -> list[int]:
-        count = sum(tiles(size, self.tiling, self.side, budget) for size in sizes)
-        return [self.image_id] * (count * self.features)
+    def expand(self, text: str, sizes: Sequence[Size], budget: int | None = None) -> str:
+        share = shared(self.tiling, len(sizes), budget)
+        before, *behind = text.split(self.image_token)
+        counts = [tiles(size, self.tiling, self.side, share) * self.features for size in sizes]
+        return before + "".join(self.image_token * n + words for n, words in zip(counts, behind, strict=True))
 
     def read(self, images: Sequence[Image.Image], budget: int | None = None) -> ImageInputs:
-        parts = [part for image in images for part in squares(image, self.tiling, self.side, self._ground, budget)]
+        share = shared(self.tiling, len(images), budget)
+        parts = [part for image in images for part in squares(image, self.tiling, self.side, self._ground, share)]
         if not parts:
             return {}
         values = numpy.empty((len(parts), 3, self.side, self.side), numpy.uint8)  # [N, 3, S, S]
         for planes, part in zip(values, parts, strict=True):
             planes[:] = numpy.asarray(part).transpose(2, 0, 1)
         return {"pixel_values": torch.from_numpy(values)}
+
+    def options(self, images: int, budget: int | None = None) -> dict[str, int]:
+        share = shared(self.tiling, images, budget)
+        return {"max_patches": share} if self.tiling.kind == "dynamic" and share < self.tiling.max_tiles else {}
 
     def normal(self, values: torch.Tensor) -> torch.Tensor:
         """What the encoder was trained on, from 0 to 255. A byte is on its way to the device four times as fast."""
@@ -112,23 +128,16 @@ class Processed:
         self._tiled = "max_patches" in getattr(processor.image_processor, "model_input_names", ()) or hasattr(
             processor.image_processor, "max_patches"
         )
-        self._tokens = lru_cache(maxsize=4096)(self._ask)
+        self._expansion = Expansion(processor)
 
-    def tokens(self, sizes: Sequence[Size], budget: int | None = None) -> list[int]:
-        return list(self._tokens(tuple(sizes), budget))
-
-    def _ask(self, sizes: tuple[Size, ...], budget: int | None) -> tuple[int, ...]:
-        """Run the processor: the number of tokens depends on the sizes alone, so blank images are enough."""
-        blank = [Image.new("RGB", size) for size in sizes]
-        text = self.processor.image_token * len(sizes)
-        made = self.processor(text=[text], images=[blank], add_special_tokens=False, **self._limit(budget))
-        ids = made["input_ids"][0]
-        return tuple(int(token) for token in ids)
+    def expand(self, text: str, sizes: Sequence[Size], budget: int | None = None) -> str:
+        return self._expansion.expand(text, tuple(sizes), self.options(len(sizes), budget))
 
     def read(self, images: Sequence[Image.Image], budget: int | None = None) -> ImageInputs:
         if not images:
             return {}
-        made = self.processor.image_processor(images=list(images), return_tensors="pt", **self._limit(budget))
+        limit = self.options(len(images), budget)
+        made = self.processor.image_processor(images=list(images), return_tensors="pt", **limit)
         return {name: value for name, value in made.items() if name in self.arguments}
 
     def join(self, image_inputs: Sequence[ImageInputs], ids: torch.Tensor) -> ImageInputs:
@@ -162,10 +171,12 @@ class Processed:
         return found
 
     def blank(self) -> tuple[list[int], ImageInputs]:
-        return self.tokens([_BLANK]), self.read([Image.new("RGB", _BLANK)])
+        image = Image.new("RGB", _BLANK)
+        made = self.processor(text=[self.processor.image_token], images=[[image]], add_special_tokens=False)
+        return [int(token) for token in made["input_ids"][0]], self.read([image])
 
     def features_of(self, image_inputs: ImageInputs) -> int | None:
-        return None  # `tokens` asked the processor itself
+        return None  # the processor itself wrote them
 
     def visible(self, image_inputs: ImageInputs) -> torch.Tensor:
         values = image_inputs.get("pixel_values")
@@ -175,8 +186,8 @@ class Processed:
         std = torch.tensor(self.processor.image_processor.image_std).view(3, 1, 1)
         return (values.flatten(0, -4) * std + mean).clamp(0, 1)
 
-    def _limit(self, budget: int | None) -> dict[str, int]:
-        return {"max_patches": budget} if self._tiled and budget else {}
+    def options(self, images: int, budget: int | None = None) -> dict[str, int]:
+        return {"max_patches": max(1, budget // max(1, images))} if self._tiled and budget else {}
 
     def __reduce__(self) -> tuple[type[Processed], tuple[Any, Collection[str]]]:
         return Processed, (self.processor, self.arguments)  # without its caches
@@ -188,10 +199,13 @@ class Blind:
     max_side = 1
     several = True
 
-    def tokens(self, sizes: Sequence[Size], budget: int | None = None) -> list[int]:
+    def expand(self, text: str, sizes: Sequence[Size], budget: int | None = None) -> str:
         raise BadInput("this model takes no images")
 
     def read(self, images: Sequence[Image.Image], budget: int | None = None) -> ImageInputs:
+        return {}
+
+    def options(self, images: int, budget: int | None = None) -> dict[str, int]:
         return {}
 
     def join(self, image_inputs: Sequence[ImageInputs], ids: torch.Tensor) -> ImageInputs:

@@ -11,6 +11,11 @@ from mmlaunch.recipe.model import Tiling
 Size = tuple[int, int]
 
 
+def shared(tiling: Tiling, images: int, budget: int | None = None) -> int:
+    """The most tiles of each image of a conversation: InternVL divides its budget by their number, at least 1 each."""
+    return max(1, min(tiling.max_tiles, budget or tiling.max_tiles) // max(1, images))
+
+
 def tiles(size: Size, tiling: Tiling, side: int, budget: int | None = None) -> int:
     """The number of squares that an image of this size becomes, including the thumbnail."""
     if tiling.kind != "dynamic":

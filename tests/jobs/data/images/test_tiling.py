@@ -50,6 +50,30 @@ def test_a_budget_is_shared_and_thumbnails_are_left_out_on_request() -> None:
     assert tiles((64, 48), Tiling(kind="dynamic", upscale=False), 448) == 1
 
 
+@pytest.mark.parametrize(
+    ("images", "most", "budget", "tiles_of_all"),
+    [
+        (1, 12, None, 13),
+        (2, 12, None, 14),
+        (3, 12, None, 15),
+        (4, 12, None, 4),
+        (13, 12, None, 13),
+        (2, 12, 4, 2),
+        (2, 6, 24, 2),
+    ],
+)
+def test_images_of_one_conversation_share_its_tiles(
+    images: int, most: int, budget: int | None, tiles_of_all: int
+) -> None:
+    """InternVL divides its budget by the number of images; a thumbnail comes with more than one tile."""
+    pixels = Squares(28, 4, 9, Tiling(kind="dynamic", max_tiles=most), MEAN, SPREAD)
+    sizes = [(800, 600)] * images
+    text = " and ".join(["<image>"] * images)
+    assert pixels.expand(text, sizes, budget).count("<image>") == 4 * tiles_of_all
+    read = pixels.read([Image.new("RGB", size) for size in sizes], budget)["pixel_values"]
+    assert len(read) == tiles_of_all
+
+
 def test_tiles_are_cut_row_by_row_and_the_thumbnail_comes_last() -> None:
     image = Image.new("RGB", (40, 20), "red")
     image.paste("blue", (20, 0, 40, 20))
