@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from importlib import resources
 from typing import Any
@@ -18,6 +18,7 @@ from jinja2 import TemplateError
 
 from mmjobs.data.example import Example, Slot, Turn
 from mmjobs.data.expansion import Layout, layout
+from mmjobs.data.special_words import Words, hide, special_words
 from mmlaunch.errors import BadInput
 
 Span = tuple[int, int]
@@ -25,7 +26,6 @@ Expand = Callable[[str], str]
 """From a rendered conversation to what the tokenizer gets: each image's word becomes the words of its features."""
 OWN = ("plain", "llama-2", "llama-3", "vicuna")
 _IMAGE = {"type": "image"}
-_STAND_INS = 0x100000  # a private plane of Unicode
 
 
 @dataclass(frozen=True)
@@ -82,12 +82,12 @@ class Chat:
 
     def prompt(self, turns: Sequence[Turn], expand: Expand = str) -> list[int]:
         """The tokens that an answer is generated from."""
-        turns, _, hidden = self._hide(turns, ())
+        turns, _, hidden = self._hidden(turns)
         return self._read(self._render(turns, asks=True), hidden, expand)[0]
 
     def tree(self, turns: Sequence[Turn], answers: Sequence[str], expand: Expand = str) -> Tree:
         """The conversation and its answers: what all of them share is the prompt, and each ends with the end token."""
-        turns, answers, hidden = self._hide(turns, [self.without_end(answer) for answer in answers])
+        turns, answers, hidden = self._hidden(turns, answers)
         earlier = self._earlier_answers(turns)
         if not answers:
             ids, spans = self._read(self._render(turns, asks=True), hidden, expand)
@@ -131,6 +131,14 @@ class Chat:
         text = whole[: end.end()] if end else whole[:stop] + self.tokenizer.eos_token
         return text, (len(question), len(text))
 
+    def asked(self, turns: Sequence[Turn]) -> str:
+        """The text that an answer is generated from, before images are expanded."""
+        return self._render(turns, asks=True)
+
+    def answered(self, turns: Sequence[Turn], answer: str) -> str:
+        """The text of a conversation up to the end of its answer, before images are expanded."""
+        return self._answered(turns, answer)[0]
+
     def messages(self, turns: Sequence[Turn], images: Sequence[Any] = ()) -> list[dict[str, Any]]:
         """The turns as standard messages, with these `images` in their places."""
         given = iter(images)
@@ -139,11 +147,6 @@ class Chat:
             shown = [part | {"image": next(given)} if part == _IMAGE else part for part in message["content"]]
             message["content"] = shown
         return messages
-
-    def has_special_words(self, example: Example) -> bool:
-        """Whether somebody writes a word that is a special token: here it stays a word."""
-        texts = [*(turn.text for turn in example.prompt), *(self.without_end(one.text) for one in example.answers)]
-        return any(self._specials.search(text) for text in texts)
 
     def _render(self, turns: Sequence[Turn], asks: bool) -> str:
         messages = self.messages(turns)
@@ -157,7 +160,7 @@ class Chat:
             return turn.text
         return [_IMAGE if isinstance(part, Slot) else {"type": "text", "text": part} for part in turn.content]
 
-    def _read(self, text: str, hidden: dict[str, str], expand: Expand) -> tuple[list[int], list[Span]]:
+    def _read(self, text: str, hidden: Words, expand: Expand) -> tuple[list[int], list[Span]]:
         """The tokens of a text and the letters that each of them covers, without a gap; those of images cover none."""
         shown = self._laid_out(text, expand)
         begins = self._begins and not text.startswith(self.tokenizer.bos_token)
@@ -202,40 +205,27 @@ class Chat:
             return ids[begin:], [(start - len(anchor), stop - len(anchor)) for start, stop in offsets[begin:]]
         return self._outset(text, **options)  # the anchor has grown together with the text
 
-    def _hide(self, turns: Sequence[Turn], answers: Sequence[str]) -> tuple[list[Turn], list[str], dict[str, str]]:
-        """Replace words that would be read as special tokens by one letter each, which no text contains."""
-        letters: dict[str, str] = {}
-        text = "".join([*(turn.text for turn in turns), *answers])
-        free = (chr(_STAND_INS + number) for number in range(0xFFFE) if chr(_STAND_INS + number) not in text)
-
-        def letter(word: re.Match[str]) -> str:
-            if word[0] not in letters:
-                letters[word[0]] = next(free)
-            return letters[word[0]]
-
-        def hide(text: str) -> str:
-            return self._specials.sub(letter, text)
-
-        turns = [
-            replace(turn, content=tuple(hide(part) if isinstance(part, str) else part for part in turn.content))
-            for turn in map(self._unended, turns)
-        ]
-        hidden_answers = [hide(answer) for answer in answers]
-        return turns, hidden_answers, {letter: word for word, letter in letters.items()}
-
     def without_end(self, answer: str) -> str:
-        """Some data carry the end token behind their answers; it is written once, by the template."""
+        """An answer without the end tokens that some data carry behind it: one is written by the template."""
         return self._closing.sub("", answer)
-
-    def _unended(self, turn: Turn) -> Turn:
-        if turn.role != "assistant" or not turn.content or isinstance(last := turn.content[-1], Slot):
-            return turn
-        return replace(turn, content=(*turn.content[:-1], self.without_end(last)))
 
     def end_inside(self, answer: str) -> str | None:
         """The token that ends a turn, where it stands in the midst of an answer; None where it does not."""
         text = self.without_end(answer)
         return next((word for word in self._ends if word in text), None)
+
+    def has_special_words(self, example: Example) -> bool:
+        """Whether somebody writes a word that is a special token: here it stays a word."""
+        texts = [*(turn.text for turn in example.prompt), *(self.without_end(one.text) for one in example.answers)]
+        return any(self._specials.search(text) for text in texts)
+
+    def _hidden(self, turns: Sequence[Turn], answers: Sequence[str] = ()) -> tuple[list[Turn], list[str], Words]:
+        turns = [turn.changed(self.without_end, last=True) if turn.role == "assistant" else turn for turn in turns]
+        return hide(turns, [self.without_end(answer) for answer in answers], self._specials)
+
+    @cached_property
+    def _specials(self) -> re.Pattern[str]:
+        return special_words(self.tokenizer, self.image_token)
 
     @cached_property
     def _ends(self) -> tuple[str, ...]:
@@ -252,12 +242,6 @@ class Chat:
     def _repeated(self) -> re.Pattern[str]:
         """One special token several times in a row, as images have them."""
         return re.compile(f"({self._specials.pattern})\\1+")
-
-    @cached_property
-    def _specials(self) -> re.Pattern[str]:
-        words = {token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special}
-        words |= {self.image_token} if self.image_token else set()
-        return re.compile("|".join(map(re.escape, sorted(words, key=len, reverse=True))) or "(?!)")
 
     @cached_property
     def _end(self) -> re.Pattern[str]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Final, Literal, Protocol, overload
 
 from PIL import Image
@@ -81,6 +81,14 @@ class Turn:
     def text(self) -> str:
         """The words alone."""
         return "".join(part for part in self.content if isinstance(part, str))
+
+    def changed(self, change: Callable[[str], str], last: bool = False) -> Turn:
+        """The same turn with other words; `last`: where its content ends with words, these alone."""
+        parts = list(self.content)
+        for place in range(len(parts) - 1 if last and parts else 0, len(parts)):
+            if isinstance(part := parts[place], str):
+                parts[place] = change(part)
+        return replace(self, content=tuple(parts))
 
 
 @dataclass(frozen=True)

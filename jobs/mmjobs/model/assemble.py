@@ -1,4 +1,4 @@
-"""A model put together from parts: a CLIP encoder, a projector and a LLaMA, joined as a LLaVA."""
+"""A model put together from parts: a CLIP encoder, a projector and a LLaMA, joined as a LLaVA; or a LLaMA alone."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import torch
 from torch import nn
 from transformers import (
     AutoConfig,
-    AutoImageProcessor,
     AutoModelForCausalLM,
     AutoTokenizer,
     CLIPVisionConfig,
@@ -17,14 +16,12 @@ from transformers import (
     LlamaForCausalLM,
     LlavaConfig,
     LlavaForConditionalGeneration,
-    LlavaProcessor,
     PreTrainedModel,
 )
-from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
 from mmjobs.data.chat import Chat, own_template
-from mmjobs.data.images.preprocess import Squares
-from mmjobs.model import llava, mmca, random, tokens, trees
+from mmjobs.data.images.preprocess import Blind, Pixels, Squares
+from mmjobs.model import llava, mmca, preprocessor, random, tokens, trees
 from mmjobs.model.names import opening, weights
 from mmjobs.model.parts import dtype_of
 from mmjobs.model.projectors import PROJECTORS
@@ -32,39 +29,47 @@ from mmjobs.model.sharded import undivided, whole
 from mmlaunch.errors import BadInput
 from mmlaunch.recipe.model import Language, Model, RandomLanguage, RandomVision, Vision
 
-MEAN = (0.48145466, 0.4578275, 0.40821073)
-SPREAD = (0.26862954, 0.26130258, 0.27577711)
-"""CLIP's own constants, for encoders that come without a preprocessor_config.json."""
-
-Made = tuple[PreTrainedModel, Chat, Squares, int, LlavaProcessor]
+Made = tuple[PreTrainedModel, Chat, Pixels, int, Any]
 
 
 def assemble(model: Model, precision: str, empty: bool) -> Made:
     """The parts of a recipe as one network, its chat, its pixels, its longest sequence and its processor.
 
-    The weights of an `empty` one come from elsewhere; it is not worth reading those of its parts.
+    The weights of an `empty` one come from elsewhere; it is not worth reading those of its parts. Without a vision
+    encoder the network is the language model alone.
     """
-    if model.vision is None or model.language is None:
-        raise BadInput("model: names no vision encoder; write vision: openai/clip-vit-large-patch14-336")
-    tokenizer = _tokenizer(model)
-    tower = _vision(model.vision, dtype_of("vision", model, precision), empty)
+    if model.language is None:
+        raise BadInput("model: names no language model; write language: meta-llama/Meta-Llama-3-8B-Instruct")
+    tokenizer = _tokenizer(model, model.language)
+    tower = _vision(model.vision, dtype_of("vision", model, precision), empty) if model.vision else None
     language = _language(model.language, tokenizer, dtype_of("language", model, precision), empty)
     language.config.attention_dropout = model.dropout
     for layer in language.model.layers:
         layer.self_attn.attention_dropout = model.dropout
     tokens.fit(language, tokenizer)
+    positions = language.config.max_position_embeddings
+    if model.vision is None or tower is None:
+        return _speaking(language, Chat(tokenizer, None)), Chat(tokenizer, None), Blind(), positions, tokenizer
     config = _config(model, tower.config, language.config, tokens.id_of(tokenizer, tokens.IMAGE))
     network = _joined(config, tower, language)
     features = llava.features(config)
     _check_features(network, features)
-    mean, std = _colours(model.vision)
-    pixels = Squares(tower.config.image_size, features, config.image_token_id, model.tiling, mean, std)
+    shipped = preprocessor.shipped(model.vision)
+    tiling = preprocessor.tiling(model.tiling, shipped, tower.config.image_size)
+    mean, std = preprocessor.colours(shipped)
+    pixels = Squares(tower.config.image_size, features, config.image_token_id, tiling, mean, std)
     tower.register_forward_pre_hook(partial(_normalise, pixels))
     chat = Chat(tokenizer, tokens.IMAGE)
-    network.generation_config.eos_token_id = sorted({chat.end_id, tokenizer.eos_token_id})
-    network.generation_config.pad_token_id = tokenizer.pad_token_id
-    network.generation_config.bos_token_id = tokenizer.bos_token_id
-    return network, chat, pixels, language.config.max_position_embeddings, _processor(model, config, tokenizer, pixels)
+    processor = preprocessor.served(pixels, tokenizer, tower.config.patch_size)
+    return _speaking(network, chat), chat, pixels, positions, processor
+
+
+def _speaking(network: Any, chat: Chat) -> Any:
+    """The network, which knows from now on how answers begin and end."""
+    network.generation_config.eos_token_id = sorted({chat.end_id, chat.tokenizer.eos_token_id})
+    network.generation_config.pad_token_id = chat.tokenizer.pad_token_id
+    network.generation_config.bos_token_id = chat.tokenizer.bos_token_id
+    return network
 
 
 def _normalise(pixels: Squares, tower: nn.Module, given: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -72,16 +77,15 @@ def _normalise(pixels: Squares, tower: nn.Module, given: tuple[Any, ...]) -> tup
     return (pixels.normal(given[0]), *given[1:]) if given and given[0].dtype == torch.uint8 else given
 
 
-def _tokenizer(model: Model) -> Any:
-    assert model.language is not None
+def _tokenizer(model: Model, language: Language) -> Any:
     tokenizer: Any
-    if model.language.path is None:
+    if language.path is None:
         tokenizer = tokens.byte_tokenizer()
         tokenizer.chat_template = own_template("plain")
     else:
-        with opening("model.language", model.language.path):
-            tokenizer = AutoTokenizer.from_pretrained(model.language.path)
-    tokens.complete(tokenizer)
+        with opening("model.language", language.path):
+            tokenizer = AutoTokenizer.from_pretrained(language.path)
+    tokens.complete(tokenizer, sees=model.vision is not None)
     if model.chat_template != "processor":
         tokenizer.chat_template = own_template(model.chat_template)
     return tokenizer
@@ -173,36 +177,3 @@ def _check_features(network: LlavaForConditionalGeneration, expected: int) -> No
         found = projector(chosen.to(next(projector.parameters()).dtype)).shape[1]
     if found != expected:
         raise BadInput(f"model: an image has {found} features, and its prompt {expected} image tokens")
-
-
-def _colours(vision: Vision) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    if vision.path is None:
-        return MEAN, SPREAD
-    try:
-        shipped = AutoImageProcessor.from_pretrained(vision.path)
-    except (OSError, ValueError):
-        return MEAN, SPREAD
-    return tuple(shipped.image_mean), tuple(shipped.image_std)
-
-
-def _processor(model: Model, config: Any, tokenizer: Any, pixels: Squares) -> LlavaProcessor:
-    """transformers' processor for the same tokens and pixels; of dynamic tiles it knows the thumbnail only."""
-    square = {"height": pixels.side, "width": pixels.side}
-    crops = model.tiling.kind == "crop"
-    images = LlavaImageProcessorPil(
-        do_pad=model.tiling.kind == "pad",
-        size={"shortest_edge": pixels.side} if crops else square,
-        do_center_crop=crops,
-        crop_size=square,
-        image_mean=list(pixels.mean),
-        image_std=list(pixels.std),
-    )
-    return LlavaProcessor(
-        image_processor=images,
-        tokenizer=tokenizer,
-        patch_size=config.vision_config.patch_size,
-        vision_feature_select_strategy="full",  # so that the next line says it all
-        num_additional_image_tokens=pixels.features - llava.widths(config).side ** 2,
-        image_token=tokens.IMAGE,
-        chat_template=tokenizer.chat_template,
-    )

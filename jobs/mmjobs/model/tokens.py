@@ -32,9 +32,9 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def complete(tokenizer: Any) -> None:
-    """Give a tokenizer a token for images and one for padding where it lacks them."""
-    if tokenizer.convert_tokens_to_ids(IMAGE) in (None, tokenizer.unk_token_id):
+def complete(tokenizer: Any, sees: bool = True) -> None:
+    """Give a tokenizer a token for padding, and one for images where its model `sees` them, where it lacks them."""
+    if sees and tokenizer.convert_tokens_to_ids(IMAGE) in (None, tokenizer.unk_token_id):
         tokenizer.add_tokens([AddedToken(IMAGE, special=True, normalized=False)])
     if tokenizer.pad_token_id is None:
         known = tokenizer.get_vocab()

@@ -11,20 +11,29 @@ from pathlib import Path
 from typing import Any
 
 from mmjobs.checkpoint.train_state import TrainState
+from mmjobs.tasks.model_card import Card
 from mmlaunch.errors import BadInput, MmlaunchError
-from mmlaunch.recipe import Recipe, resolved
+from mmlaunch.recipe import resolved
 from mmlaunch.run import ledger, manifest
 from mmlaunch.run.paths import CheckpointPaths, RunPaths
 
 
-def export(run: Path, to: Path, step: int | None = None, merge: bool = False) -> tuple[int, str]:
-    """Write the directory `to`, whole or not at all; the step that it holds, and the class that reads it."""
-    from mmjobs.model import adapters, heads, llava, parts
+def export(
+    run: Path, to: Path, step: int | None = None, merge: bool = False, processor: bool = True
+) -> tuple[int, str]:
+    """Write the directory `to`, whole or not at all; the step that it holds, and the class that reads it.
+
+    Without a `processor` it holds the tokenizer alone: what prepares images is left to whoever serves the model.
+    """
+    from mmjobs.model import adapters, heads, llava, parts, preprocessor
     from mmjobs.model.restore import restore
 
     paths = RunPaths(run)
     recipe = resolved.read(paths.resolved)
     step = _valid(paths, step)
+    if processor and (reason := preprocessor.unserved(recipe.model.tiling)) is not None:
+        what = f"images would be served otherwise than they were trained: {reason}"
+        raise BadInput(f"{what}; write --no-processor, and prepare images with your own code")
     built = restore(recipe, paths.checkpoint(step))
     network: Any = built.network
     partial = to.with_name(f".{to.name}.partial")
@@ -40,11 +49,11 @@ def export(run: Path, to: Path, step: int | None = None, merge: bool = False) ->
         chat = built.chat
         network = heads.save_score(network, chat.tokenizer, chat.end_id, partial, _rewards(paths, step))
     network.save_pretrained(partial)
-    built.processor.save_pretrained(partial)
+    (built.processor if processor else built.chat.tokenizer).save_pretrained(partial)
     kind = _kind(network, sees=built.chat.image_token is not None)
     own = isinstance(network, llava.Assembled)
-    card = _card(recipe, step, _metrics(paths, step), (partial / adapters.FOLDER).is_dir(), kind, own)
-    (partial / "README.md").write_text(card)
+    card = Card(recipe, step, _metrics(paths, step), kind, (partial / adapters.FOLDER).is_dir(), own, processor)
+    (partial / "README.md").write_text(card.text(built.chat))
     shutil.copy(paths.resolved, partial / "recipe.yaml")
     _share(partial)
     partial.rename(to)
@@ -100,29 +109,6 @@ def _rewards(paths: RunPaths, step: int) -> dict[str, float]:
     return {"mean": state.learner.get("mean", 0.0), "spread": state.learner.get("spread", 1.0)}
 
 
-def _card(recipe: Recipe, step: int, metrics: dict[str, float], has_adapter: bool, kind: str, own: bool) -> str:
-    """The README.md of the directory."""
-    model = recipe.model
-    named = [model.pretrained, model.language and model.language.path, model.vision and model.vision.path]
-    bases = [name for name in named if name]
-    head = ["---", "library_name: transformers", f"tags: [mmlaunch, {recipe.objective.method}]"]
-    head += ["base_model:", *(f"  - {json.dumps(name)}" for name in bases)] if bases else []
-    lines = [*head, "---", "", f"# {recipe.name}", ""]
-    lines += [f"Trained with mmlaunch: {recipe.objective.method}, step {step}. The recipe is in `recipe.yaml`.", ""]
-    if metrics:
-        rows = [f"| {name} | {value:.4f} |" for name, value in metrics.items()]
-        lines += ["| metric | value |", "|---|---|", *rows, ""]
-    reader = "AutoProcessor" if kind == "AutoModelForImageTextToText" else "AutoTokenizer"
-    unusual = "import mmjobs.model.llava  # a projector or an attention that LLaVA lacks"
-    lines += ["```python", *([unusual] if own else [])]
-    lines += [f"from transformers import {kind}, {reader}", ""]
-    lines += [f"model = {kind}.from_pretrained(PATH)", f"processor = {reader}.from_pretrained(PATH)", "```", ""]
-    if has_adapter:
-        call = "PeftModel.from_pretrained(model, PATH + '/adapter')"
-        lines += [f"The LoRA adapter stands beside these weights: `{call}` adds it.", ""]
-    return "\n".join(lines)
-
-
 def main() -> int:
     """`python -m mmjobs.export RUN TO`, which `mmlaunch export` calls."""
     parser = argparse.ArgumentParser(prog="mmlaunch export")
@@ -130,9 +116,10 @@ def main() -> int:
     parser.add_argument("to", type=Path)
     parser.add_argument("--checkpoint", type=int)
     parser.add_argument("--merge-lora", action="store_true")
+    parser.add_argument("--no-processor", action="store_true")
     given = parser.parse_args()
     try:
-        step, kind = export(given.run, given.to, given.checkpoint, given.merge_lora)
+        step, kind = export(given.run, given.to, given.checkpoint, given.merge_lora, not given.no_processor)
     except (MmlaunchError, OSError) as error:
         print(json.dumps({"error": str(error)}))
         return 1

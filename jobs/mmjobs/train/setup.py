@@ -17,7 +17,7 @@ from mmjobs.engine.reference_copy import ReferenceCopy
 from mmjobs.metrics import mfu
 from mmjobs.metrics.tensorboard import TensorBoardWriter
 from mmjobs.metrics.throughput import Throughput
-from mmjobs.model import parts, trees
+from mmjobs.model import parts, preprocessor, trees
 from mmjobs.model.build import BuiltModel, build
 from mmjobs.objectives import objective_of
 from mmjobs.objectives.adapter_off import adapter_off
@@ -47,7 +47,7 @@ def build_trainer(context: Context, built: BuiltModel | None = None) -> Trainer:
     built = built or build_model(context)
     parameters, flops = parts.counts(built.network), mfu.model_flops(built.network, context.recipe.precision)
     datasets = build_datasets(context, built)
-    check_processor(built.processor, datasets.training)
+    check_served(context, built, datasets)
     steps = total_steps(context.recipe, datasets)
     engine = build_engine(context, built, steps)
     context.ranks.watch.doing("compares packed rows with single ones")
@@ -88,6 +88,16 @@ def _build_model(recipe: Recipe, settings: dict[str, Any]) -> BuiltModel:
         model = model.model_copy(update={"activation_checkpointing": checkpointing})
     with building(settings):
         return build(model, recipe.precision, recipe.objective.SCORING_HEAD)
+
+
+def check_served(context: Context, built: BuiltModel, datasets: Datasets) -> None:
+    """Training examples are read as the exported processor will read them, where there can be one."""
+    reason = preprocessor.unserved(context.recipe.model.tiling)
+    if reason is None:
+        check_processor(built.processor, datasets.training)
+    elif context.ranks.first:
+        what = f"{reason}: no processor of transformers can serve it, and mmlaunch export will need --no-processor"
+        context.events.warn(what, step=0)
 
 
 def total_steps(recipe: Recipe, datasets: Datasets) -> int:

@@ -26,7 +26,8 @@ Examples:
 @click.option(
     "--merge-lora", is_flag=True, help="Merge the adapters into the weights. Default: write them beside the weights."
 )
-def command(run: str, to: Path, checkpoint: int | None, merge_lora: bool) -> None:
+@click.option("--no-processor", is_flag=True, help="Leave out what prepares images: you serve them with your own code.")
+def command(run: str, to: Path, checkpoint: int | None, merge_lora: bool, no_processor: bool) -> None:
     """Write a checkpoint of RUN as a Hugging Face directory: weights, processor, chat template, model card."""
     paths = rundir.resolve(run)
     if to.exists():
@@ -34,6 +35,7 @@ def command(run: str, to: Path, checkpoint: int | None, merge_lora: bool) -> Non
     arguments = [str(paths.root), str(to)]
     arguments += ["--checkpoint", str(checkpoint)] if checkpoint is not None else []
     arguments += ["--merge-lora"] if merge_lora else []
+    arguments += ["--no-processor"] if no_processor else []
     result = run_task.run("mmjobs.tasks.export", arguments)
     click.echo(f"{to}: {paths.name}, step {result['step']}")
     click.echo(f"next: a recipe with model.init_from: {to}, or {result['kind']}.from_pretrained({str(to)!r})")

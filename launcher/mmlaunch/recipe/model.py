@@ -118,8 +118,12 @@ class Tiling(Section):
 
     OTHER_NAMES: ClassVar[dict[str, str]] = {"max_dynamic_patch": "max_tiles", "min_dynamic_patch": "min_tiles"}
 
-    kind: Literal["resize", "crop", "pad", "dynamic"] = "resize"
-    """dynamic is InternVL's tiling; the others make one square."""
+    kind: Literal["encoder", "resize", "crop", "pad", "dynamic"] = "encoder"
+    """encoder: what the vision encoder's own preprocessing does, which for CLIP is crop.
+
+    resize squeezes the image into one square, crop cuts the middle out, pad adds ground (LLaVA); dynamic is InternVL's
+    tiling, in several squares.
+    """
     min_tiles: Count = 1
     max_tiles: Count = 12
     thumbnail: bool = True
@@ -128,6 +132,16 @@ class Tiling(Section):
     """InternVL enlarges small images to fill their tiles; false never does."""
     max_side: Count = 4096
     """Larger images are reduced to this side first."""
+
+    @rule
+    def _only_dynamic_has_tiles(self) -> Iterator[Mistake]:
+        if self.kind == "dynamic":
+            return
+        for key in ("min_tiles", "max_tiles", "thumbnail", "upscale"):
+            value = getattr(self, key)
+            if value != type(self).model_fields[key].default:
+                what = f"an image is one square where the kind of tiling is {self.kind}, this would do nothing"
+                yield (key,), value, mistake(what, f"write kind: dynamic, or remove {key}")
 
     @rule
     def _least_before_most(self) -> Iterator[Mistake]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -133,3 +134,50 @@ def test_special_words_are_byte_for_byte_in_the_midst_of_text(name: str) -> None
 def test_templates_that_refuse_say_so() -> None:
     with pytest.raises(TemplateMismatch, match="system message at the beginning"):
         CHATS["vicuna"].tree([Turn("user", ("x",)), Turn("system", ("y",))], ["z"])
+
+
+# What Meta's templates do, written down from their rules: llama-2 strips each turn, and the first one together with the
+# system message before it; llama-3 strips every message.
+META = {
+    "llama-2": (
+        "{% if messages[0]['role'] == 'system' %}{% set turns, system = messages[1:], messages[0]['content'] %}"
+        "{% else %}{% set turns = messages %}{% set system = false %}{% endif %}{% for message in turns %}"
+        "{% if loop.first and system != false %}{% set content = '<<SYS>>\\n' + system + '\\n<</SYS>>\\n\\n' + "
+        "message['content'] %}{% else %}{% set content = message['content'] %}{% endif %}"
+        "{% if message['role'] == 'user' %}{{ bos_token + '[INST] ' + content.strip() + ' [/INST]' }}"
+        "{% else %}{{ ' ' + content.strip() + ' ' + eos_token }}{% endif %}{% endfor %}"
+    ),
+    "llama-3": (
+        "{{ bos_token }}{% for message in messages %}{{ '<|start_header_id|>' + message['role'] + "
+        "'<|end_header_id|>\\n\\n' + message['content'] | trim + '<|eot_id|>' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{% endif %}"
+    ),
+}
+SPACED = st.text(st.sampled_from("ab \n\t\u00a0\u3000."), max_size=8)
+
+
+@pytest.mark.parametrize("name", META)
+@given(system=st.none() | SPACED, words=st.lists(SPACED, min_size=1, max_size=5))
+@settings(max_examples=examples(60))
+def test_what_users_write_is_stripped_as_metas_templates_do(name: str, system: str | None, words: list[str]) -> None:
+    tokenizer, roles = CHATS[name].tokenizer, ("user", "assistant")
+    messages = [{"role": "system", "content": system}] if system is not None else []
+    messages += [{"role": roles[place % 2], "content": text} for place, text in enumerate(words)]
+    typed = [{**one, "content": [{"type": "text", "text": one["content"]}]} for one in messages]
+    asks = len(words) % 2 == 1
+    render = partial(tokenizer.apply_chat_template, tokenize=False, add_generation_prompt=asks)
+    assert render(messages) == render(typed) == render(messages, chat_template=META[name])
+    if asks:
+        turns = [Turn(one["role"], (one["content"],)) for one in messages]
+        expected = tokenizer(render(messages, chat_template=META[name]), add_special_tokens=False)["input_ids"]
+        assert CHATS[name].prompt(turns) == expected
+
+
+@pytest.mark.parametrize("name", ["llama-2", "llama-3", "vicuna", "plain"])
+def test_an_image_stands_on_a_line_of_its_own(name: str) -> None:
+    """Unless somebody wrote spaces around it; so it is the same whether a newline separates the two in the data."""
+    text: Any = CHATS[name].asked
+    contents = [(IMAGE, "What?"), (IMAGE, "\nWhat?")]
+    assert len({text([Turn("user", content)]) for content in contents}) == 1
+    assert "<image>\nWhat?" in text([Turn("user", contents[0])])
+    assert "see <image>\n<image> and\n<image>" in text([Turn("user", ("see ", IMAGE, IMAGE, " and", IMAGE))])

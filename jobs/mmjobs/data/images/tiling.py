@@ -30,7 +30,7 @@ def squares(
     """The squares of an image; `ground` fills what padding adds."""
     if tiling.kind == "resize":
         return [_resized(image, (side, side))]
-    if tiling.kind == "crop":
+    if tiling.kind in ("crop", "encoder"):  # CLIP's own, where the encoder ships nothing else
         return [_cropped(image, side)]
     if tiling.kind == "pad":
         return [_padded(image, side, ground)]
