@@ -190,27 +190,10 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _rgb(image: Image.Image) -> Image.Image:
-    """RGB with 8 bits, on white where the image is transparent."""
-    if image.mode.startswith("I") or image.mode == "F":
-        return _eight_bits(image).convert("RGB")
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    return image.convert("RGB")
-
-
-def _eight_bits(image: Image.Image) -> Image.Image:
-    """Greys with more than 8 bits: 65535 is white, as 1.0 is in floats; beyond these, the brightest pixel is."""
-    values = np.asarray(image, dtype=np.float64)
-    if not np.isfinite(values).all():
+    """RGB with 8 bits, as transformers and LLaVA read a file: transparency is dropped, what is above 255 is white."""
+    if image.mode == "F" and not np.isfinite(np.asarray(image)).all():
         raise ValueError("has pixels that are not numbers")
-    low, high = float(values.min()), float(values.max())
-    if image.mode == "F":
-        whites = [white for white in (1.0, 255.0, 65535.0) if low >= 0 and high <= white]
-    else:
-        whites = [65535.0] if low >= 0 and high <= 65535 else []
-    black, white = (0.0, whites[0]) if whites else (low, high)
-    return Image.fromarray(np.rint((values - black) * (255 / max(white - black, 1e-12))).astype(np.uint8))
+    return image.convert("RGB")
 
 
 @contextmanager
