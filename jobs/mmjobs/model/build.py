@@ -72,6 +72,8 @@ def build(model: Model, precision: str = "fp32", scoring_head: bool = False) -> 
         weights.start_from(built.network, model.init_from)
     adapters.add(built.network, model)
     parts.freeze(built.network, model, precision)
+    if model.train.vision != "frozen" and built.chat.image_token is None:
+        raise BadInput("model.train.vision: this model has no vision encoder; remove it")
     if scoring_head:
         heads.freeze_vocabulary_head(built.network)
     if model.activation_checkpointing == "on":

@@ -53,6 +53,8 @@ def build_datasets(context: Context, built: BuiltModel) -> Datasets:
             f"with more than {built.same_up_to} tokens in a batch, this model reads its shorter examples otherwise too"
         )
         raise BadInput(f"data.max_tokens: {what} (longrope); write at most {built.same_up_to}")
+    if not built.pixels.tiled and any(one.max_tiles for one in (*recipe.data.train, *recipe.data.eval)):
+        raise BadInput("data: max_tiles: the processor of this model cuts no tiles; remove it")
     requirements = recipe.objective.requirements
     processor = Processor(built.chat, built.pixels, longest, recipe.data.overlong, requirements)
     train, held_out = _surveyed(context, processor)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import click
 
 from mmlaunch.cli import options
 from mmlaunch.load import load_recipe
 from mmlaunch.recipe.resolved import text_of
+from mmlaunch.schedulers import choose
 from mmlaunch.submit import secrets
 from mmlaunch.submit.prepare import prepare
 
@@ -27,7 +30,7 @@ from mmlaunch.submit.prepare import prepare
 )
 def command(recipe: str, overrides: tuple[str, ...], cluster: str | None, what: str) -> None:
     """Print exactly the bytes that submit would use for RECIPE. Nothing is written."""
-    prepared = prepare(load_recipe(recipe, overrides), cluster)
+    prepared = prepare(load_recipe(recipe, overrides, partial(choose.misfits, cluster)), cluster)
     plan = prepared.plan
     texts = {
         "script": lambda: prepared.texts.script,

@@ -6,6 +6,7 @@ import json
 import shutil
 import sys
 import textwrap
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from mmlaunch.cli import options
 from mmlaunch.load import load_recipe
 from mmlaunch.load.cluster import gigabytes
 from mmlaunch.recipe import Recipe
+from mmlaunch.schedulers import choose
 from mmlaunch.submit.plan import Plan
 from mmlaunch.submit.prepare import Prepared
 from mmlaunch.submit.secrets import too_short
@@ -35,7 +37,7 @@ def command(recipe: str, overrides: tuple[str, ...], cluster: str | None, follow
     """Start a run from RECIPE and return at once. With --follow, the exit code is that of the run."""
     if as_json and follow:
         raise click.UsageError("--json and --follow write to the same place; use mmlaunch status --json instead")
-    prepared = submit(load_recipe(recipe, overrides), cluster)
+    prepared = submit(load_recipe(recipe, overrides, partial(choose.misfits, cluster)), cluster)
     if as_json:
         click.echo(json.dumps(_record(prepared)))
     else:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 
 import click
 
 from mmlaunch.cli import options
 from mmlaunch.errors import Problem, RecipeError
+from mmlaunch.estimate.knowable import contradictions
 from mmlaunch.load import Loaded, load_recipe
 from mmlaunch.recipe.capability import unsupported
 
@@ -38,12 +40,14 @@ def command(recipe: tuple[str, ...], overrides: tuple[str, ...], cluster: str | 
 
 
 def _checked(path: str, overrides: tuple[str, ...], cluster: str | None) -> Loaded:
-    loaded = load_recipe(path, overrides)
-    if cluster is not None:
+    if cluster is None:
+        loaded = load_recipe(path, overrides)
+    else:
         from mmlaunch.schedulers import choose  # only whoever names a cluster waits for it
 
-        if misfit := choose.problem(choose.profile(cluster)[1], loaded.recipe.resources):
-            raise loaded.placed(misfit.problems)
+        loaded = load_recipe(path, overrides, partial(choose.misfits, cluster))
+    if problems := contradictions(loaded.recipe):
+        raise loaded.placed(problems)
     return loaded
 
 

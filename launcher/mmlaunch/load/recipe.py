@@ -44,13 +44,30 @@ class Loaded:
         return RecipeError([_placed(problem, self.node) for problem in problems])
 
 
-def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Loaded:
-    """Read, merge and validate; raises `RecipeError` with every problem and its place."""
+def load_recipe(
+    path: str | Path, overrides: Sequence[str] = (), also: Callable[[Any], Sequence[Problem]] = lambda data: ()
+) -> Loaded:
+    """Read, merge and validate; raises `RecipeError` with every problem and its place.
+
+    `also` finds problems of the plain data that the recipe itself does not know, such as those of a cluster.
+    """
     file = find(str(path))
     problems: list[Problem] = []
     node = _extended(read_file(file, str(path) if file == Path(path) else None, problems), file, (), problems, {})
     node = apply(node, overrides)
-    return Loaded(validated(node, recipe_of, problems), file, node, tuple(overrides))
+
+    def check(data: Any) -> Recipe:
+        more = list(also(data))
+        try:
+            recipe = recipe_of(data)
+        except RecipeError as error:
+            known = {problem.path for problem in error.problems}
+            raise RecipeError([*error.problems, *(one for one in more if one.path not in known)]) from None
+        if more:
+            raise RecipeError(more)
+        return recipe
+
+    return Loaded(validated(node, check, problems), file, node, tuple(overrides))
 
 
 def load_section(kind: type[S], path: Path) -> S:

@@ -20,6 +20,8 @@ class Format:
     """Its rows may have scores."""
     generated: bool = False
     """Its rows come from no file."""
+    answers: bool = True
+    """Its rows have answers."""
 
 
 FORMATS: dict[str, Format] = {
@@ -31,7 +33,7 @@ FORMATS: dict[str, Format] = {
     "trl": Format(),
     "ultrafeedback": Format(),
     "shp": Format(),
-    "prompts": Format(scores=False),
+    "prompts": Format(scores=False, answers=False),
     "shapes": Format(generated=True),
 }
 """By the name that a recipe writes."""

@@ -251,6 +251,28 @@ class Model(Section):
                 yield (key,), key, mistake(what, f"remove {key}, or remove pretrained")
 
     @rule
+    def _images_are_encoded(self) -> Iterator[Mistake]:
+        """A language model alone trains on text; what it is told of images would do nothing."""
+        if self.pretrained is not None or self.vision is not None or self.language is None:
+            return
+        for path, left_out in (
+            (("projector",), self.projector.plain), (("tiling",), self.tiling.plain),
+            (("attention",), self.attention == "plain"), (("train", "vision"), self.train.vision == "frozen"),
+        ):  # fmt: skip
+            if not left_out:
+                what = "there is no vision encoder, this would do nothing"
+                right = f"remove {path[-1]}, or add vision: openai/clip-vit-large-patch14-336"
+                yield path, None, mistake(what, right)
+
+    @rule
+    def _patches_are_shuffled_in_fours(self) -> Iterator[Mistake]:
+        random = self.vision.random if self.vision else None
+        if random is not None and self.projector.kind == "pixel_shuffle" and (random.image_size // random.patch) % 2:
+            side = random.image_size // random.patch
+            what = f"pixel_shuffle needs an even number of patches a side, and the encoder has {side}"
+            yield ("projector",), self.projector.kind, mistake(what, "write projector: mlp, or another image_size")
+
+    @rule
     def _speaks(self) -> Iterator[Mistake]:
         if self.pretrained is None and self.language is None:
             right = "write language: meta-llama/Meta-Llama-3-8B-Instruct, or pretrained: llava-hf/llava-1.5-7b-hf"

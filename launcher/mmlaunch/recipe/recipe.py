@@ -8,12 +8,13 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from mmlaunch.recipe.batch import Batch, neighbours, split
 from mmlaunch.recipe.checkpoint import Checkpoint, Evaluate, Log
-from mmlaunch.recipe.data import FORMATS, Data
+from mmlaunch.recipe.data import FORMATS, Data, Source
 from mmlaunch.recipe.deepspeed import DeepSpeed
 from mmlaunch.recipe.environment import Env
 from mmlaunch.recipe.model import Model
 from mmlaunch.recipe.objective import SECTIONS, Objective, section_name
-from mmlaunch.recipe.optim import Optim
+from mmlaunch.recipe.optim import Optim, PartRates
+from mmlaunch.recipe.parts import training_of
 from mmlaunch.recipe.resources import Resources, Restarts
 from mmlaunch.recipe.scalars import Count, Positive, use_default_for_none
 from mmlaunch.recipe.section import Mistake, Section, mistake, rule
@@ -143,6 +144,47 @@ class Recipe(Section):
                 what = f"the objective needs scores, and rows of the {source.format} format have none"
                 right = "use ultrafeedback, shp, llava or trl data"
                 yield ("data", "train", index, "format"), source.format, mistake(what, right)
+
+    @rule
+    def _answers_are_somewhere(self) -> Iterator[Mistake]:
+        for group, index, source in self._sources() if self.objective.requirements.least else ():
+            if not FORMATS[source.format].answers:
+                what = f"rows of the {source.format} format have no answers to learn from"
+                right = "use llava, trl or rlaif_v data"
+                yield ("data", group, index, "format"), source.format, mistake(what, right)
+
+    @rule
+    def _tiles_are_cut(self) -> Iterator[Mistake]:
+        tiling = self.model.tiling
+        for group, index, source in self._sources() if self.model.pretrained is None else ():
+            path = ("data", group, index, "max_tiles")
+            if source.max_tiles is None:
+                continue
+            if tiling.kind != "dynamic":
+                what = f"an image is one square where the kind of model.tiling is {tiling.kind}, this would do nothing"
+                yield path, source.max_tiles, mistake(what, "remove it, or write model.tiling: {kind: dynamic}")
+            elif source.max_tiles > tiling.max_tiles:
+                what = f"model.tiling cuts at most {tiling.max_tiles} tiles, a larger number would do nothing"
+                yield path, source.max_tiles, mistake(what, f"write at most {tiling.max_tiles}")
+
+    @rule
+    def _rates_are_of_what_is_trained(self) -> Iterator[Mistake]:
+        named = [part for part in PartRates.model_fields if getattr(self.optim.lrs, part) is not None]
+        scores = self.objective.SCORING_HEAD or self.objective.critic_stage(0) is not None
+        for part in named:
+            value = getattr(self.optim.lrs, part)
+            if part == "head" and not scores:
+                what = f"{self.objective.method} has no scoring head, this rate would do nothing"
+                yield ("optim", "lrs", part), value, mistake(what, "remove it")
+            elif training_of(part, self.model) == "frozen":
+                what = f"{part} is frozen, this rate would do nothing"
+                yield ("optim", "lrs", part), value, mistake(what, f"remove it, or train {part}")
+
+    def _sources(self) -> Iterator[tuple[str, int, Source]]:
+        """All sources, with the list and the place that they stand at."""
+        for group, sources in (("train", self.data.train), ("eval", self.data.eval)):
+            for index, source in enumerate(sources):
+                yield group, index, source
 
     @rule
     def _half_precision_on_cpu(self) -> Iterator[Mistake]:

@@ -7,12 +7,13 @@ import os
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import mmlaunch.schedulers
-from mmlaunch.errors import RecipeError, UserError
+from mmlaunch.errors import Problem, RecipeError, UserError
 from mmlaunch.load import cluster as clusters
 from mmlaunch.load.cluster import Cluster
+from mmlaunch.recipe.check import section_of
 from mmlaunch.recipe.resources import Resources
 
 if TYPE_CHECKING:  # no command waits for the ledger because of a type
@@ -57,6 +58,16 @@ def problem(cluster: Cluster, resources: Resources) -> RecipeError | None:
     """What of a recipe's resources this site cannot give."""
     problems = [*named(cluster.executor).misfits(resources), *clusters.problems(cluster, resources)]
     return RecipeError(problems) if problems else None
+
+
+def misfits(name: str | None, data: Mapping[str, Any]) -> list[Problem]:
+    """What a recipe's plain data ask for that a site cannot give; nothing where they are no resources at all."""
+    try:
+        resources = section_of(Resources, data.get("resources") or {})
+    except RecipeError:
+        return []
+    misfit = problem(profile(name)[1], resources)
+    return list(misfit.problems) if misfit else []
 
 
 def submitted_from() -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from mmlaunch.estimate.knowable import contradictions
 from mmlaunch.load import Loaded, rundir, trained
 from mmlaunch.run.paths import RunPaths
 from mmlaunch.schedulers import choose
@@ -38,6 +39,8 @@ def prepare(loaded: Loaded, cluster_name: str | None) -> Prepared:
     models = trained.resolve(loaded)
     loaded = models.loaded
     recipe = loaded.recipe
+    if problems := contradictions(recipe):
+        raise loaded.placed(problems)
     if misfit := choose.problem(cluster, recipe.resources):
         raise loaded.placed(misfit.problems)
     folder = rundir.runs_folder()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from hypothesis import assume, given, settings
@@ -168,7 +168,7 @@ def test_what_users_write_is_stripped_as_metas_templates_do(name: str, system: s
     render = partial(tokenizer.apply_chat_template, tokenize=False, add_generation_prompt=asks)
     assert render(messages) == render(typed) == render(messages, chat_template=META[name])
     if asks:
-        turns = [Turn(one["role"], (one["content"],)) for one in messages]
+        turns: list[Any] = [Turn(cast(Any, one["role"]), (one["content"],)) for one in messages]
         expected = tokenizer(render(messages, chat_template=META[name]), add_special_tokens=False)["input_ids"]
         assert CHATS[name].prompt(turns) == expected
 

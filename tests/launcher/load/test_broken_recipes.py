@@ -6,15 +6,18 @@ import copy
 import os
 import re
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 import yaml
 
 from mmlaunch.errors import RecipeError
+from mmlaunch.estimate.knowable import contradictions
 from mmlaunch.load import load_recipe
 from mmlaunch.recipe import resolved
 from mmlaunch.recipe.check import recipe_of
+from mmlaunch.schedulers import choose
 
 SHIPPED = sorted((Path(__file__).resolve().parents[3] / "recipes").glob("*.yaml"))
 
@@ -65,6 +68,8 @@ seed: 1
 
 RESOURCES = BASE[BASE.index("resources:") : BASE.index("restarts:") - 1]
 
+TILING = "{kind: dynamic, min_tiles: 1, max_tiles: 12}"
+
 # (what is replaced, by what, what the message says); § marks the line to be named, else the first changed one
 CASES = [
     # keys
@@ -106,6 +111,16 @@ CASES = [
     ("  on_bad: skip", "  on_bad: ignore", "one of error, skip"),
     ("offload: optimizer", "offload: optimiser", "did you mean optimizer?"),
     ("{kind: dynamic", "{kind: dynamc", "did you mean dynamic?"),
+    # options that would do nothing
+    (TILING, "{kind: pad, max_tiles: 6}", "model.tiling.max_tiles: an image is one"),
+    (TILING, "{min_tiles: 2}", "model.tiling.min_tiles: an image is one square"),
+    (TILING, "{kind: crop, upscale: no}", "tiling.upscale: an image is one"),
+    (TILING, "{kind: crop, thumbnail: no}", "tiling.thumbnail: an image is one"),
+    ("      repeat: 0.5", "      max_tiles: 24", "model.tiling cuts at most 12 tiles"),
+    ("  lr: 5e-6", "  lr: 5e-6\n  lrs: {vision: 1e-6}", "optim.lrs.vision: vision is frozen"),
+    ("  lr: 5e-6", "  lr: 5e-6\n  lrs: {embeddings: 1e-6}", "optim.lrs.embeddings: embeddings is frozen"),
+    ("  lr: 5e-6", "  lr: 5e-6\n  lrs: {head: 1e-6}", "optim.lrs.head: dpo has no scoring head"),
+    ("format: rlaif_v, limit: 500}", "format: prompts, limit: 500}", "rows of the prompts format have no answers"),
     # numbers
     ("  lr: 5e-6", "  lr: fast", "a number is wanted"),
     ("  lr: 5e-6", "  lr: 5e-6e", "a number is wanted"),
@@ -532,3 +547,47 @@ def test_a_sound_key_is_not_blamed_for_a_misspelt_one(write: Callable[..., Path]
 
 def test_a_byte_order_mark_is_no_mistake(write: Callable[..., Path]) -> None:
     assert load_recipe(write(b"\xef\xbb\xbf" + BASE.encode())).recipe.name == "dpo-test"
+
+
+def test_what_images_would_need_is_refused_without_an_encoder(write: Callable[..., Path]) -> None:
+    without = BASE.replace("  vision: openai/clip-vit-large-patch14-336\n", "")
+    text = without.replace("vision: frozen", "vision: full").replace("attention: plain", "attention: mmca")
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(write(text))
+    told = [f"{problem.dotted}: {problem.what}" for problem in caught.value.problems]
+    nothing = "there is no vision encoder, this would do nothing"
+    assert {f"model.{key}: {nothing}" for key in ("tiling", "attention", "train.vision")} <= set(told)
+    text_only = without.replace("  tiling: {kind: dynamic, min_tiles: 1, max_tiles: 12}\n", "")
+    assert load_recipe(write(text_only)).recipe.model.vision is None
+
+
+def test_tiles_of_a_source_need_tiles(write: Callable[..., Path]) -> None:
+    text = BASE.replace("{kind: dynamic, min_tiles: 1, max_tiles: 12}", "pad").replace("repeat: 0.5", "max_tiles: 4")
+    with pytest.raises(RecipeError, match=r"data.train\[1\].max_tiles: an image is one square .* model.tiling is pad"):
+        load_recipe(write(text))
+
+
+def test_what_shapes_contradict_is_told_before_anything_is_queued(write: Callable[..., Path]) -> None:
+    """The files of the model are on this disk, or its name is well known."""
+    rows = "train: {path: a.json, format: llava, images: data/images}\n  eval: []"
+    data = BASE[BASE.index("  train:\n") : BASE.index("  on_bad")]
+    text = BASE.replace(data, f"  {rows}\n").replace("evaluate: {every: 100 steps}\n", "")
+    text = text.replace(", best: eval/accuracy", "")
+    assert contradictions(load_recipe(write(text)).recipe) == []
+    (small,) = contradictions(load_recipe(write(text), ["data.max_tokens=576"]).recipe)
+    assert small.dotted == "data.max_tokens" and "an image alone has 576 tokens" in small.what
+    odd = ["model.projector=pixel_shuffle", "model.vision={random: {image_size: 56, patch: 8, heads: 4}}"]
+    with pytest.raises(
+        RecipeError, match="pixel_shuffle needs an even number of patches a side, and the encoder has 7"
+    ):
+        load_recipe(write(text), odd)
+
+
+def test_a_cluster_adds_its_mistakes_to_those_of_the_recipe(write: Callable[..., Path]) -> None:
+    path = write(BASE.replace("lr: 5e-6", "lr: fast").replace("attention: plain", "attention: mcma"))
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(path, also=partial(choose.misfits, "local"))
+    told = [problem.dotted for problem in caught.value.problems]
+    assert told == ["model.attention", "optim.lr", "resources.nodes"]
+    with pytest.raises(RecipeError, match=r"recipe.yaml:\d+:\d+: resources.nodes"):
+        load_recipe(write(BASE), also=partial(choose.misfits, "local"))

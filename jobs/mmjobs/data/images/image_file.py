@@ -19,9 +19,13 @@ from pathlib import Path
 from typing import BinaryIO, Final
 
 import numpy as np
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import ExifTags, Image, PngImagePlugin, UnidentifiedImageError
 
 from mmjobs.data.example import BadPicture
+
+_METADATA: Final = 64 * 2**20
+"""Bytes of EXIF, text and colour profile that a PNG may carry: Pillow's own limit of 1 MB refuses real photographs."""
+PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = _METADATA
 
 KINDS: Final = ("JPEG", "MPO", "PNG", "GIF", "WEBP", "BMP", "DIB", "TIFF", "PPM", "AVIF", "JPEG2000", "ICO", "QOI")
 """Kinds of files that data sets hold; none that Pillow opens with another program (EPS) or by guessing (TGA, PCX)."""
@@ -208,6 +212,9 @@ def _explained(name: str) -> Iterator[None]:
         limit = Image.MAX_IMAGE_PIXELS or 0
         raise BadPicture(f"{name}: has more than {limit:,} pixels; reduce it or remove the row") from None
     except DAMAGE as error:
+        if "MAX_TEXT" in str(error):
+            what = f"has more than {_METADATA >> 20} MB of metadata (EXIF, text or a colour profile)"
+            raise BadPicture(f"{name}: {what}; save it without them") from None
         raise BadPicture(f"{name}: is damaged: {_reason(error)}") from None
 
 

@@ -26,6 +26,8 @@ class Pixels(Protocol):
     max_side: int
     several: bool
     """Whether adjacent images are read as each would be alone."""
+    tiled: bool
+    """Whether it knows a budget of tiles."""
 
     def expand(self, text: str, sizes: Sequence[Size], budget: int | None = None) -> str:
         """A rendered conversation with the words of all features of its images, which have these sizes.
@@ -71,7 +73,7 @@ class Squares:
         image_token: str = "<image>",
     ) -> None:
         self.side, self.features, self.image_id, self.tiling = side, features, image_id, tiling
-        self.image_token = image_token
+        self.image_token, self.tiled = image_token, tiling.kind == "dynamic"
         self.max_side = tiling.max_side
         self.mean, self.std = tuple(mean), tuple(std)
         self._ground = (int(mean[0] * 255), int(mean[1] * 255), int(mean[2] * 255))
@@ -125,7 +127,7 @@ class Processed:
     def __init__(self, processor: Any, arguments: Collection[str]) -> None:
         self.processor, self.arguments = processor, frozenset(arguments)
         self.several = "batch_num_images" not in self.arguments
-        self._tiled = "max_patches" in getattr(processor.image_processor, "model_input_names", ()) or hasattr(
+        self.tiled = "max_patches" in getattr(processor.image_processor, "model_input_names", ()) or hasattr(
             processor.image_processor, "max_patches"
         )
         self._expansion = Expansion(processor)
@@ -187,7 +189,7 @@ class Processed:
         return (values.flatten(0, -4) * std + mean).clamp(0, 1)
 
     def options(self, images: int, budget: int | None = None) -> dict[str, int]:
-        return {"max_patches": max(1, budget // max(1, images))} if self._tiled and budget else {}
+        return {"max_patches": max(1, budget // max(1, images))} if self.tiled and budget else {}
 
     def __reduce__(self) -> tuple[type[Processed], tuple[Any, Collection[str]]]:
         return Processed, (self.processor, self.arguments)  # without its caches
@@ -198,6 +200,7 @@ class Blind:
 
     max_side = 1
     several = True
+    tiled = False
 
     def expand(self, text: str, sizes: Sequence[Size], budget: int | None = None) -> str:
         raise BadInput("this model takes no images")

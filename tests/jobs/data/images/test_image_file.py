@@ -329,3 +329,24 @@ def test_no_damage_is_anything_but_a_bad_picture(data: bytes, hits: list[tuple[i
         assert str(error).startswith("hit: ")
     else:
         assert opened.mode == "RGB" and opened.size == picture.size(64)
+
+
+def with_metadata(size: int, kind: bytes) -> BytesPicture:
+    """A PNG that carries so many bytes of metadata, compressed as tools write them."""
+    whole, zipped = saved(corners()).data, zlib.compress(b"x" * size)
+    content = {"zTXt": b"Raw profile type exif\0\0", "iCCP": b"icc\0\0", "iTXt": b"XML:com.adobe.xmp\0\1\0\0\0"}[
+        kind.decode()
+    ]
+    body = kind + content + zipped
+    chunk = struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body))
+    return BytesPicture(whole[:33] + chunk + whole[33:], "image 1 of the row")
+
+
+@pytest.mark.parametrize("kind", [b"zTXt", b"iCCP", b"iTXt"])
+def test_twenty_megabytes_of_metadata_are_no_damage(kind: bytes) -> None:
+    assert looks_like_corners(with_metadata(20 * 2**20, kind).open())
+    if kind == b"zTXt":
+        with pytest.raises(
+            BadPicture, match=r"image 1 of the row: has more than 64 MB of metadata .*; save it without"
+        ):
+            with_metadata(70 * 2**20, kind).open()

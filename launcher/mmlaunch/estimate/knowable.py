@@ -1,0 +1,30 @@
+"""What the shapes of a model say against a recipe before anything is queued."""
+
+from __future__ import annotations
+
+from mmlaunch.errors import Problem, UserError
+from mmlaunch.estimate.shapes.network import network_of
+from mmlaunch.recipe import Recipe
+from mmlaunch.recipe.data import FORMATS
+
+
+def contradictions(recipe: Recipe) -> list[Problem]:
+    """What cannot work with these shapes; nothing where they are not known on this machine."""
+    try:
+        network = network_of(recipe.model)
+    except UserError:
+        return []
+    if network.vision is None:
+        return []
+    problems = []
+    if recipe.model.projector.kind == "pixel_shuffle" and not recipe.model.pretrained and network.vision.side % 2:
+        what = f"pixel_shuffle needs an even number of patches a side, and the encoder has {network.vision.side}"
+        problems.append(Problem(("model", "projector"), what, "write projector: mlp, or another encoder"))
+    sources = [*recipe.data.train, *recipe.data.eval]
+    if network.features >= recipe.data.max_tokens and all(
+        source.images != "none" and (FORMATS[source.format].image_folder or FORMATS[source.format].generated)
+        for source in sources
+    ):
+        what = f"an image alone has {network.features} tokens, so no example with one fits"
+        problems.append(Problem(("data", "max_tokens"), what, f"write more than {network.features}"))
+    return problems
