@@ -15,6 +15,7 @@ from PIL import Image
 
 from mmjobs.data.encode import Processor
 from mmjobs.data.example import Example
+from mmlaunch.recipe.requirements import Requirements
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 70rem; padding: 0 1rem; color: #222; }
@@ -23,8 +24,15 @@ td:first-child, th:first-child { text-align: left; }
 section { border-top: 2px solid #888; margin-top: 2rem; }
 .tokens { white-space: pre-wrap; font-family: ui-monospace, monospace; background: #f6f6f6; padding: .6rem; }
 .in_loss { background: #b7e3b0; } .special { color: #9a3412; font-weight: 600; } .images { color: #1d4ed8; }
-img { image-rendering: pixelated; height: 8rem; margin: .2rem; border: 1px solid #ccc; }
+.tokens { overflow-wrap: anywhere; } .wide { overflow-x: auto; } h1, h2 { overflow-wrap: anywhere; }
+.chosen, .rejected { border-left: .4rem solid; padding-left: .6rem; }
+.chosen { border-color: #15803d; } .rejected { border-color: #b91c1c; }
+img { max-width: 100%; height: 8rem; object-fit: contain; image-rendering: pixelated; margin: .2rem; }
+img { border: 1px solid #ccc; }
 """
+
+
+PAIR = ("chosen", "rejected")
 
 
 @dataclass(frozen=True)
@@ -45,6 +53,8 @@ class Sample:
     prompt: list[Piece]
     answers: list[list[Piece]]
     scores: list[float | None]
+    names: list[str]
+    """What the objective takes each answer for: chosen, rejected, a rank."""
     pictures: torch.Tensor  # [N, 3, H, W], from 0 to 1
 
     def facts(self) -> dict[str, Any]:
@@ -54,6 +64,7 @@ class Sample:
             "prompt": _as_lists(self.prompt),
             "answers": [_as_lists(answer) for answer in self.answers],
             "scores": self.scores,
+            "names": self.names,
             "pictures": list(self.pictures.shape),
         }
 
@@ -70,8 +81,18 @@ def sample(processor: Processor, example: Example, budget: int | None) -> Sample
         prompt=_pieces(processor, encoded.prompt.ids, encoded.prompt.loss_mask),
         answers=[_pieces(processor, answer.ids, answer.loss_mask) for answer in encoded.answers],
         scores=list(encoded.scores),
+        names=_names(processor.requirements, len(encoded.answers)),
         pictures=processor.pixels.visible(encoded.image_inputs),
     )
+
+
+def _names(requirements: Requirements, count: int) -> list[str]:
+    """What the objective takes each answer for."""
+    if requirements.least == requirements.most == count == 2:
+        return list(PAIR)
+    if requirements.least > 1 and count > 1:
+        return [f"rank {number}" for number in range(1, count + 1)]
+    return [f"answer {number}" for number in range(1, count + 1)]
 
 
 def _pieces(processor: Processor, ids: Sequence[int], loss_mask: Sequence[bool]) -> list[Piece]:
@@ -104,9 +125,11 @@ def page_of(name: str, result: dict[str, Any], samples: Sequence[Sample]) -> str
     )
     body = "".join(_section(one) for one in samples)
     return (
-        f"<!doctype html><html lang=en><meta charset=utf-8><title>{title}</title><style>{_STYLE}</style>"
+        f"<!doctype html><html lang=en><meta charset=utf-8>"
+        f"<meta name=viewport content='width=device-width, initial-scale=1'>"
+        f"<title>{title}</title><style>{_STYLE}</style>"
         f"<h1>{title}</h1><p>Numbers are least / median / 99th percentile / most.</p>"
-        f"<table>{head}{''.join(rows)}</table>"
+        f"<div class=wide><table>{head}{''.join(rows)}</table></div>"
         "<p>Tokens in the loss are <span class=in_loss>green</span>, special ones <span class=special>brown</span>.</p>"
         f"{body}</html>\n"
     )
@@ -115,9 +138,10 @@ def page_of(name: str, result: dict[str, Any], samples: Sequence[Sample]) -> str
 def _section(one: Sample) -> str:
     pictures = "".join(f'<img alt="what the model sees" src="{_png(picture)}">' for picture in one.pictures)
     answers = ""
-    for number, (answer, score) in enumerate(zip(one.answers, one.scores, strict=True), 1):
+    for name, answer, score in zip(one.names, one.answers, one.scores, strict=True):
         scored = f", score {score:g}" if score is not None else ""
-        answers += f"<h3>answer {number}{scored}</h3><div class=tokens>{_marked(answer)}</div>"
+        kind = name if name in PAIR else "answer"
+        answers += f"<div class={kind}><h3>{name}{scored}</h3><div class=tokens>{_marked(answer)}</div></div>"
     return (
         f"<section><h2>{html.escape(one.origin)}</h2>{pictures}<h3>prompt</h3>"
         f"<div class=tokens>{_marked(one.prompt)}</div>{answers}</section>"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import click
@@ -60,6 +61,8 @@ def command(
     paths = [rundir.resolve(run) for run in (first, second)]
     given = {"format": format, "images": images, "split": split}
     sources = _sources(paths[0], data, {key: value for key, value in given.items() if value is not None}, limit)
+    for line in _announced(paths, sources, named=bool(data) or given["format"] == "shapes"):
+        click.echo(line, err=True)
     described = json.dumps([source.model_dump(mode="json", exclude_none=True) for source in sources])
     arguments = [*(str(path.root) for path in paths), described, "--batch", str(batch)]
     result = run_task.run("mmjobs.tasks.compare", arguments)
@@ -86,6 +89,21 @@ def _sources(run: RunPaths, data: tuple[str, ...], options: dict[str, Any], limi
         source if limit is None else source.model_copy(update={"limit": min(limit, source.limit or limit)})
         for source in held_out
     ]
+
+
+def _announced(runs: list[RunPaths], sources: list[Source], named: bool) -> Iterator[str]:
+    """Which data both runs are about to judge, before anything takes time."""
+    held_out = [resolved.read(run.resolved).data.eval for run in runs]
+    whose = "as named" if named else f"the data.eval of A, {runs[0].name}"
+    yield f"both judge {', '.join(map(_called, sources))} ({whose})"
+    if not named and held_out[0] != held_out[1]:
+        theirs = ", ".join(map(_called, held_out[1])) or "none"
+        yield f"  B, {runs[1].name}, was evaluated on other data: {theirs}; --data PATH chooses"
+
+
+def _called(source: Source) -> str:
+    name = source.path or source.format
+    return name + (f" (at most {source.limit:,} rows)" if source.limit is not None else "")
 
 
 def _show(result: dict[str, Any]) -> None:

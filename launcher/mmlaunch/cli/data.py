@@ -20,12 +20,17 @@ Examples:
   mmlaunch data recipes/quickstart.yaml
   mmlaunch data recipes/dpo_llama3.yaml --samples 8 --html samples.html
   mmlaunch data my.yaml --decode -s data.train[0].limit=1000
+  mmlaunch data --formats
 """
 
 
 @click.command(epilog=EXAMPLES)
 @options.recipe()
 @options.overrides
+@click.option(
+    "--formats", is_flag=True, is_eager=True, expose_value=False, callback=lambda *given: _formats(*given),
+    help="Show one row of each data format, and stop.",
+)  # fmt: skip
 @click.option("--samples", type=click.IntRange(min=0), default=3, show_default=True, help="Examples to show.")
 @click.option("--html", type=click.Path(path_type=Path), help="Write the samples to a page, with their images.")
 @click.option("--decode", is_flag=True, help="Decode every image: finds those that are damaged behind their header.")
@@ -57,6 +62,19 @@ def command(
         click.echo(f"next: open {html} in a browser")
 
 
+def _formats(context: click.Context, _: click.Parameter, wanted: bool) -> None:
+    """One row of each format, as it stands in a file."""
+    if not wanted or context.resilient_parsing:
+        return
+    from mmlaunch.recipe.data import FORMATS
+
+    for name, kind in FORMATS.items():
+        if kind.example:
+            click.echo(f"{click.style(name, bold=True)}\n  {kind.example}")
+    click.echo("\nimage paths begin in the folder of the source's images:, or beside the file; bytes and base64 do too")
+    context.exit()
+
+
 def _sources(result: dict[str, Any]) -> None:
     rows = []
     for group, parts in result["groups"].items():
@@ -82,9 +100,9 @@ def _sources(result: dict[str, Any]) -> None:
 def _sample(one: dict[str, Any]) -> None:
     click.echo(click.style(f"\n{one['origin']}", bold=True) + click.style(f"  pixels {one['pictures']}", dim=True))
     click.echo("".join(_piece(*piece) for piece in one["prompt"]))
-    for number, (answer, score) in enumerate(zip(one["answers"], one["scores"], strict=True), 1):
+    for name, answer, score in zip(one["names"], one["answers"], one["scores"], strict=True):
         score = f" (score {score:g})" if score is not None else ""
-        click.echo(click.style(f"answer {number}{score}: ", bold=True) + "".join(_piece(*piece) for piece in answer))
+        click.echo(click.style(f"{name}{score}: ", bold=True) + "".join(_piece(*piece) for piece in answer))
 
 
 def _piece(text: str, learnt: bool, kind: str) -> str:

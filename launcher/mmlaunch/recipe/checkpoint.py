@@ -25,9 +25,11 @@ class Checkpoint(Section):
     best: Annotated[Line, Field(examples=["eval/accuracy"])] | None = None
     """The checkpoint with the best value of this metric is kept too."""
     best_is: Literal["highest", "lowest"] = "highest"
+    """Whether the highest or the lowest value of `best` is the best one."""
     background: bool = True
     """Train on while files are written. The last save, and one before a stop, always block."""
     on_full_disk: Literal["continue", "stop"] = "continue"
+    """continue: train on without a new checkpoint, and say so; stop: end the run."""
 
 
 class Evaluate(Section):
@@ -45,3 +47,4 @@ class Log(Section):
     every: Count = 10
     """Steps between two lines of metrics."""
     tensorboard: bool = True
+    """Write the curves for TensorBoard."""

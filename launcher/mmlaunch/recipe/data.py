@@ -22,18 +22,49 @@ class Format:
     """Its rows come from no file."""
     answers: bool = True
     """Its rows have answers."""
+    example: str = ""
+    """One row of it; `mmlaunch data --formats` shows it."""
 
 
 FORMATS: dict[str, Format] = {
     "auto": Format(),
-    "llava": Format(image_folder=True),
-    "mdpo": Format(image_folder=True, scores=False),
-    "internvl": Format(),
-    "rlaif_v": Format(scores=False),
-    "trl": Format(),
-    "ultrafeedback": Format(),
-    "shp": Format(),
-    "prompts": Format(scores=False, answers=False),
+    "llava": Format(
+        image_folder=True,
+        example='{"image": "a.jpg", "conversations": [{"from": "human", "value": "<image>\\nWhat is it?"}, '
+        '{"from": "gpt", "value": ["best", "second"]}]}',
+    ),
+    "mdpo": Format(
+        image_folder=True,
+        scores=False,
+        example='{"img_path": "a.jpg", "prompt": "What is it?", "chosen": "A cat.", "rejected": "A dog."}',
+    ),
+    "internvl": Format(
+        example='{"my_set": {"root": "images", "annotation": "rows.jsonl", "repeat_time": 1, "length": 1, '
+        '"max_dynamic_patch": 12}}',
+    ),
+    "rlaif_v": Format(
+        scores=False,
+        example='{"image": "a.jpg", "question": "What is it?", "chosen": "A cat.", "rejected": "A dog."}',
+    ),
+    "trl": Format(
+        example='{"images": ["a.jpg"], "prompt": [{"role": "user", "content": "What is it?"}], "chosen": '
+        '[{"role": "assistant", "content": "A cat."}], "rejected": [{"role": "assistant", "content": "A '
+        'dog."}]}',
+    ),
+    "ultrafeedback": Format(
+        example='{"prompt": "Hi", "chosen": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": '
+        '"Hello."}], "rejected": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": '
+        '"What?"}], "score_chosen": 8.0, "score_rejected": 5.0}',
+    ),
+    "shp": Format(
+        example='{"post_id": "p1", "history": "How are you?", "human_ref_A": "Fine.", "human_ref_B": "No.", '
+        '"score_A": 9, "score_B": 2, "labels": 1}',
+    ),
+    "prompts": Format(
+        scores=False,
+        answers=False,
+        example='{"prompt": "What is it?", "image": "a.jpg"}',
+    ),
     "shapes": Format(generated=True),
 }
 """By the name that a recipe writes."""
@@ -54,6 +85,7 @@ class Source(Section):
     path: Annotated[Line, Field(examples=["data/rlaif-v"])] | None = None
     """A file or a folder; only `format: shapes` needs none."""
     format: Literal[_NAMES] = "auto"  # type: ignore[valid-type]  # one table serves schema and rules
+    """How its rows are written; auto recognises it. `mmlaunch data --formats` shows a row of each."""
     images: Annotated[Line, Field(examples=["data/images"])] | None = None
     """The folder to which image paths are relative; `none` for text-only data."""
     repeat: Annotated[float, Field(gt=0, le=10_000, allow_inf_nan=False)] = 1.0
@@ -100,7 +132,9 @@ class Data(Section):
     }  # fmt: skip
 
     train: Sources
+    """The data sets that are trained on: a path, a mapping, or a list of them."""
     eval: Annotated[list[Source], OneOrMore()] = []
+    """Held-out data sets, for evaluation alone."""
     on_bad: Literal["error", "skip"] = "error"
     """What a broken row or image does; skipped ones are listed in the run directory."""
     max_tokens: Count = 2048

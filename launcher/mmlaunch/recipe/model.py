@@ -21,10 +21,15 @@ class RandomVision(Section):
     """A CLIP encoder with random weights, for tests and for the quickstart."""
 
     width: Count = 96
+    """The width of its hidden states."""
     layers: Count = 2
+    """How many layers it has."""
     heads: Count = 4
+    """Attention heads of a layer."""
     image_size: Count = 32
+    """The side of the square that it reads, in pixels."""
     patch: Count = 8
+    """The side of a patch, in pixels."""
 
     @rule
     def _heads_divide(self) -> Iterator[Mistake]:
@@ -39,9 +44,13 @@ class RandomLanguage(Section):
     """A LLaMA with random weights and a byte-level tokenizer."""
 
     width: Count = 96
+    """The width of its hidden states."""
     layers: Count = 2
+    """How many layers it has."""
     heads: Count = 4
+    """Attention heads of a layer."""
     max_positions: Count = 512
+    """The longest sequence, in tokens."""
 
     @rule
     def _heads_divide(self) -> Iterator[Mistake]:
@@ -60,6 +69,7 @@ class Vision(Section):
     feature_layer: int = -2
     """The hidden layer that is projected: -1 is the last one, -2 (as in LLaVA) the one before it."""
     keep_class_token: bool = False
+    """Whether the projector reads the class token beside the patches."""
 
     @rule
     def _one_source(self) -> Iterator[Mistake]:
@@ -97,6 +107,7 @@ class Projector(Section):
     OTHER_NAMES: ClassVar[dict[str, str]] = {"type": "kind", "num_queries": "queries"}
 
     kind: Projectors = "mlp"
+    """mlp is LLaVA's, pixel_shuffle InternVL's; vit begins with a layer, perceiver learns queries."""
     queries: Count | None = None
     """How many queries a perceiver learns (default 256)."""
 
@@ -125,7 +136,9 @@ class Tiling(Section):
     tiling, in several squares.
     """
     min_tiles: Count = 1
+    """The fewest tiles of an image, without the thumbnail; for dynamic tiling."""
     max_tiles: Count = 12
+    """The most tiles of an image, without the thumbnail; several images of a conversation share them."""
     thumbnail: bool = True
     """Append the whole image when there is more than one tile."""
     upscale: bool = True
@@ -167,12 +180,17 @@ class Lora(Section):
     }  # fmt: skip
 
     rank: Count = 16
+    """The width of an adapter."""
     alpha: Positive = 32
+    """Its scale: the update is multiplied by alpha / rank."""
     dropout: Share = 0.0
+    """Dropout before an adapter."""
     targets: Annotated[Line, AfterValidator(_pattern)] = "all-linear"
     """all-linear, or a regular expression over module names."""
     rslora: bool = False
+    """Scale by alpha / sqrt(rank) instead (rsLoRA)."""
     dora: bool = False
+    """Learn the length of each weight vector apart from its direction (DoRA)."""
 
 
 class Train(Section):
@@ -184,8 +202,11 @@ class Train(Section):
     }  # fmt: skip
 
     vision: Training = "frozen"
+    """The vision encoder: frozen, trained in full, or with LoRA."""
     projector: Literal["frozen", "full"] = "full"
+    """The projector: frozen or trained in full."""
     language: Training = "full"
+    """The language model: frozen, trained in full, or with LoRA."""
     embeddings: bool | None = None
     """Token embeddings and output head; by default they follow the language model (full) and are frozen otherwise."""
     vision_layers: Count | None = None
@@ -217,8 +238,11 @@ class Model(Section):
     TRAINED: ClassVar[tuple[str, ...]] = ("init_from",)
 
     vision: Vision | None = None
+    """The vision encoder, for a model put together from parts; without one it trains on text."""
     language: Language | None = None
+    """The language model, for a model put together from parts."""
     projector: Projector = Field(default_factory=Projector)
+    """What turns image features into language embeddings."""
     pretrained: Annotated[Line, Field(examples=["llava-hf/llava-1.5-7b-hf"])] | None = None
     """A whole image-text or text-only model instead of vision, projector and language: a name or a folder."""
     init_from: Annotated[Line, Field(examples=["runs/sft-llama3-8b"])] | None = None
@@ -226,8 +250,11 @@ class Model(Section):
     attention: Literal["plain", "mmca"] = "plain"
     """mmca: each modality is attended to with a softmax of its own."""
     tiling: Tiling = Field(default_factory=Tiling)
+    """How an image becomes one or more squares of the vision encoder."""
     train: Train = Field(default_factory=Train)
+    """How each part is trained."""
     lora: Lora | None = None
+    """The adapters of the parts that are trained with LoRA."""
     chat_template: Literal["llama-2", "llama-3", "vicuna", "plain", "processor"] = "processor"
     """processor: the template that comes with the model."""
     activation_checkpointing: Literal["auto", "on", "off"] = "auto"
@@ -235,6 +262,7 @@ class Model(Section):
     weights: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     """The type that frozen weights are kept in; auto: that of `precision`."""
     remote_code: Literal["refuse", "run what the checkpoint ships"] = "refuse"
+    """Whether code that a checkpoint ships may run on your machine."""
     dropout: Share = 0.0
     """Dropout of the language model's attention weights."""
 

@@ -18,6 +18,7 @@ class Sft(Method):
     OBJECTIVE: ClassVar[str] = "sft"
 
     method: Literal["sft"] = "sft"
+    """Supervised fine-tuning."""
 
     @property
     def requirements(self) -> Requirements:
@@ -37,6 +38,7 @@ class Reward(Method):
     OTHER_NAMES: ClassVar[dict[str, str]] = {"center": "centre", "center_rewards_coefficient": "centre"}
 
     method: Literal["reward"] = "reward"
+    """A reward model."""
     loss: Literal["ranked", "regression"] = "ranked"
     """ranked: Plackett-Luce over the answers in their order; regression: the score itself."""
     margin: bool = False
@@ -74,10 +76,13 @@ class Sampling(Section):
     OTHER_NAMES: ClassVar[dict[str, str]] = {"max_length": "max_new_tokens", "topk": "top_k", "topp": "top_p"}
 
     max_new_tokens: Count = 512
+    """The longest answer, in tokens."""
     temperature: NotNegative = 1.0
     """0 takes the likeliest token each time."""
     top_k: Count | None = None
+    """Sample from the k likeliest tokens only."""
     top_p: Annotated[Real, Field(gt=0, le=1)] = 1.0
+    """Sample from the likeliest tokens that have this probability together."""
     answers: Count = 1
     """Answers per prompt."""
 
@@ -89,15 +94,18 @@ class RewardSource(Section):
     TRAINED: ClassVar[tuple[str, ...]] = ("path",)
 
     path: Annotated[Line, Field(examples=["runs/rm-llama3-8b"])]
+    """A reward run or its export."""
     standardise: bool = True
     """By the mean and spread that are stored with the reward model."""
     clip: Positive = 10.0
+    """The largest reward, in absolute value, after it is standardised."""
 
 
 class Critic(Section):
     """PPO's value model."""
 
     init_from: Literal["reward", "policy"] = "reward"
+    """The weights that it starts from: the reward model's or the policy's."""
     lr: Positive | None = None
     """Left out: optim.lr."""
     stage: Annotated[int, Field(ge=0, le=3)] | None = None
@@ -117,19 +125,29 @@ class Ppo(Method):
     }  # fmt: skip
 
     method: Literal["ppo"]
+    """Proximal policy optimisation."""
     reward: Annotated[RewardSource | None, Field(validate_default=False)] = None
+    """What gives rewards: a reward run."""
     sampling: Sampling = Field(default_factory=Sampling)
+    """How answers are generated."""
     rollouts: Count = 128
     """Answers that are sampled before each round of updates."""
     epochs: Count = 1
+    """Passes over the answers of a round."""
     kl: NotNegative = 0.1
+    """Weight of the KL penalty to the reference, for each token."""
     clip: Annotated[Real, Field(gt=0, lt=1)] = 0.2
+    """How far the ratio of new to old probability may move from 1."""
     value_clip: Annotated[Real, Field(gt=0, lt=1)] = 0.2
+    """How far a value may move from the old one."""
     gamma: Annotated[Real, Field(gt=0, le=1)] = 0.99
+    """The discount of later rewards."""
     lam: Annotated[Real, Field(ge=0, le=1)] = 0.95
+    """The lambda of generalised advantage estimation."""
     whiten: bool = True
     """Give the advantages of a round mean 0 and spread 1."""
     critic: Critic = Field(default_factory=Critic)
+    """The value model."""
     sft_weight: NotNegative = 0.0
     """Weight of supervised loss on the training answers, where they have any."""
 
@@ -157,7 +175,9 @@ class Predict(Method):
     SUPPORTED: ClassVar[bool] = False
 
     method: Literal["predict"]
+    """Answers to prompts, without training."""
     sampling: Sampling = Field(default_factory=Sampling)
+    """How answers are generated."""
     output: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = "predictions.jsonl"
     """A file of this name in the run directory."""
 

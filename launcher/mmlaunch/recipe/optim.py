@@ -18,9 +18,13 @@ class PartRates(Section):
     """Learning rates of single parts; those that are not named use `lr`."""
 
     vision: Positive | None = None
+    """Of the vision encoder."""
     projector: Positive | None = None
+    """Of the projector."""
     language: Positive | None = None
+    """Of the language model."""
     embeddings: Positive | None = None
+    """Of the token embeddings and the output head."""
     head: Positive | None = None
     """The number that a reward model gives an answer."""
 
@@ -36,15 +40,21 @@ class Optim(Section):
     }  # fmt: skip
 
     lr: Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False, examples=["5e-6"])]
+    """The highest learning rate."""
     lrs: PartRates = Field(default_factory=PartRates)
+    """Learning rates of single parts."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """How the learning rate falls after the warm-up."""
     warmup: WarmupLength = Warmup(share=0.03)
+    """How long it rises at the beginning: 3%, or 100 steps."""
     final_lr: Share = 0.0
     """The learning rate at the end of the schedule, as a share of `lr`."""
     weight_decay: NotNegative = 0.0
     """Never applied to biases, norms and embeddings."""
     betas: Annotated[list[Beta], BeforeValidator(_pair), Field(min_length=2, max_length=2)] = [0.9, 0.95]
+    """AdamW's two betas."""
     eps: Positive = 1e-8
+    """AdamW's epsilon."""
     clip: NotNegative = 1.0
     """The largest norm of a gradient; 0 does not clip."""
     bad_steps: Annotated[int, Field(ge=0)] = 3

@@ -49,17 +49,23 @@ class Preference(Method):
     }  # fmt: skip
 
     method: Literal[PREFERENCES] = "preference"  # type: ignore[valid-type]  # one list serves schema and hints
+    """The name of a published mixture or of a single term; preference: the terms alone."""
     terms: Terms = Field(default_factory=Terms)
+    """The weighted sum of losses: a weight, or options, for each term."""
     beta: Positive = 0.1
+    """How strongly the policy is held to the reference."""
     reference: Literal["precomputed", "adapter off", "copy", "none"] = "precomputed"
     """Where the reference's log-probabilities come from; none: the objective is reference-free."""
     reference_stage: Annotated[int, Field(ge=0, le=3)] | None = None
     """The ZeRO stage of a copy: divided at 3, whole below. Left out: 3 where the policy's is 3; it would not fit."""
     reference_sync: ReferenceSync | None = None
+    """Let a copy of the reference follow the policy (TR-DPO)."""
     ld_alpha: Share | None = None
     """Weight of the tokens beyond the shorter answer's length (LD-DPO)."""
     divergence: Literal["reverse_kl", "forward_kl", "js", "alpha"] = "reverse_kl"
+    """The f-divergence that holds the policy to the reference (f-DPO)."""
     divergence_alpha: Real = 0.5
+    """The alpha of the alpha-divergence."""
     wpo: bool = False
     """Weight each pair by the policy's own probability of it (WPO, eq. 2, without an upper bound)."""
 

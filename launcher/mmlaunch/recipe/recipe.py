@@ -50,22 +50,39 @@ class Recipe(Section):
     }  # fmt: skip
 
     name: Annotated[str, BeforeValidator(_name), Field(examples=["dpo-llama3-8b"])]
+    """The name of the run; its directory is called after it."""
     model: Model
+    """The model: its parts, how they are joined, which are trained."""
     data: Data
+    """Where examples come from."""
     objective: Annotated[Objective, Field(examples=["dpo"])]
+    """What the run learns: a method's name, or a mapping with its options."""
     optim: Optim
+    """AdamW and its schedule."""
     batch: Batch
+    """How many examples make a step, and how they are spread over ranks."""
     epochs: Annotated[Positive | None, Field(examples=[1])] = None
+    """How often the training data are read."""
     steps: Annotated[Count | None, Field(examples=[1000])] = None
+    """How many optimiser steps, instead of epochs."""
     precision: Literal["bf16", "fp16", "fp32"] = "bf16"
+    """The arithmetic of forward and backward passes."""
     deepspeed: Annotated[DeepSpeed, BeforeValidator(use_default_for_none)] = Field(default_factory=DeepSpeed)
+    """The ZeRO stage and what is kept in CPU memory."""
     checkpoint: Annotated[Checkpoint, BeforeValidator(use_default_for_none)] = Field(default_factory=Checkpoint)
+    """When the run is saved, and what is kept."""
     evaluate: Annotated[Evaluate, BeforeValidator(use_default_for_none)] = Field(default_factory=Evaluate)
+    """When it is evaluated."""
     log: Annotated[Log, BeforeValidator(use_default_for_none)] = Field(default_factory=Log)
+    """What is written down."""
     resources: Annotated[Resources, BeforeValidator(use_default_for_none)] = Field(default_factory=Resources)
+    """The machines and the time that it needs."""
     restarts: Annotated[Restarts, BeforeValidator(use_default_for_none)] = Field(default_factory=Restarts)
+    """How often it may be restarted, by cause."""
     env: Annotated[Env, BeforeValidator(use_default_for_none)] = []
+    """Environment variables of the job: names whose values come from your shell, or NAME=value."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    """Decides order, random weights and dropout."""
 
     @model_validator(mode="before")
     @classmethod

@@ -10,7 +10,9 @@ class ReferenceSync(Section):
     """Moves the reference towards the policy (TR-DPO)."""
 
     every: Count = 512
+    """Steps between two moves."""
     mix: Share = 0.6
+    """The share of the policy in the moved reference."""
 
 
 @dataclass(frozen=True)

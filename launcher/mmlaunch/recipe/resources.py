@@ -19,6 +19,7 @@ class Resources(Section):
     }  # fmt: skip
 
     nodes: Count = 1
+    """How many machines."""
     gpus_per_node: Annotated[int, Field(ge=0)] = 8
     """0: the run uses CPUs only."""
     tasks_per_node: Count | None = None
@@ -28,10 +29,13 @@ class Resources(Section):
     memory: MemorySize | None = None
     """Memory of a node; left out: all of it."""
     time: Duration = 86400
+    """The time limit of an attempt: 24:00:00, 30m."""
     partition: Word | None = None
     """Partition, account and qos of this run, instead of the profile's."""
     account: Word | None = None
+    """The account that is charged."""
     qos: Word | None = None
+    """The quality of service."""
 
     @rule
     def _one_rank_a_gpu(self) -> Iterator[Mistake]:

@@ -6,10 +6,13 @@ text again, which is most of the time that the schema takes to import.
 
 from __future__ import annotations
 
+import ast
+import inspect
+import textwrap
 from collections.abc import Callable, Iterable, Iterator
-from itertools import chain
+from itertools import chain, pairwise
 from types import FunctionType
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar, cast
 
 from pydantic import (
     BaseModel,
@@ -78,6 +81,8 @@ class Section(BaseModel):
     @classmethod
     def __get_pydantic_json_schema__(cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
         schema = handler.resolve_ref_schema(handler(core_schema))
+        for name, text in descriptions(cls).items():  # read now: a start of the command line need not wait for it
+            schema["properties"][cls.model_fields[name].alias or name].setdefault("description", text)
         if not cls.SHORT:
             return schema
         return {"anyOf": [dict(schema), dict(schema["properties"][cls.SHORT])], "title": cls.__name__}
@@ -92,6 +97,20 @@ class Section(BaseModel):
     def keys(cls) -> list[str]:
         """The keys as users write them."""
         return [field.alias or name for name, field in cls.model_fields.items()]
+
+
+def descriptions(section: type[Section]) -> dict[str, str]:
+    """The docstring of each field, from the sources of the class and of those that it inherits from."""
+    found: dict[str, str] = {}
+    for cls in reversed(section.__mro__):
+        if not (issubclass(cls, Section) and cls is not Section):
+            continue
+        body = cast(ast.ClassDef, ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]).body
+        for field, text in pairwise(body):
+            named = isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and field.target.id
+            if named in section.model_fields and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant):
+                found[str(named)] = inspect.cleandoc(str(text.value.value))
+    return found
 
 
 def mistake(what: str, right: str = "") -> PydanticCustomError:

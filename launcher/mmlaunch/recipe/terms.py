@@ -38,24 +38,28 @@ class Term(Section):
     SHORT: ClassVar[str] = "weight"
 
     weight: NotNegative = 1.0
+    """Its weight in the sum."""
 
 
 class Smoothed(Term):
     """A term whose labels may be wrong now and then."""
 
     label_smoothing: Smoothing = 0.0
+    """The share of pairs whose labels may be wrong."""
 
 
 class Anchor(Term):
     """-logsigmoid(b w - delta): keeps the chosen answer's probability up (mDPO)."""
 
     delta: Real = 0.0
+    """How much the chosen answer has to gain over the reference."""
 
 
 class Margin(Term):
     """Cross-entropy against p = sigmoid(gamma x score gap) (MMPO)."""
 
     gamma: Positive = 1.0
+    """How strongly a score gap becomes a label."""
     scores: Literal["as they are", "divided by their spread"] = "as they are"
     """Scores of different data sets have different scales; the spread is that of the training data's score gaps."""
 
@@ -64,31 +68,37 @@ class Exo(Term):
     """exo_pair; needs a little smoothing to be finite."""
 
     label_smoothing: Annotated[Real, Field(gt=0, lt=0.5)] = 1e-3
+    """The share of pairs whose labels may be wrong; more than 0."""
 
 
 class Aot(Smoothed):
     """Sorted log-ratios over the global batch."""
 
     pairs: Literal["paired", "unpaired"] = "paired"
+    """paired: sort the gaps of pairs; unpaired: sort chosen and rejected answers apart."""
 
 
 class Discopop(Term):
     """Log-ratio modulated loss."""
 
     tau: Positive = 0.05
+    """The temperature of the modulation."""
 
 
 class Simpo(Term):
     """-logsigmoid(b (mean logp w - mean logp l) - gamma); gamma is the margin itself, not gamma / b."""
 
     gamma: NotNegative = 0.5
+    """The margin that chosen answers should have."""
 
 
 class Kto(Term):
     """Unpaired: the reference point is the KL to mismatched answers, detached and never below 0."""
 
     desirable: NotNegative = 1.0
+    """Weight of desirable answers."""
     undesirable: NotNegative = 1.0
+    """Weight of undesirable answers."""
 
 
 class Terms(Section):
@@ -104,25 +114,39 @@ class Terms(Section):
     image_conditional: Term | None = None
     """Sigmoid of the chosen answer with its image against the same answer with a corrupted one (mDPO)."""
     anchor: Anchor | None = None
+    """-logsigmoid(b w - delta): keeps the chosen answer's probability up (mDPO)."""
     bco: Term | None = None
     """-logsigmoid(b w - shift) - logsigmoid(shift - b l); shift is the mean of all earlier rewards (MPO)."""
     sft: Term | None = None
     """Mean negative log-probability of the chosen answer's tokens over the global batch."""
     margin: Margin | None = None
+    """Cross-entropy against a soft label from the score gap (MMPO)."""
     ipo: Term | None = None
+    """A squared loss on the mean log-ratio gap (IPO)."""
     hinge: Term | None = None
+    """max(0, 1 - b D) (SLiC)."""
     robust: Smoothed | None = None
+    """DPO that is unbiased where labels are wrong at a known rate (robust DPO)."""
     nca: Term | None = None
+    """Noise contrastive alignment."""
     exo: Exo | None = None
+    """Reverse KL to a softened preference (EXO)."""
     sppo: Term | None = None
+    """Self-play preference optimisation, with hard labels."""
     aot: Aot | None = None
+    """Alignment by optimal transport, over the global batch."""
     apo_zero: Term | None = None
+    """Anchored preference optimisation: chosen up, rejected down."""
     apo_down: Term | None = None
+    """Anchored preference optimisation: chosen down, rejected further down."""
     discopop: Discopop | None = None
+    """The log-ratio modulated loss that DiscoPOP found."""
     simpo: Simpo | None = None
+    """Mean log-probabilities with a margin, without a reference (SimPO)."""
     orpo: Term | None = None
     """The odds ratio alone; the method orpo adds it, with its weight of 0.1, to sft."""
     kto: Kto | None = None
+    """Kahneman-Tversky optimisation, also of single answers with a label."""
     plackett_luce: Term | None = None
     """K-way DPO over ranked answers."""
 

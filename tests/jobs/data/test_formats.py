@@ -27,6 +27,7 @@ from mmjobs.data.readers.row import Row
 from mmjobs.data.readers.turns import Message, prompt
 from mmlaunch.errors import BadInput
 from mmlaunch.recipe import data as data_section
+from mmlaunch.recipe.data import FORMATS as RECIPE_FORMATS
 from mmlaunch.recipe.data import Source
 
 Write = Callable[..., Path]
@@ -838,3 +839,25 @@ def test_auto_says_what_it_saw_and_what_there_is(write: Write) -> None:
             read(write(rows), "auto")
         for format in set(data_section.FORMATS) - {"auto", "shapes"}:
             assert f"{format} (" in str(caught.value)
+
+
+@pytest.mark.parametrize("name", [name for name, kind in RECIPE_FORMATS.items() if kind.example])
+def test_the_example_of_each_format_is_a_row_of_it(write: Write, name: str) -> None:
+    """The one that the README and `mmlaunch data --formats` show."""
+    text = RECIPE_FORMATS[name].example
+    write(json.dumps([talk("Q", "A")]), "rows.jsonl")
+    path = write(text, "meta.json" if name == "internvl" else "rows.jsonl")
+    if name == "internvl":
+        write(f"{json.dumps(talk('Q', 'A'))}\n", "rows.jsonl")
+    (example,) = read(path, name)
+    assert example.prompt and (example.answers or name == "prompts")
+    assert text in (Path(__file__).resolve().parents[3] / "README.md").read_text()
+
+
+def test_a_path_that_leads_nowhere_says_what_to_write(write: Write, tmp_path: Path) -> None:
+    for name in ("trl", "rlaif_v"):
+        (row,) = read(write(RECIPE_FORMATS[name].example.replace("a.jpg", "train/b.jpg"), "rows.jsonl"), name)
+        with pytest.raises(BadPicture) as caught:
+            row.images[0].open()
+        assert "train/b.jpg: no such file; train/b.jpg was looked for in" in str(caught.value)
+        assert "write images: with the folder that paths begin in" in str(caught.value)

@@ -62,3 +62,13 @@ def test_a_damaged_checkpoint_is_named(runs: Path) -> None:
     (folder / "MANIFEST.json").write_text(json.dumps({"format": 2}))
     done = mmlaunch("compare", "early", "early")
     assert done.returncode == 2 and "early has no valid checkpoint (step-3: MANIFEST.json is damaged" in done.stderr
+
+
+def test_the_data_are_named_at_once(runs: Path) -> None:
+    """Also where the two runs were evaluated on different ones; neither has a checkpoint, and none is needed for it."""
+    told = mmlaunch("compare", "early", "bare").stderr
+    assert "both judge" in told.splitlines()[0] and "(the data.eval of A, early)" in told.splitlines()[0]
+    assert "B, bare, was evaluated on other data: none; --data PATH chooses" in told
+    assert "other data" not in mmlaunch("compare", "early", "early").stderr
+    told = mmlaunch("compare", "early", "bare", "--data", "x.parquet", "--format", "rlaif_v", "--limit", "1200").stderr
+    assert told.splitlines()[0] == "both judge x.parquet (at most 1,200 rows) (as named)"

@@ -12,6 +12,8 @@ import pytest
 from PIL import Image
 from tests.runs import mmlaunch
 
+from mmlaunch.recipe.data import FORMATS
+
 RECIPE = """
 name: look
 model: {vision: {random: {}}, language: {random: {}}, tiling: {kind: dynamic, max_tiles: 4}}
@@ -80,3 +82,24 @@ def test_nothing_is_written_on_bad_input(folder: Path) -> None:
     assert done.returncode == 2 and "there is no folder" in done.stderr
     done = mmlaunch("data", "look.yaml", "-s", "data.train.path=gone.json")
     assert done.returncode in (1, 2) and "gone.json" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_formats_are_shown_by_a_row_of_each() -> None:
+    shown = mmlaunch("data", "--formats").stdout
+    for name, kind in FORMATS.items():
+        assert not kind.example or f"{name}\n  {kind.example}\n" in shown
+    assert {name for name, kind in FORMATS.items() if not kind.example} == {"auto", "shapes"}
+
+
+def test_the_page_marks_chosen_and_rejected_and_fits_a_phone(folder: Path) -> None:
+    (folder / "pair.yaml").write_text(
+        RECIPE.replace(
+            "path: rows.json, format: llava, images: images, repeat: 1.5", "format: shapes, limit: 4"
+        ).replace("objective: sft", "objective: dpo")
+    )
+    shown = mmlaunch("data", "pair.yaml", "--html", "pairs.html", "--samples", "1").stdout
+    page = (folder / "pairs.html").read_text()
+    assert "chosen (score 2)" in shown and "rejected (score 1)" in shown
+    assert page.count("<div class=chosen><h3>chosen, score 2</h3>") == 1
+    assert page.count("<div class=rejected><h3>rejected, score 1</h3>") == 1
+    assert "name=viewport content='width=device-width" in page and "max-width: 100%" in page

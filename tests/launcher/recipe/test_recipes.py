@@ -339,3 +339,22 @@ def test_a_single_source_is_item_0_of_its_list() -> None:
     assert load_recipe(quickstart, ["data.train[0].limit=7"]).recipe.data.train[0].limit == 7
     with pytest.raises(RecipeError, match="there is no item"):
         load_recipe(quickstart, ["data.train[1].limit=7"])
+
+
+def test_every_key_is_described_in_the_schema() -> None:
+    """Editors show it; the first command of all does not read the sources for it."""
+    bare: list[str] = []
+
+    def walk(part: Any, path: str) -> None:
+        for name, below in (
+            part.items() if isinstance(part, dict) else enumerate(part) if isinstance(part, list) else ()
+        ):
+            walk(below, f"{path}.{name}")
+        properties = part.get("properties", {}) if isinstance(part, dict) else {}
+        bare.extend(f"{path}.{name}" for name, one in properties.items() if not one.get("description", "").strip())
+
+    walk(schema(), "")
+    assert bare == []
+    assert schema()["$defs"]["Batch"]["properties"]["global"]["description"].startswith(
+        "Examples of one optimiser step"
+    )

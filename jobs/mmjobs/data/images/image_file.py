@@ -52,12 +52,14 @@ class FilePicture:
     """As it stands in the row where it is absolute, below the folder of images otherwise."""
     root: str | None = field(default=None, compare=False)
     """The folder that the file has to stay in, whatever `..` and links say."""
+    right: str = field(default="", compare=False)
+    """What would be right, where there is no such file."""
 
     @classmethod
-    def at(cls, name: str, folder: str | os.PathLike[str], fenced: bool = True) -> FilePicture:
+    def at(cls, name: str, folder: str | os.PathLike[str], fenced: bool = True, right: str = "") -> FilePicture:
         """`name` below `folder`, which it may leave only by an absolute path and where nothing is `fenced`."""
         root = None if Path(name).is_absolute() and not fenced else os.fspath(folder)
-        return cls(os.path.normpath(os.path.join(folder, name)), root)  # noqa: PTH118  names may hold anything
+        return cls(os.path.normpath(os.path.join(folder, name)), root, right)  # noqa: PTH118  names may hold anything
 
     @property
     def identity(self) -> str:
@@ -84,7 +86,7 @@ class FilePicture:
                 raise BadPicture(f"{self.path}: is empty (0 bytes)")
             stream = Path(real).open("rb")  # noqa: SIM115  closed below, outside of this `except`
         except FileNotFoundError:
-            raise BadPicture(f"{self.path}: no such file") from None
+            raise BadPicture(f"{self.path}: no such file{self.right and f'; {self.right}'}") from None
         except (OSError, ValueError) as error:
             raise BadPicture(f"{self.path}: cannot be read: {_reason(error)}") from None
         with stream:

@@ -86,4 +86,5 @@ class Folder:
             raise row.bad(f"{column}: {name} has an empty path")
         if "://" in path:
             raise row.bad(f"{column}: {name} is an address ({path[:60]}); download it and name the file")
-        return FilePicture.at(path, self.path, self.fenced)
+        told = f"{path} was looked for in {self.path}; write images: with the folder that paths begin in"
+        return FilePicture.at(path, self.path, self.fenced, "" if self.fenced or Path(path).is_absolute() else told)
