@@ -64,7 +64,7 @@ def _result(events: ledger.Events) -> str:
 
 def describe(key: str, value: float) -> str:
     """`eval/accuracy 98.4 %`, `loss 0.213`."""
-    return f"{key} {value:.1%}" if key.endswith("accuracy") else f"{key} {value:.4g}"
+    return f"{key} {value:.1%}" if key.endswith("accuracy") and 0 <= value <= 1 else f"{key} {value:.4g}"
 
 
 def _lines(events: Iterator[Event | None]) -> Event | None:

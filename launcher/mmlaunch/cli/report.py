@@ -23,6 +23,9 @@ def command(run: str, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(summary.as_json(), indent=2))
         return
+    if not summary.attempts:
+        click.echo(f"{summary.run}: no attempt has begun; next: mmlaunch status {summary.run}")
+        return
     rows = [
         [str(a.number), a.nodes, _time(a.waited), _time(a.lasted), a.cause, _steps(a), str(a.lost_steps)]
         for a in summary.attempts

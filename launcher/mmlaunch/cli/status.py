@@ -61,9 +61,8 @@ def _say(statuses: Sequence[Status], detailed: bool) -> None:
         if detailed and one.reason:
             click.echo(f"{one.run}: {one.reason}")
         if one.torn_lines:
-            click.echo(
-                f"{one.run}: {one.torn_lines} torn line(s) of its ledger left out: a writer was killed in mid-write"
-            )
+            left_out = "what cannot be read, or cannot be true, is left out"
+            click.echo(f"{one.run}: {one.torn_lines} damaged line(s) in its ledger: {left_out}")
 
 
 def _row(one: Status) -> list[str]:

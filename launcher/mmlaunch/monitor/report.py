@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from mmlaunch.run import ledger
+from mmlaunch.monitor import status
+from mmlaunch.run import heartbeats, ledger
 from mmlaunch.run.ledger import Event, kind_of
 from mmlaunch.run.paths import RunPaths
 
@@ -25,6 +27,16 @@ class Attempt:
     last_step: int | None
     lost_steps: int  # steps that the next attempt had to do again
     productive: float  # seconds between the built model and the last step that counted
+
+
+@dataclass(frozen=True)
+class End:
+    """How and when an attempt ended."""
+
+    cause: str
+    time: float
+    event: Event | None = None
+    """What was written of it, if anything was."""
 
 
 @dataclass(frozen=True)
@@ -64,14 +76,42 @@ class Report:
 def of(run: RunPaths, now: float) -> Report:
     """The report of a run. An attempt that still runs is counted up to `now`."""
     events = ledger.read(run.events).events
-    submitted = [event for event in events if kind_of(event) == "submitted"]
     starts = [index for index, event in enumerate(events) if kind_of(event) == "started"]
-    parts = [events[start:end] for start, end in zip(starts, [*starts[1:], len(events)], strict=True)]
+    parts = [_part(events, start) for start in starts]
+    ends = [_end(run, part) for part in parts]
+    if ends and ends[-1].event is None:  # only its scheduler knows whether it goes on
+        state = status.of(run, whole=True).state
+        gone = state in (*status.FINAL, "lost", "unknown")
+        ends[-1] = End(state, ends[-1].time) if gone else End("goes on", max(now, parts[-1][0]["time"]))
     attempts = []
     for index, part in enumerate(parts):
         following = parts[index + 1] if index + 1 < len(parts) else None
-        attempts.append(_attempt(part, following, events[: starts[index]], now))
-    return Report(run.name, tuple(attempts), _ranks(submitted))
+        before = events[: starts[index]]
+        waited = part[0]["time"] - _queued_at(before, ends[index - 1] if index else None)
+        attempts.append(_attempt(part, following, ends[index], waited, _ranks(before)))
+    return Report(run.name, tuple(attempts), _ranks(events))
+
+
+def _part(events: Sequence[Event], start: int) -> Sequence[Event]:
+    """The events of the attempt that starts there: up to the next one, or to the next submission."""
+    rest = enumerate(events[start + 1 :], start + 1)
+    return events[start : next((i for i, event in rest if kind_of(event) in ("started", "submitted")), len(events))]
+
+
+def _end(run: RunPaths, part: Sequence[Event]) -> End:
+    """How and when an attempt ended.
+
+    The attempt writes its own end. If somebody else has written it later, or nobody has, the attempt ended with its
+    last sign of life.
+    """
+    event = next((event for event in reversed(part) if kind_of(event) in ("requeued", "ended")), None)
+    cause = str(event.get("cause", "?")) if event else "lost"
+    if event and "attempt" in event and not event.get("by"):
+        return End(cause, event["time"], event)
+    signs = [one["time"] for one in part if kind_of(one) not in ("requeued", "ended", "queued", "cancelling")]
+    beat = heartbeats.last(run.attempt(int(part[0]["attempt"]))) or 0.0
+    latest = event["time"] if event else time.time()
+    return End(cause, min(max(*signs, beat), latest), event)
 
 
 def _ranks(before: Sequence[Event]) -> int:
@@ -80,10 +120,13 @@ def _ranks(before: Sequence[Event]) -> int:
     return int(submitted[-1].get("ranks", 1)) if submitted else 1
 
 
-def _queued_at(before: Sequence[Event]) -> float:
-    """When the attempt that comes next was submitted or requeued."""
-    times = [event["time"] for event in before if kind_of(event) in ("submitted", "requeued")]
-    return float(times[-1]) if times else 0.0
+def _queued_at(before: Sequence[Event], last: End | None) -> float:
+    """When the attempt that comes next was submitted or requeued. The scheduler's own requeue is written only when that
+    attempt begins: it happened when the one before ended."""
+    events = [event for event in before if kind_of(event) in ("submitted", "requeued")]
+    if last and events and events[-1].get("by"):
+        return last.time
+    return float(events[-1]["time"]) if events else float("inf")
 
 
 def _reached(part: Sequence[Event]) -> tuple[int | None, int | None]:
@@ -102,26 +145,20 @@ def _begins(part: Sequence[Event] | None, last: int | None) -> int:
     return next((int(event["step"]) for event in part if kind_of(event) == "resumed"), 0)
 
 
-def _attempt(part: Sequence[Event], following: Sequence[Event] | None, before: Sequence[Event], now: float) -> Attempt:
-    started, queued_at = part[0], _queued_at(before)
-    ends = [event for event in part if kind_of(event) in ("requeued", "ended")]
-    end = ends[-1] if ends else None
+def _attempt(part: Sequence[Event], following: Sequence[Event] | None, end: End, waited: float, ranks: int) -> Attempt:
+    started = part[0]
     steps = [event for event in part if kind_of(event) == "step"]
     first, last = _reached(part)
     resumed = _begins(following, last)
     kept = [event for event in steps if event["step"] <= resumed]
     ready = next((event["time"] for event in part if kind_of(event) == "ready"), None)
-    # An attempt that the scheduler took away is closed when the next one opens; it ended with its last sign of life.
-    alive = [event["time"] for event in part if kind_of(event) not in ("requeued", "ended", "queued")]
-    taken = end is not None and bool(end.get("by"))
-    ended = alive[-1] if taken else end["time"] if end else now
     return Attempt(
         number=int(started["attempt"]),
         nodes=str(started.get("nodes", "?")),
-        waited=max(0.0, started["time"] - queued_at),
-        lasted=max(0.0, ended - started["time"]),
-        ranks=_ranks(before),
-        cause=str(end.get("cause", "?")) if end else "goes on",
+        waited=max(0.0, waited),
+        lasted=max(0.0, end.time - started["time"]),
+        ranks=ranks,
+        cause=end.cause,
         first_step=first,
         last_step=last,
         lost_steps=max(0, (last or 0) - resumed),

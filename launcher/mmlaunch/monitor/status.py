@@ -25,6 +25,7 @@ _STATES: dict[Kind, str] = {
 _NEVER_QUEUED = "no job of this run waits or runs: its submission was interrupted, or not accepted"
 _A_MOMENT = 60.0
 """Seconds between the two events of a submission, at most."""
+_FORESEEABLE = 365 * 86400.0
 SILENT = 60.0
 """After so many seconds without progress, status names the slowest rank. The watchdog gives a step at least as long."""
 
@@ -169,7 +170,7 @@ def derive(run: RunPaths, events: Events, now: float, job: Job | None = None) ->
         rate=step.get("rate") if running else None,
         loss=_number(reached.get("loss")),
         saved_step=saved.get("step"),
-        saved_seconds_ago=round(now - saved["time"], 1) if saved else None,
+        saved_seconds_ago=max(0.0, round(now - saved["time"], 1)) if saved else None,
         next=_next(run.name, state, step, events, now) if not (running and reason) else f"mmlaunch why {run.name}",
         reason=reason,
         directory=str(run.root),
@@ -232,7 +233,7 @@ def _standstill(run: RunPaths, events: Events, now: float) -> str:
 def _next(name: str, state: str, step: Event, events: Events, now: float) -> str:
     """What happens next, or what the user should type."""
     if state == "running" and (left := seconds_left(events)) is not None:
-        return f"ends about {time.strftime('%H:%M', time.localtime(now + left))}"
+        return _ends(now, left)
     if state == "restarting":
         requeued = events.last("requeued") or {}
         wait = requeued.get("time", now) + requeued.get("pause", 0) - now
@@ -243,6 +244,15 @@ def _next(name: str, state: str, step: Event, events: Events, now: float) -> str
         "submitted": "starts at once", "pending": _start_condition(events), "starting": "loads the model",
         "cancelling": "saves and ends", "done": f"mmlaunch export {name}",
     }.get(state, "")  # fmt: skip
+
+
+def _ends(now: float, left: float) -> str:
+    """`ends about 14:20`; with the day where it is another one, and nothing where it is no forecast any more."""
+    if left > _FORESEEABLE:
+        return ""
+    end, today = time.localtime(now + left), time.localtime(now)
+    day = "" if end[:3] == today[:3] else time.strftime("%-d %b ", end)
+    return f"ends about {day}{time.strftime('%H:%M', end)}"
 
 
 def _start_condition(events: Events) -> str:
@@ -257,9 +267,10 @@ def seconds_left(events: Events) -> float | None:
     steps = events.all("step")[-8:]
     first, last = (steps[0], steps[-1]) if steps else ({}, {})
     done = last.get("step", 0) - first.get("step", 0)
-    if done <= 0 or not last.get("steps") or first.get("attempt") != last.get("attempt"):
+    seconds = last["time"] - first["time"] if steps else 0.0
+    if done <= 0 or seconds <= 0 or not last.get("steps") or first.get("attempt") != last.get("attempt"):
         return None
-    return float((last["steps"] - last["step"]) * (last["time"] - first["time"]) / done)
+    return float(max(0, last["steps"] - last["step"]) * seconds / done)
 
 
 def _number(value: Any) -> float | None:

@@ -25,11 +25,11 @@ def events(run: RunPaths, offset: int = 0) -> Iterator[Event | None]:
     tail = Tail(run.events, offset)
     quiet, reason, since = 0, "", time.monotonic()
     while True:
-        new = tail.new()
+        new = _newest_submission(tail.new())
         since = time.monotonic() if new else since
         if not new and quiet % 10 == 9:
             now = status.of(run)
-            new = tail.new()  # it may have ended in the meantime
+            new = _newest_submission(tail.new())  # it may have ended in the meantime
             if (now.state == "lost" or now.final) and not new:  # only its scheduler knows of the end
                 return
             if now.state in WAITING and now.reason != reason:
@@ -49,6 +49,12 @@ def _phase(run: RunPaths, since: float) -> Event | None:
     heartbeat = heartbeats.read(run.attempt(number).heartbeat(0)) if number is not None else None
     doing = heartbeat.doing if heartbeat else "the ranks start"
     return {"event": "phase", "doing": doing, "seconds": round(time.monotonic() - since)}
+
+
+def _newest_submission(new: tuple[Event, ...]) -> tuple[Event, ...]:
+    """The end of an earlier submission is not the end of a run that was submitted again."""
+    starts = [index for index, event in enumerate(new) if kind_of(event) == "submitted"]
+    return new[starts[-1] :] if starts else new
 
 
 def _over(new: tuple[Event, ...]) -> bool:

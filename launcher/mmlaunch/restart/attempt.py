@@ -43,8 +43,9 @@ def begin(run: RunPaths, script: Path, submission: int = 0) -> tuple[int, int]:
     if all(str(event.get("job")) != job.number for event in events.all("queued")):
         scheduler.adopt(run, job.number)
     owner.write(run, submission, job=job.number, attempt=number, **job.process)
-    if policy.left_open(events.events):
-        _close_taken(run, number - 1, events.of_this_submission.events, scheduler, job)
+    ours = events.of_this_submission.events  # what another one has left open, whoever submitted again has closed
+    if policy.left_open(ours):
+        _close_taken(run, number - 1, ours, scheduler, job)
     attempt = run.attempt(number)
     for folder in (attempt.logs, attempt.stacks):
         folder.mkdir(parents=True, exist_ok=True)

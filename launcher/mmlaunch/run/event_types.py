@@ -9,7 +9,7 @@ A writer may add fields of its own: a step carries whatever its objective measur
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 Kind = Literal[
@@ -107,6 +107,10 @@ class Step:
     loss: float | str | None = None
     rate: float | None = None
     """Examples per second."""
+    tokens_per_second: float | None = None
+    mfu: float | None = None
+    memory: float | None = None
+    """Bytes of the fullest GPU."""
 
 
 class Evaluated:
@@ -188,6 +192,7 @@ class Ended:
     cause: str = ""
     exit_code: int = 0
     by: str = ""
+    """Who wrote it afterwards, if the job could not: its scheduler's next attempt, or `resume`."""
 
 
 TYPES: dict[Kind, type] = {
@@ -215,3 +220,47 @@ def check(kind: str, fields: Mapping[str, Any]) -> None:
         raise ValueError(f"no event is called {kind!r}; one of: {', '.join(REQUIRED)}")
     if missing := REQUIRED[kind] - fields.keys():
         raise ValueError(f"an event {kind!r} needs {', '.join(sorted(missing))}")
+
+
+def _is_number(value: object, most: float) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < most
+
+
+MOST = 1e15
+"""No number that a run writes of itself is larger; a loss may be anything."""
+_IS: Mapping[str, Callable[[Any], bool]] = {
+    "str": lambda value: isinstance(value, str),
+    "bool": lambda value: isinstance(value, bool),
+    "int": lambda value: isinstance(value, int) and not isinstance(value, bool) and 0 <= value < MOST,
+    "float": lambda value: _is_number(value, MOST),
+    "float | str": lambda value: _is_number(value, 1e308) or isinstance(value, str),
+    "Mapping[str, Any]": lambda value: isinstance(value, Mapping),
+    "tuple[str, ...]": lambda value: isinstance(value, list) and all(isinstance(item, str) for item in value),
+    "Any": lambda value: True,
+}
+"""What the declared types of fields take, of what JSON can hold."""
+
+
+_FIELDS: dict[str, dict[str, str]] = {
+    kind: {"attempt": "int", **declared.__annotations__} for kind, declared in TYPES.items()
+}
+
+
+def believed(event: Mapping[str, Any]) -> dict[str, Any] | None:
+    """An event as it was read, without the values that its kind cannot have; None if it needs one of them.
+
+    A kind that this version does not know passes as it is.
+    """
+    fields = _FIELDS.get(event["event"], {})
+    wrong = {name for name, declared in fields.items() if name in event and not _fits(event[name], declared)}
+    if not wrong:
+        return dict(event)
+    if wrong & REQUIRED[event["event"]]:
+        return None
+    return {name: value for name, value in event.items() if name not in wrong}
+
+
+def _fits(value: object, declared: str) -> bool:
+    if value is None:
+        return declared.endswith(" | None") or declared == "Any"
+    return _IS[declared.removesuffix(" | None")](value)

@@ -6,8 +6,10 @@ import json
 import threading
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from math import isfinite
 from pathlib import Path
 
+from mmlaunch.run.event_types import MOST
 from mmlaunch.run.paths import AttemptPaths, RunPaths
 
 FROZEN = 12.0
@@ -53,27 +55,33 @@ class Heartbeat:
 
 def read(path: Path) -> Heartbeat | None:
     """Read a heartbeat; None if the file is missing or damaged."""
-    with suppress(OSError, ValueError, KeyError, TypeError):
+    with suppress(OSError, ValueError, KeyError, TypeError, ArithmeticError, RecursionError):
         fields, rank = json.loads(path.read_text()), int(path.stem.partition("-")[2])
-        return Heartbeat(
+        heartbeat = Heartbeat(
             phase=str(fields["phase"]),
-            step=fields["step"],
+            step=None if fields["step"] is None else int(fields["step"]),
             waiting=bool(fields["waiting"]),
             time=float(fields["time"]),
             alive=float(fields["alive"]),
             detail=str(fields.get("detail", "")),
             rank=rank,
         )
+        if isfinite(heartbeat.time) and isfinite(heartbeat.alive) and (heartbeat.step or 0) < MOST:
+            return heartbeat
     return None
 
 
 def newest(run: RunPaths) -> float | None:
     """When a rank of the newest attempt last gave a sign of life; None if there is no heartbeat."""
     for number in reversed(run.attempt_numbers):
-        alive = [heartbeat.alive for path in run.attempt(number).all_heartbeats if (heartbeat := read(path))]
-        if alive:
-            return max(alive)
+        if (alive := last(run.attempt(number))) is not None:
+            return alive
     return None
+
+
+def last(attempt: AttemptPaths) -> float | None:
+    """When a rank of an attempt last gave a sign of life."""
+    return max((beat.alive for path in attempt.all_heartbeats if (beat := read(path))), default=None)
 
 
 def straggler(attempt: AttemptPaths, since: float) -> Heartbeat | None:

@@ -12,17 +12,22 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from mmlaunch.run import event_types
 from mmlaunch.run.event_types import SYNCED, Kind
 
 Event = dict[str, Any]
 
+EARLIEST = 1_500_000_000.0
+"""In 2017: no event is older."""
+AHEAD = 300.0
+"""Seconds by which the clock of another machine may be ahead of ours."""
+
 
 @dataclass(frozen=True)
 class Events:
-    """The events of a ledger, and how many lines could not be read."""
+    """The events of a ledger, and how many of its lines could not be read, or not be believed as they are."""
 
     events: tuple[Event, ...]
     torn: int = 0
@@ -82,10 +87,10 @@ def finite(value: float) -> float | str:
 def read(path: Path) -> Events:
     """Every whole event of a ledger; a missing file is an empty ledger."""
     try:
-        data = path.read_bytes()
+        with path.open("rb") as file:
+            return _parse(file.read().split(b"\n"), _changed(file))
     except FileNotFoundError:
         return Events(())
-    return _parse(data.split(b"\n"))
 
 
 def read_ends(path: Path, head: int = 4096, tail: int = 32768) -> Events:
@@ -94,13 +99,13 @@ def read_ends(path: Path, head: int = 4096, tail: int = 32768) -> Events:
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
             if size <= head + tail:
-                return _parse(file.read().split(b"\n"))
+                return _parse(file.read().split(b"\n"), _changed(file))
             first = file.read(head).split(b"\n")[:-1]
             file.seek(size - tail)
             last = file.read().split(b"\n")[1:]
+            return _parse(first + last, _changed(file))
     except FileNotFoundError:
         return Events(())
-    return _parse(first + last)
 
 
 class Tail:
@@ -115,14 +120,20 @@ class Tail:
             with self.path.open("rb") as file:
                 file.seek(self._offset)
                 data = file.read()
+                changed = _changed(file)
         except FileNotFoundError:
             return ()
         whole = data[: data.rfind(b"\n") + 1]
         self._offset += len(whole)
-        return _parse(whole.split(b"\n")).events
+        return _parse(whole.split(b"\n"), changed).events
 
 
-def _parse(lines: list[bytes]) -> Events:
+def _changed(file: BinaryIO) -> float:
+    return os.fstat(file.fileno()).st_mtime
+
+
+def _parse(lines: list[bytes], changed: float) -> Events:
+    """The events of these lines, with values and times that can be true. `changed`: when the file was last written."""
     events: list[Event] = []
     torn = 0
     for line in lines:
@@ -130,21 +141,33 @@ def _parse(lines: list[bytes]) -> Events:
             continue
         try:
             event = json.loads(line)
-            if (
-                not isinstance(event, dict)
-                or not isinstance(event.get("event"), str)
-                or not _is_time(event.get("time"))
-            ):
+            if not isinstance(event, dict) or not isinstance(event.get("event"), str) or "time" not in event:
                 raise ValueError("not an event")
-        except (ValueError, RecursionError):
+            known = event_types.believed(event)
+        except (ValueError, RecursionError, OverflowError):
             torn += 1
             continue
-        events.append(event)
-    return Events(tuple(events), torn)
+        torn += known is None or len(known) < len(event)
+        events += [known] if known is not None else []
+    return Events(tuple(_in_order(events, changed)), torn)
 
 
-def _is_time(value: object) -> bool:
-    return isinstance(value, (int, float)) and value == value
+def _in_order(events: list[Event], changed: float) -> Iterator[Event]:
+    """Give every event a time that can be true: clocks lie, the order of the lines does not.
+
+    A time that no clock could show, that is still to come, or that is before the event above it, is that of the event
+    above it; at the top, that of the first one below which can be believed.
+    """
+    now = time.time()
+    latest = next((event["time"] for event in events if _can_be(event["time"], now)), min(changed, now))
+    for event in events:
+        if _can_be(event["time"], now) and event["time"] > latest:
+            latest = event["time"]
+        yield event if event["time"] == latest else {**event, "time": latest}
+
+
+def _can_be(when: object, now: float) -> bool:
+    return isinstance(when, (int, float)) and not isinstance(when, bool) and EARLIEST < when < now + AHEAD
 
 
 def _write_all(descriptor: int, data: bytes) -> None:

@@ -16,7 +16,9 @@ from mmlaunch.load.text import read_file
 from mmlaunch.monitor import status
 from mmlaunch.recipe.check import recipe_of, section_of
 from mmlaunch.recipe.resolved import text_of
+from mmlaunch.restart import causes, log_patterns
 from mmlaunch.run import ledger, owner
+from mmlaunch.run.exits import CANCELLED, JobExit
 from mmlaunch.run.files import explained, publish
 from mmlaunch.run.ledger import Event, Events
 from mmlaunch.run.paths import RunPaths
@@ -53,6 +55,7 @@ def resume(name: str, overrides: Sequence[str], cluster_name: str | None) -> Pre
         with explained("cannot write into the run directory"):
             _write(prepared, attempt, values)
             owner.check(run, number)
+            _close_open(run, now, events)
             ledger.append(run.events, "submitted", **prepared.plan.facts, submission=number)
     except BaseException:
         owner.release(run, number)
@@ -70,6 +73,17 @@ def _launch(prepared: Prepared, attempt: int, number: int) -> None:
         facts = {"state": "failed", "reason": str(error), "exit_code": error.exit_code}
         ledger.append(prepared.plan.run.events, "ended", **facts)
         raise
+
+
+def _close_open(run: RunPaths, now: status.Status, events: Events) -> None:
+    """Write the end of a submission that could not write it itself: its job is gone, and only its scheduler says so."""
+    if events.of_this_submission.last("ended") is not None:
+        return
+    shown = log_patterns.in_logs(run.attempt(now.attempt)) if now.attempt and now.state != causes.CANCELLED else None
+    cause, reason = shown or (now.state, now.reason or "its job was gone and had left no word")
+    state, code = ("cancelled", CANCELLED) if now.state == causes.CANCELLED else ("failed", int(JobExit.STOP))
+    facts = {"state": state, "cause": cause, "reason": reason, "exit_code": code, "by": "resume"}
+    ledger.append(run.events, "ended", **facts)
 
 
 def _own(run: RunPaths, seen: Events) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import re
 import socket
 import subprocess
 import sys
@@ -13,14 +14,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
+from mmlaunch.cli import group
 from mmlaunch.errors import RunNotFound
 from mmlaunch.load import rundir
-from mmlaunch.monitor import status, why
+from mmlaunch.monitor import report, status, why
+from mmlaunch.restart import attempt
 from mmlaunch.run import ledger
 from mmlaunch.run.ledger import Event, Events
 from mmlaunch.run.paths import RunPaths
 from mmlaunch.schedulers import process
+from mmlaunch.submit import resume
 
 NOW = 1_800_000_000.0
 ME = process.identity(os.getpid())
@@ -211,3 +216,60 @@ def test_slow_steps_are_not_a_standstill(tmp_path: Path) -> None:
     steps = [{**event("step", step=n, attempt=1), "time": NOW - 1000 + 300 * n} for n in range(4)]
     beats(run, (100, "training", False))
     assert status.derive(run, Events((SUBMITTED, event("started", attempt=1, **ME), *steps)), NOW).reason == ""
+
+
+@pytest.mark.parametrize("lie", ["-203299848", "1e300", "9" * 400, '"three"', "null", "[]"])
+def test_no_line_shows_a_number_that_cannot_be(own_home: Path, lie: str) -> None:
+    make_run(own_home / "runs", "r")
+    run = RunPaths(own_home / "runs" / "r")
+    me = json.dumps(ME)[1:-1]
+    lines = [
+        f'{{"time": {lie}, "event": "submitted", "executor": "local", "steps": {lie}, "ranks": {lie}}}',
+        f'{{"time": 1700000000, "event": "started", "attempt": 1, {me}}}',
+        *(f'{{"time": 17000000{n}0, "event": "step", "step": {n}, "steps": 9, "rate": {lie}, "attempt": 1}}'
+          for n in (1, 2, 3)),
+        f'{{"time": {lie}, "event": "step", "step": {lie}, "steps": 9, "attempt": {lie}}}',
+        f'{{"time": {time.time() + 1e8}, "event": "checkpoint", "step": 3, "seconds": {lie}}}',
+    ]  # fmt: skip
+    run.events.write_text("\n".join(lines) + "\n")
+    for command in ("status", "why", "report", "runs"):
+        shown = CliRunner().invoke(group, [command] if command == "runs" else [command, "r"])
+        assert shown.exit_code == 0, shown.exception
+        assert not re.search(r"-\d+[smhd] ago|\d{13}|three|1e\+300", shown.output), shown.output
+    assert (status.of(run).step, status.of(run).steps) == (3, 9)
+
+
+def test_an_end_in_some_days_has_its_day_and_an_end_in_centuries_is_not_told() -> None:
+    def ends(steps: int) -> str:
+        lines = [{**event("step", step=n, steps=steps, attempt=1), "time": NOW - 100 + n} for n in (10, 20)]
+        return status.derive(
+            RunPaths(Path("/r")), Events((SUBMITTED, event("started", attempt=1, **ME), *lines)), NOW
+        ).next
+
+    later = time.localtime(NOW + 3 * 86400)
+    assert ends(20 + 3 * 86400) == f"ends about {later.tm_mday} {time.strftime('%b %H:%M', later)}"
+    assert ends(10**14) == ""
+
+
+def test_a_lost_run_that_is_resumed_was_not_preempted(tmp_path: Path) -> None:
+    """The end that nobody could write is written by whoever submits again, with what status had shown."""
+    run = RunPaths(tmp_path / "r")
+    run.attempt(1).logs.mkdir(parents=True)
+    run.attempt(1).script.write_text("#!/bin/bash\n")
+    run.attempt(1).deepspeed.write_text("{}\n")
+    ledger.append(run.events, "submitted", executor="local", steps=9)
+    ledger.append(run.events, "queued", job="1", **GONE)
+    ledger.append(run.events, "started", attempt=1, **GONE)
+    run.attempt(1).rank_log(0).write_text("ValueError: no such row\n")
+    now = status.of(run)
+    assert now.state == "lost"
+    resume._close_open(run, now, ledger.read(run.events))
+    ledger.append(run.events, "submitted", executor="local", steps=9)
+    assert attempt.begin(run, run.attempt(1).script)[0] == 2
+    kinds = [one["event"] for one in ledger.read(run.events)]
+    assert kinds == ["submitted", "queued", "started", "ended", "submitted", "started"]
+    assert report.of(run, time.time()).attempts[0].cause == "crash"
+    ledger.append(run.events, "ended", state="done")
+    before = list(ledger.read(run.events))
+    resume._close_open(run, status.of(run), ledger.read(run.events))
+    assert list(ledger.read(run.events)) == before

@@ -165,3 +165,34 @@ def test_an_event_of_another_version_is_read(tmp_path: Path) -> None:
     ledger.append(tmp_path / "e.jsonl", "step", step=1)
     events = ledger.read(tmp_path / "e.jsonl")
     assert [event["event"] for event in events] == ["teleported", "step"] and events.torn == 0
+
+
+WRONG = ("three", "", [3], {"a": 1}, -3, 10**300, 1e300, float("nan"), float("inf"), True)
+
+
+@pytest.mark.parametrize("value", WRONG)
+def test_a_number_that_cannot_be_is_not_believed(tmp_path: Path, value: object) -> None:
+    """A field that an event needs takes the event along; without any other field, it still says something."""
+    path = tmp_path / "e.jsonl"
+    lines = [
+        {"time": 1.6e9, "event": "step", "step": 3, "steps": value, "attempt": value},
+        {"time": 1.6e9, "event": "step", "step": value, "steps": 9},
+        {"time": 1.6e9, "event": "ended", "state": "done", "exit_code": value},
+    ]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    events = ledger.read(path)
+    assert events.torn == 3 and events == ledger.read_ends(path)
+    plain = [{key: field for key, field in event.items() if key != "time"} for event in events]
+    assert plain == [{"event": "step", "step": 3}, {"event": "ended", "state": "done"}]
+    assert list(ledger.Tail(path).new()) == list(events)
+
+
+@pytest.mark.parametrize("lie", [-1, 0, 9e9, 1e300, "now", None, True, [], 10**400, float("nan")])
+def test_a_clock_that_lies_is_corrected_by_the_order_of_the_lines(tmp_path: Path, lie: object) -> None:
+    path = tmp_path / "e.jsonl"
+    times = [lie, 1.7e9, lie, 1.7e9 + 5, 1.7e9 - 7, lie]
+    path.write_text("".join(json.dumps({"time": time, "event": "cancelling"}) + "\n" for time in times))
+    base = 1.7e9
+    assert [event["time"] for event in ledger.read(path)] == [base, base, base, base + 5, base + 5, base + 5]
+    path.write_text(json.dumps({"time": lie, "event": "cancelling"}) + "\n")
+    assert ledger.read(path).events[0]["time"] == pytest.approx(path.stat().st_mtime, abs=5)

@@ -193,7 +193,7 @@ def test_every_state_has_a_way_out(
     """Every command answers in every state; after `cancel --now` the state is final, and `resume` may be typed."""
     monkeypatch.setenv("PATH", os.pathsep.join(p for p in os.environ["PATH"].split(os.pathsep) if "sbin" not in p))
     empty_queue(tmp_path, monkeypatch)
-    for command in (["status"], ["why"], ["logs"], ["resume", "-s", "nonsense=1"], ["cancel", "--now"]):
+    for command in (["status"], ["why"], ["report"], ["logs"], ["resume", "-s", "nonsense=1"], ["cancel", "--now"]):
         run = run_in(state)
         shown = status.of(run).state
         assert shown == ("unknown" if state == "damaged" else "lost" if state == "perhaps submitted" else state)
