@@ -149,6 +149,7 @@ def derive(run: RunPaths, events: Events, now: float, job: Job | None = None) ->
     A resumed run shows the step that its earlier submissions had reached, until it logs one of its own.
     """
     reached = events.last("step", "resumed") or {}
+    furthest = _furthest(events, reached)
     saved = next(
         (event for event in reversed(events.events) if kind_of(event) == "checkpoint" and "rejected" not in event), {}
     )
@@ -165,7 +166,7 @@ def derive(run: RunPaths, events: Events, now: float, job: Job | None = None) ->
         state=state,
         method=str(submitted.get("method", "?")),
         attempt=max(attempts, default=0),
-        step=reached.get("step"),
+        step=furthest,
         steps=step.get("steps") or submitted.get("steps"),
         rate=step.get("rate") if running else None,
         loss=_number(reached.get("loss")),
@@ -177,6 +178,15 @@ def derive(run: RunPaths, events: Events, now: float, job: Job | None = None) ->
         submitted=submitted.get("time"),
         torn_lines=events.torn,
     )
+
+
+def _furthest(events: Events, reached: Event) -> int | None:
+    """The last step that is known to be done. Not every step is logged, but what was saved since the last resume was
+    done."""
+    begun = max((i for i, event in enumerate(events) if kind_of(event) in ("ready", "resumed")), default=0)
+    since = [event for event in events.events[begun:] if "rejected" not in event and kind_of(event) == "checkpoint"]
+    steps = [event["step"] for event in (reached, *since) if event.get("step") is not None]
+    return max(steps, default=None)
 
 
 def _state(events: Events, job: Job | None) -> tuple[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -12,6 +13,9 @@ from mmlaunch.run import ledger
 from mmlaunch.run.ledger import Events
 from mmlaunch.run.paths import RunPaths
 from mmlaunch.schedulers import choose
+
+_RANK = re.compile(r"rank[ -](\d{1,9})\b")
+"""How evidence names the rank that it comes from."""
 
 
 @dataclass(frozen=True)
@@ -97,9 +101,14 @@ def locate(run: RunPaths, attempt: int, evidence: str) -> str:
     message = evidence.rpartition(": ")[2].strip().splitlines()
     if not message or len(message[0]) < 4:
         return ""
-    for log in run.attempt(attempt).rank_logs:
+    named = _RANK.match(evidence)  # what one rank said is not looked for in the log of another
+    paths = run.attempt(attempt)
+    for log in [paths.rank_log(int(named.group(1)))] if named else paths.rank_logs:
+        if not log.is_file():
+            continue
         lines = log.read_text(errors="replace").splitlines()
         for number in range(len(lines), 0, -1):
             if message[0] in lines[number - 1]:
                 return f"{log.relative_to(run.root)}:{number}"
-    return ""
+    record = paths.rank_error(int(named.group(1))) if named else None
+    return f"{record.relative_to(run.root)}:1" if record and record.is_file() else ""

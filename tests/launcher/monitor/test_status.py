@@ -273,3 +273,38 @@ def test_a_lost_run_that_is_resumed_was_not_preempted(tmp_path: Path) -> None:
     before = list(ledger.read(run.events))
     resume._close_open(run, status.of(run), ledger.read(run.events))
     assert list(ledger.read(run.events)) == before
+
+
+def test_a_saved_step_was_done_though_it_was_not_logged(tmp_path: Path) -> None:
+    """A run that is told to stop saves between two logged steps; what an earlier attempt had saved counts no more."""
+    started = event("started", attempt=1, **ME)
+    events: tuple[Event, ...] = (SUBMITTED, started, event("step", step=20), event("checkpoint", step=35))
+
+    def reached(*events: Event) -> int | None:
+        return status.derive(RunPaths(tmp_path), Events(events), NOW).step
+
+    assert reached(*events, event("ended", state="cancelled")) == 35
+    assert reached(*events, event("step", step=40), event("checkpoint", step=38)) == 40
+    assert reached(*events, event("started", attempt=2, **ME), event("resumed", step=10)) == 10
+    assert reached(SUBMITTED, started, event("checkpoint", rejected="torn")) is None
+    run = RunPaths(tmp_path / "r")
+    run.root.mkdir()
+    for one in (*events, event("cancelling", by="ada"), event("ended", state="cancelled")):
+        ledger.append(run.events, **{key: value for key, value in one.items() if key != "time"})
+    assert why.of(run).what == "Cancelled by ada at step 35"
+
+
+def test_the_place_of_a_quotation_is_the_log_of_the_rank_that_is_quoted(tmp_path: Path) -> None:
+    run = RunPaths(tmp_path / "r")
+    paths = run.attempt(1)
+    paths.logs.mkdir(parents=True)
+    paths.rank_log(0).write_text("ValueError: always the same\n")
+    paths.rank_log(1).write_text("step 1\n\nValueError: always the same\n")
+    for quoted in ("rank 1 in step 3: ValueError: always the same", "rank-1.out: ValueError: always the same"):
+        assert why.locate(run, 1, quoted) == "attempts/1/logs/rank-1.out:3"
+    paths.rank_log(1).write_text("step 1\n")  # its last words came no further than its record
+    assert why.locate(run, 1, "rank 1 in step 3: ValueError: always the same") == ""
+    paths.rank_error(1).write_text("{}")
+    assert why.locate(run, 1, "rank 1 in step 3: ValueError: always the same").endswith("rank-1.error.json:1")
+    assert why.locate(run, 1, "rank 7: ValueError: always the same") == ""
+    assert why.locate(run, 1, "ValueError: always the same") == "attempts/1/logs/rank-0.out:1"

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmlaunch.schedulers.base import JobState
-from mmlaunch.schedulers.slurm import states
+from mmlaunch.schedulers.base import Job, JobState
+from mmlaunch.schedulers.slurm import queue, states
 from mmlaunch.schedulers.slurm.states import meaning
 
 WORDS = [word for words in states._WORDS.values() for word in words]
@@ -48,3 +48,11 @@ def test_advice_is_for_those_who_wait_for_ever() -> None:
     assert states.advice("7", "JobHeldUser") == "you hold it: scontrol release 7"
     assert "sinfo -R" in states.advice("7", "ReqNodeNotAvail, UnavailableNodes:node1")
     assert states.advice("7", "Priority") == states.advice("7", "Resources") == ""
+
+
+@pytest.mark.parametrize("word", ["RUNNING", "COMPLETING", "SUSPENDED"])
+def test_a_hold_stops_no_job_that_runs(word: str) -> None:
+    """`scontrol hold` of a running job only keeps it from starting again."""
+    assert queue._job("7", word, "JobHeldUser") == Job(JobState.LIVE)
+    assert queue._job("7", "PENDING", "JobHeldUser").state == JobState.STUCK
+    assert queue._job("7", "REQUEUE_HOLD", "job_requeued_in_held_state").state == JobState.STUCK

@@ -123,7 +123,8 @@ def _sacct(numbers: list[str]) -> dict[str, str]:
 
 def _job(number: str, word: str, reason: str = "", start: str = "") -> Job:
     """A job from Slurm's words: its state, why it waits, and when it is expected to start."""
-    state, waits_for_human = meaning(word), advice(number, reason)
+    state = meaning(word)
+    waits_for_human = "" if state == JobState.LIVE else advice(number, reason)  # a hold stops no job that runs
     if state == JobState.OVER:
         plain = word.partition(" ")[0]
         if plain == "CANCELLED" or plain.startswith("CANCELLED+"):
