@@ -15,6 +15,8 @@ from mmlaunch.run.paths import RunPaths
 from mmlaunch.schedulers import choose
 
 _RANK = re.compile(r"rank[ -](\d{1,9})\b")
+_PLACE = re.compile(r" \[(\S+):(\d+)\]$")
+"""How evidence from a log ends."""
 """How evidence names the rank that it comes from."""
 
 
@@ -42,7 +44,12 @@ def of(run: RunPaths) -> Story:
     if now.state == "lost" and (found := log_patterns.weigh(run.attempt(now.attempt or 1))):
         cause, line = found.cause, str(found)
         what, following = f"Its job is gone. {causes.named(cause).why}", _following(run, cause, now, events)
-        return Story(run.name, now.state, what, line, "", _history(events), following)
+        place = locate(run, now.attempt or 1, line)
+        return Story(run.name, now.state, what, line, place, _history(events), following)
+    if now.state == "lost" and (last := _last_words(run)):
+        following = f"mmlaunch logs {run.name}    then mmlaunch resume {run.name}"
+        what = "Its job is gone and left no word but this in the log of its job script"
+        return Story(run.name, now.state, what, last, locate(run, 1, last), _history(events), following)
     still = now.state in ("starting", "running") and now.reason
     what = {
         "done": f"Complete after {now.attempt} attempt{'s' if now.attempt > 1 else ''}, at step {now.step}",
@@ -58,6 +65,15 @@ def of(run: RunPaths) -> Story:
     }.get(now.state, f"mmlaunch logs {run.name}; a hang is ended and restarted by itself" if still else "")
     following = following or f"mmlaunch status {run.name}"
     return Story(run.name, now.state, what, now.reason if now.state != "done" else "", "", _history(events), following)
+
+
+def _last_words(run: RunPaths) -> str:
+    """The last line of the newest job script's log: what it said when it could not write into the ledger."""
+    for log in sorted(run.batch_logs, key=lambda path: path.stat().st_mtime, reverse=True):
+        lines = log.read_text(errors="replace").rstrip().splitlines()
+        if lines and not lines[-1].startswith("mmlaunch: attempt"):
+            return f"{lines[-1][:200]} [{log.name}:{len(lines)}]"
+    return ""
 
 
 def _canceller(events: Events) -> str:
@@ -98,11 +114,15 @@ def _history(events: Events) -> str:
 
 def locate(run: RunPaths, attempt: int, evidence: str) -> str:
     """The place of the log line that holds the end of the evidence: `attempts/1/logs/rank-0.out:123`."""
+    paths = run.attempt(attempt)
+    if shown := _PLACE.search(evidence):
+        logs = [paths.logs / shown.group(1), *(log for log in run.batch_logs if log.name == shown.group(1))]
+        if log := next((log for log in logs if log.is_file()), None):
+            return f"{log.relative_to(run.root)}:{shown.group(2)}"
     message = evidence.rpartition(": ")[2].strip().splitlines()
     if not message or len(message[0]) < 4:
         return ""
     named = _RANK.match(evidence)  # what one rank said is not looked for in the log of another
-    paths = run.attempt(attempt)
     for log in [paths.rank_log(int(named.group(1)))] if named else paths.rank_logs:
         if not log.is_file():
             continue

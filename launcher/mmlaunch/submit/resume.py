@@ -79,8 +79,9 @@ def _close_open(run: RunPaths, now: status.Status, events: Events) -> None:
     """Write the end of a submission that could not write it itself: its job is gone, and only its scheduler says so."""
     if events.of_this_submission.last("ended") is not None:
         return
-    shown = log_patterns.in_logs(run.attempt(now.attempt)) if now.attempt and now.state != causes.CANCELLED else None
-    cause, reason = shown or (now.state, now.reason or "its job was gone and had left no word")
+    shown = log_patterns.weigh(run.attempt(now.attempt)) if now.attempt and now.state != causes.CANCELLED else None
+    cause = shown.cause if shown else now.state
+    reason = str(shown) if shown else now.reason or "its job was gone and had left no word"
     state, code = ("cancelled", CANCELLED) if now.state == causes.CANCELLED else ("failed", int(JobExit.STOP))
     facts = {"state": state, "cause": cause, "reason": reason, "exit_code": code, "by": "resume"}
     ledger.append(run.events, "ended", **facts)

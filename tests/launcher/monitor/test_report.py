@@ -77,6 +77,7 @@ STARTED = (10.0, "started", {"attempt": 1, **GONE})
 def test_the_schedulers_own_requeue_is_waited_for_since_the_last_sign_of_life(tmp_path: Path) -> None:
     """It is written when the next attempt begins, hours later."""
     requeued = {"attempt": 1, "cause": "preempted", "by": "slurm"}
+    again: list[tuple[float, str, dict[str, Any]]]
     again = [(7000.0, "requeued", requeued), (7000.0, "started", {"attempt": 2}), (7100.0, "ended", {"state": "done"})]
     run = written(tmp_path, SUBMITTED, STARTED, (50.0, "step", {"step": 3}), *again, beat=70.0)
     first, second = report.of(run, THEN + 9000).attempts

@@ -308,3 +308,15 @@ def test_the_place_of_a_quotation_is_the_log_of_the_rank_that_is_quoted(tmp_path
     assert why.locate(run, 1, "rank 1 in step 3: ValueError: always the same").endswith("rank-1.error.json:1")
     assert why.locate(run, 1, "rank 7: ValueError: always the same") == ""
     assert why.locate(run, 1, "ValueError: always the same") == "attempts/1/logs/rank-0.out:1"
+
+
+def test_the_last_words_of_the_job_script_are_told(tmp_path: Path) -> None:
+    """It could not have its job requeued, and was killed before it could write that down."""
+    run = RunPaths(tmp_path / "run")
+    run.job.mkdir(parents=True)
+    ledger.append(run.events, "submitted", executor="local")
+    ledger.append(run.events, "queued", job="1", host="here", pid=1 << 22, began=1, machine=process.machine())
+    run.batch_log.write_text("mmlaunch: attempt 1 begins\nmmlaunch: scontrol: Unable to contact slurm controller\n\n")
+    story = why.of(run)
+    assert story.state == "lost" and "scontrol: Unable to contact slurm controller" in story.evidence
+    assert story.place == "job/batch.out:2"
