@@ -8,9 +8,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from mmlaunch.errors import MachineError, UserError
+from mmlaunch.monitor import silence
+from mmlaunch.monitor.silence import Silence
 from mmlaunch.run import ledger
 from mmlaunch.run.event_types import Kind
-from mmlaunch.run.heartbeats import straggler
 from mmlaunch.run.ledger import Event, Events, kind_of
 from mmlaunch.run.paths import RunPaths
 from mmlaunch.schedulers import choose
@@ -26,8 +27,6 @@ _NEVER_QUEUED = "no job of this run waits or runs: its submission was interrupte
 _A_MOMENT = 60.0
 """Seconds between the two events of a submission, at most."""
 _FORESEEABLE = 365 * 86400.0
-SILENT = 60.0
-"""After so many seconds without progress, status names the slowest rank. The watchdog gives a step at least as long."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +50,8 @@ class Status:
     directory: str
     submitted: float | None
     torn_lines: int
+    silent: bool = False
+    """Whether the job lives and its ledger does not tell any more what it does."""
 
     @property
     def final(self) -> bool:
@@ -158,8 +159,10 @@ def derive(run: RunPaths, events: Events, now: float, job: Job | None = None) ->
     attempts = [int(event["attempt"]) for event in events if isinstance(event.get("attempt"), int)]
     step = events.last("step", "ready") or {}
     state, reason = _state(events, job or _look([run], [events]).get(0))
-    if state in ("starting", "running"):
-        reason = reason or _standstill(run, events, now)
+    quiet = Silence()
+    if state in ("starting", "running") and not reason:
+        quiet = silence.of(run, events, now)
+        reason, furthest = quiet.reason, max((n for n in (furthest, quiet.step) if n is not None), default=None)
     running = state == "running" and step.get("event") == "step"
     return Status(
         run=run.name,
@@ -177,6 +180,7 @@ def derive(run: RunPaths, events: Events, now: float, job: Job | None = None) ->
         directory=str(run.root),
         submitted=submitted.get("time"),
         torn_lines=events.torn,
+        silent=quiet.unwritten,
     )
 
 
@@ -226,18 +230,6 @@ def _of_job(events: Events, job: Job | None) -> tuple[str, str] | None:
         JobState.UNKNOWN: "unknown", JobState.OVER: "lost", JobState.STUCK: "held", JobState.WAITING: "pending",
     }.get(job.state)  # fmt: skip
     return (state, job.reason) if state else None
-
-
-def _standstill(run: RunPaths, events: Events, now: float) -> str:
-    """Which rank keeps the others waiting, when nothing has moved for longer than is usual between two lines."""
-    steps = events.all("step")[-8:]
-    usual = (steps[-1]["time"] - steps[0]["time"]) / (len(steps) - 1) if len(steps) > 1 else 0.0
-    since = now - max(SILENT, 2 * usual)
-    started = events.last("started")
-    if started is None or events.events[-1]["time"] > since:
-        return ""  # do not read the heartbeats of a thousand ranks
-    rank = straggler(run.attempt(int(started["attempt"])), since)
-    return f"rank {rank.rank} has not moved for {now - rank.time:.0f} s ({rank.doing})" if rank else ""
 
 
 def _next(name: str, state: str, step: Event, events: Events, now: float) -> str:

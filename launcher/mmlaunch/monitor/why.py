@@ -50,19 +50,22 @@ def of(run: RunPaths) -> Story:
         following = f"mmlaunch logs {run.name}    then mmlaunch resume {run.name}"
         what = "Its job is gone and left no word but this in the log of its job script"
         return Story(run.name, now.state, what, last, locate(run, 1, last), _history(events), following)
-    still = now.state in ("starting", "running") and now.reason
+    still = now.state in ("starting", "running") and now.reason and not now.silent
+    but = ", but nothing of it is written any more" if now.silent else ", but stands still" if still else ""
     what = {
         "done": f"Complete after {now.attempt} attempt{'s' if now.attempt > 1 else ''}, at step {now.step}",
         "cancelled": f"Cancelled by {_canceller(events) if now.state == 'cancelled' else ''} at step {now.step or 0}",
         "lost": "Its job is gone and left no word",
         "pending": "It waits for its turn",
         "held": "It waits for a human",
-    }.get(now.state, f"Nothing ended it: it is {now.shown_state}{', but stands still' if still else ''}")
+    }.get(now.state, f"Nothing ended it: it is {now.shown_state}{but}")
     following = {
         "done": f"mmlaunch resume {run.name} -s steps=MORE",
         "cancelled": f"mmlaunch resume {run.name}",
         "lost": f"mmlaunch logs {run.name}    then mmlaunch resume {run.name}",
     }.get(now.state, f"mmlaunch logs {run.name}; a hang is ended and restarted by itself" if still else "")
+    if now.silent:
+        following = f"see to the disk of {run.root} (df, quota): the run goes on meanwhile"
     following = following or f"mmlaunch status {run.name}"
     return Story(run.name, now.state, what, now.reason if now.state != "done" else "", "", _history(events), following)
 

@@ -146,6 +146,8 @@ class Warned:
 
     what: str
     step: int | None = None
+    missing: int = 0
+    """How many events before this one could not be written."""
 
 
 class Excluded:

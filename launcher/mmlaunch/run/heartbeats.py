@@ -49,8 +49,16 @@ class Heartbeat:
         path.parent.mkdir(parents=True, exist_ok=True)
         fields = {name: value for name, value in asdict(self).items() if name != "rank"}
         temporary = path.with_name(f".{path.name}.{threading.get_ident()}.tmp")
-        temporary.write_text(json.dumps(fields) + "\n")
-        temporary.replace(path)
+        content = json.dumps(fields) + "\n"
+        try:
+            temporary.write_text(content)
+            temporary.replace(path)
+        except OSError:  # a full disk takes no new file, but most take new content for an old one
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            with path.open("r+") as file:
+                file.write(content)
+                file.truncate()
 
 
 def read(path: Path) -> Heartbeat | None:

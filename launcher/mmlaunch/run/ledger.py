@@ -10,6 +10,7 @@ import json
 import os
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -72,7 +73,8 @@ def append(path: Path, event: Kind, **fields: Any) -> Event:
             if event in SYNCED:
                 os.fsync(descriptor)
         except OSError:
-            os.ftruncate(descriptor, size)
+            with suppress(OSError):  # what matters is why it could not be written
+                os.ftruncate(descriptor, size)
             raise
     finally:
         os.close(descriptor)

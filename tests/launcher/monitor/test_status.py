@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from click.testing import CliRunner
+from tests.conftest import SMALL
 
 from mmlaunch.cli import group
 from mmlaunch.errors import RunNotFound
@@ -22,6 +24,7 @@ from mmlaunch.load import rundir
 from mmlaunch.monitor import report, status, why
 from mmlaunch.restart import attempt
 from mmlaunch.run import ledger
+from mmlaunch.run.heartbeats import Heartbeat
 from mmlaunch.run.ledger import Event, Events
 from mmlaunch.run.paths import RunPaths
 from mmlaunch.schedulers import process
@@ -320,3 +323,37 @@ def test_the_last_words_of_the_job_script_are_told(tmp_path: Path) -> None:
     story = why.of(run)
     assert story.state == "lost" and "scontrol: Unable to contact slurm controller" in story.evidence
     assert story.place == "job/batch.out:2"
+
+
+def test_a_ledger_that_is_behind_its_ranks_is_said(tmp_path: Path) -> None:
+    """A full disk takes no event, but the heartbeat of a step that has gone on."""
+    run = RunPaths(tmp_path / "r")
+    run.root.mkdir()
+    small = yaml.safe_load(SMALL)
+    run.resolved.write_text(yaml.safe_dump({**small, "steps": 100, "log": {"every": 10}}))
+    steps = [{**event("step", step=n, steps=100, attempt=1), "time": NOW - 300 + n} for n in (10, 20)]
+    lines = (SUBMITTED, event("started", attempt=1, **ME) | {"time": NOW - 400}, *steps)
+
+    def beat(step: int, ago: float) -> status.Status:
+        Heartbeat("training", step, False, NOW - ago, NOW - ago, rank=0).write(run.attempt(1))
+        return status.derive(run, Events(lines), NOW)
+
+    one = beat(42, 1)
+    assert (one.step, one.silent, one.next) == (41, True, "mmlaunch why r")
+    assert one.reason.startswith("its ledger is behind: step 41 is done, and nothing was written for 280 s: its disk ")
+    assert beat(30, 1).reason == "", "a line is due when step 30 is done, and not before"
+    one = beat(42, 250)
+    assert one.reason.startswith("no rank has left a sign of life for 250 s: its disk ") and one.silent
+
+
+def test_why_does_not_speak_of_a_hang_where_nothing_can_be_written(tmp_path: Path) -> None:
+    run = RunPaths(tmp_path / "r")
+    run.root.mkdir()
+    run.resolved.write_text(SMALL.replace("steps: 4", "steps: 100"))
+    then = time.time() - 500
+    lines = [SUBMITTED, event("started", attempt=1, **ME), *(event("step", step=n, steps=100) for n in range(9))]
+    run.events.write_text("".join(json.dumps({**line, "time": then}) + "\n" for line in lines))
+    Heartbeat("training", 60, False, time.time(), time.time(), rank=0).write(run.attempt(1))
+    story = why.of(run)
+    assert story.what == "Nothing ended it: it is running, but nothing of it is written any more"
+    assert "hang" not in story.next and story.next.startswith(f"see to the disk of {run.root}")
