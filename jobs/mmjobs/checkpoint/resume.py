@@ -51,9 +51,10 @@ def _newest(context: Context) -> tuple[int | None, int]:
     folder.mkdir(exist_ok=True)
     manifest.sweep(folder)
     newest, rejected = manifest.newest(folder)
+    stays = f"it stays in {folder} until checkpoint.keep ({context.recipe.checkpoint.keep}) newer ones are saved"
     for reason in rejected:
-        context.events.write("checkpoint", rejected=reason)
-        context.events.log(f"rejected a checkpoint: {reason}")
+        context.events.write("checkpoint", rejected=f"{reason}; {stays}")
+        context.events.log(f"rejected a checkpoint: {reason}; {stays}")
     if foreign := [reason for reason in rejected if manifest.FOREIGN in reason]:  # sound, and not for us to drop
         right = "resume the run with the version that saved it, or start a new run from it with model.init_from"
         raise BadInput(f"{foreign[0]}; {right}")

@@ -15,11 +15,13 @@ from mmlaunch.run.paths import CheckpointPaths, RunPaths
 def prune(paths: RunPaths, settings: Checkpoint, newest: int, rejected: Collection[int]) -> None:
     """Delete what the recipe does not keep. Only sealed checkpoints count; `newest` is one, and is never deleted.
 
-    Those that were `rejected` at the start of the attempt stay for their owner to look at.
+    Those that were `rejected` at the start of the attempt stay for their owner to look at, until as many newer ones are
+    saved as the recipe keeps.
     """
-    older = [step for step in manifest.steps(paths.checkpoints) if step <= newest and step not in rejected]
-    valid = [step for step in older if step == newest or _is_whole(paths, step)]
+    older = [step for step in manifest.steps(paths.checkpoints) if step <= newest]
+    valid = [step for step in older if step not in rejected and (step == newest or _is_whole(paths, step))]
     kept = set(valid[-settings.keep :])
+    kept |= {step for step in rejected if sum(saved > step for saved in valid) < settings.keep}
     if settings.keep_every:
         kept |= {step for step in valid if step % settings.keep_every == 0}
     kept |= _best(paths, settings, valid) | users.needed_steps(paths)

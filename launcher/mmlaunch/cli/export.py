@@ -9,11 +9,14 @@ import click
 from mmlaunch.cli import options
 from mmlaunch.errors import UserError
 from mmlaunch.load import rundir
+from mmlaunch.run import manifest
+from mmlaunch.run.paths import RunPaths
 from mmlaunch.submit import run_task
 
 EXAMPLES = """
 \b
 Examples:
+  mmlaunch export sft-llama3-8b
   mmlaunch export sft-llama3-8b --to models/sft
   mmlaunch export dpo-llama3-8b --to models/dpo --checkpoint 300 --merge-lora
 """
@@ -21,16 +24,21 @@ Examples:
 
 @click.command(epilog=EXAMPLES)
 @options.run(many=False)
-@click.option("--to", required=True, type=click.Path(path_type=Path), help="A folder that does not exist yet.")
+@click.option(
+    "--to", type=click.Path(path_type=Path), help="A folder that does not exist yet. Default: exports/RUN-step-STEP."
+)
 @click.option("--checkpoint", type=int, metavar="STEP", help="Export this checkpoint. Default: the newest valid one.")
 @click.option(
     "--merge-lora", is_flag=True, help="Merge the adapters into the weights. Default: write them beside the weights."
 )
 @click.option("--no-processor", is_flag=True, help="Leave out what prepares images: you serve them with your own code.")
-def command(run: str, to: Path, checkpoint: int | None, merge_lora: bool, no_processor: bool) -> None:
+def command(run: str, to: Path | None, checkpoint: int | None, merge_lora: bool, no_processor: bool) -> None:
     """Write a checkpoint of RUN as a Hugging Face directory: weights, processor, chat template, model card."""
     paths = rundir.resolve(run)
-    if to.exists():
+    if to is None:
+        checkpoint = _newest(paths) if checkpoint is None else checkpoint
+        to = Path("exports") / f"{paths.name}-step-{checkpoint}"
+    if to.exists() or to.is_symlink():
         raise UserError(f"{to} exists already; name a folder that does not")
     arguments = [str(paths.root), str(to)]
     arguments += ["--checkpoint", str(checkpoint)] if checkpoint is not None else []
@@ -39,3 +47,11 @@ def command(run: str, to: Path, checkpoint: int | None, merge_lora: bool, no_pro
     result = run_task.run("mmjobs.tasks.export", arguments)
     click.echo(f"{to}: {paths.name}, step {result['step']}")
     click.echo(f"next: a recipe with model.init_from: {to}, or {result['kind']}.from_pretrained({str(to)!r})")
+
+
+def _newest(run: RunPaths) -> int:
+    """The step of the newest checkpoint that is whole; the export itself reads its contents."""
+    newest, rejected = manifest.newest(run.checkpoints, contents=False)
+    if newest is None:
+        raise UserError(f"{run.name} has no valid checkpoint ({'; '.join(rejected) or 'none was ever saved'})")
+    return newest.step

@@ -151,9 +151,7 @@ def derive(run: RunPaths, events: Events, now: float, job: Job | None = None) ->
     """
     reached = events.last("step", "resumed") or {}
     furthest = _furthest(events, reached)
-    saved = next(
-        (event for event in reversed(events.events) if kind_of(event) == "checkpoint" and "rejected" not in event), {}
-    )
+    saved = _saved(events)
     events = events.of_this_submission
     submitted = events.last("submitted") or {}
     attempts = [int(event["attempt"]) for event in events if isinstance(event.get("attempt"), int)]
@@ -182,6 +180,18 @@ def derive(run: RunPaths, events: Events, now: float, job: Job | None = None) ->
         torn_lines=events.torn,
         silent=quiet.unwritten,
     )
+
+
+def _saved(events: Events) -> Event:
+    """The newest save. A run that was resumed from an earlier one has rejected those after it."""
+    saved: Event = {}
+    known: dict[int, Event] = {}
+    for event in events:
+        if kind_of(event) == "checkpoint" and "rejected" not in event and event.get("step") is not None:
+            saved = known[event["step"]] = event
+        elif kind_of(event) == "resumed" and saved:
+            saved = known.get(event["step"], saved)
+    return saved
 
 
 def _furthest(events: Events, reached: Event) -> int | None:

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from mmjobs.checkpoint import background, save
+from mmjobs.checkpoint.resume import _newest
 from mmjobs.checkpoint.save import DONE, FULL, WRITING, CheckpointWriter
 from mmjobs.checkpoint.train_state import TrainState
 from mmjobs.engine.checkpoint_io import Files
@@ -182,3 +183,26 @@ def test_it_changes_nothing_but_the_time(job: Jobs, tiny: Recipes) -> None:
         for name, weight in one.weights(step).items():
             assert torch.equal(weight, other.weights(step)[name])
     assert all(event["stall"] <= event["seconds"] for event in one.events("checkpoint"))
+
+
+def test_a_rejected_checkpoint_stays_until_enough_newer_ones_are_saved(tmp_path: Path, made: Made) -> None:
+    checkpoints, paths, _ = made(tmp_path, keep=2)
+    checkpoints.save(TrainState(step=1), wait=True)
+    checkpoints.save(TrainState(step=3), wait=True)
+    (paths.checkpoint(3) / "state.json").write_bytes(b"flipped")
+    again = CheckpointWriter(checkpoints._context, checkpoints._engines, rejected={3})
+    seen = []
+    for step in (2, 4, 5, 6):
+        again.save(TrainState(step=step), wait=True)
+        seen.append(manifest.steps(paths.checkpoints))
+    assert seen == [[1, 2, 3], [2, 3, 4], [4, 5], [5, 6]]
+
+
+def test_what_is_rejected_says_for_how_long_it_stays(tmp_path: Path, made: Made) -> None:
+    checkpoints, paths, _ = made(tmp_path, keep=2)
+    checkpoints.save(TrainState(step=3), wait=True)
+    (paths.checkpoint(3) / "state.json").write_bytes(b"flipped")
+    assert _newest(checkpoints._context) == (None, 0)
+    rejected = [event["rejected"] for event in ledger.read(paths.events).all("checkpoint") if "rejected" in event]
+    assert len(rejected) == 1 and rejected[0].startswith("step-3/state.json: ")
+    assert rejected[0].endswith(f"it stays in {paths.checkpoints} until checkpoint.keep (2) newer ones are saved")

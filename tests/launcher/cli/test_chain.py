@@ -117,13 +117,20 @@ def test_what_is_left_out_is_listed(world: dict[str, Path], trained: RunPaths) -
 
 
 def test_the_export_is_a_llava_to_everybody(
-    world: dict[str, Path], trained: RunPaths, merged: Path, tmp_path: Path
+    world: dict[str, Path], trained: RunPaths, merged: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said = stranger(merged, world["image"])
     assert said[0].startswith("LlavaForConditionalGeneration") and said[1] == "True False"
-    assert mmlaunch("export", trained.root, "--to", tmp_path / "beside").returncode == 0
-    beside = stranger(tmp_path / "beside", world["image"])
-    assert beside[0] != said[0] and (tmp_path / "beside" / "adapter" / "adapter_config.json").exists()
+    monkeypatch.chdir(tmp_path)
+    usual = tmp_path / "exports" / f"{trained.name}-step-3"
+    usual.parent.mkdir()
+    usual.symlink_to("nowhere")
+    refused = mmlaunch("export", trained.root)
+    assert refused.returncode == 2 and "exists already" in refused.stderr and usual.is_symlink()
+    usual.unlink()
+    assert mmlaunch("export", trained.root).stdout.startswith(f"exports/{usual.name}: {trained.name}, step 3\n")
+    beside = stranger(usual, world["image"])
+    assert beside[0] != said[0] and (usual / "adapter" / "adapter_config.json").exists()
     names = {path.name for path in merged.iterdir()}
     assert {"README.md", "config.json", "chat_template.jinja", "generation_config.json", "tokenizer.json"} <= names
     card = (merged / "README.md").read_text()

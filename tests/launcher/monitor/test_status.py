@@ -357,3 +357,16 @@ def test_why_does_not_speak_of_a_hang_where_nothing_can_be_written(tmp_path: Pat
     story = why.of(run)
     assert story.what == "Nothing ended it: it is running, but nothing of it is written any more"
     assert "hang" not in story.next and story.next.startswith(f"see to the disk of {run.root}")
+
+
+def test_a_save_that_was_rejected_later_is_not_the_newest_one() -> None:
+    first, second = event("checkpoint", step=40) | {"time": NOW - 90}, event("checkpoint", step=60)
+    events = (
+        SUBMITTED,
+        event("started", attempt=1, **ME),
+        first,
+        second,
+        event("checkpoint", rejected="step-60: torn"),
+    )
+    one = status.derive(RunPaths(Path("/r")), Events((*events, event("resumed", step=40))), NOW)
+    assert (one.saved_step, one.saved_seconds_ago) == (40, 90.0)
