@@ -13,6 +13,9 @@ from mmlaunch.estimate.knowable import contradictions
 from mmlaunch.load import Loaded, load_recipe
 from mmlaunch.recipe.capability import unsupported
 
+SHORT = 3600
+"""Seconds: no profile warns its ranks so long before the end."""
+
 
 @click.command(
     epilog="\b\nExamples:\n  mmlaunch validate recipes/*.yaml\n  mmlaunch validate my.yaml -s batch.global=512 --json"
@@ -31,7 +34,7 @@ def command(recipe: tuple[str, ...], overrides: tuple[str, ...], cluster: str | 
             problems += error.problems
         else:
             if not as_json:
-                _say(path, loaded)
+                _say(path, loaded, cluster)
     if as_json:
         click.echo(json.dumps([_record(problem) for problem in problems], indent=2))
         raise SystemExit(RecipeError.exit_code if problems else 0)
@@ -51,10 +54,12 @@ def _checked(path: str, overrides: tuple[str, ...], cluster: str | None) -> Load
     return loaded
 
 
-def _say(path: str, loaded: Loaded) -> None:
+def _say(path: str, loaded: Loaded, cluster: str | None) -> None:
     recipe = loaded.recipe
     world = recipe.resources.describe_world()
     click.echo(f"{path}: {click.style('ok', fg='green')}  {recipe.name}: {recipe.objective.method} on {world}")
+    if note := _hurry(loaded, cluster):
+        click.echo(click.style(f"  note: {loaded.placed([note]).problems[0]}", fg="yellow"))
     from mmlaunch.load import trained  # only a recipe that is right is looked at further
 
     for problem in trained.resolve(loaded).missing:
@@ -65,6 +70,19 @@ def _say(path: str, loaded: Loaded) -> None:
         click.echo(
             click.style(f"  note: this version can validate and render it, not train it yet ({parts})", dim=True)
         )
+
+
+def _hurry(loaded: Loaded, cluster: str | None) -> Problem | None:
+    """A time limit that leaves no time for a step on this cluster, or on the usual one."""
+    time = loaded.recipe.resources.time
+    if cluster is None and time >= SHORT:  # do not look for the usual profile for nothing
+        return None
+    from mmlaunch.load.cluster import hurry
+    from mmlaunch.schedulers import choose
+
+    name, profile = choose.profile(cluster)
+    what = hurry(profile, time)
+    return Problem(("resources", "time"), f"{what} {name}", "ask for more") if what else None
 
 
 def _record(problem: Problem) -> dict[str, str]:

@@ -15,11 +15,13 @@ from mmlaunch.load.text import read_file
 from mmlaunch.recipe.check import section_of
 from mmlaunch.recipe.environment import check_settings
 from mmlaunch.recipe.resources import Resources
-from mmlaunch.recipe.scalars import Count, Duration, Line, MemorySize, OneOrMore, Word
+from mmlaunch.recipe.scalars import Count, Duration, Line, MemorySize, OneOrMore, Word, format_duration
 from mmlaunch.recipe.section import Mistake, Section, mistake, rule
 from mmlaunch.recipe.suggest import closest
 
 VARIABLE = "MMLAUNCH_CLUSTER"
+START = 60
+"""Seconds that a start and a first step take at least, with real weights on a quiet file system."""
 
 OWNED_OPTIONS = (
     "job-name", "output", "error", "nodes", "ntasks", "ntasks-per-node", "time", "requeue", "no-requeue", "signal",
@@ -175,9 +177,27 @@ def problems(cluster: Cluster, wanted: Resources) -> list[Problem]:
     if cluster.max_time is not None and time > cluster.max_time:
         what = f"{time / 3600:g} hours are more than this cluster's longest limit ({cluster.max_time / 3600:g})"
         problems.append(Problem(("resources", "time"), what, "ask for less: the run is continued after each limit"))
+    if time <= cluster.signal.lead:
+        what = (
+            f"{format_duration(time)} are over before a step: ranks are told to leave {_lead(cluster)} before the end"
+        )
+        problems.append(Problem(("resources", "time"), what, "ask for more, or lower signal.lead in the profile"))
     if gpus and cluster.gpus == "none":
         problems.append(Problem(("resources", "gpus_per_node"), "this cluster has no GPUs", "write gpus_per_node: 0"))
     return problems
+
+
+def hurry(cluster: Cluster, time: int) -> str:
+    """Why a time limit is likely to bring no step, though it is longer than the lead; empty if it is long enough."""
+    left = time - cluster.signal.lead
+    if left >= START:
+        return ""
+    what = f"{format_duration(max(0, left))} for a start and a step" if left > 0 else "no time for a step"
+    return f"{format_duration(time)} leave {what}: ranks are told to leave {_lead(cluster)} before the end"
+
+
+def _lead(cluster: Cluster) -> str:
+    return f"{format_duration(cluster.signal.lead)} (the profile's signal.lead)"
 
 
 def gigabytes(cluster: Cluster) -> float | None:

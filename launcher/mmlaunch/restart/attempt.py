@@ -8,17 +8,21 @@ argument; a job whose submission does not own the run any more ends before it wr
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import socket
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from mmlaunch.errors import BadInput, MachineError, MmlaunchError
+from mmlaunch.load.cluster import PreSignal
 from mmlaunch.recipe import resolved
 from mmlaunch.recipe.resources import Restarts
+from mmlaunch.recipe.scalars import format_duration
 from mmlaunch.restart import causes, log_patterns, policy
 from mmlaunch.restart.policy import Ending
 from mmlaunch.run import ledger, owner
@@ -30,6 +34,8 @@ from mmlaunch.schedulers.base import BatchJob, Scheduler
 
 EXCLUDED_FOR = 86_400  # seconds: if a node is still unfit after a day, its administrator has to know
 MOST_EXCLUDED = 8
+EARLY = 60
+"""Seconds by which a scheduler may send its warning too early."""
 
 
 def begin(run: RunPaths, script: Path, submission: int = 0) -> tuple[int, int]:
@@ -85,9 +91,23 @@ def end(run: RunPaths, number: int, exit_code: int, submission: int = 0) -> int:
             ledger.append(run.events, "ended", attempt=number, **state)
             return JobExit.STOP
         return JobExit.AGAIN
-    state = {"state": verdict.state, "cause": ending.cause, "reason": verdict.reason, "exit_code": exit_code}
+    reason = f"{verdict.reason}{_too_short(run, events, ending) if verdict.state == 'failed' else ''}"
+    state = {"state": verdict.state, "cause": ending.cause, "reason": reason, "exit_code": exit_code}
     ledger.append(run.events, "ended", attempt=number, **state)
     return CANCELLED if verdict.state == "cancelled" else JobExit.STOP if exit_code == JobExit.AGAIN else exit_code
+
+
+def _too_short(run: RunPaths, events: Sequence[Event], ending: Ending) -> str:
+    """Whether the run got nowhere because its time limit is too short, as the end of a sentence."""
+    started = next((event["time"] for event in reversed(events) if event["event"] == "started"), time.time())
+    with suppress(BadInput, OSError, ValueError, KeyError, TypeError):
+        limit = resolved.read(run.resolved).resources.time
+        lead = int(json.loads(run.profile.read_text(encoding="utf-8")).get("signal", {}).get("lead", PreSignal().lead))
+        at_the_limit = time.time() - started >= limit - lead - EARLY
+        if ending.cause in (causes.SAVED, causes.TIME_LIMIT) and at_the_limit:
+            what = f"{format_duration(limit)} with a warning {format_duration(lead)} before the end"
+            return f"; resources.time is too short for a start and a save: {what}"
+    return ""
 
 
 def _check_still_ours(run: RunPaths, events: ledger.Events, job: BatchJob) -> None:

@@ -175,3 +175,16 @@ def test_files_that_extend_the_same_files_twice_are_read_once(tmp_path: Path) ->
     for level in range(1, 31):
         (tmp_path / f"{level}.yaml").write_text(f"extends: [{level - 1}.yaml, {level - 1}.yaml]\n")
     assert mmlaunch("validate", tmp_path / "30.yaml").returncode == 0
+
+
+@pytest.mark.parametrize(("limit", "lead", "told"), [("90s", "2m", True), ("150s", "2m", True), ("10m", "2m", False)])
+def test_a_time_limit_without_time_for_a_step_is_told(small: Path, limit: str, lead: str, told: bool) -> None:
+    """At `validate`, by the usual profile as well as by one that is named; a limit below the lead is refused there."""
+    profile = small.parent / "site.yaml"
+    profile.write_text(f"executor: local\nsignal: {{lead: {lead}}}\n")
+    small.write_text(small.read_text().replace("time: 10m", f"time: {limit}"))
+    usual = mmlaunch("validate", small, MMLAUNCH_CLUSTER=str(profile))
+    assert usual.returncode == 0 and ("resources.time" in usual.stdout) is told, usual.stdout + usual.stderr
+    named = mmlaunch("validate", small, "--cluster", profile)
+    assert named.returncode == (2 if limit == "90s" else 0)
+    assert ("resources.time" in named.stdout + named.stderr) is told

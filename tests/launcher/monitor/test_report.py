@@ -89,9 +89,12 @@ def test_an_attempt_that_could_not_write_its_end_lasted_until_its_last_sign_of_l
     """Its job was ended by hand after 35 seconds; somebody looked, cancelled or resumed after 2,500."""
     closed = {"state": "failed" if by == "resume" else "cancelled", "cause": "lost" if by == "resume" else "cancelled"}
     closed |= {"by": "resume"} if by == "resume" else {}
-    after: list[tuple[float, str, dict[str, Any]]] = {"nobody": [], "cancel": [(2500.0, "cancelling", {}), (2501.0, "ended", closed)],
-             "resume": [(2500.0, "ended", closed), (2500.0, "submitted", {"executor": "local"})]}[by]  # fmt: skip
-    run = written(tmp_path, SUBMITTED, STARTED, (30.0, "step", {"step": 3}), *after, beat=45.0)
+    after: dict[str, list[tuple[float, str, dict[str, Any]]]] = {
+        "nobody": [],
+        "cancel": [(2500.0, "cancelling", {}), (2501.0, "ended", closed)],
+        "resume": [(2500.0, "ended", closed), (2500.0, "submitted", {"executor": "local"})],
+    }
+    run = written(tmp_path, SUBMITTED, STARTED, (30.0, "step", {"step": 3}), *after[by], beat=45.0)
     (only,) = report.of(run, THEN + 9000).attempts
     assert only.lasted == 35.0
     assert only.cause == {"nobody": "lost", "cancel": "cancelled", "resume": "lost"}[by]

@@ -6,10 +6,12 @@ import json
 from pathlib import Path
 
 import pytest
+from tests.conftest import SMALL
 
 from mmlaunch.errors import MmlaunchError
 from mmlaunch.monitor import status
 from mmlaunch.restart import attempt
+from mmlaunch.restart.policy import Ending
 from mmlaunch.run import ledger
 from mmlaunch.run.exits import CANCELLED, JobExit
 from mmlaunch.run.paths import RunPaths
@@ -83,3 +85,20 @@ def test_a_job_that_was_replaced_does_not_go_on(run: RunPaths, monkeypatch: pyte
         attempt.begin(run, run.attempt(1).script)
     monkeypatch.setenv("SLURM_JOB_ID", "8")
     assert attempt.begin(run, run.attempt(1).script)[0] == 1
+
+
+def test_a_time_limit_that_is_too_short_is_named(run: RunPaths) -> None:
+    """The run is told to leave before its first step, again and again."""
+    run.resolved.write_text(SMALL.replace("time: 10m", "time: 3m"))
+    run.profile.write_text("{}")
+    for number in (1, 2, 3, 4):
+        attempt.begin(run, run.attempt(1).script)
+        if number < 4:
+            attempt.end(run, number, JobExit.AGAIN)
+    assert attempt.end(run, 4, JobExit.AGAIN) == JobExit.STOP
+    reason = (ledger.read(run.events).last("ended") or {})["reason"]
+    assert "no new checkpoint" in reason
+    assert reason.endswith("resources.time is too short for a start and a save: 3m with a warning 2m before the end")
+    run.resolved.write_text(SMALL)
+    events = ledger.read(run.events).events
+    assert attempt._too_short(run, events, Ending("saved", 90)) == "", "it was preempted long before its limit"
