@@ -8,7 +8,7 @@ from functools import partial
 import click
 
 from mmlaunch.cli import options
-from mmlaunch.errors import Problem, RecipeError
+from mmlaunch.errors import MmlaunchError, Problem, RecipeError
 from mmlaunch.estimate.knowable import contradictions
 from mmlaunch.load import Loaded, load_recipe
 from mmlaunch.recipe.capability import unsupported
@@ -80,9 +80,11 @@ def _hurry(loaded: Loaded, cluster: str | None) -> Problem | None:
     from mmlaunch.load.cluster import hurry
     from mmlaunch.schedulers import choose
 
-    name, profile = choose.profile(cluster)
-    what = hurry(profile, time)
-    return Problem(("resources", "time"), f"{what} {name}", "ask for more") if what else None
+    try:
+        what = hurry(choose.profile(cluster)[1], time)
+    except MmlaunchError:  # a usual profile that is wrong is told by whatever needs one
+        return None
+    return Problem(("resources", "time"), what, "ask for more") if what else None
 
 
 def _record(problem: Problem) -> dict[str, str]:
