@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import defaultdict
 from pathlib import Path
 
@@ -82,6 +83,7 @@ def test_a_viewer_that_looks_on_forgets_them_too(tmp_path: Path) -> None:
     viewer = EventAccumulator(str(tmp_path))  # TensorBoard's reader in Python
     viewer.Reload()
     assert [point.step for point in viewer.Tensors("train/loss")] == list(range(1, 13))
+    time.sleep(1 - time.time() % 1)  # files sort by the second in their names
     attempt(tmp_path, 10, 13)
     viewer.Reload()
     assert [point.step for point in viewer.Tensors("train/loss")] == list(range(1, 14))
