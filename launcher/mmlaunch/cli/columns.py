@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+import textwrap
 from collections.abc import Sequence
 
 import click
@@ -27,6 +28,18 @@ def show(head: Sequence[str], rows: Sequence[Sequence[str]], colour_of_second: S
         click.echo(line)
         if narrow and row[-1]:
             click.echo(f"  {head[-1]}: {row[-1]}")
+
+
+def wrapped(text: str, indent: int = 2) -> str:
+    """A text that breaks between words where a terminal ends; as it is in a pipe."""
+    if not sys.stdout.isatty():
+        return text
+    edge = max(shutil.get_terminal_size().columns, 40)
+    following = " " * indent
+    lines = textwrap.wrap(
+        text, edge, subsequent_indent=following, break_long_words=False, break_on_hyphens=False, drop_whitespace=False
+    )
+    return "\n".join(line.rstrip() for line in lines)
 
 
 def _line(cells: Sequence[str], widths: Sequence[int]) -> str:

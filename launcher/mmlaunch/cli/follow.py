@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from mmlaunch.cli.columns import wrapped
 from mmlaunch.monitor import status, watch
 from mmlaunch.monitor.watch import WAITING
 from mmlaunch.run import ledger
@@ -44,11 +45,12 @@ def _last_words(run: RunPaths, ended: Event) -> int:
     state = str(ended["state"])
     events = ledger.read(run.events)
     colour = {"done": "green", "failed": "red"}.get(state, "yellow")
-    click.echo(f"{run.name}: {click.style(state, fg=colour, bold=True)} {_result(events)}")
+    line = wrapped(f"{run.name}: {state} {_result(events)}")
+    click.echo(line.replace(f": {state} ", f": {click.style(state, fg=colour, bold=True)} ", 1))
     if state == "failed":
         failed = events.last("failed") or {}
-        click.echo(f"  {failed.get('cause', '?')}: {failed.get('evidence') or 'no evidence was left'}")
-        click.echo(f"  not restarted: {ended.get('reason', '')}")
+        click.echo(wrapped(f"  {failed.get('cause', '?')}: {failed.get('evidence') or 'no evidence was left'}", 4))
+        click.echo(wrapped(f"  not restarted: {ended.get('reason', '')}", 4))
         click.echo(f"next: mmlaunch logs {run.name}")
     elif state == "done":
         newest = events.last("checkpoint")

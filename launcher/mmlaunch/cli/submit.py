@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
-import sys
-import textwrap
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,6 +10,7 @@ from typing import Any
 import click
 
 from mmlaunch.cli import options
+from mmlaunch.cli.columns import wrapped
 from mmlaunch.load import load_recipe
 from mmlaunch.load.cluster import gigabytes
 from mmlaunch.recipe import Recipe
@@ -78,10 +76,9 @@ def _say(prepared: Prepared, follow: bool) -> None:
     if short := too_short(plan.passed):
         what = "has a value" if len(short) == 1 else "have values"
         rows["env"] = f"{', '.join(short)} {what} too short to be recognised: keep it out of recipes and code"
-    edge = shutil.get_terminal_size().columns if sys.stdout.isatty() else 10_000
     for name, text in rows.items():
-        lines = textwrap.wrap(text, max(edge - 12, 20), break_long_words=False, break_on_hyphens=False)
-        click.echo(f"  {click.style(f'{name:<8}', dim=True)}  " + f"\n{'':12}".join(lines))
+        label = f"{name:<8}"
+        click.echo(wrapped(f"  {label}  {text}", 12).replace(label, click.style(label, dim=True), 1))
     if not follow:
         click.echo(f"next: mmlaunch status {plan.run.name}    mmlaunch logs -f {plan.run.name}")
 
