@@ -1,3 +1,3 @@
 """mmlaunch: one YAML recipe becomes a multi-node alignment run that heals itself."""
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
