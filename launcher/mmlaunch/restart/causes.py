@@ -58,15 +58,31 @@ TABLE: tuple[Cause, ...] = (
         error_types=("OutOfMemoryError", "MemoryError", "_ArrayMemoryError"),
         log_pattern=re.compile(
             r"oom[-_ ]?kill|OOM Killed|invoked oom-killer|[Oo]ut of memory: Kill|\bOUT_OF_ME|: Out Of Memory$|"
-            r"[Ee]xceeded (?:job |step |virtual )?memory limit|out-of-memory handler|memory limit.{0,40}being killed|"
+            r"[Ee]xceeded (?:job |step |virtual )?memory limit|memory allocation of \d+ bytes failed|"
+            r"out-of-memory handler|memory limit.{0,40}being killed|"
             r"NCCL WARN.*[Oo]ut of memory",
         ),
         error_pattern=re.compile(
             r"(?:CUDA|HIP|XPU|device|GPU|host|system|Host|CPU).{0,40}out of memory|OutOfMemory|[Oo]ut of memory|OOM\b|"
             r"_ALLOC_FAILED|cudaErrorMemoryAllocation|can't allocate memory|[Cc]annot allocate memory|"
-            r"not enough memory|[Ii]nsufficient \w* ?memory|[Aa]llocation .{0,40}failed|[Mm]alloc.{0,20}fail|"
+            r"not enough memory|[Nn]o (?:available|free) memory|worker \(pid.*killed by signal: Killed|"
+            r"[Ii]nsufficient \w* ?memory|[Aa]llocation .{0,40}failed|[Mm]alloc.{0,20}fail|"
             r"bad_alloc|MemoryError|[Uu]nable to allocate .*(?:[KMGT]i?B|bytes|array)|"
             r"[Ff]ailed to allocate .*(?:memory|[KMGT]i?B|bytes)|RESOURCE_EXHAUSTED|mmap.*\[Errno 12\]|\[Errno 12\]"
+        ),
+    ),
+    Cause(
+        "storage",
+        budget="node",
+        why="A file system went away",
+        log_pattern=re.compile(
+            r"LustreError|Lustre:.*(?:evict|lost)|was evicted by|nfs: server .* not responding|mmfs.*(?:unmount|panic)|"
+            r"I/O error, dev|EXT4-fs error|XFS .*(?:shutdown|[Cc]orruption)|blk_update_request: I/O error"
+        ),
+        error_pattern=re.compile(
+            r"[Ss]tale file handle|[Ss]tale NFS|[Tt]ransport endpoint|Input/output error|Remote I/O error|"
+            r"[Rr]ead-only file system|ESTALE|ESHUTDOWN|ENOTCONN|\bEIO\b|\[Errno (?:5|30|107|108|116|121|512)\]|"
+            r"\[Errno 110\] Connection timed out: '|No such device or address: '/|Host is down: '"
         ),
     ),
     Cause(
@@ -108,20 +124,6 @@ TABLE: tuple[Cause, ...] = (
         ),
     ),
     Cause(
-        "storage",
-        budget="node",
-        why="A file system went away",
-        log_pattern=re.compile(
-            r"LustreError|Lustre:.*(?:evict|lost)|was evicted by|nfs: server .* not responding|mmfs.*(?:unmount|panic)|"
-            r"I/O error, dev|EXT4-fs error|XFS .*(?:shutdown|[Cc]orruption)|blk_update_request: I/O error"
-        ),
-        error_pattern=re.compile(
-            r"[Ss]tale file handle|[Ss]tale NFS|[Tt]ransport endpoint|Input/output error|Remote I/O error|"
-            r"[Rr]ead-only file system|ESTALE|ESHUTDOWN|ENOTCONN|\bEIO\b|\[Errno (?:5|30|107|108|116|121|512)\]|"
-            r"\[Errno 110\] Connection timed out: '|No such device or address: '/|Host is down: '"
-        ),
-    ),
-    Cause(
         "import",
         budget="final",
         why="The code could not be imported",
@@ -130,14 +132,15 @@ TABLE: tuple[Cause, ...] = (
         error_types=("ImportError", "ModuleNotFoundError", "SyntaxError", "IndentationError", "TabError"),
         log_pattern=re.compile(
             r"error while loading shared libraries|cannot open shared object file|symbol lookup error|"
-            r"version `\w+' not found|: undefined symbol: |execve\(\): .*(?:No such file|[Pp]ermission|[Ff]ormat)|"
+            r"version `[\w.]+' not found|: undefined symbol: |execve\(\): .*(?:No such file|[Pp]ermission|[Ff]ormat)|"
             r"bad interpreter|^(?:\S*bash|\S*sh|\S+): (?:line \d+: )?\S+: (?:command )?not found$|"
             r"FATAL: .*(?:image|container|\.sif)|python\S*: No module named|can't open file '"
         ),
         error_pattern=re.compile(
             r"(?:Import|ModuleNotFound|Indentation|Tab)Error|SyntaxError(?!: (?:broken|not a) \w+ file)|"
             r"[Cc]annot import name|"
-            r"[Ff]ailed to import|could not be imported|No module named|"
+            r"[Ff]ailed to import|could not be imported|does not match the version|(?:unable|failed) to compile|"
+            r"No module named|"
             r"partially initialized module|module '\S+' has no attribute|"
             r"(?:driver (?:version|on your system) is).*(?:insufficient|too old)|no kernel image is available|"
             r"[Tt]orch not compiled with CUDA|built (?:with|without) CUDA|requires (?:\S+)[<>=!]=?\s?\d|"
@@ -156,7 +159,7 @@ TABLE: tuple[Cause, ...] = (
         next="mmlaunch resume {run} -s resources.nodes=FEWER, or mend the cluster profile",
         log_pattern=re.compile(
             r"[Ii]nvalid generic resource|Invalid gres|[Ii]nvalid (?:account|qos|partition|constraint|feature|wckey|"
-            r"job credential|numeric value)|[Mm]ore processors requested than permitted|"
+            r"numeric value)|[Mm]ore processors requested than permitted|"
             r"Requested node configuration is not available|Memory required by task is not available|"
             r"(?:fatal|error): \w+(?:, \w+)*.*mutually exclusive|[Uu]nable to create step.*(?:[Ii]nvalid|"
             r"not avail|gres|"
@@ -201,6 +204,7 @@ TABLE: tuple[Cause, ...] = (
             r".{0,60}(?:checkpoint|state.?dict|weights))|(?i:(?:can.t|cannot|could not|unable to|failed to|"
             r"no) (?:(?:find|load|read|restore|open|resume)\b)?.{0,40}checkpoint)|"
             r"(?i:^(?!.*(?:saving|to save|writing|to write|upload)).*\bcheckpoints?\b)|DP world size|"
+            r"[Nn]o file named .*(?:model|weight|safetensors|\.bin)|"
             r"parameter group that doesn't match|"
             r"Unable to find latest file"
         ),
@@ -259,6 +263,7 @@ TABLE: tuple[Cause, ...] = (
         log_pattern=re.compile(
             r"error: (?:unrecognized arguments|the following arguments are required|argument \S+|ambiguous option)|"
             r"^(?:Error|error): (?:[Nn]o such option|[Nn]o such command|Missing (?:option|argument)|Invalid value)|"
+            r"[Ii]nvalid value for '?-|[Mm]issing (?:option|argument|parameter) '|[Nn]o such (?:option|command)|"
             r"Could not override|Key '\S+' (?:is )?not in|In '\S+': |hydra.*[Ee]rror"
         ),
         error_pattern=re.compile(
@@ -273,14 +278,14 @@ TABLE: tuple[Cause, ...] = (
             r"broken PNG|"
             r"unrecognized (?:data stream|image)|[Uu]nexpected keyword argument|got multiple values for|"
             r"missing \d+ required (?:positional|keyword)|(?i:(?:unrecogni[sz]ed|unknown|unsupported|invalid|illegal|"
-            r"unexpected) "
+            r"unexpected) (?!operand)"
             r"(?:\w+ ){0,2}(?:argument|option|key|field|value|config\w*|choice|parameter|recipe|method|model|"
             r"optimi[sz]er|"
             r"scheduler|dtype|format|name|loss|type|setting|precision|flag|keyword|section|task))|"
             r"ValueError: (?i:invalid|unknown|"
             r"unsupported|unrecogni)|(?i:(?:failed to|could not|cannot|can.t|unable to) (?:open|read|find|locate|"
             r"decode|parse|load) )|(?i:batch.?(?:size)?.{0,80}(?:divisible|not equal|"
-            r"divide|mismatch|must be|inconsistent|related param))|[Dd]ivisible by|num_samples=0|"
+            r"divide|mismatch|must be|needs? to be|multiple|inconsistent|related param))|[Dd]ivisible by|num_samples=0|"
             r"(?i:(?:dataset|data ?file|data source|file|split|folder|directory|manifest) .{0,80}(?:not found|"
             r"does ?n.?t exist|is empty|"
             r"no (?:rows|samples|examples)|missing|unreadable|corrupt|not readable|does not exist))|"
@@ -337,7 +342,10 @@ TABLE: tuple[Cause, ...] = (
         budget="final",
         is_fault=False,
         final="cancelled by a user",
-        log_pattern=re.compile(r"JOB \d+ (?:ON \S+ )?CANCELLED (?:AT \S+|by \d+)(?! DUE)|CANCELLED by \d+"),
+        log_pattern=re.compile(
+            r"JOB \d+ (?:ON \S+ )?CANCELLED (?:AT \S+|(?:BY|by) )(?! DUE TO (?!SIGNAL))|CANCELLED (?:by|"
+            r"BY) (?:UID )?\d+|sending Ctrl-C to"
+        ),
     ),
     Cause(
         "stop",

@@ -19,6 +19,7 @@ from mmlaunch.run.paths import AttemptPaths, RunPaths, rank_of_log
 
 MARKER = "mmlaunch: attempt {number} begins"
 """The line with which an attempt begins in the log of its job script, which all attempts of a job share."""
+_BEGINS = re.compile(r"mmlaunch: attempt \d+ begins")
 MOST = 262_144
 """Bytes at the end of a log that are looked at."""
 
@@ -39,7 +40,7 @@ _STATEMENT = re.compile(
     r"(?i:^\s*\S+: (?:fatal )?error:|\b(?:fatal )?error(?: \d+)?: )|\b(?:ERROR|FATAL|CRITICAL)\b|^\s*what\(\):|"
     r"(?i:NCCL (?:WARN|error)|CUDA (?:error|failure)|Cuda failure)|^\s*(?:size mismatch for|Missing key|"
     r"Unexpected key)|"
-    r"is killed by signal",
+    r"is killed by signal|\b(?:stopping|aborting|exiting|giving up)\b",
     re.IGNORECASE,
 )
 _BENIGN = re.compile(
@@ -74,6 +75,13 @@ _NODE = re.compile(r"Node failure on (?P<a>[\w.-]+)|[Nn]odes? (?P<b>[\w.-]+) (?:
 _RUNS_ON = re.compile(rb"^rank \d+ of \d+ runs on (\S+), pid", re.MULTILINE)
 
 
+_SCRAPS = re.compile(r"/pymp-\w+")
+"""Temporary folders of helper processes, which are gone when these end."""
+_COLOURS = re.compile(r"\x1b\[[0-9;]*[A-Za-z]|\[\d{1,2}(?:;\d{1,3}){0,3}m|[│╭╰╮╯]")
+"""What programs put around their words for a terminal."""
+_STEP_CANCELLED = re.compile(r"\*\*\* STEP \S+ (?:ON \S+ )?CANCELLED (?:AT \S+|(?:BY|by) .*?)(?: \*\*\*|$)")
+
+
 @dataclass(frozen=True)
 class Evidence:
     """A line that shows a cause."""
@@ -102,6 +110,17 @@ class _Log:
     """The number of the first of these lines."""
 
     @cached_property
+    def last_traceback(self) -> int:
+        """The index of the line that begins the last traceback."""
+        begins = [index for index, line in enumerate(self.lines) if "Traceback (most recent call last)" in line]
+        return begins[-1] if begins else 0
+
+    def is_free(self, index: int) -> bool:
+        """Whether a line does not belong to a traceback: it may be data that look like an error."""
+        above = next((line for line in reversed(self.lines[:index]) if line.strip()), "")
+        return not re.search(_PREFIX + r"(?:Traceback|\s)", above) and not above.startswith((" ", "\t", "["))
+
+    @cached_property
     def after_progress(self) -> int:
         """The index of the first line behind which no training is seen. One line of it may have waited in a buffer."""
         steps = [index for index, line in enumerate(self.lines) if _PROGRESS.search(line)]
@@ -112,7 +131,7 @@ def weigh(attempt: AttemptPaths) -> Evidence | None:
     """The line that says most about the end of an attempt: that of the first cause in the table, of the rank that fell
     silent first. Without any, an exception of a program."""
     logs = list(_logs(attempt))
-    found = [evidence for log in logs for evidence in _causes_in(log)]
+    found = [evidence for log in logs for evidence in [*_causes_in(log), *_cancelled_step(log)]]
     order = {name: index for index, (name, _, _) in enumerate(causes.with_patterns())}
     first = min(found, key=lambda evidence: order[evidence.cause], default=None)
     raised = next((evidence for log in logs for evidence in _raised_in(log)), None)
@@ -176,11 +195,30 @@ def _causes_in(log: _Log) -> Iterator[Evidence]:
     for index, line in _telling(log):
         states = _EXCEPTION.match(line) or _STATEMENT.search(line)
         for cause, log_pattern, error_pattern in causes.with_patterns():
-            if (log_pattern and log_pattern.search(line)) or (states and error_pattern and error_pattern.search(line)):
+            shown = log_pattern.search(line) if log_pattern else None
+            if shown and not _EXCEPTION.match(line) and _is_quoted(line, shown.start()):
+                shown = None
+            if shown or (states and error_pattern and error_pattern.search(line)):
                 match = _NODE.search(line)
                 node = (match["a"] or match["b"]) if match else _node_of(log.path)
                 yield Evidence(cause, line.strip()[:200], log.path, log.first + index, node)
                 break
+
+
+def _cancelled_step(log: _Log) -> Iterator[Evidence]:
+    """A step that was cancelled before any of its tasks ended: otherwise srun itself has cancelled it."""
+    for index, line in enumerate(log.lines):
+        if _ENDED.match(line):
+            return
+        if _STEP_CANCELLED.search(line):
+            yield Evidence(causes.CANCELLED, line.strip()[:200], log.path, log.first + index)
+            return
+
+
+def _is_quoted(line: str, at: int) -> bool:
+    """Whether a place in a line stands inside quotation marks: in data, in settings, or in the source of a program."""
+    before = line[:at]
+    return before.count('"') % 2 == 1 or len(re.findall(r"(?<!\w)'|'(?!\w)", before)) % 2 == 1
 
 
 def _raised_in(log: _Log) -> Sequence[Evidence]:
@@ -200,6 +238,8 @@ def _telling(log: _Log) -> Iterator[tuple[int, str]]:
         if line.lstrip().startswith("Exception ignored in"):
             ignoring = True
         exception = _EXCEPTION.match(line)
+        if _SCRAPS.search(line) or (exception and index < log.last_traceback and log.is_free(index)):
+            continue
         if index < log.after_progress or not line.strip() or ignoring:
             ignoring = ignoring and not exception
             continue
@@ -212,7 +252,9 @@ def _telling(log: _Log) -> Iterator[tuple[int, str]]:
 
 def _logs(attempt: AttemptPaths) -> Iterator[_Log]:
     """The ends of all logs: the ranks', first of the one that fell silent first; srun's; the job script's."""
-    for path in [*sorted(attempt.rank_logs, key=_changed), attempt.starter_log]:
+    ranks = sorted(attempt.rank_logs, key=_changed)
+    others = sorted(path for path in attempt.logs.glob("*") if path.suffix != ".json" and path not in ranks)
+    for path in [*ranks, *others]:
         with suppress(OSError):
             yield _end_of(path)
     for path in RunPaths(attempt.root.parent.parent).batch_logs:
@@ -220,7 +262,9 @@ def _logs(attempt: AttemptPaths) -> Iterator[_Log]:
             log = _end_of(path)
             begins = [i for i, line in enumerate(log.lines) if line == MARKER.format(number=attempt.number)]
             if begins:
-                yield _Log(path, log.lines[begins[-1] :], log.first + begins[-1])
+                first = begins[-1]
+                after = (i for i, line in enumerate(log.lines) if i > first and _BEGINS.match(line))
+                yield _Log(path, log.lines[first : next(after, None)], log.first + first)
 
 
 def _end_of(path: Path) -> _Log:
@@ -231,7 +275,7 @@ def _end_of(path: Path) -> _Log:
         while left:
             block = file.read(min(left, 1 << 20))
             before, left = before + block.count(b"\n"), left - len(block)
-        text = file.read().decode(errors="replace")
+        text = _COLOURS.sub("", file.read().decode(errors="replace"))
     return _Log(path, tuple(text.split("\n")), before + 1)
 
 

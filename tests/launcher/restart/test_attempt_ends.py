@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from mmlaunch.restart import causes, policy
-from mmlaunch.run.paths import AttemptPaths
+from mmlaunch.recipe.resources import Restarts
+from mmlaunch.restart import causes, log_patterns, policy
+from mmlaunch.run.paths import RunPaths
 
 
 @dataclass
@@ -27,7 +28,7 @@ def read(path: Path) -> list[End]:
     ends: list[End] = []
     lines: list[str] = []
     for number, line in enumerate(path.read_text().splitlines(), 1):
-        if match := re.fullmatch(r"=== ([\w ]+) \| (\d+)", line):
+        if match := re.fullmatch(r"=== ([\w ]+) \| (\d+)(?: \| .*)?", line):
             ends.append(End(match[1], int(match[2]), number))
         elif line.startswith("--- "):
             lines = ends[-1].logs.setdefault(line[4:], [])
@@ -36,28 +37,36 @@ def read(path: Path) -> list[End]:
     return ends
 
 
-CORPUS = read(Path(__file__).with_name("attempt_ends.txt"))
+CORPUS = [end for name in ("attempt_ends.txt", "more_attempt_ends.txt") for end in read(Path(__file__).with_name(name))]
 
 
 def ending(end: End, folder: Path) -> policy.Ending:
-    attempt = AttemptPaths(folder / "1")
+    run = RunPaths(folder / "run")
+    attempt = run.attempt(1)
     attempt.logs.mkdir(parents=True)
+    run.job.mkdir()
     for age, (name, lines) in enumerate(end.logs.items()):
-        (attempt.logs / name).write_text("\n".join(lines) + "\n")
-        os.utime(attempt.logs / name, (1_800_000_000 + age,) * 2)
+        batch = name.startswith("batch")  # the log of the job script is one for all attempts
+        marker = [log_patterns.MARKER.format(number=1)] if batch and not any("begins" in line for line in lines) else []
+        path = (run.job if batch else attempt.logs) / name
+        path.write_text("\n".join([*marker, *lines]) + "\n")
+        os.utime(path, (1_800_000_000 + age,) * 2)
     return policy.classify(end.exit_code, attempt, [])
 
 
 @pytest.mark.parametrize("end", CORPUS, ids=lambda end: f"{end.place}-{end.cause}")
 def test_an_end(end: End, tmp_path: Path) -> None:
     found = ending(end, tmp_path)
+    if end.cause in ("never", "again"):
+        assert policy.decide(found, [], Restarts()).again == (end.cause == "again"), found
+        return
     assert found.cause == end.cause, found.evidence
     shown = re.fullmatch(r"(?:rank \d+(?: \([^)]*\))?: )?(.*) \[(\S+):(\d+)\]", found.evidence)
     if shown:  # the deciding line stands there
-        line = (tmp_path / "1" / "logs" / shown[2]).read_text().splitlines()[int(shown[3]) - 1]
+        line = (tmp_path / "run/attempts/1/logs" / shown[2]).read_text().splitlines()[int(shown[3]) - 1]
         assert shown[1] in line
 
 
 def test_the_corpus_has_every_cause_that_logs_can_show() -> None:
     shown = {cause.name for cause in causes.TABLE if cause.log_pattern or cause.error_pattern}
-    assert len(CORPUS) >= 80 and {end.cause for end in CORPUS} >= shown
+    assert len(CORPUS) >= 400 and {end.cause for end in CORPUS} >= shown
