@@ -106,6 +106,7 @@ def test_a_deterministic_crash_costs_two_attempts(small: Path, submit_stub: Subm
     assert "ValueError: always the same" in story["evidence"] and story["place"].startswith("attempts/2/logs/rank-")
 
 
+@pytest.mark.nightly  # half a minute, mostly of waiting
 def test_the_pause_before_a_restart(small: Path, submit_stub: SubmitStub) -> None:
     """The second restart for one cause waits in the queue, not on the nodes; Slurm's own delay is 6 s here."""
     budget = ["-s", "restarts={crash: 2, backoff: 15s}"]
@@ -153,6 +154,7 @@ def test_a_killed_rank_is_restarted(small: Path, submit_stub: SubmitStub) -> Non
     assert failed.startswith("a rank was killed (signal 9)") and "; task 1 on node" in failed
 
 
+@pytest.mark.nightly  # half a minute, mostly of waiting
 def test_the_daemons_may_go_and_come_back(small: Path, slurm: SlurmCluster, submit_stub: SubmitStub) -> None:
     run = submit_stub(small, *LONG, cluster="slurm")
     wait_for(run, at_step(3))
@@ -169,6 +171,7 @@ def test_the_daemons_may_go_and_come_back(small: Path, slurm: SlurmCluster, subm
     assert status(run)["state"] == "cancelled"
 
 
+@pytest.mark.nightly  # half a minute, mostly of waiting
 def test_a_rank_that_hangs(small: Path, monkeypatch: pytest.MonkeyPatch, submit_stub: SubmitStub) -> None:
     monkeypatch.setenv("MMLAUNCH_HANG_SECONDS", "14")  # rank 0 must outlive what the policy calls frozen
     run = submit_stub(small, *PAIR, "-s", "checkpoint.every=300", cluster="slurm")  # always in a step

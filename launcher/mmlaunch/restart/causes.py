@@ -65,7 +65,7 @@ TABLE: tuple[Cause, ...] = (
         error_pattern=re.compile(
             r"(?:CUDA|HIP|XPU|device|GPU|host|system|Host|CPU).{0,40}out of memory|OutOfMemory|[Oo]ut of memory|OOM\b|"
             r"_ALLOC_FAILED|cudaErrorMemoryAllocation|can't allocate memory|[Cc]annot allocate memory|"
-            r"not enough memory|[Nn]o (?:available|free) memory|worker \(pid.*killed by signal: Killed|"
+            r"not enough memory|[Nn]o (?:available|free) memory|"
             r"[Ii]nsufficient \w* ?memory|[Aa]llocation .{0,40}failed|[Mm]alloc.{0,20}fail|"
             r"bad_alloc|MemoryError|[Uu]nable to allocate .*(?:[KMGT]i?B|bytes|array)|"
             r"[Ff]ailed to allocate .*(?:memory|[KMGT]i?B|bytes)|RESOURCE_EXHAUSTED|mmap.*\[Errno 12\]|\[Errno 12\]"

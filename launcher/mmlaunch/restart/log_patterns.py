@@ -79,7 +79,6 @@ _SCRAPS = re.compile(r"/pymp-\w+")
 """Temporary folders of helper processes, which are gone when these end."""
 _COLOURS = re.compile(r"\x1b\[[0-9;]*[A-Za-z]|\[\d{1,2}(?:;\d{1,3}){0,3}m|[│╭╰╮╯]")
 """What programs put around their words for a terminal."""
-_STEP_CANCELLED = re.compile(r"\*\*\* STEP \S+ (?:ON \S+ )?CANCELLED (?:AT \S+|(?:BY|by) .*?)(?: \*\*\*|$)")
 
 
 @dataclass(frozen=True)
@@ -131,7 +130,7 @@ def weigh(attempt: AttemptPaths) -> Evidence | None:
     """The line that says most about the end of an attempt: that of the first cause in the table, of the rank that fell
     silent first. Without any, an exception of a program."""
     logs = list(_logs(attempt))
-    found = [evidence for log in logs for evidence in [*_causes_in(log), *_cancelled_step(log)]]
+    found = [evidence for log in logs for evidence in _causes_in(log)]
     order = {name: index for index, (name, _, _) in enumerate(causes.with_patterns())}
     first = min(found, key=lambda evidence: order[evidence.cause], default=None)
     raised = next((evidence for log in logs for evidence in _raised_in(log)), None)
@@ -203,16 +202,6 @@ def _causes_in(log: _Log) -> Iterator[Evidence]:
                 node = (match["a"] or match["b"]) if match else _node_of(log.path)
                 yield Evidence(cause, line.strip()[:200], log.path, log.first + index, node)
                 break
-
-
-def _cancelled_step(log: _Log) -> Iterator[Evidence]:
-    """A step that was cancelled before any of its tasks ended: otherwise srun itself has cancelled it."""
-    for index, line in enumerate(log.lines):
-        if _ENDED.match(line):
-            return
-        if _STEP_CANCELLED.search(line):
-            yield Evidence(causes.CANCELLED, line.strip()[:200], log.path, log.first + index)
-            return
 
 
 def _is_quoted(line: str, at: int) -> bool:
