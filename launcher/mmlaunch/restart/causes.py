@@ -60,6 +60,7 @@ TABLE: tuple[Cause, ...] = (
             r"oom[-_ ]?kill|OOM Killed|invoked oom-killer|[Oo]ut of memory: Kill|\bOUT_OF_ME|: Out Of Memory$|"
             r"[Ee]xceeded (?:job |step |virtual )?memory limit|memory allocation of \d+ bytes failed|"
             r"out-of-memory handler|memory limit.{0,40}being killed|"
+            r"[Kk]illed .{0,80}due to (?:memory pressure|low memory)|"
             r"NCCL WARN.*[Oo]ut of memory",
         ),
         error_pattern=re.compile(
@@ -166,7 +167,8 @@ TABLE: tuple[Cause, ...] = (
             r"[Pp]ermission|node count)|Requested partition configuration|[Jj]ob violates accounting|"
             r"srun: (?:error: )?(?:unrecognized option|invalid option|Invalid)|batch: error: .*[Ii]nvalid|"
             r"Unable to allocate resources: (?!.*(?:contact|timed out|connect))|requested resources .*(?:exceed|"
-            r"not available)|[Ii]nvalid --\w+"
+            r"not available)|[Ii]nvalid --\w+|srun: error: .*(?:[Oo]nly allocated|asked for \d+$|used without|"
+            r"is not allowed)"
         ),
     ),
     Cause(
@@ -215,10 +217,11 @@ TABLE: tuple[Cause, ...] = (
         why="The network failed",
         error_types=("HubUnreachable",),
         error_pattern=re.compile(
+            r"^(?!.*(?:CERTIFICATE_VERIFY|certificate verify))(?:.*)(?:"  # no retry makes a certificate valid
             r"[Cc]ouldn't connect to 'https?://|hub does not answer|MaxRetryError|NewConnectionError|ConnectTimeout|"
             r"ReadTimeout|ConnectionError: .*(?:https?|HTTP)|check your (?:internet )?connection|"
             r"Temporary failure in name resolution|(?:50[0234]|429) (?:Server|Client) Error|Name or service not known|"
-            r"(?:ProxyError|SSLError|ChunkedEncodingError|IncompleteRead|RemoteDisconnected|ProtocolError)"
+            r"(?:ProxyError|SSLError|ChunkedEncodingError|IncompleteRead|RemoteDisconnected|ProtocolError))"
         ),
     ),
     Cause(
@@ -239,7 +242,7 @@ TABLE: tuple[Cause, ...] = (
             r"must be authenticated|(?i:do(?:es)?n.t have (?:access|permission)|token .{0,20}(?:invalid|expired|"
             r"missing))|[Ll]ogin required|[Cc]redentials|outgoing traffic has been disabled|"
             r"Permission denied \(publickey|HF_TOKEN|HF_HUB_OFFLINE|does not exist on (?:the )?[Hh]ub|"
-            r"huggingface-cli login"
+            r"huggingface-cli login|CERTIFICATE_VERIFY_FAILED|certificate verify failed"
         ),
     ),
     Cause(
@@ -283,8 +286,12 @@ TABLE: tuple[Cause, ...] = (
             r"optimi[sz]er|"
             r"scheduler|dtype|format|name|loss|type|setting|precision|flag|keyword|section|task))|"
             r"ValueError: (?i:invalid|unknown|"
-            r"unsupported|unrecogni)|(?i:(?:failed to|could not|cannot|can.t|unable to) (?:open|read|find|locate|"
-            r"decode|parse|load) )|(?i:batch.?(?:size)?.{0,80}(?:divisible|not equal|"
+            r"unsupported|unrecogni)|(?i:(?:failed to|could not|can ?not|can.t|unable to) (?:open|read|find|locate|"
+            r"decode|parse|load|consume|match|cast|identify|create decoder)\b)|"
+            r"[Ee]rror (?:decoding|opening|parsing|reading) |"
+            r"[Nn]ot an? (?:JPEG|PNG|GIF|WebP|TIFF|image|tar|zip|gzip|parquet|JSON) file|"
+            r"(?:round|whole|even) multiple of|(?i:world.?size|parallel \w+).{0,120}(?:!=|not equal|does not)|"
+            r"(?i:(?:fewer|less) (?:\w+ )?than (?:\w+ ){0,3}batch)|(?i:batch.?(?:size)?.{0,80}(?:divisible|not equal|"
             r"divide|mismatch|must be|needs? to be|multiple|inconsistent|related param))|[Dd]ivisible by|num_samples=0|"
             r"(?i:(?:dataset|data ?file|data source|file|split|folder|directory|manifest) .{0,80}(?:not found|"
             r"does ?n.?t exist|is empty|"

@@ -129,7 +129,7 @@ def test_a_cause_with_a_name_outweighs_what_it_made_of_the_other_ranks(tmp_path:
 
 
 def test_the_first_rank_that_failed_is_the_one_that_counts(tmp_path: Path) -> None:
-    logs = attempt(tmp_path, rank_0=STEP + RESET, rank_7=PYTHON, rank_1=PYTHON.replace("row 812", "row 1"))
+    logs = attempt(tmp_path, rank_0=RESET, rank_7=PYTHON, rank_1=PYTHON.replace("row 812", "row 1"))
     assert str(log_patterns.weigh(logs)) == "rank 7: ValueError: row 812 has no turns [rank-7.out:10]"
 
 
