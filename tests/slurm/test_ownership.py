@@ -89,7 +89,7 @@ def test_a_job_that_is_released_late_does_not_write(small: Path, slurm: SlurmClu
     assert not list(run.attempt(1).logs.iterdir())
 
 
-def test_a_doubtful_submission_is_kept_and_found_again(
+def test_an_unconfirmed_submission_is_kept_and_found_again(
     small: Path, slurm: SlurmCluster, stub_code: Path, own_home: Path, tmp_path: Path
 ) -> None:
     """While squeue does not answer, the run is perhaps submitted; as soon as it does, its job is known."""
@@ -125,7 +125,7 @@ def test_a_doubtful_submission_is_kept_and_found_again(
         assert events[-1]["state"] == "done" and losses(events) == losses_of(40)
 
 
-def test_a_doubtful_submission_is_cancelled_honestly(
+def test_an_unconfirmed_submission_is_cancelled_honestly(
     small: Path, slurm: SlurmCluster, stub_code: Path, own_home: Path, tmp_path: Path
 ) -> None:
     """Slurm does not answer: the command says so. A job that starts after it ends before it writes anything."""
@@ -140,7 +140,7 @@ def test_a_doubtful_submission_is_cancelled_honestly(
     slurm.run("scontrol", "release", job)
     wait_until(lambda: not jobs_named(slurm, run))
     events = ledger.read(run.events)
-    assert [e["event"] for e in events] == ["submitted", "doubtful", "cancelling", "ended"]
+    assert [e["event"] for e in events] == ["submitted", "unconfirmed", "cancelling", "ended"]
     assert status(run)["state"] == "cancelled" and not list(run.attempt(1).logs.iterdir())
 
 

@@ -19,7 +19,7 @@ from mmlaunch.schedulers.base import Job, JobRecord, JobState
 
 FINAL = ("done", "failed", "cancelled")
 _STATES: dict[Kind, str] = {
-    "submitted": "submitted", "doubtful": "submitted", "queued": "submitted",
+    "submitted": "submitted", "unconfirmed": "submitted", "queued": "submitted",
     "started": "starting", "ready": "running", "step": "running",
 }  # fmt: skip
 """The state of a run whose job lives, by its newest event."""
@@ -108,7 +108,7 @@ def _look(runs: Sequence[RunPaths], ledgers: Sequence[Events]) -> dict[int, Job]
 
 def _by_name(run: RunPaths, events: Events) -> JobRecord | None:
     """The job of a submission that could not note its number, if the scheduler has one under the run's name."""
-    if events.last("doubtful") is None and time.time() - events.events[-1]["time"] < _A_MOMENT:
+    if events.last("unconfirmed") is None and time.time() - events.events[-1]["time"] < _A_MOMENT:
         return None
     try:
         return choose.of_run(events).find(run)
@@ -206,7 +206,7 @@ def _furthest(events: Events, reached: Event) -> int | None:
 def _state(events: Events, job: Job | None) -> tuple[str, str]:
     """The state and, where it needs one, its reason."""
     last = events.last(
-        "submitted", "doubtful", "queued", "started", "reference", "ready", "step", "requeued", "cancelling"
+        "submitted", "unconfirmed", "queued", "started", "reference", "ready", "step", "requeued", "cancelling"
     )
     if ended := events.last("ended"):  # for good, whatever a rank that was slow to die has written after it
         last = ended
@@ -230,12 +230,12 @@ def _of_job(events: Events, job: Job | None) -> tuple[str, str] | None:
     """What only the scheduler can tell; None while the job runs and its own events say more."""
     if job is None:  # submitted a moment ago, not queued yet
         newest = events.events[-1]["time"] if events.events else 0
-        doubtful = events.last("doubtful")
-        return None if not doubtful and time.time() - newest < _A_MOMENT else ("lost", _NEVER_QUEUED)
+        unconfirmed = events.last("unconfirmed")
+        return None if not unconfirmed and time.time() - newest < _A_MOMENT else ("lost", _NEVER_QUEUED)
     if job.cancelled:
         return "cancelled", job.reason
-    if job.state == JobState.UNKNOWN and (doubtful := events.last("doubtful")) and job_record(events) is None:
-        return "perhaps submitted", str(doubtful["reason"])
+    if job.state == JobState.UNKNOWN and (unconfirmed := events.last("unconfirmed")) and job_record(events) is None:
+        return "perhaps submitted", str(unconfirmed["reason"])
     state = {
         JobState.UNKNOWN: "unknown", JobState.OVER: "lost", JobState.STUCK: "held", JobState.WAITING: "pending",
     }.get(job.state)  # fmt: skip

@@ -15,8 +15,6 @@ from mmlaunch.run.paths import RunPaths
 from mmlaunch.schedulers import choose
 
 _RANK = re.compile(r"rank[ -](\d{1,9})\b")
-_PLACE = re.compile(r" \[(\S+):(\d+)\]$")
-"""How evidence from a log ends."""
 """How evidence names the rank that it comes from."""
 
 
@@ -118,7 +116,7 @@ def _history(events: Events) -> str:
 def locate(run: RunPaths, attempt: int, evidence: str) -> str:
     """The place of the log line that holds the end of the evidence: `attempts/1/logs/rank-0.out:123`."""
     paths = run.attempt(attempt)
-    if shown := _PLACE.search(evidence):
+    if shown := log_patterns.PLACE.search(evidence):
         logs = [paths.logs / shown.group(1), *(log for log in run.batch_logs if log.name == shown.group(1))]
         if log := next((log for log in logs if log.is_file()), None):
             return f"{log.relative_to(run.root)}:{shown.group(2)}"

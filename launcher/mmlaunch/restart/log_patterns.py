@@ -81,6 +81,10 @@ _COLOURS = re.compile(r"\x1b\[[0-9;]*[A-Za-z]|\[\d{1,2}(?:;\d{1,3}){0,3}m|[â”‚â•
 """What programs put around their words for a terminal."""
 
 
+PLACE = re.compile(r" \[(\S+):(\d+)\]$")
+"""How evidence from a log ends: the name of the log, and the number of the line."""
+
+
 @dataclass(frozen=True)
 class Evidence:
     """A line that shows a cause."""

@@ -19,7 +19,6 @@ from mmlaunch.run.paths import AttemptPaths
 
 _LONGEST_PAUSE = 600
 _RANK = re.compile(r"^rank \d+(?: \([^)]*\))?")
-_LINE = re.compile(r" \[\S+:\d+\]$")
 _WARNINGS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM)  # how time limits and preemption announce themselves
 
 
@@ -165,7 +164,9 @@ def decide(ending: Ending, events: Sequence[Event], budgets: Restarts) -> Verdic
 def _failed_the_same_way(ending: Ending, events: Sequence[Event]) -> bool:
     """Whether the attempt before left the same error record, perhaps from another rank: same step, same message."""
     failed = [str(event.get("evidence", "")) for event in events if kind_of(event) == "failed"]
-    this, before = (_LINE.sub("", _RANK.sub("", text)) for text in (ending.evidence, failed[-1] if failed else ""))
+    this, before = (
+        log_patterns.PLACE.sub("", _RANK.sub("", text)) for text in (ending.evidence, failed[-1] if failed else "")
+    )
     return this == before and this != ending.evidence  # evidence without a rank does not come from a record
 
 

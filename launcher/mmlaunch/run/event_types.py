@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 Kind = Literal[
-    "submitted", "doubtful", "queued", "started", "preflight", "ready", "resumed", "reference", "step", "evaluated",
+    "submitted", "unconfirmed", "queued", "started", "preflight", "ready", "resumed", "reference", "step", "evaluated",
     "checkpoint", "signal", "warning", "excluded", "cancelling", "failed", "requeued", "ended",
 ]  # fmt: skip
 
@@ -35,7 +35,7 @@ class Submitted:
     """The number of this submission in `owners/`; 0: the run is of a version without it."""
 
 
-class Doubtful:
+class Unconfirmed:
     """The scheduler may have accepted the job: it gave no clear answer, and could not be asked."""
 
     reason: str
@@ -198,7 +198,7 @@ class Ended:
 
 
 TYPES: dict[Kind, type] = {
-    "submitted": Submitted, "doubtful": Doubtful, "queued": Queued, "started": Started,
+    "submitted": Submitted, "unconfirmed": Unconfirmed, "queued": Queued, "started": Started,
     "preflight": Preflight, "ready": Ready,
     "resumed": Resumed, "reference": Reference, "step": Step, "evaluated": Evaluated, "checkpoint": Checkpoint,
     "signal": Signal, "warning": Warned, "excluded": Excluded, "cancelling": Cancelling, "failed": Failed,
@@ -206,7 +206,7 @@ TYPES: dict[Kind, type] = {
 }  # fmt: skip
 
 SYNCED: frozenset[Kind] = frozenset(
-    {"submitted", "doubtful", "queued", "started", "checkpoint", "failed", "requeued", "ended"}
+    {"submitted", "unconfirmed", "queued", "started", "checkpoint", "failed", "requeued", "ended"}
 )
 """Kinds that decisions depend on. The writer waits until such an event is on the disk."""
 

@@ -60,7 +60,7 @@ def launch(plan: Plan, attempt: int, submission: int) -> None:
     try:
         job = scheduler.submit(run, run.attempt(attempt).script, plan.world, submission)
     except PerhapsSubmitted as error:
-        ledger.append(run.events, "doubtful", reason=str(error))
+        ledger.append(run.events, "unconfirmed", reason=str(error))
         advice = f"mmlaunch status {run.name} looks again; mmlaunch cancel {run.name} gives it up"
         raise PerhapsSubmitted(f"{run.name} is perhaps submitted: {error}. {advice}") from None
     with explained(f"job {job['job']} was started, but its number could not be written into the ledger"):

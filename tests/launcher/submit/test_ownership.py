@@ -144,9 +144,9 @@ def _ended(state: str) -> Callable[[RunPaths], None]:
     return make
 
 
-def _doubtful(run: RunPaths) -> None:
+def _unconfirmed(run: RunPaths) -> None:
     _submitted(run, "slurm")
-    ledger.append(run.events, "doubtful", reason="sbatch said nothing")
+    ledger.append(run.events, "unconfirmed", reason="sbatch said nothing")
 
 
 def _damaged(run: RunPaths) -> None:
@@ -155,7 +155,7 @@ def _damaged(run: RunPaths) -> None:
 
 STATES: dict[str, Callable[[RunPaths], None]] = {
     "submitted": _submitted, "running": _running, "lost": _lost, "unknown": _elsewhere, "done": _ended("done"),
-    "failed": _ended("failed"), "cancelled": _ended("cancelled"), "perhaps submitted": _doubtful, "damaged": _damaged,
+    "failed": _ended("failed"), "cancelled": _ended("cancelled"), "perhaps submitted": _unconfirmed, "damaged": _damaged,
 }  # fmt: skip
 
 
