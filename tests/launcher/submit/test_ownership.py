@@ -155,7 +155,8 @@ def _damaged(run: RunPaths) -> None:
 
 STATES: dict[str, Callable[[RunPaths], None]] = {
     "submitted": _submitted, "running": _running, "lost": _lost, "unknown": _elsewhere, "done": _ended("done"),
-    "failed": _ended("failed"), "cancelled": _ended("cancelled"), "perhaps submitted": _unconfirmed, "damaged": _damaged,
+    "failed": _ended("failed"), "cancelled": _ended("cancelled"),
+    "perhaps submitted": _unconfirmed, "damaged": _damaged,
 }  # fmt: skip
 
 
