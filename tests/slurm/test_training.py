@@ -38,8 +38,13 @@ def test_two_nodes_with_two_ranks_each(small: Path, slurm: SlurmCluster) -> None
     assert (status(run)["state"], status(run)["step"]) == ("done", 4)
     nodes = slurm.run("sacct", "-X", "-n", "-P", "-j", job_of(events), "-o", "NNodes,NTasks%9,ReqCPUS")
     assert nodes.startswith("2|")
+
+
+@pytest.mark.nightly  # a minute
+def test_four_ranks_are_four_ranks_wherever_they_run(small: Path, slurm: SlurmCluster) -> None:
+    cluster = submit(small, *TWO_BY_TWO, cluster="slurm")
     local = submit(small, *TWO_BY_TWO, "-s", "resources={nodes: 1, gpus_per_node: 0, tasks_per_node: 4}")
-    assert losses(finished(local)) == losses(events)  # four ranks are four ranks, wherever they run
+    assert losses(finished(local)) == losses(finished(cluster))
 
 
 def test_the_stub_writes_what_training_writes(small: Path, submit_stub: SubmitStub) -> None:
@@ -53,6 +58,7 @@ def test_the_stub_writes_what_training_writes(small: Path, submit_stub: SubmitSt
         assert event.keys() <= like.keys(), event["event"]
 
 
+@pytest.mark.nightly  # a minute; the one on four nodes below is preempted in the same way
 def test_preempted_with_a_grace_time(small: Path, slurm: SlurmCluster, unbroken: dict[int, float]) -> None:
     """SIGTERM at once, without the pre-signal, and the partition's GraceTime to leave in."""
     run = submit(small, *TRAINING, "-s", "resources.partition=gentle", cluster="slurm")
@@ -88,6 +94,7 @@ def test_dpo_on_four_nodes_is_preempted_and_ends_as_if_it_were_not(small: Path, 
     slurm.run("sbatch", "-p", "urgent", "-N4", "--exclusive", "--wrap", "true")
     events = finished(run)
     assert events[-1]["state"] == "done" and set(requeues(events)) <= {"saved", "preempted"} and requeues(events)
+    assert next(event for event in events if event["event"] == "signal")["name"] == "SIGTERM"
     assert losses(events) == losses(whole)
     new = [event["new"] for event in events if event["event"] == "reference"]
     assert new and not any(new), "another run beside it has measured the same weights"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from array import array
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Literal
 
@@ -127,6 +127,10 @@ class Processor:
     def question(self, example: Example, budget: int | None = None) -> list[int]:
         """The tokens that an answer is generated from."""
         return self.chat.prompt(example.prompt, self._expand(example, budget))
+
+    def prompt(self, example: Example, budget: int | None = None) -> Encoded:
+        """What an answer is generated from: those tokens with the pixels."""
+        return replace(self, requirements=Requirements(least=0, most=0, prompts=False)).encode(example, budget)
 
     def sizes(self, example: Example) -> tuple[Size, ...]:
         """The sizes of its images, as the model gets them."""

@@ -57,6 +57,11 @@ def log_probs(network: Any, hidden: torch.Tensor, tokens: torch.Tensor, also: Se
     return LogProbs(values, *_more(scores.detach(), tokens, total.detach(), also))
 
 
+def scores(network: Any, hidden: torch.Tensor) -> torch.Tensor:
+    """The scores of every token after these hidden states, as the model itself makes them: [U, D] -> [U, V]"""
+    return _scaled(_exact(network.get_output_embeddings()(hidden)), _unusual(network))
+
+
 def _unusual(network: Any) -> dict[str, float]:
     """How this network scales and caps its scores. An image-text model does not do what its language model does."""
     config = network.config.get_text_config()

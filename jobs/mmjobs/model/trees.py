@@ -22,6 +22,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from mmjobs.model import mmca
+from mmjobs.model.kv_cache import KVCache
 from mmlaunch.errors import BadInput
 
 NAME = "trees"
@@ -55,6 +56,11 @@ def arguments(network: Any, trees: Sequence[Tree] | None, device: torch.device) 
     return {"attention_mask": torch.empty(1, 1, 0, 0, device=device), "trees": tuple(trees)}
 
 
+def next_token(kv_cache: KVCache, device: torch.device) -> dict[str, Any]:
+    """The arguments that describe a row with a new token of each answer."""
+    return {"attention_mask": torch.empty(1, 1, 0, 0, device=device), "kv_cache": kv_cache}
+
+
 def mask(trees: Sequence[Tree], device: torch.device | None = None) -> torch.Tensor:
     """[T, T], true where a token of the row (down) attends to another (across)."""
     length = sum(map(sum, trees))
@@ -78,12 +84,19 @@ def attention(
     value: torch.Tensor,  # [1, G, T, E]
     attention_mask: torch.Tensor | None,
     trees: Sequence[Tree] | None = None,  # their lengths add up to T
+    kv_cache: KVCache | None = None,  # in generation: of the prompts, which are the trees, or of what follows them
     **options: Any,
 ) -> tuple[torch.Tensor, None]:
     """[1, T, H, E]"""
-    if trees is None:
+    if trees is None and kv_cache is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
     query, key, value = map(_as_multiplied, (query, key, value))
+    layer: Any = module.layer_idx
+    if trees is None and kv_cache is not None:
+        return kv_cache.attend(layer, query, key, value, options.get("scaling")), None
+    assert trees is not None
+    if kv_cache is not None:
+        kv_cache.read_prompts(layer, key, value)
     if _flashes(query) and not options.get("dropout"):
         return _in_one_call(query, key, value, trees, options.get("scaling")), None
     return _piece_by_piece(module, query, key, value, trees, options), None

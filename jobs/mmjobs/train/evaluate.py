@@ -18,6 +18,9 @@ from mmjobs.rank.context import Context
 from mmjobs.train.datasets import batches_of_rank
 from mmjobs.train.learner import share_statistics
 
+LONGEST_SAMPLE = 48
+"""The most tokens of a sample, which is for people to read."""
+
 
 class Evaluation(Protocol):
     """Measures the model of a run on data that it does not train on."""
@@ -66,9 +69,8 @@ class ObjectiveEvaluation:
     def _answer(self, place: int) -> Sample:
         example, processor = self._examples.mixture[place], self._examples.processor
         budget = self._examples.mixture.part(place).max_tiles
-        images = processor.encode(example, budget).image_inputs
+        prompt = processor.prompt(example, budget)
         with torch.no_grad(), self._engine.autocast():
-            network = self._engine.eval_network()
-            answer = greedy(network, processor.chat, processor.pixels, processor.question(example, budget), images)
+            answer = greedy(self._engine.eval_network(), processor.chat, processor.pixels, prompt, LONGEST_SAMPLE)
         question = "\n".join(turn.text.strip() for turn in example.prompt)
-        return Sample(question, example.answers[0].text, answer, processor.pixels.visible(images))
+        return Sample(question, example.answers[0].text, answer, processor.pixels.visible(prompt.image_inputs))

@@ -8,6 +8,7 @@ from pydantic import Discriminator, Field, Tag
 from mmlaunch.recipe.method import Method
 from mmlaunch.recipe.preference import PREFERENCES, Preference
 from mmlaunch.recipe.requirements import Requirements
+from mmlaunch.recipe.sampling import Sampling
 from mmlaunch.recipe.scalars import Count, Line, NotNegative, Positive, Real
 from mmlaunch.recipe.section import Mistake, Section, mistake, rule
 
@@ -68,23 +69,6 @@ class Reward(Method):
             yield (key,), None, mistake("regression fits the scores themselves", f"remove {key}, or loss: ranked")
         elif self.margin and self.soft_labels is not None:
             yield ("soft_labels",), None, mistake("margin uses the score gap already", "keep one of the two")
-
-
-class Sampling(Section):
-    """How answers are generated."""
-
-    OTHER_NAMES: ClassVar[dict[str, str]] = {"max_length": "max_new_tokens", "topk": "top_k", "topp": "top_p"}
-
-    max_new_tokens: Count = 512
-    """The longest answer, in tokens."""
-    temperature: NotNegative = 1.0
-    """0 takes the likeliest token each time."""
-    top_k: Count | None = None
-    """Sample from the k likeliest tokens only."""
-    top_p: Annotated[Real, Field(gt=0, le=1)] = 1.0
-    """Sample from the likeliest tokens that have this probability together."""
-    answers: Count = 1
-    """Answers per prompt."""
 
 
 class RewardSource(Section):

@@ -1,0 +1,163 @@
+"""Generation: the same answers as transformers, whatever is generated beside them; draws that belong to the answer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests.jobs import checkpoints
+
+from mmjobs.data.encode import Encoded, Processor
+from mmjobs.data.example import Example, Origin, Turn
+from mmjobs.data.formats import shapes
+from mmjobs.model import trees
+from mmjobs.model.build import BuiltModel, build
+from mmjobs.model.generate import Generated, Vocabulary, generate
+from mmjobs.model.sampling import Draws, draw, truncated
+from mmlaunch.errors import BadInput
+from mmlaunch.recipe import Recipe
+from mmlaunch.recipe.model import Model
+from mmlaunch.recipe.sampling import Sampling
+
+Tiny = Callable[..., Recipe]
+WORDS = ("Hi", "What is it, and where does it stand in the picture?", "Name the colour", "Now?")
+
+
+def built_with(recipe: Recipe, dtype: torch.dtype = torch.float64) -> tuple[BuiltModel, Processor]:
+    torch.manual_seed(3)
+    built = build(recipe.model)
+    built.network.to(dtype).eval()
+    for parameter in built.network.parameters():
+        parameter.requires_grad_(False)
+        if parameter.ndim > 1:
+            parameter.mul_(4)  # so that the model has preferences
+    return built, Processor(built.chat, built.pixels, built.positions)
+
+
+def prompts_of(processor: Processor) -> list[Encoded]:
+    """Prompts of many lengths, with an image and without."""
+    texts = [Example((), (Turn("user", (words,)),), (), Origin("text", row)) for row, words in enumerate(WORDS)]
+    return [processor.prompt(one) for one in (shapes.example(1), *texts, shapes.example(4))]
+
+
+def answers_of(
+    built: BuiltModel, prompts: Sequence[Encoded], sampling: Sampling, numbers: Sequence[int], seed: int = 5
+) -> list[Generated]:
+    draws = [Draws(seed, prompt, number) for prompt in numbers for number in range(sampling.answers)]
+    vocabulary = Vocabulary(built.network, built.chat, sampling)
+    return generate(built.network, prompts, draws, vocabulary, sampling, built.pixels)
+
+
+@pytest.mark.parametrize("attention", ["plain", "mmca"])
+def test_the_likeliest_answers_are_those_of_transformers(tiny: Tiny, attention: str) -> None:
+    built, processor = built_with(tiny(model__attention=attention))
+    prompts = prompts_of(processor)
+    sampling = Sampling(max_new_tokens=40, temperature=0.0, answers=2)
+    vocabulary = Vocabulary(built.network, built.chat, sampling)
+    answers = answers_of(built, prompts, sampling, range(len(prompts)))
+    network: Any = built.network
+    for number, prompt in enumerate(prompts):
+        ids = torch.tensor([prompt.prompt.ids])
+        images = built.pixels.join([prompt.image_inputs], ids)
+        banned = [[token] for token in vocabulary.banned.nonzero()[:, 0].tolist()]
+        expected = network.generate(
+            input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=40, do_sample=False,
+            eos_token_id=vocabulary.stops, bad_words_ids=banned, pad_token_id=0, **images,
+        )[0, ids.shape[1] :].tolist()  # fmt: skip
+        assert answers[2 * number].ids == answers[2 * number + 1].ids == expected
+        assert answers[2 * number].ended == (expected[-1] in vocabulary.stops)
+
+
+def test_an_answer_depends_on_its_prompt_and_its_number_alone(tiny: Tiny) -> None:
+    """Not on the batch, the order in it, or how many answers its prompt has; so any world makes the same ones."""
+    built, processor = built_with(tiny())
+    prompts, sampling = prompts_of(processor), Sampling(max_new_tokens=30, answers=4)
+    numbers = [11, 12, 13, 14, 15, 16]
+    together = [one.ids for one in answers_of(built, prompts, sampling, numbers)]
+    assert len({tuple(ids) for ids in together}) > len(prompts)  # drawn, and each answer for itself
+    halves = [answers_of(built, prompts[at : at + 2], sampling, numbers[at : at + 2]) for at in (0, 2, 4)]
+    assert [one.ids for half in halves for one in half] == together
+    few = answers_of(built, prompts[::-1], Sampling(max_new_tokens=30, answers=2), numbers[::-1])
+    backwards = [few[2 * place : 2 * place + 2] for place in reversed(range(6))]
+    assert [one.ids for pair in backwards for one in pair] == [
+        together[4 * place + number] for place in range(6) for number in range(2)
+    ]
+    other = answers_of(built, prompts, sampling, numbers, seed=6)
+    assert [one.ids for one in other] != together
+
+
+def test_log_probabilities_are_those_of_the_training_forward(tiny: Tiny) -> None:
+    built, processor = built_with(tiny())
+    prompts, sampling = prompts_of(processor), Sampling(max_new_tokens=25, answers=3, temperature=0.7)
+    answers = answers_of(built, prompts, sampling, range(6))
+    for number, prompt in enumerate(prompts):
+        for answer in answers[3 * number : 3 * number + 3]:
+            ids = torch.tensor([[*prompt.prompt.ids, *answer.ids]])
+            images = built.pixels.join([prompt.image_inputs], ids)
+            logits = built.network(input_ids=ids, **images).logits[0, len(prompt.prompt) - 1 : -1] / 0.7
+            expected = logits.log_softmax(-1).gather(-1, torch.tensor(answer.ids)[:, None])[:, 0]
+            torch.testing.assert_close(torch.tensor(answer.log_probs, dtype=torch.float64), expected)
+
+
+@pytest.mark.parametrize("kind", ["qwen2_vl", "internvl", "gemma3", "llama"])
+def test_other_families_generate_too(tmp_path: Path, kind: str) -> None:
+    """With transformers' own cache where attention cannot branch; the draws are ours in both."""
+    make = checkpoints.llama if kind == "llama" else getattr(checkpoints, kind)
+    folder = make(tmp_path, checkpoints.llama3_tokenizer()) if kind == "llama" else make(tmp_path)
+    own = {"chat_template": "llama-3"} if kind == "llama" else {}
+    built = build(Model.model_validate({"pretrained": str(folder), **own}))
+    built.network.eval()
+    processor = Processor(built.chat, built.pixels, built.positions)
+    examples = [Example((), (Turn("user", (words,)),), (), Origin("text", 1)) for words in WORDS[:2]]
+    if built.chat.image_token is not None:
+        examples.append(shapes.example(1))
+    prompts, sampling = [processor.prompt(one) for one in examples], Sampling(max_new_tokens=9, answers=2)
+    assert (trees.kind(built.network) == trees.NAME) == (kind in ("llama", "internvl"))
+    answers = answers_of(built, prompts, sampling, range(len(prompts)))
+    alone = [answers_of(built, [prompt], sampling, [number]) for number, prompt in enumerate(prompts)]
+    assert [one.ids for one in answers] == [one.ids for some in alone for one in some]
+    banned = Vocabulary(built.network, built.chat, sampling).banned
+    assert all(answer.ids and not banned[answer.ids].any() for answer in answers)
+
+
+def test_lengths_and_stops(tiny: Tiny) -> None:
+    built, processor = built_with(tiny())
+    prompts = prompts_of(processor)
+    least = answers_of(built, prompts, Sampling(max_new_tokens=20, min_new_tokens=19, answers=8), range(6))
+    assert {len(one.ids) for one in least} <= {19, 20} | {20}
+    assert all(len(one.ids) == 20 for one in least)  # the one that ends comes after the 19th at the earliest
+    one = answers_of(built, prompts, Sampling(max_new_tokens=1, answers=2), range(6))
+    assert all(len(answer.ids) == 1 for answer in one)
+    stops = [chr(letter) for letter in range(ord("a"), ord("z") + 1)]
+    early = answers_of(built, prompts, Sampling(max_new_tokens=60, answers=8, stop=stops), range(6))
+    ended = [answer for answer in early if answer.ended]
+    assert ended and all(not set(answer.ids[:-1]) & {ord(letter) for letter in stops} for answer in early)
+    assert {answer.ids[-1] for answer in ended} & {ord(letter) for letter in stops}
+    with pytest.raises(BadInput, match="'ab' is 2 tokens"):
+        Vocabulary(built.network, built.chat, Sampling(stop=["ab"]))
+
+
+def test_draws_follow_the_distribution() -> None:
+    scores = torch.tensor([[1.0, 0.0, -1.0, 3.0]]).expand(4000, 4)
+    streams = [Draws(0, number, 0) for number in range(4000)]
+    banned = torch.tensor([False, False, False, True])
+    drawn = draw(scores, [one.next() for one in streams], Sampling(temperature=2.0), banned)
+    expected = (torch.tensor([1.0, 0.0, -1.0]) / 2).softmax(0)
+    counts = torch.bincount(drawn.tokens, minlength=4) / 4000
+    assert counts[3] == 0
+    torch.testing.assert_close(counts[:3], expected, atol=0.03, rtol=0)
+    whole = (scores[0] / 2).log_softmax(0)
+    torch.testing.assert_close(drawn.log_probs, whole[drawn.tokens])  # over the whole vocabulary
+
+
+def test_top_k_and_top_p_keep_the_likeliest() -> None:
+    scores = torch.tensor([[0.5, 0.3, 0.15, 0.05]]).log()
+    kept = lambda *how: truncated(scores, *how).isfinite()[0].tolist()  # noqa: E731
+    assert kept(2, 1.0) == [True, True, False, False]
+    assert kept(None, 0.5) == [True, False, False, False]
+    assert kept(None, 0.51) == [True, True, False, False]
+    assert kept(None, 0.9) == [True, True, True, False]
+    assert kept(3, 1e-9) == [True, False, False, False]
