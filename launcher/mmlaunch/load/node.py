@@ -143,8 +143,11 @@ class Node:
 
     def widened(self, path: Sequence[str | int]) -> Node:
         """The section for which a word at this path is short; any other node as it is."""
-        short = section_at(Recipe, path).SHORT if isinstance(self.value, str) and path else ""
-        return Node({short: self}, self.place, {short: self.place}) if short else self
+        section = section_at(Recipe, path) if isinstance(self.value, str) and path else Recipe
+        if not section.SHORT:
+            return self
+        keys = section.of_word(self.value)
+        return Node(dict.fromkeys(keys, self), self.place, dict.fromkeys(keys, self.place))
 
 
 def _visible(text: str) -> str:

@@ -12,7 +12,7 @@ from mmlaunch.load.text import parse_value
 _PART = re.compile(r"([^.\[\]=]+)|\[([0-9]{1,9})\]")
 _NUMBER = re.compile(r"[0-9]{1,9}")
 _DEEPEST = 100
-_ONE_IS_A_LIST = (("data", "train"), ("data", "eval"))
+_ONE_IS_A_LIST = (("data", "train"), ("data", "eval"), ("objective", "rewards"))
 """The keys whose list of one element may be written without the list."""
 
 
@@ -69,7 +69,7 @@ def _set(node: Node | None, path: Sequence[str | int], value: Node, place: Place
         return _set(node, rest, value, place, above)
     if isinstance(part, int):
         items = list(node.value) if node is not None and isinstance(node.value, list) else None
-        if above in _ONE_IS_A_LIST and node is not None and isinstance(node.value, dict):
+        if above in _ONE_IS_A_LIST and node is not None and isinstance(node.value, (dict, str)):
             items = [node]
         if items is None or part >= len(items):
             has = f"it has {len(items)} items" if items is not None else "it is no list"

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from mmlaunch.errors import Problem
 from mmlaunch.load import rundir
@@ -133,6 +133,9 @@ def _names(section: Section, place: Place = ()) -> Iterator[tuple[Place, str]]:
     for name, field in type(section).model_fields.items():
         value = getattr(section, name)
         here = (*place, field.alias or name)
+        for index, item in enumerate(value if isinstance(value, list) else ()):
+            if isinstance(item, Section):
+                yield from _names(item, (*here, index))
         if isinstance(value, Section):
             yield from _names(value, here)
         elif name in section.TRAINED and value is not None:
@@ -143,8 +146,13 @@ def _with(section: S, place: Place, value: str) -> S:
     """The same section with another value there."""
     key, below = place[0], place[1:]
     name = next(name for name, field in type(section).model_fields.items() if (field.alias or name) == key)
-    inner = getattr(section, name)
-    return section.model_copy(update={name: _with(inner, below, value) if below else value})
+    inner: Any = value
+    if below and isinstance(below[0], int):
+        inner = list(getattr(section, name))
+        inner[below[0]] = _with(inner[below[0]], below[1:], value)
+    elif below:
+        inner = _with(getattr(section, name), below, value)
+    return section.model_copy(update={name: inner})
 
 
 def _folders(parent: Path) -> list[str]:

@@ -210,10 +210,8 @@ def section_at(root: type[Section], location: Sequence[str | int]) -> type[Secti
         if part in TAGS:
             current = [model for model in current if _reads(model, str(part)[1:-1])] or current
         elif isinstance(part, str):
-            annotation = next(
-                (field.annotation for name, field in current[0].model_fields.items() if part in (name, field.alias)),
-                None,
-            )
+            fields = [item for model in current for item in model.model_fields.items()]
+            annotation = next((field.annotation for name, field in fields if part in (name, field.alias)), None)
             current = [model for model in suggest.sections_of(annotation) if issubclass(model, Section)] or current
     return current[0]
 

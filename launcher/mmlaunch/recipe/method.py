@@ -18,6 +18,8 @@ class Method(Section):
     """The name of its loss in `mmjobs/objectives`; empty where nothing is trained."""
     SUPPORTED: ClassVar[bool] = True
     """Whether this version can run it; otherwise `submit` refuses it."""
+    ROLLOUTS: ClassVar[bool] = False
+    """Whether it learns from answers that it generates, instead of the data's own."""
     SCORING_HEAD: ClassVar[bool] = False
     """Whether the model gives each answer a number, with a head that replaces the vocabulary's."""
 

@@ -15,6 +15,7 @@ from mmlaunch.recipe.model import Model
 from mmlaunch.recipe.objective import SECTIONS, Objective, section_name
 from mmlaunch.recipe.optim import Optim, PartRates
 from mmlaunch.recipe.parts import training_of
+from mmlaunch.recipe.reinforcement import Reinforcement
 from mmlaunch.recipe.resources import Resources, Restarts
 from mmlaunch.recipe.scalars import Count, Positive, use_default_for_none
 from mmlaunch.recipe.section import Mistake, Section, mistake, rule
@@ -107,6 +108,51 @@ class Recipe(Section):
             fitting = [n for n in range(1, share + 1) if share % n == 0]
             what = f"{micro} does not divide the {share} examples that each of {world} ranks has of {examples}"
             yield ("batch", "micro"), micro, mistake(what, f"{', '.join(map(str, fitting[-4:]))} would")
+
+    @rule
+    def _whole_rollouts(self) -> Iterator[Mistake]:
+        """A step is learnt from whole groups of answers, and a rollout is whole steps."""
+        learnt = self.objective
+        if not isinstance(learnt, Reinforcement):
+            return
+        examples, answers, micro = self.batch.examples, learnt.sampling.answers, self.batch.micro
+        groups = f"answers are not whole groups of objective.sampling.answers ({answers})"
+        if examples % answers:
+            right = f"{neighbours(examples, answers)} would"
+            yield ("batch", "global"), examples, mistake(f"{examples} {groups}", right)
+        elif micro is not None and micro % answers:
+            yield ("batch", "micro"), micro, mistake(f"{micro} {groups}", f"{neighbours(micro, answers)} would")
+        if learnt.rollouts % examples:
+            what = f"a rollout of {learnt.rollouts} answers is not whole batches of batch.global ({examples})"
+            right = f"{neighbours(learnt.rollouts, examples)} would"
+            yield ("objective", "rollouts"), learnt.rollouts, mistake(what, right)
+        on_policy = learnt.epochs == 1 and learnt.rollouts == examples
+        if learnt.kl.used and learnt.kl.place == "loss" and learnt.kl.form == "k2" and not on_policy:
+            what = "the gradient of k2 is that of the KL divergence only in the first step after a rollout"
+            right = "write k3, or epochs: 1 and as many rollouts as batch.global"
+            yield ("objective", "kl", "form"), "k2", mistake(what, right)
+
+    @rule
+    def _answers_fit(self) -> Iterator[Mistake]:
+        learnt, longest = self.objective, self.data.max_tokens
+        if isinstance(learnt, Reinforcement) and learnt.sampling.max_new_tokens >= longest:
+            tokens = learnt.sampling.max_new_tokens
+            what = f"answers of {tokens} tokens leave no room for a prompt in data.max_tokens ({longest})"
+            right = "write fewer, or raise data.max_tokens"
+            yield ("objective", "sampling", "max_new_tokens"), tokens, mistake(what, right)
+
+    @rule
+    def _ratios_without_dropout(self) -> Iterator[Mistake]:
+        """With dropout, the policy that learns would not be the one that answered."""
+        if not isinstance(self.objective, Reinforcement):
+            return
+        what = f"{self.objective.method} compares the policy with itself, and dropout makes it another one each time"
+        if self.model.dropout:
+            yield ("model", "dropout"), self.model.dropout, mistake(what, "remove it")
+        if self.model.lora is not None and self.model.lora.dropout:
+            yield ("model", "lora", "dropout"), self.model.lora.dropout, mistake(what, "remove it")
+        if self.precision == "fp16":
+            yield ("precision",), "fp16", mistake("two engines cannot skip the same steps", "write bf16 or fp32")
 
     @rule
     def _row_holds_example(self) -> Iterator[Mistake]:

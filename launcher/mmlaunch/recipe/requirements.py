@@ -13,6 +13,8 @@ class Requirements:
     """Answers that an example needs."""
     most: int | None = None
     """Answers that are used, the best first; None: all."""
+    room: int = 1
+    """Tokens that are kept free behind a prompt, for what is generated."""
     prompts: bool = True
     """Whether the earlier answers of a conversation are in the loss as well."""
     scores: bool = False

@@ -80,7 +80,7 @@ def parse_duration(value: Any) -> int:
     if parts and "".join(number + unit for number, unit in parts) == text.replace(" ", ""):
         return round(sum(float(number) * _UNITS[unit] for number, unit in parts))
     if _FLOAT.fullmatch(text):
-        raise mistake(f"{text!r} has no unit", f"write {text}m or {text}h")
+        raise mistake(f"{text!r} has no unit", f"write {text}s, {text}m or {text}h")
     raise mistake(f"{text!r} is not a duration", right)
 
 

@@ -73,10 +73,15 @@ class Section(BaseModel):
     @classmethod
     def _read(cls, value: Any, handler: ModelWrapValidatorHandler[S], info: ValidationInfo) -> S:
         is_word = isinstance(value, (str, int, float)) and not isinstance(value, bool)
-        section = handler({cls.SHORT: value} if cls.SHORT and is_word else value)
+        section = handler(cls.of_word(value) if cls.SHORT and is_word else value)
         if info.context != UNRULED:
             refuse(cls.__name__, chain.from_iterable(broken(section) for broken in cls.RULES))
         return section
+
+    @classmethod
+    def of_word(cls, word: Any) -> dict[str, Any]:
+        """What a single word stands for."""
+        return {cls.SHORT: word}
 
     @classmethod
     def __get_pydantic_json_schema__(cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import types
 import typing
 from collections.abc import Iterable, Iterator
@@ -32,7 +33,8 @@ def key(word: str, section: type[Section], root: type[Section], path: str) -> st
     if fold in section.OTHER_NAMES:
         return f"did you mean {prefix}{section.OTHER_NAMES[fold]}?"
     known = [(place, owner) for name, place, owner in _all_keys(root) if name == fold]
-    kinds = [owner.__name__.lower() for place, owner in known if place == f"{prefix}{fold}" and owner is not section]
+    here = re.sub(r"\[\d+\]", "", f"{prefix}{fold}")
+    kinds = [owner.__name__.lower() for place, owner in known if place == here and owner is not section]
     if kinds:  # one of several sections that may stand here, and the others have it
         return f"{section.__name__.lower()} has none, {' and '.join(dict.fromkeys(kinds))} has; remove it"
     elsewhere = [place for place, _ in known] if fold not in _EVERYWHERE else []
@@ -41,7 +43,7 @@ def key(word: str, section: type[Section], root: type[Section], path: str) -> st
         return f"did you mean {prefix}{section.OTHER_NAMES.get(near, near)}?"
     if elsewhere:
         return f"did you mean {min(elsewhere, key=lambda place: place.count('.'))}?"
-    return f"known here: {', '.join(section.keys())}"
+    return f"known here: {', '.join(section.keys())}" if section.keys() else "none is known here, remove it"
 
 
 def _all_keys(root: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str, type[BaseModel]]]:

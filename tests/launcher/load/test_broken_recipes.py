@@ -97,7 +97,7 @@ CASES = [
     # values from a list
     ("  method: dpo", "  method: dpoo", "did you mean dpo?"),
     ("  method: dpo", "  method: mmpoo", "did you mean mmpo?"),
-    ("  method: dpo", "  method: grpo", "one of"),
+    ("  method: dpo", "  method: grqo", "one of"),
     ("  schedule: cosine", "  schedule: cosin", "did you mean cosine?"),
     ("precision: bf16", "precision: bfloat16", "did you mean bf16?"),
     ("precision: bf16", "precision: 16", "one of bf16, fp16, fp32"),
@@ -149,7 +149,7 @@ CASES = [
     ("      repeat: 0.5", "      repeat: 0", "more than 0"),
     ("limit: 500", "limit: all", "a whole number"),
     # durations, shares, sizes
-    ("  time: 24:00:00", "  time: 24", "has no unit; write 24m or 24h"),
+    ("  time: 24:00:00", "  time: 24", "has no unit; write 24s, 24m or 24h"),
     ("  time: 24:00:00", "  time: 24:00", "write 24:00:00"),
     ("  time: 24:00:00", "  time: 1-24", "not a duration"),
     ("  time: 24:00:00", "  time: 24:61:00", "end at 59"),
@@ -194,7 +194,7 @@ CASES = [
     ("  language: meta-llama/Meta-Llama-3-8B-Instruct\n", "", "names no language model"),
     ("  projector: mlp", "  projector: {kind: mlp, queries: 64}", "only the perceiver"),
     ("  projector: mlp", "  pretrained: llava-hf/llava-1.5-7b-hf", "a whole model already"),
-    ("  method: dpo\n  beta: 0.1", "  method: ppo", "no reward source"),
+    ("  method: dpo\n  beta: 0.1", "  method: ppo", "ppo has no rewards"),
     ("  method: dpo\n  beta: 0.1", "  terms: {sigmoid: 0}", "no term has any weight"),
     ("  method: dpo\n  beta: 0.1", "  terms: {sigmod: 1}", "did you mean objective.terms.sigmoid?"),
     ("  method: dpo\n", "  method: dpo\n  reference_sync: {every: 10}§\n", "cannot be moved"),
@@ -265,7 +265,7 @@ def test_the_base_is_right(write: Callable[..., Path]) -> None:
 
 # What is missing has no line of its own (the section that lacks it is named); a clash may be named on its other side.
 NO_LINE = {"nothing says how long to train", "batch: missing", "options are missing", "nothing says where they are",
-           "names no language model", "never measured", "a whole model already", "no reward source",
+           "names no language model", "never measured", "a whole model already", "ppo has no rewards",
            "the objective needs scores"}  # fmt: skip
 
 
@@ -349,8 +349,8 @@ def test_a_mistake_hides_no_rule_over_its_neighbours(write: Callable[..., Path])
         load_recipe(write(HIDING))
     assert [problem.dotted for problem in caught.value.problems] == [
         "model.language.random.heads", "model.vision.feature_layer", "model.train", "data.train[0].format",
-        "data.train[0].repeat", "objective", "objective.kl", "optim.warmup", "optim.clip", "batch.global",
-        "batch.micro", "batch.tokens_per_gpu", "precision", "precision", "deepspeed.offload", "deepspeed.foo",
+        "data.train[0].repeat", "objective", "objective.kl.weight", "optim.warmup", "optim.clip", "batch.global",
+        "batch.micro", "batch.tokens_per_gpu", "precision", "precision", "precision", "deepspeed.offload", "deepspeed.foo",
         "checkpoint.best", "checkpoint.keep", "evaluate.every", "evaluate.samples", "resources.time",
     ]  # fmt: skip
 

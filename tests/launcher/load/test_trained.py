@@ -11,6 +11,7 @@ from tests.runs import mmlaunch
 
 from mmlaunch.load import load_recipe, trained
 from mmlaunch.load.trained import Resolved
+from mmlaunch.recipe.objective import Ppo
 from mmlaunch.run import ledger, manifest
 from mmlaunch.run.paths import RunPaths
 
@@ -84,3 +85,19 @@ def test_a_damaged_newest_checkpoint_is_passed_over(make: Make, resolve: Callabl
     run = make("sft-1121-aaaa", steps=(2, 4))
     (run.checkpoint(4) / "weights").unlink()
     assert resolve("sft").loaded.recipe.model.init_from == str(run.checkpoint(2))
+
+
+def test_a_reward_run_in_a_list_is_pinned_too(make: Make, write: Callable[..., Path]) -> None:
+    run, sft = make("rm-1121-aaaa"), make("sft-1121-bbbb")
+    text = "extends: recipes/ppo_llama3.yaml\nname: p\nmodel: {init_from: sft}\nobjective:\n  rewards: "
+    for rewards, place in (("['score.py:f', {path: rm, weight: 2}]", "1"), ("rm", "0")):
+        found = trained.resolve(load_recipe(write(text + rewards)))
+        assert found.notes == [
+            "model.init_from: sft-1121-bbbb, step 4",
+            f"objective.rewards.{place}.path: rm-1121-aaaa, step 4",
+        ]
+        objective = found.loaded.recipe.objective
+        assert isinstance(objective, Ppo) and objective.rewards[-1].path == str(run.checkpoint(4))
+        assert found.loaded.recipe.model.init_from == str(sft.checkpoint(4))
+    missing = trained.resolve(load_recipe(write(text + "['score.py:f', rn]"))).missing
+    assert [problem.dotted for problem in missing] == ["objective.rewards[1].path"]
