@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from typing import Any
 
@@ -55,6 +55,8 @@ class Batch:
     skipped: tuple[BadRow, ...] = ()
     """Rows that turned out to be damaged: they are not in the batch, and weigh nothing."""
     reference: torch.Tensor | None = None  # [U], the reference's log-probability of each token in the loss
+    token_values: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    """What rollouts know of each token in the loss, by name: [U] each."""
     keys: tuple[bytes, ...] = ()
     """The keys of the examples, where the loader was asked for them."""
 
@@ -85,6 +87,7 @@ class Batch:
             name: value.to(device) for name, value in vars(self).items() if isinstance(value, torch.Tensor)
         }
         moved["answers"] = Answers(**{name: value.to(device) for name, value in vars(self.answers).items()})
+        moved["token_values"] = {name: value.to(device) for name, value in self.token_values.items()}
         moved["image_inputs"] = {name: value.to(device) for name, value in self.image_inputs.items()}
         return replace(self, **moved)
 
@@ -154,6 +157,9 @@ def collate(
         origins=tuple(one.origin for one in encoded),
         skipped=tuple(one for one in found if isinstance(one, BadRow)),
         reference=torch.cat(reference) if reference else None,
+        token_values={
+            name: torch.cat([one.token_values[name] for one in encoded]) for name in (encoded[0].token_values if encoded else ())
+        },
         keys=tuple(one.key for one in encoded) if keyed else (),
     )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Literal
@@ -39,6 +39,8 @@ class Encoded:
     """The corrupted images of a second tree, which holds the chosen answer alone."""
     mismatched: Tokens | None = None
     """An answer to another prompt, as if it had been given to this one."""
+    token_values: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    """What a rollout knows of each token of its answers, by name."""
     reference: torch.Tensor | None = None
     """The reference's log-probability of each token in the loss, in the order of the answers of a batch."""
 
@@ -141,7 +143,9 @@ class Processor:
 
     def fits(self, tree: Tree) -> bool:
         """Whether an example can be trained on: a long answer may be cut where the recipe says so, a prompt never."""
-        needed = 1 if self.overlong == "cut" else max((len(answer) for answer in tree.answers), default=1)
+        if not tree.answers:
+            return len(tree.prompt) + self.requirements.room <= self.longest
+        needed = 1 if self.overlong == "cut" else max(len(answer) for answer in tree.answers)
         return len(tree.prompt) + needed <= self.longest
 
     @property

@@ -23,10 +23,10 @@ def hidden_states(network: nn.Module, batch: Batch, read: torch.Tensor) -> torch
     return found if few else found.flatten(0, 1)[read]
 
 
-def answer_log_probs(network: nn.Module, batch: Batch, *also: str) -> LogProbs:
+def answer_log_probs(network: nn.Module, batch: Batch, *also: str, temperature: float = 1.0) -> LogProbs:
     """The log-probability of each of the U tokens in the loss; `also` names more outputs."""
     states = hidden_states(network, batch, batch.before[batch.loss_mask])
-    return log_probs(network, states, batch.targets[batch.loss_mask], also)
+    return log_probs(network, states, batch.targets[batch.loss_mask], also, temperature)
 
 
 def answer_token_log_probs(network: nn.Module, batch: Batch) -> torch.Tensor:
