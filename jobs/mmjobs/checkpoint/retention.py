@@ -52,3 +52,15 @@ def _best(paths: RunPaths, settings: Checkpoint, valid: list[int]) -> set[int]:
             values[step] = value
     sign = 1 if settings.best_is == "highest" else -1
     return {max(values, key=lambda step: (sign * values[step], step))} if values else set()
+
+
+def rollouts_in_use(paths: RunPaths) -> set[int]:
+    """The steps of the rollouts that checkpoints go on with."""
+    steps = set()
+    for step in manifest.steps(paths.checkpoints):
+        try:
+            source = TrainState.read(CheckpointPaths(paths.checkpoint(step)).state).source
+        except (OSError, ValueError, TypeError):
+            continue
+        steps |= {int(source["rollout"]["step"])} if source.get("rollout") else set()
+    return steps

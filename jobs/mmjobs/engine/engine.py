@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import math
 import os
@@ -219,6 +220,29 @@ class Engine:
         """The network in evaluation mode, without dropout."""
         return self.network.eval()
 
+    @contextmanager
+    def generating(self) -> Iterator[nn.Module]:
+        """In this context the network is in evaluation mode, and whole on this rank: at stage 3 it is gathered once,
+        and DeepSpeed's hooks, which would gather layer by layer on all ranks together, are put aside."""
+        offload = getattr(self._optimizer, "parameter_offload", None) if self.sharded else None
+        hooks = [] if offload is None else [*offload.forward_hooks, *offload.backward_hooks]
+        tables = {id(table): table for hook in hooks if (table := hook.hooks_dict_ref()) is not None}
+        kept = {number: list(table.items()) for number, table in tables.items()}
+        for hook in hooks:
+            hook.hooks_dict_ref().pop(hook.id, None)
+        try:
+            with sharded.whole(self.network.parameters()):
+                yield self.network.eval()
+        finally:
+            for number, table in tables.items():
+                table.clear()
+                table.update(kept[number])
+
+    def digest(self) -> str:
+        """Of the trained weights of all ranks; equal weights on as many ranks have the same."""
+        sums = [_checksum(sharded.own(parameter)) for parameter in self._trained]
+        return hashlib.blake2b(repr(self._ranks.gather(sums)).encode(), digest_size=12).hexdigest()
+
     def autocast(self) -> AbstractContextManager[None]:
         """The precision of this run, for what uses the network without the engine."""
         return torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=self._half)
@@ -247,6 +271,14 @@ class Engine:
                 weights[name] = weights[name].clone()
             pointers.add(weights[name].data_ptr())
         return weights
+
+
+def _checksum(values: torch.Tensor) -> tuple[int, int]:
+    """Two sums over the bits of a tensor, one of which knows their order; on the device, whatever it is."""
+    width = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[values.element_size()]
+    bits = values.detach().contiguous().flatten().view(width).long()
+    order = torch.arange(1, len(bits) + 1, device=bits.device) % 65_521
+    return int(bits.sum()), int((bits * order).sum())
 
 
 def _parameter_groups(trained: list[tuple[str, nn.Parameter]], decayed: set[str], optim: Optim) -> list[dict[str, Any]]:

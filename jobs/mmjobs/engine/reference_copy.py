@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +24,22 @@ class ReferenceCopy:
     """A reference model that runs at every step, under a ZeRO stage of its own."""
 
     def __init__(
-        self, network: nn.Module, precision: str, settings: dict[str, Any], sync: ReferenceSync | None, first: bool
+        self,
+        network: nn.Module,
+        precision: str,
+        settings: dict[str, Any],
+        sync: ReferenceSync | None,
+        first: bool,
+        temperature: float = 1.0,
     ) -> None:
         """`first`: whether this rank writes the copy into checkpoints."""
+        self._read = partial(answer_token_log_probs, temperature=temperature)
         self._model = frozen_model(network, precision, settings)
         self._network, self._sync, self._first = network, sync, first
 
     def __call__(self, network: nn.Module, batch: Batch) -> torch.Tensor:
         with torch.no_grad():
-            log_probs: torch.Tensor = self._model(answer_token_log_probs, batch)
+            log_probs: torch.Tensor = self._model(self._read, batch)
         return log_probs
 
     def follow(self, network: nn.Module, step: int) -> None:

@@ -29,9 +29,9 @@ def answer_log_probs(network: nn.Module, batch: Batch, *also: str, temperature: 
     return log_probs(network, states, batch.targets[batch.loss_mask], also, temperature)
 
 
-def answer_token_log_probs(network: nn.Module, batch: Batch) -> torch.Tensor:
+def answer_token_log_probs(network: nn.Module, batch: Batch, temperature: float = 1.0) -> torch.Tensor:
     """The log-probabilities alone: [U]"""
-    return answer_log_probs(network, batch).values
+    return answer_log_probs(network, batch, temperature=temperature).values
 
 
 def by_answer(values: torch.Tensor, batch: Batch) -> torch.Tensor:

@@ -36,6 +36,7 @@ class Phase(Enum):
     """What a rank is busy with."""
 
     START = "start-up"
+    ROLLOUT = "rollout"
     STEP = "training"
     EVALUATE = "evaluation"
     SAVE = "saving"
@@ -44,6 +45,7 @@ class Phase(Enum):
 
 ALLOWED = {
     Phase.START: 1800.0,  # imports from a cold file system; nodes that come later; a large model read from a busy disk
+    Phase.ROLLOUT: 1800.0,  # for a few tokens of all answers, a batch of scores, or one row
     Phase.STEP: 60.0,  # at least: one slow file, one page of swap or a busy neighbour is not a hang
     Phase.EVALUATE: 1800.0,  # for one batch, or for rank 0's samples, which are generated token by token
     Phase.SAVE: 1800.0,  # for one stage of a checkpoint: at 100 MB/s, 100 GB take 17 minutes

@@ -17,6 +17,7 @@ from mmjobs.rank.position import Position
 from mmjobs.rank.ranks import join
 from mmjobs.rank.signals import StopRequest
 from mmjobs.rank.watchdog import Watchdog
+from mmjobs.train.policy_setup import build_policy_trainer
 from mmjobs.train.setup import build_trainer
 from mmlaunch.errors import BadInput
 from mmlaunch.recipe import Recipe
@@ -38,7 +39,8 @@ def run(recipe: Recipe, paths: RunPaths, stop: StopRequest, position: Position, 
     )
     preflight.check(paths, recipe.resources.gpus_per_node, ranks, events)
     try:
-        result = build_trainer(Context(recipe, paths, ranks, events, position, stop)).run()
+        build = build_policy_trainer if recipe.objective.ROLLOUTS else build_trainer
+        result = build(Context(recipe, paths, ranks, events, position, stop)).run()
     except RequeueRequested:
         ranks.leave()  # together: whoever watches the ranks may end them all when the first one is gone
         raise

@@ -22,6 +22,7 @@ from mmlaunch.errors import BadInput
 from mmlaunch.recipe import Recipe
 from mmlaunch.recipe.batch import Batch as BatchSize
 from mmlaunch.recipe.batch import split
+from mmlaunch.recipe.requirements import Requirements
 
 EXAMPLES_AT_A_TIME = 8
 """Examples of a batch, where nothing else says how many."""
@@ -43,9 +44,13 @@ class Datasets:
         return replace(self, training=training, evaluation=evaluation)
 
 
-def build_datasets(context: Context, built: BuiltModel) -> Datasets:
-    """Look at all rows, all ranks together, and arrange them into micro-batches."""
+def build_datasets(context: Context, built: BuiltModel, requirements: Requirements | None = None) -> Datasets:
+    """Look at all rows, all ranks together, and arrange them into micro-batches.
+
+    `requirements`: others than those of the objective, for a loss beside it.
+    """
     recipe, ranks = context.recipe, context.ranks
+    requirements = requirements or recipe.objective.requirements
     ranks.watch.enter(Phase.START)
     longest = built.longest(recipe.data.max_tokens)
     if built.same_up_to is not None and longest > built.same_up_to:
@@ -55,7 +60,6 @@ def build_datasets(context: Context, built: BuiltModel) -> Datasets:
         raise BadInput(f"data.max_tokens: {what} (longrope); write at most {built.same_up_to}")
     if not built.pixels.tiled and any(one.max_tiles for one in (*recipe.data.train, *recipe.data.eval)):
         raise BadInput("data: max_tiles: the processor of this model cuts no tiles; remove it")
-    requirements = recipe.objective.requirements
     processor = Processor(built.chat, built.pixels, longest, recipe.data.overlong, requirements)
     train, held_out = _surveyed(context, processor)
     if requirements.corrupted and not train.has_images:
@@ -63,17 +67,18 @@ def build_datasets(context: Context, built: BuiltModel) -> Datasets:
     place_of = partial(position, count=len(train), seed=recipe.seed)
     examples = partial(
         Examples, processor=processor, tolerant=recipe.data.on_bad == "skip", corruption_seed=recipe.seed,
-        packed=shares_rows(recipe, built),
+        packed=shares_rows(recipe, built, requirements),
     )  # fmt: skip
     training = examples(train, place_of=place_of, seed=recipe.seed, fixed_pixels=recipe.objective.uses_reference)
     row = recipe.batch.tokens_per_gpu
     longer = sum(training.tokens(place) > row for place in range(len(train))) if row else 0
-    return Datasets(training, examples(held_out), _micro_batches(recipe, built, ranks, training, place_of), longer)
+    micro_batches = _micro_batches(recipe, built, ranks, training, place_of)
+    return Datasets(training, examples(held_out), micro_batches, longer)
 
 
-def shares_rows(recipe: Recipe, built: BuiltModel) -> bool:
+def shares_rows(recipe: Recipe, built: BuiltModel, requirements: Requirements) -> bool:
     """Whether the examples of a micro-batch are packed side by side in one row; otherwise each answer has its own."""
-    if recipe.objective.requirements.most == 1:
+    if requirements.most == 1:
         return recipe.batch.tokens_per_gpu is not None
     return built.branches
 

@@ -27,8 +27,8 @@ from mmjobs.rank.context import Context
 from mmjobs.rank.watchdog import Phase
 from mmjobs.train import pins
 from mmjobs.train.datasets import Datasets, build_datasets
-from mmjobs.train.evaluate import ObjectiveEvaluation
-from mmjobs.train.learner import ObjectiveLearner
+from mmjobs.train.evaluate import Evaluation, ObjectiveEvaluation
+from mmjobs.train.learner import Learner, ObjectiveLearner
 from mmjobs.train.nonfinite import NonFiniteGuard
 from mmjobs.train.parity import check_parity
 from mmjobs.train.precompute_reference import precompute_reference
@@ -64,8 +64,9 @@ def build_trainer(context: Context, built: BuiltModel | None = None) -> Trainer:
     if state.step:
         source.restore(state.source)
         learner.restore(state.learner)
-    _introduce(context, built, datasets, parameters)
-    services = build_services(context, learner, datasets, state, steps, flops)
+    introduce(context, built, datasets, parameters)
+    evaluation = ObjectiveEvaluation(context, datasets.evaluation, learner.engine, learner.objective)
+    services = build_services(context, learner, evaluation, state, steps, flops)
     return Trainer(context, source, learner, services, state, steps)
 
 
@@ -78,16 +79,17 @@ def build_model(context: Context) -> BuiltModel:
     if context.ranks.from_first(context.ranks.first and pins.source_is_gone(context)):
         context.events.warn(f"{recipe.model.init_from} is gone: the run goes on from its own checkpoint", step=0)
         recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"init_from": None})})
-    return _build_model(recipe, context.deepspeed)
+    return build_network(recipe, context.deepspeed, recipe.objective.SCORING_HEAD)
 
 
-def _build_model(recipe: Recipe, settings: dict[str, Any]) -> BuiltModel:
+def build_network(recipe: Recipe, settings: dict[str, Any], scoring_head: bool = False) -> BuiltModel:
+    """A model of its own, for an engine with these settings of DeepSpeed."""
     torch.manual_seed(seed_of("model", recipe.seed))
     model, checkpointing = recipe.model, os.environ.get(CHECKPOINTING, "off")
     if model.activation_checkpointing == "auto":  # decided when the attempt was planned
         model = model.model_copy(update={"activation_checkpointing": checkpointing})
     with building(settings):
-        return build(model, recipe.precision, recipe.objective.SCORING_HEAD)
+        return build(model, recipe.precision, scoring_head)
 
 
 def check_served(context: Context, built: BuiltModel, datasets: Datasets) -> None:
@@ -128,7 +130,7 @@ def build_reference(context: Context) -> Reference | None:
     if copy.stage is not None:
         half = {"enabled": recipe.precision == "bf16" and copy.stage > 0}
         settings = {**settings, "bf16": half, "zero_optimization": {"stage": copy.stage}}
-    network = _build_model(recipe, settings).network
+    network = build_network(recipe, settings).network
     return ReferenceCopy(network, recipe.precision, settings, copy.sync, context.ranks.first)
 
 
@@ -143,8 +145,8 @@ def build_learner(
 
 def build_services(
     context: Context,
-    learner: ObjectiveLearner,
-    datasets: Datasets,
+    learner: Learner,
+    evaluation: Evaluation,
     state: TrainState,
     steps: int,
     flops: mfu.ModelFlops | None,
@@ -155,7 +157,7 @@ def build_services(
     evaluating = [recipe.evaluate.every] if recipe.evaluate.every else []
     return Services(
         checkpoints=CheckpointWriter(context, learner.engines, rejected_steps(context, state)),
-        evaluation=ObjectiveEvaluation(context, datasets.evaluation, learner.engine, learner.objective),
+        evaluation=evaluation,
         boundary=Boundary(
             ranks,
             context.stop,
@@ -174,7 +176,7 @@ def build_services(
     )
 
 
-def _introduce(context: Context, built: BuiltModel, datasets: Datasets, parameters: dict[str, dict[str, int]]) -> None:
+def introduce(context: Context, built: BuiltModel, datasets: Datasets, parameters: dict[str, dict[str, int]]) -> None:
     """Say in the ledger and in the log what is about to be trained, and how."""
     events, packed = context.events, datasets.training.packed
     rows = f"packed rows, {trees.kind(built.network) or 'by positions'}" if packed else "padded rows"

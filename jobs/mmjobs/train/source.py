@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 from mmjobs.data.batch import Batch
@@ -16,8 +16,12 @@ from mmjobs.train.datasets import Datasets
 class Source(Protocol):
     """Yields the micro-batches of this rank, step by step; the state says where it goes on."""
 
-    def next_step(self) -> Sequence[Batch]:
-        """The micro-batches of the next step."""
+    def next_step(self, check: Callable[[], None]) -> Sequence[Batch]:
+        """The micro-batches of the next step. What takes long calls `check` on all ranks together, now and then: it
+        raises `Interrupted` when the attempt has to end."""
+
+    def metrics(self) -> dict[str, float]:
+        """What it has measured by itself; shown with the metrics of a step."""
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps; equal on all ranks, and JSON can hold it."""
@@ -36,7 +40,10 @@ class DatasetSource:
         self._cursor = 0
         self._batches: Iterator[Batch] | None = None
 
-    def next_step(self) -> Sequence[Batch]:
+    def metrics(self) -> dict[str, float]:
+        return {}
+
+    def next_step(self, check: Callable[[], None]) -> Sequence[Batch]:
         """Rows whose images turn out to be damaged are listed in the run directory, by each rank its own."""
         if self._batches is None:
             self._batches = self._load()

@@ -67,13 +67,15 @@ class Trainer:
             except NotFinite:  # on all ranks: there is time for the checkpoint that is being written
                 self._finish_saving()
                 raise
+            except Interrupted as reason:
+                self._stop(str(reason))
 
     def _step(self) -> None:
         """One optimiser step over one global batch."""
         number = self.state.step + 1
         self.context.position.step = number
         self.context.ranks.watch.enter(Phase.STEP)
-        batches = self.source.next_step()
+        batches = self.source.next_step(self._between_batches)
         result = self.learner.step(batches, self.state.step)
         self.state.step = number
         self.services.guard.judge(self.state, batches, result)
@@ -86,7 +88,7 @@ class Trainer:
     def _log(self, result: StepResult) -> None:
         """Reduce the metrics over the ranks and write them down; all ranks call it together."""
         step, means, rates = self.state.step, result.metrics(), self.services.throughput.rates()
-        numbers = {**means, "lr": result.lr, "grad_norm": result.grad_norm, **rates.as_fields()}
+        numbers = {**self.source.metrics(), **means, "lr": result.lr, "grad_norm": result.grad_norm, **rates.as_fields()}
         numbers |= {"left_out": self.state.left_out} if self.state.left_out else {}
         self.context.events.write("step", step=step, steps=self.steps, **numbers)
         self.services.board.scalars({f"train/{name}": value for name, value in numbers.items()}, step)
@@ -128,7 +130,7 @@ class Trainer:
         return better
 
     def _between_batches(self) -> None:
-        """An evaluation takes long: a signal is noticed, and a checkpoint goes on, before each of its batches."""
+        """Evaluations and rollouts take long: a signal is noticed, and a checkpoint goes on, before each of its batches."""
         checkpoints = self.services.checkpoints
         checkpoints.advance(self.services.boundary.check(checkpoints.writing))
 

@@ -176,7 +176,7 @@ def restarts_without_progress(events: Sequence[Event]) -> int:
     for event in events:
         if kind_of(event) == "checkpoint" and int(event.get("step", 0)) > best:
             best, count = int(event["step"]), 0
-        elif kind_of(event) == "reference" and event.get("new"):  # its log-probabilities are kept as well
+        elif kind_of(event) in ("reference", "generated") and event.get("new"):  # what was computed is kept as well
             count = 0
         elif kind_of(event) == "requeued":
             count += 1

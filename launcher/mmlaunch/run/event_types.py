@@ -13,8 +13,8 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 Kind = Literal[
-    "submitted", "unconfirmed", "queued", "started", "preflight", "ready", "resumed", "reference", "step", "evaluated",
-    "checkpoint", "signal", "warning", "excluded", "cancelling", "failed", "requeued", "ended",
+    "submitted", "unconfirmed", "queued", "started", "preflight", "ready", "resumed", "reference", "generated",
+    "rollout", "step", "evaluated", "checkpoint", "signal", "warning", "excluded", "cancelling", "failed", "requeued", "ended",
 ]  # fmt: skip
 
 
@@ -97,6 +97,23 @@ class Reference:
     done: int
     total: int
     new: int = 0
+
+
+class Generated:
+    """Answers of a rollout are generated and kept. `new` counts the pieces of this attempt: they are progress."""
+
+    step: int
+    done: int
+    total: int
+    new: int = 0
+
+
+class Rollout:
+    """A rollout is ready to be learnt from."""
+
+    step: int
+    metrics: Mapping[str, Any]
+    samples: tuple[Mapping[str, Any], ...] = ()
 
 
 class Step:

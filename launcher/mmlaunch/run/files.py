@@ -22,13 +22,13 @@ def explained(doing: str, but: type[OSError] | tuple[type[OSError], ...] = ()) -
         raise MachineError(f"{doing}: {error.strerror or error}{where}") from error
 
 
-def publish(path: Path, text: str, mode: int = 0o644) -> None:
+def publish(path: Path, content: str | bytes, mode: int = 0o644) -> None:
     """Write `path` through a temporary file, flush it to disk and rename it into place."""
     temporary = path.with_name(f".{path.name}.{os.urandom(4).hex()}.tmp")
     try:
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
         temporary.chmod(mode)  # whatever the umask: other users may read a run

@@ -244,6 +244,15 @@ class RunPaths:
         return self.root / "reference"
 
     @property
+    def rollouts(self) -> Path:
+        """Generated answers and what is learnt from them, in a folder for each rollout that is still needed."""
+        return self.root / "rollouts"
+
+    def rollout(self, step: int) -> Path:
+        """The rollout that the policy of a step has made."""
+        return self.rollouts / str(step)
+
+    @property
     def tensorboard(self) -> Path:
         return self.root / "tensorboard"
 

@@ -59,7 +59,10 @@ class Counting:
     def __init__(self, context: Context) -> None:
         self._ranks, self._count = context.ranks, 0
 
-    def next_step(self) -> Sequence[Batch]:
+    def metrics(self) -> dict[str, float]:
+        return {}
+
+    def next_step(self, check: Callable[[], None]) -> Sequence[Batch]:
         generator = torch.Generator().manual_seed(1000 * self._count + self._ranks.rank)
         self._count += 1
         return [_batch(torch.randint(1, 32, (2, 5), generator=generator)) for _ in range(2)]

@@ -1,0 +1,1 @@
+"""Rollouts: generated answers, their scores and advantages."""

@@ -1,0 +1,58 @@
+"""Evaluation in reinforcement learning: the likeliest answers to held-out prompts, and their scores."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+
+from mmjobs.data.loader import Examples
+from mmjobs.metrics.tensorboard import Sample
+from mmjobs.rank.context import Context
+from mmjobs.rollout.collect import Collector
+from mmjobs.rollout.parts import NoParts
+from mmjobs.rollout.rollout import Rollout, of_groups
+from mmjobs.rollout.rows import Prompts, Rows
+from mmjobs.rollout.scoring import Scorer, sample_of
+
+
+class RolloutEvaluation:
+    """The held-out prompts, split over the ranks; one answer to each, without any draw."""
+
+    def __init__(self, context: Context, examples: Examples, collector: Collector, scorer: Scorer, rows: Rows) -> None:
+        self._context, self._prompts = context, Prompts(examples)
+        self._collector, self._scorer = collector.of_prompts(self._prompts), scorer
+        self._rows = rows.of_prompts(self._prompts, answers=1)
+        self._sampling = collector.sampling.model_copy(update={"temperature": 0.0, "answers": 1})
+        self._rollout: Rollout | None = None
+
+    def __len__(self) -> int:
+        return len(self._prompts.examples.mixture)
+
+    def measure(self, check: Callable[[], None]) -> dict[str, float]:
+        """The mean score without shaping, the share of right answers where functions say so, lengths."""
+        groups = self._collector.generate(range(len(self)), self._sampling, NoParts(), check)
+        self._rollout = rollout = of_groups(0, groups, self._sampling.max_new_tokens)
+        self._scorer.counts()
+        rollout.scores = self._scorer.score(rollout, self._prompts, self._rows, check)
+        counts, exists = self._scorer.counts(), ~rollout.scores.isnan()
+        measured = {"reward": float(rollout.scores[exists].mean()) if exists.any() else 0.0}
+        measured |= {"right": counts["right"]} if counts.get("right", 0) + counts.get("wrong", 0) > 0 else {}
+        measured["length"] = float(rollout.lengths.double().mean())
+        measured["truncated"] = 1 - float(rollout.ended.double().mean())
+        return {f"eval/{name}": value for name, value in measured.items()}
+
+    def samples(self) -> Sequence[Sample]:
+        """The first held-out prompts with the answers that were just measured; on rank 0."""
+        rollout, processor = self._rollout, self._prompts.examples.processor
+        if rollout is None or not self._context.ranks.first:
+            return []
+        shown = []
+        for answer in range(min(self._context.recipe.evaluate.samples, len(rollout.prompts))):
+            one = sample_of(rollout, answer, self._prompts, processor.chat)
+            images = self._prompts[int(rollout.prompts[answer])].image_inputs
+            score = float(rollout.scores[answer])
+            text = f"{one.answer}\n\nscore {score:.3f}" if torch.isfinite(torch.tensor(score)) else one.answer
+            shown.append(Sample(one.prompt, one.truth or "", text, processor.pixels.visible(images)))
+        self._prompts.forget()
+        return shown

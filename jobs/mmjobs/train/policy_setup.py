@@ -1,0 +1,231 @@
+"""Setup of reinforcement learning: its roles, its rewards, the source of its rollouts, and the trainer of all of them."""
+
+from __future__ import annotations
+
+import json
+import math
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mmjobs.checkpoint.resume import resume
+from mmjobs.checkpoint.retention import rollouts_in_use
+from mmjobs.checkpoint.train_state import TrainState
+from mmjobs.engine.engine import Engine
+from mmjobs.engine.frozen import frozen_model
+from mmjobs.engine.reference_copy import ReferenceCopy
+from mmjobs.metrics import mfu
+from mmjobs.model import parts
+from mmjobs.model.build import BuiltModel
+from mmjobs.model.heads import STATISTICS
+from mmjobs.objectives.adapter_off import adapter_off
+from mmjobs.objectives.objective import Reference
+from mmjobs.objectives.policy import Policy
+from mmjobs.objectives.value import Value
+from mmjobs.rank.context import Context
+from mmjobs.rank.watchdog import Phase
+from mmjobs.rollout.collect import Collector, Roles
+from mmjobs.rollout.reward_model import RewardModel
+from mmjobs.rollout.rewards.workers import RewardWorkers
+from mmjobs.rollout.rows import Prompts, Rows
+from mmjobs.rollout.scoring import Scorer
+from mmjobs.rollout.source import RolloutSource
+from mmjobs.train.datasets import Datasets, build_datasets
+from mmjobs.train.evaluate_rollouts import RolloutEvaluation
+from mmjobs.train.learner import ObjectiveLearner
+from mmjobs.train.policy import PolicyLearner
+from mmjobs.train.setup import build_engine, build_model, build_network, build_services, check_served, introduce
+from mmjobs.train.source import DatasetSource
+from mmjobs.train.trainer import Trainer
+from mmlaunch.errors import BadInput
+from mmlaunch.recipe import Recipe, resolved
+from mmlaunch.recipe.reinforcement import Ppo, Reinforcement
+from mmlaunch.recipe.requirements import Requirements
+from mmlaunch.recipe.rewards import RewardSource
+from mmlaunch.run.paths import CheckpointPaths, of_checkpoint
+
+
+def build_policy_trainer(context: Context) -> Trainer:
+    """Everything that one attempt needs, in the order in which one piece needs the others."""
+    settings, ranks = settings_of(context.recipe), context.ranks
+    built = build_model(context)
+    parameters, flops = parts.counts(built.network), mfu.model_flops(built.network, context.recipe.precision)
+    datasets = build_datasets(context, built)
+    check_served(context, built, datasets)
+    steps = total_steps(context.recipe, datasets)
+    actor = ObjectiveLearner(build_engine(context, built, steps), Policy(settings), ranks)
+    critic = build_critic(context, built, steps)
+    roles = Roles(actor.engine, critic.engine if critic else None, build_reference(context))
+    prompts = Prompts(datasets.training)
+    rows = Rows(prompts, context.recipe.batch, settings.sampling.answers, ranks)
+    scorer = build_scorer(context, built)
+    collector = Collector(context, prompts, roles, scorer, rows, blank=datasets.training.mixture.has_images)
+    source = RolloutSource(
+        context, prompts, collector, rows,
+        policy_digest=lambda: _digest(roles),
+        set_kl_weight=partial(setattr, actor.objective, "kl_weight"),
+        needed=partial(rollouts_in_use, context.paths),
+        sft=build_sft(context, built, steps),
+    )  # fmt: skip
+    alone = settings.critic.warmup_steps if isinstance(settings, Ppo) else 0
+    learner = PolicyLearner(context, actor, critic, source, alone)
+    ranks.watch.enter(Phase.START)
+    ranks.watch.doing("looks for a checkpoint")
+    state = resume(context, learner.engines)
+    if state.step:
+        source.restore(state.source)
+    introduce(context, built, datasets, parameters)
+    evaluation = RolloutEvaluation(context, datasets.evaluation, collector, scorer, rows)
+    services = build_services(context, learner, evaluation, state, steps, flops)
+    return Trainer(context, source, learner, services, state, steps)
+
+
+def settings_of(recipe: Recipe) -> Reinforcement:
+    """The objective of a recipe that learns from rollouts."""
+    assert isinstance(recipe.objective, Reinforcement)
+    return recipe.objective
+
+
+def total_steps(recipe: Recipe, datasets: Datasets) -> int:
+    """Those of the recipe, or as many as its epochs over the prompts need."""
+    settings = settings_of(recipe)
+    answers = (recipe.epochs or 1) * len(datasets.training.mixture) * settings.sampling.answers
+    rounds = max(1, math.ceil(answers / settings.rollouts))
+    return recipe.steps or rounds * settings.epochs * (settings.rollouts // recipe.batch.examples)
+
+
+def _digest(roles: Roles) -> str:
+    return "-".join(engine.digest() for engine in (roles.actor, roles.critic) if engine is not None)
+
+
+def build_reference(context: Context) -> Reference | None:
+    """The policy without its adapter, a copy, or none where nothing is compared with it."""
+    recipe, settings = context.recipe, settings_of(context.recipe)
+    if not settings.kl.used:
+        return None
+    temperature = settings.sampling.temperature
+    if settings.reference == "adapter off" or (settings.reference is None and _learns_adapter_alone(recipe)):
+        return partial(adapter_off, temperature=temperature)
+    zero = with_stage(context.deepspeed, recipe, settings.reference_stage)
+    network = build_network(recipe, zero).network
+    return ReferenceCopy(network, recipe.precision, zero, None, context.ranks.first, temperature)
+
+
+def _learns_adapter_alone(recipe: Recipe) -> bool:
+    train = recipe.model.train
+    whole = "full" in (train.vision, train.projector, train.language) or bool(train.embeddings)
+    return recipe.model.lora is not None and not whole
+
+
+def with_stage(
+    settings: dict[str, Any], recipe: Recipe, stage: int | None, offload: str | None = None
+) -> dict[str, Any]:
+    """DeepSpeed's configuration for a model with a ZeRO stage and an offload of its own; None: the policy's."""
+    zero = dict(settings["zero_optimization"])
+    stage = zero["stage"] if stage is None else stage
+    if offload is not None:
+        zero = {name: value for name, value in zero.items() if not name.startswith("offload_")}
+        kinds = {"none": (), "optimizer": ("optimizer",), "all": ("optimizer", "param")}[offload]
+        zero |= {f"offload_{kind}": {"device": "cpu", "pin_memory": True} for kind in kinds}
+    zero["stage"] = stage
+    half = {"enabled": recipe.precision == "bf16" and stage > 0}
+    return {**settings, "bf16": {**settings.get("bf16", {}), **half}, "zero_optimization": zero}
+
+
+def build_critic(context: Context, built: BuiltModel, steps: int) -> ObjectiveLearner | None:
+    """A value model of the policy's shape, from the reward model or the policy; None for methods without one."""
+    recipe, settings = context.recipe, settings_of(context.recipe)
+    if not isinstance(settings, Ppo):
+        return None
+    context.ranks.watch.enter(Phase.START)
+    context.ranks.watch.doing("builds the critic")
+    own, models = settings.critic, settings.models_of_rewards
+    start = models[0].path if models and own.init_from != "policy" else recipe.model.init_from
+    model = recipe.model.model_copy(update={"init_from": start})
+    optim = recipe.optim.model_copy(update={"lr": own.lr or recipe.optim.lr})
+    zero = with_stage(context.deepspeed, recipe, own.stage, own.offload)
+    critic = build_network(recipe.model_copy(update={"model": model}), zero, scoring_head=True)
+    with torch.no_grad():
+        critic.network.get_parameter("score.weight").zero_()
+    engine = Engine(critic.network, optim, steps, recipe.precision, zero, context.ranks, context.position)
+    return ObjectiveLearner(engine, Value(settings.value_clip), context.ranks)
+
+
+def build_scorer(context: Context, built: BuiltModel) -> Scorer:
+    """The reward functions in processes of their own, and the reward models."""
+    settings = settings_of(context.recipe)
+    context.ranks.watch.enter(Phase.START)
+    context.ranks.watch.doing("prepares the rewards")
+    functions = []
+    for source in settings.rewards:
+        if source.function is not None:
+            workers = RewardWorkers(source, 2, context.paths)
+            workers.check()
+            functions.append((source, workers))
+    models = [(source, _reward_model(context, source, built)) for source in settings.models_of_rewards]
+    return Scorer(context.ranks, functions, models, settings.max_failed)
+
+
+def _reward_model(context: Context, source: RewardSource, policy: BuiltModel) -> RewardModel:
+    """The frozen model of a reward run or of its export; it reads what the policy writes."""
+    folder = Path(str(source.path))
+    recipe, mean, spread = _of_run(context.recipe, folder)
+    nothing = {"vision": "frozen", "projector": "frozen", "language": "frozen", "embeddings": False}
+    frozen = recipe.model.train.model_copy(update={**nothing, "vision_layers": None})
+    model = recipe.model.model_copy(update={"init_from": str(folder), "lora": None, "train": frozen})
+    zero = context.deepspeed
+    recipe = context.recipe.model_copy(update={"model": model})
+    built = build_network(recipe, zero, scoring_head=True)
+    _check_same_words(source, built, policy)
+    network = frozen_model(built.network, context.recipe.precision, zero)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    given = (mean, spread or 1.0) if source.standardise else (0.0, 1.0)
+    return RewardModel(network, *given, device)
+
+
+def _of_run(recipe: Recipe, folder: Path) -> tuple[Recipe, float, float]:
+    """The recipe of a reward model, the mean and the spread of its rewards; raises `BadInput` where it is none."""
+    what = f"objective.rewards: {folder} is no reward model: it has no scoring head"
+    checkpoint = of_checkpoint(folder)
+    if checkpoint is None:
+        if not (folder / STATISTICS).is_file():
+            raise BadInput(f"{what}; name a run of objective: reward, or its export")
+        kept = json.loads((folder / STATISTICS).read_text(encoding="utf-8"))
+        return recipe, float(kept.get("mean", 0.0)), float(kept.get("spread", 1.0))
+    run, _ = checkpoint
+    own = resolved.read(run.resolved)
+    if not own.objective.SCORING_HEAD:
+        raise BadInput(f"{what}, {run.name} is a run of {own.objective.method}; name a run of objective: reward")
+    state = TrainState.read(CheckpointPaths(folder).state).learner
+    return own, float(state.get("mean", 0.0)), float(state.get("spread", 1.0))
+
+
+def _check_same_words(source: RewardSource, reward: BuiltModel, policy: BuiltModel) -> None:
+    """A reward model reads the policy's tokens and pixels: both must mean the same by them."""
+    one, other = reward.chat.tokenizer, policy.chat.tokenizer
+    different = []
+    if one.get_vocab() != other.get_vocab():
+        different.append("tokenizer")
+    if one.chat_template != other.chat_template:
+        different.append("chat template")
+    if _plainly(reward.pixels) != _plainly(policy.pixels):
+        different.append("images")
+    if different:
+        what = f"the reward model {source.path} has another {' and '.join(different)} than the policy"
+        raise BadInput(f"objective.rewards: {what}; train it from the policy's own model")
+
+
+def _plainly(pixels: object) -> dict[str, Any]:
+    """What decides about pixels and image tokens, of what can be compared."""
+    plain = {name: value for name, value in vars(pixels).items() if isinstance(value, (int, float, str, tuple))}
+    return {"kind": type(pixels).__name__, **plain}
+
+
+def build_sft(context: Context, built: BuiltModel, steps: int) -> DatasetSource | None:
+    """The batches of supervised loss in the same step, where the recipe gives it a weight."""
+    if not settings_of(context.recipe).sft_weight:
+        return None
+    answered = Requirements(least=1, most=1, prompts=False)
+    return DatasetSource(context, build_datasets(context, built, answered), steps)
