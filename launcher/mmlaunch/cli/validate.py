@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 from functools import partial
+from pathlib import Path
 
 import click
 
 from mmlaunch.cli import options
 from mmlaunch.errors import MmlaunchError, Problem, RecipeError
 from mmlaunch.estimate.knowable import contradictions
-from mmlaunch.load import Loaded, load_recipe
+from mmlaunch.load import Loaded, load_recipe, reward_functions
+from mmlaunch.load.reward_functions import Folders
 from mmlaunch.recipe.capability import unsupported
 
 SHORT = 3600
@@ -49,7 +51,8 @@ def _checked(path: str, overrides: tuple[str, ...], cluster: str | None) -> Load
         from mmlaunch.schedulers import choose  # only whoever names a cluster waits for it
 
         loaded = load_recipe(path, overrides, partial(choose.misfits, cluster))
-    if problems := contradictions(loaded.recipe):
+    own = reward_functions.problems(loaded.recipe, Folders(loaded.path.parent, Path.cwd()))
+    if problems := [*contradictions(loaded.recipe), *own]:
         raise loaded.placed(problems)
     return loaded
 

@@ -136,7 +136,8 @@ class Node:
         base = self.widened(path) if isinstance(over.value, dict) else self
         if not (isinstance(base.value, dict) and isinstance(over.value, dict)):
             return over
-        value = dict(base.value)
+        gone = section_at(Recipe, path).replaced_by(over.value) if path else ()
+        value = {key: node for key, node in base.value.items() if key not in gone}
         for key, node in over.value.items():
             value[key] = value[key].merged(node, (*path, key)) if key in value else node
         return Node(value, over.place, {**base.key_places, **over.key_places})

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from mmlaunch.recipe.reference import ReferenceCopy
 from mmlaunch.recipe.requirements import Requirements
+from mmlaunch.recipe.rewards import RewardSource
 from mmlaunch.recipe.section import Section
 
 
@@ -60,6 +61,11 @@ class Method(Section):
     def precomputes_reference(self) -> bool:
         """Whether the reference model is run before the first step, and never again."""
         return self.uses_reference and self.reference_source == "precomputed"
+
+    @property
+    def reward_sources(self) -> list[RewardSource]:
+        """Where the rewards of answers come from, the value of `rewards`; empty where nothing is rewarded."""
+        return []
 
     def frozen_models(self, lora: bool) -> int:
         """How many whole models that are not trained stand beside the policy in memory."""

@@ -189,6 +189,10 @@ class Reinforcement(Method):
         return Requirements(least=1 if needs_truth else 0, most=0, prompts=False, room=room)
 
     @property
+    def reward_sources(self) -> list[RewardSource]:
+        return self.rewards
+
+    @property
     def trains_critic(self) -> bool:
         """Whether a value model is trained beside the policy."""
         return False

@@ -5,7 +5,7 @@ Each shipped function has one section of the same name here, with its options, a
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Union
 
 from pydantic import (
@@ -147,6 +147,11 @@ class RewardSource(Section):
     @classmethod
     def of_word(cls, word: Any) -> dict[str, Any]:
         return {"function" if str(word) in FUNCTIONS or ":" in str(word) else "path": word}
+
+    @classmethod
+    def replaced_by(cls, keys: Container[str]) -> Container[str]:
+        """A function takes the place of a reward run, and the other way round."""
+        return ONLY_RUN if "function" in keys else ONLY_FUNCTION if "path" in keys else ()
 
     @property
     def file(self) -> str | None:

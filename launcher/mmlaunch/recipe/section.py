@@ -9,7 +9,7 @@ from __future__ import annotations
 import ast
 import inspect
 import textwrap
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from itertools import chain, pairwise
 from types import FunctionType
 from typing import Any, ClassVar, TypeVar, cast
@@ -82,6 +82,11 @@ class Section(BaseModel):
     def of_word(cls, word: Any) -> dict[str, Any]:
         """What a single word stands for."""
         return {cls.SHORT: word}
+
+    @classmethod
+    def replaced_by(cls, keys: Container[str]) -> Container[str]:
+        """The keys of a section that go when a mapping with these keys is laid over it."""
+        return ()
 
     @classmethod
     def __get_pydantic_json_schema__(cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:

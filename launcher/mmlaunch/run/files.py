@@ -9,6 +9,8 @@ from pathlib import Path
 
 from mmlaunch.errors import MachineError
 
+READ_ONLY = 0o444
+
 
 @contextlib.contextmanager
 def explained(doing: str, but: type[OSError] | tuple[type[OSError], ...] = ()) -> Iterator[None]:

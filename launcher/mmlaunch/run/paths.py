@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -173,6 +174,16 @@ class RunPaths:
     def code(self) -> Path:
         """The packages as they were when the run was submitted."""
         return self.root / "code"
+
+    @property
+    def reward_files(self) -> Path:
+        """The files of the user's own reward functions, as they were when the run was submitted."""
+        return self.code / "rewards"
+
+    def reward_file(self, written: str) -> Path:
+        """The copy of a file of reward functions, by its name in the recipe; files of several folders may share one."""
+        digest = hashlib.sha256(written.encode()).hexdigest()[:8]
+        return self.reward_files / f"{Path(written).stem}-{digest}.py"
 
     @property
     def launcher(self) -> Path:

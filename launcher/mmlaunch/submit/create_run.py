@@ -11,15 +11,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from mmlaunch.load import reward_functions
 from mmlaunch.recipe.resolved import text_of
 from mmlaunch.run import ledger, owner
-from mmlaunch.run.files import explained, publish
+from mmlaunch.run.files import READ_ONLY, explained, publish
 from mmlaunch.run.paths import RunPaths
 from mmlaunch.schedulers.process import identity
 from mmlaunch.submit import secrets, snapshot
 from mmlaunch.submit.prepare import Prepared
 
-READ_ONLY = 0o444
 EXECUTABLE = 0o755
 
 
@@ -28,15 +28,16 @@ def create(prepared: Prepared) -> None:
     plan, texts = prepared.plan, prepared.texts
     values = secrets.values(plan.passed)
     resolved = text_of(plan.recipe)
+    functions = reward_functions.files(plan.recipe, prepared.reward_folders)
     kept = {"the job script": texts.script, "deepspeed.json": texts.deepspeed, "the recipe": resolved}
-    secrets.refuse(kept, values)
+    secrets.refuse(kept | functions, values)
     final = plan.run.root
     # If this process is killed, only this folder is left. Its name begins with a dot, so it is no run.
     aside = RunPaths(final.with_name(f".{final.name}.{os.getpid()}"))
     with explained("cannot create the run directory", but=FileExistsError):
         try:
             final.parent.mkdir(parents=True, exist_ok=True)
-            _fill(aside, prepared, resolved, values | secrets.suspected())
+            _fill(aside, prepared, resolved, functions, values | secrets.suspected())
             _take(aside.root, final)
         except BaseException:
             shutil.rmtree(aside.root, ignore_errors=True)
@@ -58,7 +59,9 @@ def _take(aside: Path, final: Path) -> None:
         raise
 
 
-def _fill(run: RunPaths, prepared: Prepared, resolved: str, values: Mapping[str, str]) -> None:
+def _fill(
+    run: RunPaths, prepared: Prepared, resolved: str, functions: Mapping[str, str], values: Mapping[str, str]
+) -> None:
     loaded, first = prepared.loaded, run.attempt(1)
     for folder in (first.logs, first.stacks, run.checkpoints, run.tensorboard, run.job):
         folder.mkdir(parents=True)
@@ -69,6 +72,7 @@ def _fill(run: RunPaths, prepared: Prepared, resolved: str, values: Mapping[str,
     publish(first.deepspeed, prepared.texts.deepspeed)
     publish(run.profile, prepared.plan.cluster.model_dump_json(indent=1, exclude_defaults=True) + "\n")
     snapshot.snapshot(run.code)
+    snapshot.reward_files(run, functions)
     owner.take(run, 1, **submitter())
     ledger.append(run.events, "submitted", **prepared.plan.facts, submission=1)
     for folder in [run.root, *(path for path in run.root.rglob("*") if path.is_dir())]:

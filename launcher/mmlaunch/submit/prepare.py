@@ -7,6 +7,7 @@ from pathlib import Path
 
 from mmlaunch.estimate.knowable import contradictions
 from mmlaunch.load import Loaded, rundir, trained
+from mmlaunch.load.reward_functions import Folders
 from mmlaunch.run.paths import RunPaths
 from mmlaunch.schedulers import choose
 from mmlaunch.submit import plan as plans
@@ -29,8 +30,15 @@ class Prepared:
     loaded: Loaded
     plan: Plan
     texts: Texts
+    beside: Path
+    """The folder that the recipe stands in: its templates and the files of its reward functions are there."""
     trained: trained.Resolved | None = None
     """The trained models that the recipe starts from; None for a run that is resumed: it has pinned them."""
+
+    @property
+    def reward_folders(self) -> Folders:
+        """Where the user's reward functions are looked for."""
+        return Folders(self.beside, self.plan.folder, self.plan.run)
 
 
 def prepare(loaded: Loaded, cluster_name: str | None) -> Prepared:
@@ -47,4 +55,4 @@ def prepare(loaded: Loaded, cluster_name: str | None) -> Prepared:
     run = RunPaths(folder / rundir.next_name(loaded, name, folder))
     plan = plans.make(recipe, cluster, name, run, Path.cwd())
     renderer = Renderer(loaded.path.parent)
-    return Prepared(loaded, plan, Texts(renderer.script(plan), renderer.deepspeed(plan)), models)
+    return Prepared(loaded, plan, Texts(renderer.script(plan), renderer.deepspeed(plan)), loaded.path.parent, models)

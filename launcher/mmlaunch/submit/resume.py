@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mmlaunch.errors import MachineError, UserError
-from mmlaunch.load import rundir
+from mmlaunch.load import reward_functions, rundir
 from mmlaunch.load.cluster import Cluster
 from mmlaunch.load.overrides import apply
 from mmlaunch.load.recipe import Loaded, validated
@@ -19,14 +19,14 @@ from mmlaunch.recipe.resolved import text_of
 from mmlaunch.restart import causes, log_patterns
 from mmlaunch.run import ledger, owner
 from mmlaunch.run.exits import CANCELLED, JobExit
-from mmlaunch.run.files import explained, publish
+from mmlaunch.run.files import READ_ONLY, explained, publish
 from mmlaunch.run.ledger import Event, Events
 from mmlaunch.run.paths import RunPaths
 from mmlaunch.schedulers import choose, process
 from mmlaunch.schedulers.base import PerhapsSubmitted
 from mmlaunch.submit import plan as plans
-from mmlaunch.submit import secrets, submission
-from mmlaunch.submit.create_run import EXECUTABLE, READ_ONLY, submitter
+from mmlaunch.submit import secrets, snapshot, submission
+from mmlaunch.submit.create_run import EXECUTABLE, submitter
 from mmlaunch.submit.prepare import Prepared, Texts
 from mmlaunch.submit.render import Renderer
 
@@ -139,8 +139,9 @@ def _prepare(run: RunPaths, overrides: Sequence[str], cluster_name: str | None) 
     profile, cluster = _profile(run, cluster_name)
     where = json.loads(run.environment.read_text(encoding="utf-8"))
     plan = plans.make(loaded.recipe, cluster, profile, run, Path(where["folder"]))
-    renderer = Renderer(Path(where["recipe"]).parent)
-    return Prepared(loaded, plan, Texts(renderer.script(plan), renderer.deepspeed(plan)))
+    beside = plan.folder / Path(where["recipe"]).parent
+    renderer = Renderer(beside)
+    return Prepared(loaded, plan, Texts(renderer.script(plan), renderer.deepspeed(plan)), beside)
 
 
 def _profile(run: RunPaths, name: str | None) -> tuple[str, Cluster]:
@@ -155,13 +156,15 @@ def _profile(run: RunPaths, name: str | None) -> tuple[str, Cluster]:
 def _write(prepared: Prepared, attempt: int, values: dict[str, str]) -> None:
     """Write the new attempt's files and the changed recipe; the recipe before it is kept beside it."""
     run, texts, resolved = prepared.plan.run, prepared.texts, text_of(prepared.plan.recipe)
-    secrets.refuse({"the job script": texts.script, "the recipe": resolved}, values)
+    functions = reward_functions.files(prepared.plan.recipe, prepared.reward_folders)
+    secrets.refuse({"the job script": texts.script, "the recipe": resolved, **functions}, values)
     paths = run.attempt(attempt)
     for folder in (paths.logs, paths.stacks):
         folder.mkdir(parents=True, exist_ok=True)
     publish(run.profile, prepared.plan.cluster.model_dump_json(indent=1, exclude_defaults=True) + "\n")
     publish(paths.script, texts.script, EXECUTABLE)
     publish(paths.deepspeed, texts.deepspeed)
+    snapshot.reward_files(run, functions)
     before = run.resolved.read_text(encoding="utf-8")
     if before != resolved:
         publish(run.resolved_before(attempt), before, READ_ONLY)

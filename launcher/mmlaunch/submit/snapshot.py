@@ -18,6 +18,8 @@ from typing import Any
 
 from mmlaunch.errors import MachineError
 from mmlaunch.recipe.environment import hide_secrets
+from mmlaunch.run.files import READ_ONLY, publish
+from mmlaunch.run.paths import RunPaths
 from mmlaunch.schedulers import choose
 from mmlaunch.schedulers.rank import CARRIED
 from mmlaunch.submit import secrets
@@ -60,6 +62,15 @@ def _carry(name: str, target: Path) -> None:
     else:
         target.mkdir(exist_ok=True)
         shutil.copyfile(spec.origin, target / Path(spec.origin).name)
+
+
+def reward_files(run: RunPaths, texts: Mapping[str, str]) -> None:
+    """Keep the files of the user's own reward functions: what a run was submitted with is what it goes on with."""
+    if texts:
+        run.reward_files.mkdir(exist_ok=True)
+        run.reward_files.chmod(0o755)
+    for name, text in texts.items():
+        publish(run.reward_files / name, text, READ_ONLY)
 
 
 def environment(folder: Path, recipe: Path, values: Mapping[str, str]) -> str:

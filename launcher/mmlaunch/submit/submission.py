@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 from mmlaunch.errors import MachineError, Problem
-from mmlaunch.load import Loaded
+from mmlaunch.load import Loaded, reward_functions
 from mmlaunch.recipe.capability import unsupported
 from mmlaunch.run import ledger, users
 from mmlaunch.run.files import explained
@@ -23,7 +23,14 @@ def check_here(prepared: Prepared) -> None:
     """The checks that only a submission needs: missing files and GPUs, and what this version cannot train."""
     recipe, scheduler = prepared.loaded.recipe, choose.named(prepared.plan.cluster.executor)
     missing = prepared.trained.missing if prepared.trained else ()
-    problems = [*missing, *_missing_files(prepared), *scheduler.missing_here(recipe.resources), *unsupported(recipe)]
+    own = reward_functions.problems(recipe, prepared.reward_folders)
+    problems = [
+        *missing,
+        *own,
+        *_missing_files(prepared),
+        *scheduler.missing_here(recipe.resources),
+        *unsupported(recipe),
+    ]
     if problems:
         raise prepared.loaded.placed(problems)
 

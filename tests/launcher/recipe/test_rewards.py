@@ -49,7 +49,7 @@ def test_options_are_read_by_the_function_that_is_shipped(write: Write) -> None:
     assert numeric.options == Numeric(tolerance=1e-3) and (numeric.weight, numeric.deadline) == (-2.0, 30)
     assert numeric.keywords == {"tolerance": 1e-3, "relative": 1e-6}
     assert exact.options == Exact() and exact.deadline == 10
-    own = sources(write("rewards: {path: null, function: a.py:f, options: {words: [1, no, 0.5], deep: {a: true}}}"))[0]
+    own = sources(write("rewards: {function: a.py:f, options: {words: [1, no, 0.5], deep: {a: true}}}"))[0]
     assert own.keywords == {"words": [1, "no", 0.5], "deep": {"a": True}}
 
 
@@ -66,6 +66,8 @@ def test_what_is_resolved_reads_back(write: Write, tmp_path: Path, name: str) ->
 def test_one_source_is_changed_like_a_list_of_one(write: Write) -> None:
     for path in ("objective.rewards.0", "objective.rewards[0]", "objective.rewards"):
         assert sources(write("kl: 0.2", f"{path}.weight=2"))[0].weight == 2.0
+    base = "rewards: {function: numeric, options: {tolerance: 1}, weight: 2}"
+    assert sources(write(base))[0].weight == 2.0  # laid over the run of the PPO recipe: one kind replaces the other
     changed = sources(write("rewards: exact", "objective.rewards.options={case: true}"))[0]
     assert changed.options == Exact(case=True)
 

@@ -1,0 +1,195 @@
+"""Reward functions of the user's own: whether they exist and can be called, read from their sources.
+
+Nothing of the user's is executed or imported here. A file is copied into the run when it is submitted, so that later
+edits change neither a queued run nor a resumed one.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from importlib.machinery import ModuleSpec, PathFinder
+from pathlib import Path
+
+from mmlaunch.errors import Problem
+from mmlaunch.recipe.recipe import Recipe
+from mmlaunch.recipe.rewards import CONTEXT, FUNCTIONS, RewardSource
+from mmlaunch.recipe.suggest import closest
+from mmlaunch.run.paths import RunPaths
+
+Function = ast.FunctionDef | ast.AsyncFunctionDef
+
+
+@dataclass(frozen=True)
+class Folders:
+    """Where the user's files are looked for."""
+
+    recipe: Path
+    """The folder that the recipe stands in."""
+    working: Path
+    """The folder that the command is given in."""
+    run: RunPaths | None = None
+    """The run, which may have its copy already."""
+
+    def find(self, file: str) -> Path | None:
+        """The file that a recipe names; the run's own copy goes before all others."""
+        kept = [self.run.reward_file(file)] if self.run else []
+        written = Path(file).expanduser()
+        places = [*kept, self.recipe / written, self.working / written]
+        return next((path for path in places if path.is_file()), None)
+
+    @property
+    def looked(self) -> str:
+        return " and in ".join(str(path.absolute()) for path in dict.fromkeys((self.recipe, self.working)))
+
+
+class _Wrong(Exception):
+    """What is wrong with a function: the place below its source, what it is, and what would be right."""
+
+    def __init__(self, what: str, right: str = "", place: Sequence[str] = ("function",)) -> None:
+        super().__init__(what)
+        self.right, self.place = right, tuple(place)
+
+
+def problems(recipe: Recipe, folders: Folders) -> list[Problem]:
+    """What would stop the functions of a recipe from being called."""
+    wrong: list[Problem] = []
+    for index, source in enumerate(recipe.objective.reward_sources):
+        if source.function is not None and source.function not in FUNCTIONS:
+            try:
+                _check(source, folders)
+            except _Wrong as error:
+                wrong.append(Problem(("objective", "rewards", index, *error.place), str(error), error.right))
+    return wrong
+
+
+def files(recipe: Recipe, folders: Folders) -> dict[str, str]:
+    """The files that a run has to keep and does not have yet: name in the run -> text."""
+    assert folders.run is not None
+    texts = {}
+    for source in recipe.objective.reward_sources:
+        kept = folders.run.reward_file(source.file) if source.file else None
+        original = folders.find(source.file) if source.file else None
+        if kept is not None and original is not None and original != kept:
+            texts[kept.name] = _text(original)
+    return texts
+
+
+def _check(source: RewardSource, folders: Folders) -> None:
+    path = _file(source.file, folders) if source.file else _source_of(source.module or "", folders.working)
+    if path is None:  # a compiled module: it has no source
+        return
+    shown = source.file or source.module or ""
+    names = _names(_tree(path, shown))
+    if source.function_name not in names:
+        if "*" in names or "__getattr__" in names:
+            return
+        near = closest(source.function_name, names)
+        known = ", ".join(name for name, node in names.items() if isinstance(node, Function)) or "no function"
+        right = f"did you mean {shown}:{near}?" if near else f"it defines {known}"
+        raise _Wrong(f"{shown} defines no {source.function_name}", right)
+    node = names[source.function_name]
+    if isinstance(node, Function) and not node.decorator_list:
+        _check_call(node, source)
+
+
+def _file(file: str, folders: Folders) -> Path:
+    path = folders.find(file)
+    if path is None:
+        folder = folders.recipe / Path(file).expanduser().parent
+        near = closest(Path(file).name, [found.name for found in folder.glob("*.py")] if folder.is_dir() else [])
+        right = f"did you mean {Path(file).with_name(near)}?" if near else f"it is looked for in {folders.looked}"
+        raise _Wrong(f"no such file: {file}", right)
+    return path
+
+
+def _source_of(module: str, working: Path) -> Path | None:
+    """The source file of a module that is installed or stands in the working folder; None: it has none."""
+    top, *below = module.split(".")
+    try:
+        spec = importlib.util.find_spec(top)
+    except ValueError:  # a module of this process that came from nowhere
+        spec = None
+    spec, name = spec or PathFinder.find_spec(top, [str(working)]), top
+    for part in below:
+        if spec is None or spec.submodule_search_locations is None:
+            break
+        name = f"{name}.{part}"
+        spec = PathFinder.find_spec(name, list(spec.submodule_search_locations))
+    if spec is None or name != module:
+        right = "install it here, stand in the folder that holds it, or write file.py:function"
+        raise _Wrong(f"no module {name if spec is None else module}", right)
+    return _python_file(spec)
+
+
+def _python_file(spec: ModuleSpec) -> Path | None:
+    path = Path(spec.origin or "")
+    return path if path.suffix == ".py" and path.is_file() else None
+
+
+def _tree(path: Path, shown: str) -> ast.Module:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            tree = ast.parse(_text(path))
+            compile(tree, shown, "exec", dont_inherit=True)  # finds more than the parser does; nothing is executed
+    except (SyntaxError, ValueError, RecursionError) as error:
+        line = f":{error.lineno}" if isinstance(error, SyntaxError) and error.lineno else ""
+        what = error.msg if isinstance(error, SyntaxError) else str(error)
+        raise _Wrong(f"{shown}{line} does not compile: {what}") from None
+    return tree
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise _Wrong(f"{path} cannot be read: {error}", "write it in UTF-8") from None
+
+
+def _names(tree: ast.Module) -> dict[str, ast.AST]:
+    """What a module binds when it is imported, wherever in it: name -> the statement; `*` if it imports one."""
+    names: dict[str, ast.AST] = {}
+    for node in _statements(tree.body):
+        if isinstance(node, (Function, ast.ClassDef)):
+            names[node.name] = node
+        elif isinstance(node, (ast.Import, ast.ImportFrom)):
+            names |= {alias.asname or alias.name.partition(".")[0]: node for alias in node.names}
+        else:
+            stored = [one for one in ast.walk(node) if isinstance(one, ast.Name) and isinstance(one.ctx, ast.Store)]
+            names |= {one.id: node for one in stored}
+    return names
+
+
+def _statements(body: Sequence[ast.stmt]) -> Iterator[ast.stmt]:
+    """All statements that run at import, those under `if`, `try`, `with` and loops included."""
+    for node in body:
+        yield node
+        for field in ("body", "orelse", "finalbody") if not isinstance(node, (Function, ast.ClassDef)) else ():
+            yield from _statements(getattr(node, field, []))
+        for handler in getattr(node, "handlers", []):
+            yield from _statements(handler.body)
+
+
+def _check_call(node: Function, source: RewardSource) -> None:
+    """Whether the function can be called with the answer, the truth, what it names and the recipe's options."""
+    name, options = node.name, source.keywords
+    if isinstance(node, ast.AsyncFunctionDef):
+        raise _Wrong(f"{name} is async", f"write def {name}(answer, truth)")
+    arguments = node.args
+    places = [one.arg for one in (*arguments.posonlyargs, *arguments.args)]
+    if len(places) < 2 and arguments.vararg is None:
+        raise _Wrong(f"{name} does not take an answer and its truth", f"write def {name}(answer, truth)")
+    needed = places[2 : len(places) - len(arguments.defaults)]
+    needed += [one.arg for one, value in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True) if value is None]
+    known = [*places[2:], *(one.arg for one in arguments.kwonlyargs)]
+    for option in options:
+        if option not in known and (arguments.kwarg is None or option in places[:2]):
+            near = closest(option, known)
+            right = f"did you mean {near}?" if near else f"it has {', '.join(known) or 'none'}"
+            raise _Wrong(f"{name} has no option {option}", right, ("options", option))
+    if missing := [one for one in needed if one not in options and one not in CONTEXT]:
+        raise _Wrong(f"{name} needs a value for {missing[0]}", f"add options: {{{missing[0]}: ...}}")
