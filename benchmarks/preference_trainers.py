@@ -116,7 +116,7 @@ def ours(line: Connection, data: Path, own: Path, options: dict[str, Any]) -> No
     if options.get("whole_layer"):
         last_layer.use = lambda network: None
     if options.get("rows"):
-        datasets.shares_rows = lambda recipe, built: False
+        datasets.shares_rows = lambda recipe, built, requirements: False
     train = RECIPE["model"]["train"] | ({"projector": "frozen", "language": "lora"} if options.get("lora") else {})
     lora = LORA | {"rank": options.get("rank", LORA["rank"])}
     changed = {"pretrained": str(data / "model"), "train": train, **({"lora": lora} if options.get("lora") else {})}

@@ -158,7 +158,8 @@ def collate(
         skipped=tuple(one for one in found if isinstance(one, BadRow)),
         reference=torch.cat(reference) if reference else None,
         token_values={
-            name: torch.cat([one.token_values[name] for one in encoded]) for name in (encoded[0].token_values if encoded else ())
+            name: torch.cat([one.token_values[name] for one in encoded])
+            for name in (encoded[0].token_values if encoded else ())
         },
         keys=tuple(one.key for one in encoded) if keyed else (),
     )

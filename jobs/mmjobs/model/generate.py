@@ -246,7 +246,7 @@ class _Chosen(LogitsProcessor):
     def __init__(self, answers: _Answers, rows: list[int], prompt: int) -> None:
         self.answers, self.rows, self._prompt = answers, rows, prompt
 
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         tokens = self.answers.extend(scores, self.rows, input_ids.shape[1] - self._prompt)
         return torch.full_like(scores, -torch.inf).scatter(-1, tokens[:, None], 0.0)
 
@@ -257,7 +257,7 @@ class _AllEnded(StoppingCriteria):
     def __init__(self, chosen: _Chosen, tick: Tick) -> None:
         self._chosen, self._tick, self._count = chosen, tick, 0
 
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **_: Any) -> torch.Tensor:  # type: ignore[override]
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **_: Any) -> torch.Tensor:
         self._count += 1
         if self._count % TICK == 0:
             self._tick(True)

@@ -62,7 +62,7 @@ class KVCache:
         scores = torch.cat([to_prompt, to_own], -1) * (scaling or 1 / math.sqrt(width))
         weights = (scores if scores.dtype == torch.float64 else scores.float()).softmax(-1).to(values.dtype)
         of_own = weights[..., length:].unflatten(2, (answers, shared)) @ own_values  # [P, G, n, R, E]
-        output = weights[..., :length] @ values + of_own.flatten(2, 3)
+        output: torch.Tensor = weights[..., :length] @ values + of_own.flatten(2, 3)
         return output.view(prompts, groups, answers, shared, width).transpose(1, 2).reshape(1, -1, heads, width)
 
     def _append(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

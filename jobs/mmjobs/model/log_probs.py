@@ -125,7 +125,9 @@ class _TokenLogProbs(torch.autograd.Function):
                 more.append(_more(scores, tokens[own], total, also))
                 if learns and not trained:
                     if ctx.entropy:
-                        entropy_ways[own] = (_entropy_slope(scores, total, more[-1][-1]).to(dtype) @ matrix).to(ways.dtype)
+                        entropy_ways[own] = (_entropy_slope(scores, total, more[-1][-1]).to(dtype) @ matrix).to(
+                            ways.dtype
+                        )
                     slope = _expected(scores, total, tokens[own]).to(dtype)
                     ways[own] = (slope @ matrix).neg_().to(ways.dtype)
         empty = tokens.new_empty(0, dtype=torch.bool), totals.new_empty(0), totals.new_empty(0)

@@ -136,7 +136,7 @@ class Policy:
         losses = -self._settings.sft_weight * answer_log_probs(network, batch).values
         totals = {unit: losses.sum() if unit == SFT else 0 * losses.sum() for unit in self.over}
         nothing = losses.new_zeros(()).detach()
-        metrics = {name: (nothing, nothing) for name in self.metrics}
+        metrics = dict.fromkeys(self.metrics, (nothing, nothing))
         return ObjectiveOutput(totals, self._by_example(losses, batch), metrics)
 
     @staticmethod

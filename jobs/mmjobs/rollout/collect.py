@@ -86,7 +86,7 @@ class Collector:
     def collect(self, step: int, cursor: int, parts: Parts, check: Check) -> Collected:
         """Generate and score until there are enough groups; those that the recipe drops are replaced by the next."""
         wanted = self._settings.rollouts // self.sampling.answers
-        clock, pieces, counts = Clock(), [], {"dropped": 0}
+        clock, pieces, dropped = Clock(), list[Rollout](), 0
         begin, at, tries = cursor, cursor, 0
         while (missing := wanted - sum(len(piece.prompts) for piece in pieces)) > 0:
             tries += 1
@@ -103,10 +103,10 @@ class Collector:
                 if getattr(self._settings, "advantage", "") == "remax":
                     self._measure_baseline(piece, parts, check)
             kept = self._kept(piece)
-            counts["dropped"] += len(piece.prompts) - len(kept)
+            dropped += len(piece.prompts) - len(kept)
             pieces.append(piece.part(kept))
         rollout = Rollout.joined(pieces)
-        measured = self._scorer.counts() | {"prompts_dropped": float(counts["dropped"])}
+        measured = self._scorer.counts() | {"prompts_dropped": float(dropped)}
         return Collected(rollout, at, measured | {f"seconds_{name}": value for name, value in clock.seconds.items()})
 
     def _too_few(self, tried: int, wanted: int, missing: int) -> str:
@@ -133,7 +133,10 @@ class Collector:
 
         Each batch of prompts is generated as a whole by one rank, so its answers do not depend on the world.
         """
-        batches = {f"{prefix}-{indices[i]}": indices[i : i + sampling.prompts] for i in range(0, len(indices), sampling.prompts)}
+        batches = {
+            f"{prefix}-{indices[i]}": indices[i : i + sampling.prompts]
+            for i in range(0, len(indices), sampling.prompts)
+        }
         sealed = self._ranks.from_first({name: parts.read(name) for name in batches} if self._ranks.first else None)
         done: dict[str, list[Group]] = {name: groups for name, groups in sealed.items() if groups is not None}
         waiting = [name for name in batches if name not in done]
@@ -155,9 +158,7 @@ class Collector:
                     self._context.events.write("generated", step=step, **counts)
         return [group for name in batches for group in done[name]]
 
-    def _batch(
-        self, network: nn.Module, indices: Sequence[int], sampling: Sampling, check: Check
-    ) -> list[Group]:
+    def _batch(self, network: nn.Module, indices: Sequence[int], sampling: Sampling, check: Check) -> list[Group]:
         usable = self._prompts.usable(indices)
         self._context.position.samples = tuple(self._prompts.origins(usable))
         draws = [

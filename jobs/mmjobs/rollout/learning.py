@@ -50,9 +50,7 @@ def learn(
     return measured
 
 
-def _with_critic(
-    rollout: Rollout, settings: Ppo, rewards: torch.Tensor, penalty: torch.Tensor
-) -> dict[str, float]:
+def _with_critic(rollout: Rollout, settings: Ppo, rewards: torch.Tensor, penalty: torch.Tensor) -> dict[str, float]:
     valid, numbers = rollout.valid, rollout.numbers
     values = torch.where(valid, numbers[VALUE], 0)
     each = _at_the_end(rewards, rollout) - penalty
@@ -70,9 +68,7 @@ def _with_critic(
     return {"explained_variance": advantages.explained_variance(values, returns, valid)}
 
 
-def _in_groups(
-    rollout: Rollout, settings: Any, rewards: torch.Tensor, penalty: torch.Tensor
-) -> dict[str, float]:
+def _in_groups(rollout: Rollout, settings: Any, rewards: torch.Tensor, penalty: torch.Tensor) -> dict[str, float]:
     """The penalty of a whole answer is part of its reward before groups are compared."""
     shape, valid, how = (len(rollout.prompts), rollout.answers), rollout.valid, settings.advantage
     if how == "reinforce++":

@@ -105,7 +105,9 @@ class Rollout:
         if _digest(content) != digest:
             return None
         named = safetensors.torch.load(content)
-        numbers = {name.removeprefix("numbers."): named.pop(name) for name in list(named) if name.startswith("numbers.")}
+        numbers = {
+            name.removeprefix("numbers."): named.pop(name) for name in list(named) if name.startswith("numbers.")
+        }
         return cls(step=step, numbers=numbers, **named)
 
 

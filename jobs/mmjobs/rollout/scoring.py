@@ -46,9 +46,7 @@ class Scorer:
             total += self._by_functions(rollout, prompts, check)
         return total
 
-    def _by_model(
-        self, model: RewardModel, rollout: Rollout, rows: Rows, check: Callable[[], None]
-    ) -> torch.Tensor:
+    def _by_model(self, model: RewardModel, rollout: Rollout, rows: Rows, check: Callable[[], None]) -> torch.Tensor:
         scores = torch.full((len(rollout.lengths),), torch.nan, dtype=torch.float64)
         mine: list[tuple[list[int], list[float]]] = []
         for row in rows.of_rank(rollout, range(len(rollout.prompts))):

@@ -88,7 +88,13 @@ class Trainer:
     def _log(self, result: StepResult) -> None:
         """Reduce the metrics over the ranks and write them down; all ranks call it together."""
         step, means, rates = self.state.step, result.metrics(), self.services.throughput.rates()
-        numbers = {**self.source.metrics(), **means, "lr": result.lr, "grad_norm": result.grad_norm, **rates.as_fields()}
+        numbers = {
+            **self.source.metrics(),
+            **means,
+            "lr": result.lr,
+            "grad_norm": result.grad_norm,
+            **rates.as_fields(),
+        }
         numbers |= {"left_out": self.state.left_out} if self.state.left_out else {}
         self.context.events.write("step", step=step, steps=self.steps, **numbers)
         self.services.board.scalars({f"train/{name}": value for name, value in numbers.items()}, step)
@@ -130,7 +136,7 @@ class Trainer:
         return better
 
     def _between_batches(self) -> None:
-        """Evaluations and rollouts take long: a signal is noticed, and a checkpoint goes on, before each of its batches."""
+        """Evaluations and rollouts take long: a signal is noticed, and a checkpoint goes on, before each batch."""
         checkpoints = self.services.checkpoints
         checkpoints.advance(self.services.boundary.check(checkpoints.writing))
 

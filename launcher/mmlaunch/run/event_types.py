@@ -14,7 +14,8 @@ from typing import Any, Literal
 
 Kind = Literal[
     "submitted", "unconfirmed", "queued", "started", "preflight", "ready", "resumed", "reference", "generated",
-    "rollout", "step", "evaluated", "checkpoint", "signal", "warning", "excluded", "cancelling", "failed", "requeued", "ended",
+    "rollout", "step", "evaluated", "checkpoint", "signal", "warning", "excluded", "cancelling", "failed", "requeued",
+    "ended",
 ]  # fmt: skip
 
 
@@ -114,6 +115,7 @@ class Rollout:
     step: int
     metrics: Mapping[str, Any]
     samples: tuple[Mapping[str, Any], ...] = ()
+    """Some of its answers: the question, the truth, the answer, its score."""
 
 
 class Step:
@@ -217,13 +219,13 @@ class Ended:
 TYPES: dict[Kind, type] = {
     "submitted": Submitted, "unconfirmed": Unconfirmed, "queued": Queued, "started": Started,
     "preflight": Preflight, "ready": Ready,
-    "resumed": Resumed, "reference": Reference, "step": Step, "evaluated": Evaluated, "checkpoint": Checkpoint,
+    "resumed": Resumed, "reference": Reference, "generated": Generated, "rollout": Rollout, "step": Step, "evaluated": Evaluated, "checkpoint": Checkpoint,
     "signal": Signal, "warning": Warned, "excluded": Excluded, "cancelling": Cancelling, "failed": Failed,
     "requeued": Requeued, "ended": Ended,
 }  # fmt: skip
 
 SYNCED: frozenset[Kind] = frozenset(
-    {"submitted", "unconfirmed", "queued", "started", "checkpoint", "failed", "requeued", "ended"}
+    {"submitted", "unconfirmed", "queued", "started", "generated", "checkpoint", "failed", "requeued", "ended"}
 )
 """Kinds that decisions depend on. The writer waits until such an event is on the disk."""
 
@@ -254,6 +256,9 @@ _IS: Mapping[str, Callable[[Any], bool]] = {
     "float": lambda value: _is_number(value, MOST),
     "float | str": lambda value: _is_number(value, 1e308) or isinstance(value, str),
     "Mapping[str, Any]": lambda value: isinstance(value, Mapping),
+    "tuple[Mapping[str, Any], ...]": lambda value: (
+        isinstance(value, list) and all(isinstance(i, Mapping) for i in value)
+    ),
     "tuple[str, ...]": lambda value: isinstance(value, list) and all(isinstance(item, str) for item in value),
     "Any": lambda value: True,
 }

@@ -26,10 +26,10 @@ Tiny = Callable[..., Recipe]
 WORDS = ("Hi", "What is it, and where does it stand in the picture?", "Name the colour", "Now?")
 
 
-def built_with(recipe: Recipe, dtype: torch.dtype = torch.float64) -> tuple[BuiltModel, Processor]:
+def built_with(recipe: Recipe) -> tuple[BuiltModel, Processor]:
     torch.manual_seed(3)
     built = build(recipe.model)
-    built.network.to(dtype).eval()
+    built.network.double().eval()
     for parameter in built.network.parameters():
         parameter.requires_grad_(False)
         if parameter.ndim > 1:
@@ -105,8 +105,8 @@ def test_log_probabilities_are_those_of_the_training_forward(tiny: Tiny) -> None
 @pytest.mark.parametrize("kind", ["qwen2_vl", "internvl", "gemma3", "llama"])
 def test_other_families_generate_too(tmp_path: Path, kind: str) -> None:
     """With transformers' own cache where attention cannot branch; the draws are ours in both."""
-    make = checkpoints.llama if kind == "llama" else getattr(checkpoints, kind)
-    folder = make(tmp_path, checkpoints.llama3_tokenizer()) if kind == "llama" else make(tmp_path)
+    more = (checkpoints.llama3_tokenizer(),) if kind == "llama" else ()
+    folder = getattr(checkpoints, kind)(tmp_path, *more)
     own = {"chat_template": "llama-3"} if kind == "llama" else {}
     built = build(Model.model_validate({"pretrained": str(folder), **own}))
     built.network.eval()
@@ -155,7 +155,10 @@ def test_draws_follow_the_distribution() -> None:
 
 def test_top_k_and_top_p_keep_the_likeliest() -> None:
     scores = torch.tensor([[0.5, 0.3, 0.15, 0.05]]).log()
-    kept = lambda *how: truncated(scores, *how).isfinite()[0].tolist()  # noqa: E731
+
+    def kept(top_k: int | None, top_p: float) -> list[bool]:
+        return list(truncated(scores, top_k, top_p).isfinite()[0].tolist())
+
     assert kept(2, 1.0) == [True, True, False, False]
     assert kept(None, 0.5) == [True, False, False, False]
     assert kept(None, 0.51) == [True, True, False, False]

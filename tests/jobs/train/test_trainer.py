@@ -135,9 +135,9 @@ def count_collectives() -> None:
         setattr(Ranks, name, counting(name, counted))
     next_step = DatasetSource.next_step
 
-    def reported(self: DatasetSource) -> Any:
+    def reported(self: DatasetSource, check: Callable[[], None]) -> Any:
         print("collectives", json.dumps(calls), flush=True)
-        return next_step(self)
+        return next_step(self, check)
 
     DatasetSource.next_step = reported  # type: ignore[method-assign]  # in a rank's own process, which ends
 

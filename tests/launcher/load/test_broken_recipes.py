@@ -350,8 +350,8 @@ def test_a_mistake_hides_no_rule_over_its_neighbours(write: Callable[..., Path])
     assert [problem.dotted for problem in caught.value.problems] == [
         "model.language.random.heads", "model.vision.feature_layer", "model.train", "data.train[0].format",
         "data.train[0].repeat", "objective", "objective.kl.weight", "optim.warmup", "optim.clip", "batch.global",
-        "batch.micro", "batch.tokens_per_gpu", "precision", "precision", "precision", "deepspeed.offload", "deepspeed.foo",
-        "checkpoint.best", "checkpoint.keep", "evaluate.every", "evaluate.samples", "resources.time",
+        "batch.micro", "batch.tokens_per_gpu", "precision", "precision", "precision", "deepspeed.offload",
+        "deepspeed.foo", "checkpoint.best", "checkpoint.keep", "evaluate.every", "evaluate.samples", "resources.time",
     ]  # fmt: skip
 
 

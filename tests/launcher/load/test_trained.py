@@ -11,7 +11,7 @@ from tests.runs import mmlaunch
 
 from mmlaunch.load import load_recipe, trained
 from mmlaunch.load.trained import Resolved
-from mmlaunch.recipe.objective import Ppo
+from mmlaunch.recipe.reinforcement import Ppo
 from mmlaunch.run import ledger, manifest
 from mmlaunch.run.paths import RunPaths
 

@@ -9,7 +9,7 @@ import pytest
 
 from mmlaunch.errors import RecipeError
 from mmlaunch.load import Loaded, load_recipe
-from mmlaunch.recipe.objective import Ppo
+from mmlaunch.recipe.reinforcement import Ppo
 from mmlaunch.recipe.resolved import read, text_of
 from mmlaunch.recipe.rewards import FUNCTIONS, Exact, Numeric, RewardSource
 
