@@ -90,7 +90,7 @@ class _Answers:
         """The numbers of those that have not ended."""
 
     def extend(self, scores: torch.Tensor, rows: Sequence[int], length: int) -> torch.Tensor:
-        """Draw the next token of these answers from scores [B, V]; the tokens, [B]. Those of ended ones mean nothing."""
+        """Draw the next token of these answers from scores [B, V]: [B]. Those of ended answers mean nothing."""
         uniform = [0.0 if self._done(row) else self._draws[row].next() for row in rows]
         vocabulary, sampling = self._vocabulary, self._sampling
         banned = vocabulary.banned_early if length < sampling.min_new_tokens else vocabulary.banned

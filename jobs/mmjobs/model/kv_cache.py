@@ -47,7 +47,7 @@ class KVCache:
     def attend(
         self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None
     ) -> torch.Tensor:
-        """Attention of one new token of each answer: [1, H, P n, E], keys and values [1, G, P n, E] -> [1, P n, H, E]"""
+        """Attention of one new token of each answer: queries [1, H, P n, E], keys [1, G, P n, E] -> [1, P n, H, E]"""
         heads, width = query.shape[1], query.shape[3]
         keys, values = self._prompt[layer]
         prompts, groups, length, _ = keys.shape

@@ -52,7 +52,9 @@ class Policy:
         computed = answer_log_probs(network, batch, entropy, temperature=self._temperature)
         new = computed.values  # [U]
         rollout = {name: values.to(new.device) for name, values in batch.token_values.items()}
-        old, advantage = rollout[OLD].to(new.dtype), rollout[ADVANTAGE].to(new.dtype)
+        # With one step for each rollout nothing has to be measured before it: the policy is the one that answered.
+        old = rollout[OLD].to(new.dtype) if OLD in rollout else new.detach()
+        advantage = rollout[ADVANTAGE].to(new.dtype)
         valid = rollout[VALID].to(new.dtype)
         self._remember_gap(new, old, valid)
         ratio = self._ratio(new, old, valid, batch)
@@ -70,7 +72,7 @@ class Policy:
         return ObjectiveOutput(totals, self._by_example(losses, batch), metrics)
 
     def _ratio(self, new: torch.Tensor, old: torch.Tensor, valid: torch.Tensor, batch: Batch) -> torch.Tensor:
-        """New by old probability of each token; for GSPO of the whole answer, per token (arXiv 2507.18071, eq. 7): [U]"""
+        """New by old probability of each token; for GSPO the mean of the whole answer (arXiv 2507.18071, eq. 7): [U]"""
         log_ratio = new - old
         if self._settings.loss == "gspo":
             owners = batch.owners[batch.loss_mask]

@@ -27,11 +27,11 @@ class RewardModel:
     mean: float = 0.0
     spread: float = 1.0
     """Of the rewards in its own training, which standardise its scores; 0 and 1 leave them as they are."""
-    device: torch.device = torch.device("cpu")
 
     def __call__(self, batch: Batch) -> Sequence[float]:
         """The scores of the answers of a row."""
         with torch.no_grad():
-            raw: torch.Tensor = self.model(scores_of, batch.to(self.device))
+            device = torch.device(torch.cuda.current_device() if torch.cuda.is_available() else "cpu")
+            raw: torch.Tensor = self.model(scores_of, batch.to(device))
         values: list[float] = ((raw.double() - self.mean) / self.spread).tolist()
         return values

@@ -47,7 +47,7 @@ class Rollout:
 
     @property
     def mask(self) -> torch.Tensor:
-        """[A, T], true on every generated token, the one that ends an answer among them; from lengths, never from ids."""
+        """[A, T], true on every generated token with the one that ends an answer; from lengths, never from ids."""
         return torch.arange(self.ids.shape[1])[None] < self.lengths[:, None]
 
     @property

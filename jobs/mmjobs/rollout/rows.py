@@ -17,7 +17,7 @@ from mmlaunch.recipe.batch import Batch as BatchSize
 
 
 class Prompts:
-    """The prompts of a run by their index, which goes on through the epochs; those of one rollout are kept in memory."""
+    """The prompts of a run by their index, which goes on through the epochs; those of a rollout stay in memory."""
 
     def __init__(self, examples: Examples) -> None:
         self.examples = examples
@@ -99,7 +99,7 @@ class Rows:
         return [group * self._answers + number for group in groups for number in range(self._answers)]
 
     def batch(self, rollout: Rollout, groups: Sequence[int], values: Sequence[str] = ()) -> Batch:
-        """One row of groups, or a row for each answer where attention cannot branch; with these numbers of its tokens."""
+        """Groups in one row, or a row for each answer where attention cannot branch; with these values of tokens."""
         examples, processor = self._prompts.examples, self._prompts.examples.processor
         return collate(
             [self._encoded(rollout, group, values) for group in groups],

@@ -1,4 +1,4 @@
-"""Setup of reinforcement learning: its roles, its rewards, the source of its rollouts, and the trainer of all of them."""
+"""Setup of reinforcement learning: its roles, its rewards, the source of its rollouts, and the trainer."""
 
 from __future__ import annotations
 
@@ -180,9 +180,8 @@ def _reward_model(context: Context, source: RewardSource, policy: BuiltModel) ->
     built = build_network(recipe, zero, scoring_head=True)
     _check_same_words(source, built, policy)
     network = frozen_model(built.network, context.recipe.precision, zero)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     given = (mean, spread or 1.0) if source.standardise else (0.0, 1.0)
-    return RewardModel(network, *given, device)
+    return RewardModel(network, *given)
 
 
 def _of_run(recipe: Recipe, folder: Path) -> tuple[Recipe, float, float]:

@@ -219,7 +219,8 @@ class Ended:
 TYPES: dict[Kind, type] = {
     "submitted": Submitted, "unconfirmed": Unconfirmed, "queued": Queued, "started": Started,
     "preflight": Preflight, "ready": Ready,
-    "resumed": Resumed, "reference": Reference, "generated": Generated, "rollout": Rollout, "step": Step, "evaluated": Evaluated, "checkpoint": Checkpoint,
+    "resumed": Resumed, "reference": Reference, "generated": Generated, "rollout": Rollout,
+    "step": Step, "evaluated": Evaluated, "checkpoint": Checkpoint,
     "signal": Signal, "warning": Warned, "excluded": Excluded, "cancelling": Cancelling, "failed": Failed,
     "requeued": Requeued, "ended": Ended,
 }  # fmt: skip

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
+import math
+import os
+import signal
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -12,15 +17,140 @@ from mmlaunch.recipe import Recipe
 Jobs = Callable[[str], Any]
 Recipes = Callable[..., Recipe]
 
-GROUP = {"method": "grpo", "rewards": ["exact"], "sampling": {"answers": 4, "max_new_tokens": 6}, "rollouts": 16}
-CRITIC = {"method": "ppo", "rewards": ["exact"], "sampling": {"answers": 2, "max_new_tokens": 6}, "rollouts": 16, "epochs": 2}
+LETTERS = """
+def share(answer, truth):
+    return sum(" " <= letter < "P" for letter in answer) / 6
+"""
+SAMPLED = {"answers": 4, "max_new_tokens": 6, "prompts": 3}
+GRPO = {"method": "grpo", "rewards": ["score.py:share"], "sampling": SAMPLED, "rollouts": 32, "epochs": 2,
+        "kl": {"weight": 0.01, "place": "loss", "form": "k3"}}  # fmt: skip
+PPO = {"method": "ppo", "rewards": ["score.py:share"], "sampling": {**SAMPLED, "answers": 2}, "rollouts": 32,
+       "epochs": 2, "kl": 0.05, "shaping": {"normalise": True, "clip": 5}, "critic": {"lr": 1e-2}, "entropy": 0.01}  # fmt: skip
+RLOO = {"method": "rloo", "rewards": ["score.py:share"], "sampling": SAMPLED, "rollouts": 16,
+        "kl": {"weight": 0.002, "target_per_sequence": 10.0, "horizon": 100}}  # fmt: skip
+METHODS = {"grpo": GRPO, "ppo": PPO, "rloo": RLOO}
 
 
-@pytest.mark.parametrize("objective", [GROUP, CRITIC], ids=["grpo", "ppo"])
-def test_a_run(job: Jobs, tiny: Recipes, objective: dict[str, Any]) -> None:
-    run = job("run")
-    assert run.run(tiny(objective=objective, steps=6)) == [0], run.log()
-    print(run.log())
-    print(run.events("step")[-1])
-    print(run.events("rollout")[-1])
-    print(run.events("evaluated"))
+@pytest.fixture
+def runs(job: Jobs, tiny: Recipes) -> Callable[..., Any]:
+    """Make run directories that have the reward function of their recipe."""
+
+    def _runs(name: str) -> Any:
+        run = job(name)
+        file = run.paths.reward_file("score.py")
+        file.parent.mkdir(parents=True)
+        file.write_text(LETTERS)
+        return run
+
+    return _runs
+
+
+def rl(tiny: Recipes, method: str, **changes: Any) -> Recipe:
+    settings = {"batch__global": 16, "steps": 8, "optim__lr": 1e-2, **changes}
+    return tiny(objective=METHODS[method], **settings)
+
+
+def steps(run: Any) -> dict[int, dict[str, float]]:
+    """The last numbers of each step that do not depend on the clock or the machine."""
+    ignored = ("time", "attempt", "rate", "tokens_per_second", "memory", "fill")
+    return {
+        event["step"]: {name: value for name, value in event.items() if name not in ignored and "second" not in name}
+        for event in run.events("step")
+    }
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_it_learns_what_is_rewarded(runs: Any, tiny: Recipes, method: str) -> None:
+    run = runs("run")
+    assert run.run(rl(tiny, method, steps=60, data__train__limit=500, optim__lr=2e-2)) == [0], run.log()
+    measured = steps(run)
+    assert measured[60]["reward"] > measured[1]["reward"] + 0.2
+    assert all(math.isfinite(value) for one in measured.values() for value in one.values() if isinstance(value, float))
+    assert measured[1]["ratio"] == pytest.approx(1, abs=1e-6) and "not 1" not in run.log()
+    if METHODS[method].get("epochs") == 2:
+        assert measured[3]["kl_to_old"] > 0, "the second pass learns from answers of an older policy"
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_two_ranks_are_one(runs: Any, tiny: Recipes, method: str) -> None:
+    """The same answers, whatever the world, and losses that differ by rounding alone."""
+    one, two = runs("one"), runs("two")
+    assert one.run(rl(tiny, method, steps=4)) == [0], one.log()
+    assert two.run(rl(tiny, method, steps=4, resources__tasks_per_node=2, batch__micro=4), 2) == [0, 0], two.log()
+    assert [event["samples"] for event in one.events("rollout")] == [e["samples"] for e in two.events("rollout")]
+    for step, measured in steps(one).items():
+        for name, value in measured.items():
+            if isinstance(value, float):
+                assert steps(two)[step][name] == pytest.approx(value, abs=2e-4, rel=2e-3), (step, name)
+
+
+def _kill_at(place: str, count: int) -> Callable[[], None]:
+    """In a rank: die by SIGKILL at the `count`-th call of a function, `module:Class.name`."""
+    return partial(_arm, place, count)
+
+
+def _arm(place: str, count: int) -> None:
+    module, _, path = place.partition(":")
+    *parents, name = path.split(".")
+    owner: Any = importlib.import_module(module)
+    for parent in parents:
+        owner = getattr(owner, parent)
+    plain, calls = getattr(owner, name), [0]
+
+    def deadly(*values: Any, **named: Any) -> Any:
+        calls[0] += 1
+        if calls[0] == count:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return plain(*values, **named)
+
+    setattr(owner, name, deadly)
+
+
+PLACES = {
+    "generation": ("mmjobs.rollout.collect:generate", 4),
+    "between tokens": ("mmjobs.model.generate:draw", 40),
+    "scoring": ("mmjobs.rollout.scoring:Scorer.score", 2),
+    "measuring": ("mmjobs.rollout.collect:Collector._numbers", 6),
+    "sealing": ("mmjobs.rollout.parts:Parts.seal", 2),
+    "update": ("mmjobs.engine.engine:Engine.accumulate", 7),
+    "between the updates of actor and critic": ("mmjobs.engine.engine:Engine.step", 6),
+    "saving": ("mmjobs.checkpoint.save:CheckpointWriter._snapshot", 2),
+}
+
+
+@pytest.fixture(scope="module")
+def unbroken() -> dict[str, dict[int, dict[str, float]]]:
+    """The steps of runs that nothing stops, by method, stage and world."""
+    return {}
+
+
+@pytest.mark.parametrize(
+    ("method", "stage", "place"),
+    [("ppo", 0, place) for place in PLACES]
+    + [("grpo", 2, "generation"), ("ppo", 3, "generation")]
+    + [pytest.param("ppo", 3, "update", marks=pytest.mark.nightly)]
+    + [pytest.param("ppo", 2, "measuring", marks=pytest.mark.nightly)],
+)
+def test_killed_anywhere_it_goes_on_bit_for_bit(
+    runs: Any, tiny: Recipes, unbroken: dict[str, Any], method: str, stage: int, place: str
+) -> None:
+    recipe = rl(
+        tiny, method, deepspeed__stage=stage, resources__tasks_per_node=2, batch__micro=4, checkpoint__every=[3]
+    )
+    key = f"{method} {stage}"
+    if key not in unbroken:
+        whole = runs("whole")
+        assert whole.run(recipe, 2) == [0, 0], whole.log()
+        unbroken[key] = steps(whole)
+    run = runs("run")
+    run.prepare = _kill_at(*PLACES[place])
+    assert run.run(recipe, 2) != [0, 0], "it was to be killed"
+    run.prepare = None
+    assert run.run(recipe, 2) == [0, 0], run.log()
+    assert steps(run) == unbroken[key]
+    assert "thrown away" not in run.log() and "not 1" not in run.log()
+    again = [event for event in run.events("generated") if event["attempt"] == 2 and event["step"] == 4]
+    if place in ("between tokens", "scoring", "measuring", "sealing"):
+        assert not again, "its answers were kept"
+    if place in ("scoring", "measuring", "sealing", "saving"):
+        assert [event["step"] for event in run.events("resumed")] == [3]
