@@ -25,7 +25,8 @@ SAMPLED = {"answers": 4, "max_new_tokens": 6, "prompts": 3}
 GRPO = {"method": "grpo", "rewards": ["score.py:share"], "sampling": SAMPLED, "rollouts": 32, "epochs": 2,
         "kl": {"weight": 0.01, "place": "loss", "form": "k3"}}  # fmt: skip
 PPO = {"method": "ppo", "rewards": ["score.py:share"], "sampling": {**SAMPLED, "answers": 2}, "rollouts": 32,
-       "epochs": 2, "kl": 0.05, "shaping": {"normalise": True, "clip": 5}, "critic": {"lr": 1e-2}, "entropy": 0.01}  # fmt: skip
+       "epochs": 2, "kl": 0.05, "shaping": {"normalise": True, "clip": 5}, "critic": {"lr": 1e-2},
+       "entropy": 0.01}  # fmt: skip
 RLOO = {"method": "rloo", "rewards": ["score.py:share"], "sampling": SAMPLED, "rollouts": 16,
         "kl": {"weight": 0.002, "target_per_sequence": 10.0, "horizon": 100}}  # fmt: skip
 METHODS = {"grpo": GRPO, "ppo": PPO, "rloo": RLOO}

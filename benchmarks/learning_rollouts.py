@@ -1,0 +1,126 @@
+"""Does reinforcement learning learn? A short SFT, a reward model, then PPO, GRPO and RLOO, on drawings never seen.
+
+    .venv/bin/python -m benchmarks.learning_rollouts [NAME ...] > benchmarks/results/DATE-learning-rollouts.md
+
+The SFT ends early, when about half of its answers are right. PPO gets its rewards from the reward model alone, which has
+seen pairs of answers; GRPO and RLOO compare with the right answer. Last come two wrong rewards, whose curves have to show
+it: the one pays for length, the other for an answer that is always the same. All are measured by the likeliest answers
+to 480 held-out drawings: how many are right, which no run is rewarded for directly but GRPO and RLOO.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+import time
+from datetime import date
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from mmlaunch.api import load, submit
+
+SEEDS = (0, 1, 2)
+BASE = """\
+name: NAME
+model:
+  vision: {random: {width: 96, layers: 2, heads: 4, image_size: 32, patch: 8}}
+  projector: mlp
+  language: {random: {width: 96, layers: 2, heads: 4}}
+  train: {vision: full, projector: full, language: full}
+data:
+  train: {format: shapes, limit: 6000}
+  eval: {format: shapes, skip: 1000000, limit: 480}
+  workers: 0
+precision: fp32
+log: {every: 10}
+resources: {nodes: 1, gpus_per_node: 0, tasks_per_node: 2, time: 2h}
+seed: SEED
+"""
+SFT = """\
+objective: sft
+optim: {lr: 1.5e-3, schedule: cosine, warmup: 20 steps, weight_decay: 0.01}
+batch: {global: 64}
+steps: 150
+evaluate: {every: 150 steps, samples: 0}
+checkpoint: {every: 150 steps}
+"""
+REWARD = """\
+objective: {method: reward, centre: 0.01}
+optim: {lr: 1e-3, schedule: cosine, warmup: 20 steps, weight_decay: 0.01}
+batch: {global: 64}
+steps: 500
+evaluate: {every: 500 steps, samples: 0}
+checkpoint: {every: 500 steps}
+"""
+ROLLOUTS = """\
+objective: OBJECTIVE
+optim: {lr: 2e-4, schedule: constant, warmup: 5 steps}
+batch: {global: 128}
+steps: 100
+evaluate: {every: 25 steps, samples: 0}
+checkpoint: {every: 100 steps}
+"""
+METHODS = {
+    "ppo": "{method: ppo, rewards: RM, sampling: {answers: 1, max_new_tokens: 16, prompts: 32}, rollouts: 256, epochs: 2, "
+    "kl: 0.05, shaping: {clip: 5, no_end: replace, no_end_reward: -3}, critic: {lr: 5e-4, warmup_steps: 8}}",
+    "grpo": "{method: grpo, rewards: exact, sampling: {answers: 8, max_new_tokens: 16, prompts: 16}, rollouts: 256, "
+    "epochs: 2, clip_high: 0.28}",
+    "rloo": "{method: rloo, rewards: exact, sampling: {answers: 4, max_new_tokens: 16, prompts: 16}, rollouts: 128, kl: 0.02}",
+}
+
+
+def run(name: str, text: str, folder: Path, seed: int, **start: Path) -> Any:
+    """Train one recipe to its end."""
+    path = folder / f"{name}-{seed}.yaml"
+    own = BASE.replace("NAME", f"{name}-{seed}").replace("SEED", str(seed)) + text
+    for key, value in start.items():
+        own = own.replace("model:\n", f"model:\n  init_from: {value}\n") if key == "init_from" else own.replace(key, str(value))
+    path.write_text(own)
+    made = submit(load(path), cluster="local")
+    status = made.wait()
+    assert status.state == "done", f"{name}: {status}"
+    return made
+
+
+def evaluated(made: Any, name: str) -> list[float]:
+    return [event["metrics"][name] for event in made.events() if event["event"] == "evaluated"]
+
+
+def main() -> None:
+    print(f"# What reinforcement learning learns, {date.today()}\n")
+    print(f"`python -m benchmarks.learning_rollouts`, torch {version('torch')}, two ranks on two cores\n")
+    print("| seed | run | minutes | reward, held out | right, held out | KL of an answer |")
+    print("|---|---|---|---|---|---|", flush=True)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        os.environ["MMLAUNCH_RUNS"] = name
+        for seed in SEEDS:
+            began = time.monotonic()
+            sft = run("sft", SFT, folder, seed)
+            print(f"| {seed} | sft | {_minutes(began)} | | {evaluated(sft, 'eval/accuracy')[-1]:.3f} | |", flush=True)
+            began = time.monotonic()
+            reward = run("rm", REWARD, folder, seed)
+            print(f"| {seed} | reward model | {_minutes(began)} | accuracy {evaluated(reward, 'eval/accuracy')[-1]:.3f} | | |", flush=True)
+            for method in sys.argv[1:] or METHODS:
+                began = time.monotonic()
+                text = ROLLOUTS.replace("OBJECTIVE", METHODS[method])
+                made = run(method, text, folder, seed, init_from=sft.paths.root, RM=reward.paths.root)
+                row(method, seed, made, began)
+
+
+def _minutes(began: float) -> str:
+    return f"{(time.monotonic() - began) / 60:.1f}"
+
+
+def row(method: str, seed: int, made: Any, began: float) -> None:
+    rewards = "  ".join(f"{value:.2f}" for value in evaluated(made, "eval/reward"))
+    kl = next((event.get("kl_sequence") for event in reversed(made.events()) if event["event"] == "step"), None)
+    right = evaluated(made, "eval/right") if method != "ppo" else []
+    shown = "  ".join(f"{value:.3f}" for value in right)
+    print(f"| {seed} | {method} | {_minutes(began)} | {rewards} | {shown} | {'' if kl is None else f'{kl:.1f}'} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
