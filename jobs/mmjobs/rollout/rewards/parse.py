@@ -9,7 +9,7 @@ import unicodedata
 _DIGITS = r"(?:\d{1,3}(?:,\d{3})+(?![\d,])|\d+)"
 _PLAIN = rf"(?:{_DIGITS}(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d+)?"
 _NUMBER = re.compile(
-    rf"(?<![\w.])(?P<sign>(?<![\w)])[-+]\s?)?(?:(?P<whole>\d+)\s+(?=\d+\s*/))?(?P<top>{_PLAIN})"
+    rf"(?<![\w.])(?P<sign>(?<![\w)])[-+]\s?)?(?:(?P<whole>\d+) (?=\d+\s*/))?(?P<top>{_PLAIN})"
     rf"(?:\s*/\s*(?P<below>{_PLAIN}))?(?P<percent>\s*%)?"
 )
 _UNIT = re.compile(r"(?:\s+[^\d\s]\S*){0,2}|[°€£$]\S*")
@@ -23,7 +23,7 @@ _CHOICES = (
     re.compile(r"\\boxed\s*\{\s*(?:\\\w+\s*\{)?\s*\(?([A-Ja-j])\)?\s*\}"),
     re.compile(r"(?i:answer)(?i:\s+is)?\s*[:=]?\s*[*_`$\"']*\(?([A-J])(?![\w'])"),
     re.compile(r"\(([A-Ja-j])\)"),
-    re.compile(r"^\s*[*_`]*([A-J])[*_`]*\s*(?:[.):]|$)", re.MULTILINE),
+    re.compile(r"^[ \t]*[*_`]*([A-J])[*_`]*\s*(?:[.):]|$)", re.MULTILINE),
     re.compile(r"(?i:choice|option)\s*[*_`]*([A-J])(?![\w'])"),
     re.compile(r"(?<![\w'])([A-HJ])[*_`.)\]]*\s*$"),
     re.compile(r"^\s*([a-j])\s*[.)]?\s*$"),
@@ -33,6 +33,7 @@ _CHOICES = (
 
 def plain(text: str) -> str:
     """The text without the LaTeX around its numbers: `\\frac{1}{2}` as 1/2, `\\text{ cm}` as cm, no dollar signs."""
+    text = "\n".join(" ".join(line.split()) for line in text.splitlines() if line.strip())
     text = _TEXT.sub(r" \1", text.replace("\u2212", "-"))
     text = _SHORT_FRACTION.sub(r"\1/\2", _FRACTION.sub(r"\1/\2", text))
     text = _POWER_OF_TEN.sub(r"e\1", text)
@@ -85,13 +86,15 @@ def final_answer(text: str) -> str | None:
 
 def _last_boxed(text: str) -> tuple[int, str] | None:
     """Where the last whole \\boxed{..} begins, and what it holds; braces in it may be nested."""
-    for match in reversed(list(re.finditer(r"\\f?boxed\s*\{", text))):
-        depth = 1
-        for place in range(match.end(), len(text)):
-            depth += {"{": 1, "}": -1}.get(text[place], 0) if text[place - 1] != "\\" else 0
-            if not depth:
-                return match.start(), text[match.end() : place].strip()
-    return None
+    boxes = {match.end() - 1: match.start() for match in re.finditer(r"\\f?boxed\s*\{", text)}
+    opened: list[int] = []
+    last: tuple[int, str] | None = None
+    for match in re.finditer(r"(?<!\\)[{}]", text) if boxes else ():
+        if match.group() == "{":
+            opened.append(match.start())
+        elif opened and (place := opened.pop()) in boxes and (last is None or boxes[place] > last[0]):
+            last = boxes[place], text[place + 1 : match.start()].strip()
+    return last
 
 
 def normalised(text: str, case: bool, punctuation: bool) -> str:

@@ -29,7 +29,10 @@ class WorkersFailed(RuntimeError):
 
 
 class RewardWorkers:
-    """Processes that score answers with one function. Close it, or use it in a `with`."""
+    """Processes that score answers with one function. Close it, or use it in a `with`.
+
+    Use it from one thread that lasts: the kernel ends a worker with the thread that has started it.
+    """
 
     def __init__(self, source: RewardSource, count: int, run: RunPaths, memory: int = MEMORY) -> None:
         """`source` names the function; `run` holds the copy of its file; `count` answers are scored at a time."""
@@ -43,11 +46,15 @@ class RewardWorkers:
 
     def check(self) -> None:
         """Start the workers; raises `BadInput` if the function cannot be loaded, or not be called as it has to be."""
-        self._start()
-        while not all(worker.ready for worker in self._workers):
-            self._wait()
-            self._look_at_others()
+        try:
             self._start()
+            while not all(worker.ready for worker in self._workers):
+                self._wait()
+                self._look_at_others()
+                self._start()
+        except BaseException:
+            self.close()
+            raise
 
     def score(self, samples: Sequence[Sample], moved: Callable[[], None] = lambda: None) -> list[Score]:
         """The scores in the order of the samples; `moved` is called for each that arrives.
@@ -114,7 +121,7 @@ class RewardWorkers:
         """The score of the sample that a worker has; None: not yet."""
         messages, ended = worker.receive()
         for message in messages:
-            if message["number"] == worker.sample:
+            if message.get("number") == worker.sample:
                 worker.sample = None
                 detail = f"{sample.origin}: {message['detail']}" if message["detail"] else ""
                 return Score(message["value"], message["kind"], detail)
@@ -129,19 +136,21 @@ class RewardWorkers:
         """The workers that have no sample: some are loading, and one may have ended."""
         for worker in [worker for worker in self._workers if worker.sample is None]:
             messages, ended = worker.receive()
-            if worker.ready:
-                if ended:
-                    self._drop(worker)
-                continue
-            for message in messages:
-                if "problem" in message:
-                    self._not_started(worker, message["problem"])
+            problem = next((message["problem"] for message in messages if "problem" in message), None)
+            if any("ready" in message for message in messages):
                 worker.ready, self._loaded, self._failed_starts = True, True, 0
-            if not worker.ready and (ended or time.monotonic() >= worker.until):
-                reason = f"did not load within {LOADING:g} s"
-                self._not_started(worker, f"{self._drop(worker, ended=True)} while it was loaded" if ended else reason)
+            if problem is not None:
+                self._drop(worker)
+                self._not_started(problem)
+            elif ended:
+                how = self._drop(worker, ended=True)
+                if not worker.ready:
+                    self._not_started(f"{how} while it was loaded")
+            elif not worker.ready and time.monotonic() >= worker.until:
+                self._drop(worker)
+                self._not_started(f"it did not load within {LOADING:g} s")
 
-    def _not_started(self, worker: WorkerProcess, reason: str) -> None:
+    def _not_started(self, reason: str) -> None:
         """A function that was never loaded is wrong; one that was may be loaded the next time."""
         self._failed_starts += 1
         text = f"the reward function {self._name}: {reason}"
@@ -149,7 +158,6 @@ class RewardWorkers:
             raise BadInput(text)
         if self._failed_starts >= _STARTS:
             raise WorkersFailed(f"{text}; {_STARTS} workers in a row did not start")
-        self._drop(worker)
 
     def _drop(self, worker: WorkerProcess, ended: bool = False) -> str:
         """Kill a worker, and say how it had ended where it has; `_start` replaces it."""

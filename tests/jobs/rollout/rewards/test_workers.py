@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from mmjobs.rollout.rewards.score import Sample, Score
-from mmjobs.rollout.rewards.workers import RewardWorkers
+from mmjobs.rollout.rewards.workers import RewardWorkers, WorkersFailed
 from mmlaunch.errors import BadInput
 from mmlaunch.recipe.rewards import RewardSource
 from mmlaunch.run.paths import RunPaths
@@ -203,7 +203,7 @@ def test_workers_die_with_their_rank(tmp_path: Path) -> None:
     program = f"""
 from pathlib import Path
 from mmjobs.rollout.rewards.score import Sample
-from mmjobs.rollout.rewards.workers import RewardWorkers
+from mmjobs.rollout.rewards.workers import RewardWorkers, WorkersFailed
 from mmlaunch.recipe.rewards import RewardSource
 from mmlaunch.run.paths import RunPaths
 workers = RewardWorkers(RewardSource(function="a.py:f", deadline=60), 1, RunPaths(Path({str(tmp_path)!r})))
@@ -232,3 +232,12 @@ def test_an_interrupted_call_leaves_nothing_for_the_next(make: Make) -> None:
         workers.score([sample("yes"), sample("hang"), sample("yes")], stop)
     assert [score.value for score in workers.score([sample("good"), sample("no")])] == [0.5, 0.0]
     assert workers.score([]) == []
+
+
+def test_a_function_that_cannot_be_loaded_again_ends_the_run(make: Make, tmp_path: Path) -> None:
+    """It was right before: this is no mistake of the recipe, and a restart may help."""
+    workers = make("import os\ndef reward(answer, truth): os._exit(1)", count=1)
+    workers.check()
+    RunPaths(tmp_path).reward_file("score.py").write_text("raise OSError('the disk is gone')")
+    with pytest.raises(WorkersFailed, match=r"OSError: the disk is gone \(score-.*3 workers in a row did not start"):
+        workers.score([sample("a"), sample("b")])
