@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
+import re
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -32,6 +34,16 @@ def test_names_and_options_are_those_of_the_schema() -> None:
         assert {one.name for one in options} == set(FUNCTIONS[name].model_fields), name
         assert all(one.kind is one.KEYWORD_ONLY and one.default is one.empty for one in options), name
         assert ": " in (function.__doc__ or ""), name
+
+
+def test_the_right_answers_of_the_documentation() -> None:
+    page = (Path(__file__).resolve().parents[4] / "docs" / "rewards.md").read_text()
+    rows = re.findall(r"^\| `(\w+)` \| `(.+?)` \|\s*(?:`(.+?)`)?\s*\|", page, re.MULTILINE)
+    assert [name for name, *_ in rows] == ["exact", "numeric", "choice", "boxed", "math", "format"]
+    for name, answer, truth in rows:
+        options = {"pattern": "<think>.*</think>.*"} if name == "format" else {}
+        if name != "math" or importlib.util.find_spec("math_verify"):
+            assert judge(name, answer.strip('"'), truth, **options) == RIGHT, name
 
 
 @pytest.mark.parametrize(
