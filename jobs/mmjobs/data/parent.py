@@ -17,5 +17,5 @@ def end_with_parent(parent: int | None = None) -> None:
     with contextlib.suppress(OSError, AttributeError):  # not on Linux
         ctypes.CDLL(None).prctl(1, int(signal.SIGKILL))
     known = multiprocessing.parent_process()
-    if parent != os.getppid() if parent is not None else known is not None and not known.is_alive():
+    if (parent is not None and parent != os.getppid()) or (known is not None and not known.is_alive()):
         os._exit(1)  # it went before the kernel was asked

@@ -157,3 +157,6 @@ def test_the_run_keeps_the_file_that_it_was_submitted_with(write: Write, own_hom
     folders = prepared.reward_folders
     assert reward_functions.problems(prepared.plan.recipe, folders) == []  # the copy is what counts
     assert reward_functions.files(prepared.plan.recipe, folders) == {}
+    write("def reward(answer, truth): return 1\n", "recipes/new.py")
+    resumed = load_recipe(recipe, ["objective.rewards.0=new.py:reward"]).recipe  # a resume that names another one
+    assert list(reward_functions.files(resumed, folders)) == [run.reward_file("new.py").name]

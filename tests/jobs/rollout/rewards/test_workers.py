@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import subprocess
 import sys
@@ -241,3 +242,12 @@ def test_a_function_that_cannot_be_loaded_again_ends_the_run(make: Make, tmp_pat
     RunPaths(tmp_path).reward_file("score.py").write_text("raise OSError('the disk is gone')")
     with pytest.raises(WorkersFailed, match=r"OSError: the disk is gone \(score-.*3 workers in a row did not start"):
         workers.score([sample("a"), sample("b")])
+
+
+@pytest.mark.skipif(importlib.util.find_spec("math_verify") is None, reason="math-verify is not installed")
+def test_an_expression_that_never_ends_holds_up_nobody(make: Make) -> None:
+    """D23: math-verify without its own time limit would compute this for ever, and with it may score 0 in silence."""
+    workers = make(function="math", count=2, deadline=1)
+    workers.check()
+    scores = workers.score([sample("$9^{9^{9^{9}}}$", "3"), sample("$6/2$", "3"), sample("$x$", "3")])
+    assert [(score.value, score.kind) for score in scores] == [(None, "timeout"), (1.0, "right"), (0.0, "wrong")]
