@@ -41,6 +41,7 @@ ONLY_IN: dict[str, str | tuple[str, ...]] = {
     "datasets": "mmjobs.data.readers.saved",
     "torch.utils.tensorboard": "mmjobs.metrics.tensorboard",
     "tensorboard": "mmjobs.metrics.event_files",
+    "math_verify": "mmjobs.rollout.rewards.functions",
     "click": "mmlaunch.cli",
     "rich": "mmlaunch.cli",
 }

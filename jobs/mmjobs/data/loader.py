@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
-import multiprocessing
-import os
 import signal
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -21,6 +17,7 @@ from mmjobs.data.encode import Encoded, Processor
 from mmjobs.data.example import BadRow
 from mmjobs.data.images.augment import crop, jpeg
 from mmjobs.data.mixture import Mixture
+from mmjobs.data.parent import end_with_parent
 from mmjobs.data.reference_store import ReferenceStore
 from mmlaunch.errors import BadInput
 
@@ -137,15 +134,6 @@ def _dead(workers: Sequence[BaseProcess]) -> BaseProcess | None:
                 return worker
         time.sleep(0.01)
     return None
-
-
-def end_with_parent() -> None:
-    """Have the kernel end this process when its parent goes, however that ends (prctl(2), PR_SET_PDEATHSIG)."""
-    with contextlib.suppress(OSError, AttributeError):  # not on Linux
-        ctypes.CDLL(None).prctl(1, int(signal.SIGKILL))
-    parent = multiprocessing.parent_process()
-    if parent is not None and not parent.is_alive():  # it went before the kernel was asked
-        os._exit(1)
 
 
 def _begin_worker(number: int) -> None:

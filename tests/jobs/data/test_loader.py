@@ -207,7 +207,7 @@ def test_batches_tell_keys_where_somebody_asks(drawn: Callable[..., Examples]) -
 
 HELPER = """
 import multiprocessing, time
-from mmjobs.data.loader import end_with_parent
+from mmjobs.data.parent import end_with_parent
 
 def work():
     {wait}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,12 +12,21 @@ from tests.runs import mmlaunch
 
 from mmlaunch.load import load_recipe, reward_functions
 from mmlaunch.load.reward_functions import Folders
+from mmlaunch.recipe.rewards import FUNCTIONS, RewardSource
 from mmlaunch.submit.create_run import create
 from mmlaunch.submit.prepare import prepare
 
 Write = Callable[..., Path]
 RECIPE = "extends: recipes/ppo_llama3.yaml\nname: own\nobjective:\n  rewards: "
 HERE = "resources: {nodes: 1, gpus_per_node: 0, tasks_per_node: 4}\n"
+BARE = """\
+name: r
+model: {language: l, vision: v}
+data: {train: d.json}
+optim: {lr: 1e-5}
+batch: {global: 8}
+epochs: 1
+"""
 EXECUTED = "raise SystemExit('a launcher must not run this')\n"
 
 
@@ -41,7 +51,7 @@ def test_one_file_beside_the_recipe_is_all_that_is_needed(write: Write, elsewher
     write(EXECUTED + "def reward(answer, truth): return 1.0\n", "recipes/score.py")
     write("def reward(answer, truth): return 1.0\n", "recipes/sub/score.py")
     (elsewhere / "here.py").write_text("def reward(answer, truth): return 1.0\n")
-    assert wrong(recipe, "['score.py:reward', 'sub/score.py:reward', 'here.py:reward', exact]") == []
+    assert wrong(recipe, "['score.py:reward', 'sub/score.py:reward', 'here.py:reward']") == []
     assert wrong(recipe, f"'{recipe.parent}/score.py:reward'") == []
 
 
@@ -110,12 +120,26 @@ def test_a_module_is_looked_for_without_importing_it(write: Write, elsewhere: Pa
     assert not [name for name in sys.modules if name.startswith("lab_of_rewards")]
 
 
+def test_the_examples_of_the_documentation_are_right(write: Write) -> None:
+    page = (Path(__file__).resolve().parents[3] / "docs" / "rewards.md").read_text()
+    blocks = re.findall(r"```(\w+)\n(.*?)```", page, re.DOTALL)
+    assert [language for language, _ in blocks] == ["yaml", "python", "yaml"]
+    write(blocks[1][1], "recipes/score.py")
+    for text in (blocks[0][1], blocks[2][1]):
+        recipe = load_recipe(write(BARE + text, "recipes/own.yaml")).recipe
+        assert recipe.objective.reward_sources
+        assert reward_functions.problems(recipe, Folders(write("", "recipes/x").parent, Path.cwd())) == []
+    fields = {*RewardSource.model_fields, *(name for kind in FUNCTIONS.values() for name in kind.model_fields)}
+    assert not [name for name in fields if f"`{name}" not in page]
+    assert all(f"| `{name}` |" in page for name in FUNCTIONS)
+
+
 def test_validate_and_submit_refuse_it_at_its_place(write: Write) -> None:
-    recipe = write(RECIPE + "[exact, 'score.py:reward']\n" + HERE, "recipes/own.yaml")
+    recipe = write(RECIPE + "[runs/rm, 'score.py:reward']\n" + HERE, "recipes/own.yaml")
     for command in (("validate",), ("submit", "--cluster", "local")):
         refused = mmlaunch(*command, recipe)
         assert refused.returncode == 2, refused.stdout
-        assert f"{recipe}:4:20: objective.rewards[1].function: no such file: score.py" in refused.stderr
+        assert f"{recipe}:4:22: objective.rewards[1].function: no such file: score.py" in refused.stderr
 
 
 def test_the_run_keeps_the_file_that_it_was_submitted_with(write: Write, own_home: Path) -> None:
@@ -133,3 +157,6 @@ def test_the_run_keeps_the_file_that_it_was_submitted_with(write: Write, own_hom
     folders = prepared.reward_folders
     assert reward_functions.problems(prepared.plan.recipe, folders) == []  # the copy is what counts
     assert reward_functions.files(prepared.plan.recipe, folders) == {}
+    write("def reward(answer, truth): return 1\n", "recipes/new.py")
+    resumed = load_recipe(recipe, ["objective.rewards.0=new.py:reward"]).recipe  # a resume that names another one
+    assert list(reward_functions.files(resumed, folders)) == [run.reward_file("new.py").name]
