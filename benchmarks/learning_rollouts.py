@@ -76,7 +76,11 @@ def run(name: str, text: str, folder: Path, seed: int, **start: Path) -> Any:
     path = folder / f"{name}-{seed}.yaml"
     own = BASE.replace("NAME", f"{name}-{seed}").replace("SEED", str(seed)) + text
     for key, value in start.items():
-        own = own.replace("model:\n", f"model:\n  init_from: {value}\n") if key == "init_from" else own.replace(key, str(value))
+        own = (
+            own.replace("model:\n", f"model:\n  init_from: {value}\n")
+            if key == "init_from"
+            else own.replace(key, str(value))
+        )
     path.write_text(own)
     made = submit(load(path), cluster="local")
     status = made.wait()
@@ -102,7 +106,10 @@ def main() -> None:
             print(f"| {seed} | sft | {_minutes(began)} | | {evaluated(sft, 'eval/accuracy')[-1]:.3f} | |", flush=True)
             began = time.monotonic()
             reward = run("rm", REWARD, folder, seed)
-            print(f"| {seed} | reward model | {_minutes(began)} | accuracy {evaluated(reward, 'eval/accuracy')[-1]:.3f} | | |", flush=True)
+            print(
+                f"| {seed} | reward model | {_minutes(began)} | accuracy {evaluated(reward, 'eval/accuracy')[-1]:.3f} | | |",
+                flush=True,
+            )
             for method in sys.argv[1:] or METHODS:
                 began = time.monotonic()
                 text = ROLLOUTS.replace("OBJECTIVE", METHODS[method])
@@ -116,10 +123,13 @@ def _minutes(began: float) -> str:
 
 def row(method: str, seed: int, made: Any, began: float) -> None:
     rewards = "  ".join(f"{value:.2f}" for value in evaluated(made, "eval/reward"))
-    kl = next((event.get("kl_sequence") for event in reversed(made.events()) if event["event"] == "step"), None)
+    kl = next((event.get("kl_sequence") for event in reversed(list(made.events())) if event["event"] == "step"), None)
     right = evaluated(made, "eval/right") if method != "ppo" else []
     shown = "  ".join(f"{value:.3f}" for value in right)
-    print(f"| {seed} | {method} | {_minutes(began)} | {rewards} | {shown} | {'' if kl is None else f'{kl:.1f}'} |", flush=True)
+    print(
+        f"| {seed} | {method} | {_minutes(began)} | {rewards} | {shown} | {'' if kl is None else f'{kl:.1f}'} |",
+        flush=True,
+    )
 
 
 if __name__ == "__main__":
