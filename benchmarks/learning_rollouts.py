@@ -42,9 +42,9 @@ SFT = """\
 objective: sft
 optim: {lr: 1.5e-3, schedule: cosine, warmup: 20 steps, weight_decay: 0.01}
 batch: {global: 64}
-steps: 150
-evaluate: {every: 150 steps, samples: 0}
-checkpoint: {every: 150 steps}
+steps: 90
+evaluate: {every: 90 steps, samples: 0}
+checkpoint: {every: 90 steps}
 """
 REWARD = """\
 objective: {method: reward, centre: 0.01}

@@ -10,7 +10,7 @@ import click
 from mmlaunch.cli import options
 from mmlaunch.cli.columns import show
 from mmlaunch.load import rundir
-from mmlaunch.monitor import report
+from mmlaunch.monitor import report, rollouts
 from mmlaunch.recipe.scalars import format_duration
 
 
@@ -18,10 +18,17 @@ from mmlaunch.recipe.scalars import format_duration
 @options.run(many=False)
 @options.as_json
 def command(run: str, as_json: bool) -> None:
-    """The attempts of RUN: how long each waited and lasted, what ended it, and what it lost."""
-    summary = report.of(rundir.resolve(run), time.time())
+    """The attempts of RUN: how long each waited and lasted, what ended it, and what it lost.
+
+    A run of reinforcement learning shows its rollouts too: reward against KL, and some answers of the newest.
+    """
+    paths = rundir.resolve(run)
+    summary, made = report.of(paths, time.time()), rollouts.of(paths)
     if as_json:
-        click.echo(json.dumps(summary.as_json(), indent=2))
+        more = (
+            {} if made is None else {"rollouts": made.as_json(), "samples": made.samples, "warnings": made.warnings()}
+        )
+        click.echo(json.dumps({**summary.as_json(), **more}, indent=2))
         return
     if not summary.attempts:
         click.echo(f"{summary.run}: no attempt has begun; next: mmlaunch status {summary.run}")
@@ -35,6 +42,29 @@ def command(run: str, as_json: bool) -> None:
         f"goodput {summary.goodput:.1%} of {_time(summary.allocated)} allocated, {summary.rank_hours:.2f} rank hours, "
         f"{_time(summary.queued)} in the queue, {summary.lost_steps} steps done twice"
     )
+    if made is not None:
+        _show_rollouts(made)
+
+
+def _show_rollouts(made: rollouts.Rollouts) -> None:
+    click.echo(f"\n{len(made.steps)} rollouts")
+    show(*made.rows())
+    for warning in made.warnings():
+        click.echo(f"look: {warning}")
+    for sample in made.samples:
+        score = "no score" if sample.get("score") is None else f"score {sample['score']}"
+        click.echo(
+            f"\n{sample.get('origin', '')}  {score}{'' if sample.get('ended') else ', cut at its greatest length'}"
+        )
+        for name in ("question", "truth", "answer"):
+            if sample.get(name):
+                click.echo(f"  {name:<9}{_shown(str(sample[name]))}")
+
+
+def _shown(text: str, most: int = 400) -> str:
+    """On one line, without what a terminal would obey."""
+    plain = "".join(letter if letter.isprintable() else " " for letter in text)
+    return plain if len(plain) <= most else f"{plain[:most]} ..."
 
 
 def _time(seconds: float) -> str:
