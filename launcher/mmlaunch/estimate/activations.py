@@ -28,6 +28,8 @@ from mmlaunch.estimate.shapes.vision import Encoder
 from mmlaunch.recipe import Recipe
 from mmlaunch.recipe.batch import split
 from mmlaunch.recipe.parts import training_of
+from mmlaunch.recipe.reinforcement import Reinforcement
+from mmlaunch.recipe.sampling import Sampling
 
 TEXT = 256
 """Tokens of text that come with an image, where a row's number of images has to be guessed."""
@@ -90,7 +92,10 @@ def activations(recipe: Recipe, network: Network, counts: Counts, row: Row, chec
     if recipe.objective.method == "predict":
         return seen + _cache(recipe, network.language, width)
     language = _language(recipe, network.language, row, checkpointing)
-    return seen + language if counts.trains("vision") else max(seen, language)
+    step = seen + language if counts.trains("vision") else max(seen, language)
+    if not isinstance(recipe.objective, Reinforcement):
+        return step
+    return max(step, generation(recipe, recipe.objective.sampling, network, counts))
 
 
 def logits(recipe: Recipe, shape: Decoder, row: Row) -> int:
@@ -124,6 +129,20 @@ def _vision(recipe: Recipe, network: Network, counts: Counts, row: Row, checkpoi
     learning = min(layers, recipe.model.train.vision_layers or layers)
     kept = layers * width * shape.width + layer if checkpointing else learning * layer
     return patches * kept
+
+
+def generation(recipe: Recipe, sampling: Sampling, network: Network, counts: Counts) -> int:
+    """Bytes while answers are generated: keys and values of each prompt once and of all its answers, a few scores of
+    the whole vocabulary for each answer; at ZeRO stage 3 the weights that other ranks keep are gathered as well."""
+    shape, width = network.language, width_of(recipe.precision)
+    answers = sampling.prompts * sampling.answers
+    longest = max(1, min(recipe.data.max_tokens, shape.positions) - sampling.max_new_tokens)
+    tokens = sampling.prompts * longest + answers * sampling.max_new_tokens
+    kept = tokens * shape.layers * 2 * shape.keys * width
+    scores = answers * shape.words * 32  # in fp32 and, for the draw, in fp64
+    divided = recipe.deepspeed.stage == 3
+    gathered = counts.total * width * (recipe.resources.world - 1) // recipe.resources.world if divided else 0
+    return kept + scores + gathered
 
 
 def _cache(recipe: Recipe, shape: Decoder, width: int) -> int:
