@@ -56,19 +56,31 @@ checkpoint: {every: 500 steps}
 """
 ROLLOUTS = """\
 objective: OBJECTIVE
-optim: {lr: 2e-4, schedule: constant, warmup: 5 steps}
-batch: {global: 128}
+optim: {lr: LR, schedule: constant, warmup: 5 steps}
+batch: {global: BATCH}
 steps: 100
 evaluate: {every: 25 steps, samples: 0}
 checkpoint: {every: 100 steps}
 """
 METHODS = {
-    "ppo": "{method: ppo, rewards: RM, sampling: {answers: 1, max_new_tokens: 16, prompts: 32}, rollouts: 256, epochs: 2, "
-    "kl: 0.05, shaping: {clip: 5, no_end: replace, no_end_reward: -3}, critic: {lr: 5e-4, warmup_steps: 8}}",
-    "grpo": "{method: grpo, rewards: exact, sampling: {answers: 8, max_new_tokens: 16, prompts: 16}, rollouts: 256, "
-    "epochs: 2, clip_high: 0.28}",
-    "rloo": "{method: rloo, rewards: exact, sampling: {answers: 4, max_new_tokens: 16, prompts: 16}, rollouts: 128, kl: 0.02}",
+    "ppo": (
+        "{method: ppo, rewards: [{path: RM}, {function: exact, weight: 0}], kl: 0.05, epochs: 2, rollouts: 256, "
+        "sampling: {answers: 1, max_new_tokens: 16, prompts: 32}, shaping: {clip: 5, no_end: replace, no_end_reward: -3}, "
+        "critic: {lr: 5e-4, warmup_steps: 8}}",
+        128,
+    ),
+    "grpo": (
+        "{method: grpo, rewards: exact, clip_high: 0.28, rollouts: 512, "
+        "sampling: {answers: 4, max_new_tokens: 16, prompts: 32}}",
+        256,
+    ),
+    "rloo": (
+        "{method: rloo, rewards: exact, kl: 0.02, rollouts: 512, "
+        "sampling: {answers: 4, max_new_tokens: 16, prompts: 32}}",
+        256,
+    ),
 }
+"""By name: the objective, and the answers of a step."""
 
 
 def run(name: str, text: str, folder: Path, seed: int, **start: Path) -> Any:
@@ -112,7 +124,12 @@ def main() -> None:
             )
             for method in sys.argv[1:] or METHODS:
                 began = time.monotonic()
-                text = ROLLOUTS.replace("OBJECTIVE", METHODS[method])
+                objective, batch = METHODS[method]
+                text = (
+                    ROLLOUTS.replace("OBJECTIVE", objective)
+                    .replace("BATCH", str(batch))
+                    .replace("LR", os.environ.get("LR", "2e-4"))
+                )
                 made = run(method, text, folder, seed, init_from=sft.paths.root, RM=reward.paths.root)
                 row(method, seed, made, began)
 
@@ -124,7 +141,7 @@ def _minutes(began: float) -> str:
 def row(method: str, seed: int, made: Any, began: float) -> None:
     rewards = "  ".join(f"{value:.2f}" for value in evaluated(made, "eval/reward"))
     kl = next((event.get("kl_sequence") for event in reversed(list(made.events())) if event["event"] == "step"), None)
-    right = evaluated(made, "eval/right") if method != "ppo" else []
+    right = evaluated(made, "eval/right")
     shown = "  ".join(f"{value:.3f}" for value in right)
     print(
         f"| {seed} | {method} | {_minutes(began)} | {rewards} | {shown} | {'' if kl is None else f'{kl:.1f}'} |",

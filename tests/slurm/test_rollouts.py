@@ -24,13 +24,13 @@ data:
 objective:
   method: ppo
   rewards: score.py:share
-  sampling: {answers: 2, max_new_tokens: 120, prompts: 4}
-  rollouts: 32
+  sampling: {answers: 2, max_new_tokens: 160, prompts: 2}
+  rollouts: 128
   epochs: 2
   kl: 0.01
 optim: {lr: 1e-3}
-batch: {global: 16}
-steps: 24
+batch: {global: 32}
+steps: 32
 precision: fp32
 log: {every: 1}
 checkpoint: {every: 3 steps}
@@ -55,7 +55,7 @@ def test_ppo_is_preempted_while_it_generates_and_killed_while_it_learns(tmp_path
     recipe.write_text(RECIPE)
     (tmp_path / "score.py").write_text(SCORE)
     whole = finished(submit(recipe, cluster="slurm"))
-    assert whole[-1]["state"] == "done" and len(losses(whole)) == 24
+    assert whole[-1]["state"] == "done" and len(losses(whole)) == 32
     run = submit(recipe, "-s", "resources.partition=gentle", cluster="slurm")
     wait_for(run, lambda events: generating(8, events))
     slurm.run("sbatch", "-p", "urgent", "-N4", "--exclusive", "--wrap", "true")

@@ -20,6 +20,7 @@ from torch import nn
 from mmjobs.data.batch import Batch
 from mmjobs.engine.lr_schedule import lr_factor
 from mmjobs.model import sharded
+from mmjobs.model.checksum import checksum
 from mmjobs.model.parts import decays, has_dropout
 from mmjobs.model.weights import FILE as WEIGHTS
 from mmjobs.objectives.objective import ObjectiveOutput, Units
@@ -240,7 +241,7 @@ class Engine:
 
     def digest(self) -> str:
         """Of the trained weights of all ranks; equal weights on as many ranks have the same."""
-        sums = [_checksum(sharded.own(parameter)) for parameter in self._trained]
+        sums = [checksum(sharded.own(parameter)) for parameter in self._trained]
         return hashlib.blake2b(repr(self._ranks.gather(sums)).encode(), digest_size=12).hexdigest()
 
     def autocast(self) -> AbstractContextManager[None]:
@@ -271,14 +272,6 @@ class Engine:
                 weights[name] = weights[name].clone()
             pointers.add(weights[name].data_ptr())
         return weights
-
-
-def _checksum(values: torch.Tensor) -> tuple[int, int]:
-    """Two sums over the bits of a tensor, one of which knows their order; on the device, whatever it is."""
-    width = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[values.element_size()]
-    bits = values.detach().contiguous().flatten().view(width).long()
-    order = torch.arange(1, len(bits) + 1, device=bits.device) % 65_521
-    return int(bits.sum()), int((bits * order).sum())
 
 
 def _parameter_groups(trained: list[tuple[str, nn.Parameter]], decayed: set[str], optim: Optim) -> list[dict[str, Any]]:

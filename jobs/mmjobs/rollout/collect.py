@@ -84,7 +84,8 @@ class Collector:
         self._vocabulary = Vocabulary(roles.actor.network, prompts.examples.processor.chat, self.sampling)
 
     def collect(self, step: int, cursor: int, parts: Parts, check: Check) -> Collected:
-        """Generate and score until there are enough groups; those that the recipe drops are replaced by the next."""
+        """Generate and score until there are enough groups; those that the recipe drops are replaced by the next ones,
+        a few of them at a time."""
         wanted = self._settings.rollouts // self.sampling.answers
         clock, pieces, dropped = Clock(), list[Rollout](), 0
         begin, at, tries = cursor, cursor, 0
@@ -92,9 +93,10 @@ class Collector:
             tries += 1
             if self._settings.groups is not None and tries > self._settings.groups.tries:
                 raise BadInput(self._too_few(at - begin, wanted, missing))
+            more = missing if tries == 1 else max(missing, self.sampling.prompts)
             with clock.on("generate"):
-                groups = self.generate(range(at, at + missing), self.sampling, parts, check, step)
-            at += missing
+                groups = self.generate(range(at, at + more), self.sampling, parts, check, step)
+            at += more
             if not groups:
                 continue
             piece = of_groups(step, groups, self.sampling.max_new_tokens)
@@ -105,8 +107,9 @@ class Collector:
             kept = self._kept(piece)
             dropped += len(piece.prompts) - len(kept)
             pieces.append(piece.part(kept))
-        rollout = Rollout.joined(pieces)
-        measured = self._scorer.counts() | {"prompts_dropped": float(dropped)}
+        rollout = Rollout.joined(pieces).part(range(wanted))
+        at = int(rollout.prompts[-1]) + 1  # what is beyond is for the next policy to answer
+        measured = self._scorer.measured() | {"prompts_dropped": float(dropped)}
         return Collected(rollout, at, measured | {f"seconds_{name}": value for name, value in clock.seconds.items()})
 
     def _too_few(self, tried: int, wanted: int, missing: int) -> str:

@@ -11,6 +11,7 @@ from mmjobs.data.encode import Encoded
 from mmjobs.data.example import BadRow, Origin
 from mmjobs.data.loader import Examples
 from mmjobs.data.packing import pack
+from mmjobs.model.vision_memory import VisionMemory
 from mmjobs.rank.ranks import Ranks
 from mmjobs.rollout.rollout import Rollout
 from mmlaunch.recipe.batch import Batch as BatchSize
@@ -19,8 +20,9 @@ from mmlaunch.recipe.batch import Batch as BatchSize
 class Prompts:
     """The prompts of a run by their index, which goes on through the epochs; those of a rollout stay in memory."""
 
-    def __init__(self, examples: Examples) -> None:
-        self.examples = examples
+    def __init__(self, examples: Examples, seen: VisionMemory) -> None:
+        """`seen`: the features of the images of a rollout, which are forgotten with it."""
+        self.examples, self.seen = examples, seen
         self._kept: dict[int, Encoded | BadRow] = {}
 
     def __getitem__(self, index: int) -> Encoded:
@@ -67,8 +69,9 @@ class Prompts:
         return [self[index].origin for index in indices]
 
     def forget(self) -> None:
-        """The pixels of a rollout that is over."""
+        """The pixels and features of a rollout that is over."""
         self._kept.clear()
+        self.seen.forget()
 
 
 class Rows:

@@ -19,82 +19,91 @@ from mmjobs.rollout.rows import Prompts, Rows
 from mmlaunch.errors import BadInput
 from mmlaunch.recipe.rewards import RewardSource
 
-KINDS = ("right", "wrong", "unparsed", "timeout", "error")
-"""What is shown of what functions say; the rest are scores without a verdict."""
 _NAMED = 5
 """So many failed samples are named in an error."""
 
 
 @dataclass
 class Scorer:
-    """The sources of rewards, each with its weight."""
+    """The sources of rewards, each with its weight. A weight of 0 rewards nothing: such a source only measures."""
 
     ranks: Ranks
     functions: Sequence[tuple[RewardSource, RewardWorkers]]
     models: Sequence[tuple[RewardSource, RewardModel]]
     max_failed: float
     """The share of answers that functions may fail to score."""
-    kinds: Counter[str] = field(default_factory=Counter)
-    """How many answers functions called what since it was last read; `answers` counts all of them."""
+    _kinds: Counter[str] = field(default_factory=Counter)
+    """How many answers functions called what since it was last read."""
+    _sums: dict[str, list[float]] = field(default_factory=dict)
+    """By source: the sum of its scores since it was last read, and their number."""
 
     def score(self, rollout: Rollout, prompts: Prompts, rows: Rows, check: Callable[[], None]) -> torch.Tensor:
         """The score of each answer; NaN where a source has none: [A]"""
         total = torch.zeros(len(rollout.lengths), dtype=torch.float64)
-        for source, model in self.models:
-            total += source.weight * self._by_model(model, rollout, rows, check)
+        for number, (source, model) in enumerate(self.models):
+            total = self._with(total, source, number, self._by_model(model, rollout, rows, check))
         if self.functions:
-            total += self._by_functions(rollout, prompts, check)
+            found = self._by_functions(rollout, prompts, check)
+            for number, ((source, _), scores) in enumerate(zip(self.functions, found, strict=True), len(self.models)):
+                total = self._with(total, source, number, scores)
         return total
+
+    def _with(self, total: torch.Tensor, source: RewardSource, number: int, scores: torch.Tensor) -> torch.Tensor:
+        exists = scores[~scores.isnan()]
+        sums = self._sums.setdefault(_named(source, number), [0.0, 0.0])
+        sums[0], sums[1] = sums[0] + float(exists.sum()), sums[1] + len(exists)
+        return total + source.weight * scores if source.weight else total
 
     def _by_model(self, model: RewardModel, rollout: Rollout, rows: Rows, check: Callable[[], None]) -> torch.Tensor:
         scores = torch.full((len(rollout.lengths),), torch.nan, dtype=torch.float64)
         mine: list[tuple[list[int], list[float]]] = []
         for row in rows.of_rank(rollout, range(len(rollout.prompts))):
             check()
-            mine.append((rows.answers_of(row), list(model(rows.batch(rollout, row)))[: len(rows.answers_of(row))]))
+            answers = rows.answers_of(row)
+            mine.append((answers, list(model(rows.batch(rollout, row)))[: len(answers)]))
             self.ranks.watch.moved()
         for of_rank in self.ranks.gather(mine):
             for answers, values in of_rank:
                 scores[answers] = torch.tensor(values, dtype=torch.float64)
         return scores
 
-    def _by_functions(self, rollout: Rollout, prompts: Prompts, check: Callable[[], None]) -> torch.Tensor:
+    def _by_functions(self, rollout: Rollout, prompts: Prompts, check: Callable[[], None]) -> list[torch.Tensor]:
+        """The scores of each function; every rank scores its share of the answers: [A] each"""
         mine = range(self.ranks.rank, len(rollout.lengths), self.ranks.world)
         chat = prompts.examples.processor.chat
         samples = [sample_of(rollout, answer, prompts, chat) for answer in mine]
-        values = [0.0] * len(samples)
-        kinds: Counter[str] = Counter(answers=len(samples))
-        failed: list[str] = []
-        for source, workers in self.functions:
-            scores = workers.score(samples, self.ranks.watch.moved)
-            kinds.update(score.kind for score in scores)
-            failed += [score.detail for score in scores if score.failed]
-            for place, score in enumerate(scores):
-                values[place] += source.weight * _value(score)
+        scores = [workers.score(samples, self.ranks.watch.moved) for _, workers in self.functions]
         check()
-        total = torch.zeros(len(rollout.lengths), dtype=torch.float64)
-        of_this = Counter[str]()
-        details: list[str] = []
-        for places, found, counts, reasons in self.ranks.gather((list(mine), values, kinds, failed[:_NAMED])):
-            total[places] = torch.tensor(found, dtype=torch.float64)
-            of_this += counts
-            details += reasons
-        self.kinds += of_this
-        self._check_failed(of_this, details)
-        return total
+        found = [torch.full((len(rollout.lengths),), torch.nan, dtype=torch.float64) for _ in self.functions]
+        kinds, details = Counter[str](), list[str]()
+        for places, of_rank in self.ranks.gather((list(mine), scores)):
+            for total, of_function in zip(found, of_rank, strict=True):
+                total[places] = torch.tensor([_value(score) for score in of_function], dtype=torch.float64)
+                kinds.update(score.kind for score in of_function)
+                details += [score.detail for score in of_function if score.failed]
+        self._kinds += kinds
+        self._check_failed(kinds, details)
+        return found
 
     def _check_failed(self, kinds: Counter[str], details: Sequence[str]) -> None:
-        failed, all_scores = kinds["timeout"] + kinds["error"], kinds["answers"] * len(self.functions)
-        if failed > self.max_failed * all_scores:
-            what = f"{failed} of {all_scores} scores failed, more than objective.max_failed ({self.max_failed:.0%})"
+        failed, count = kinds["timeout"] + kinds["error"], kinds.total()
+        if failed > self.max_failed * count:
+            what = f"{failed} of {count} scores failed, more than objective.max_failed ({self.max_failed:.0%})"
             raise BadInput(f"objective.rewards: {what}: {'; '.join(details[:_NAMED])}")
 
-    def counts(self) -> dict[str, float]:
-        """The shares of what functions called the answers since this was last asked."""
-        kinds, self.kinds = self.kinds, Counter()
-        if not kinds["answers"]:
-            return {}
-        return {kind: kinds[kind] / (kinds["answers"] * len(self.functions)) for kind in KINDS}
+    def measured(self) -> dict[str, float]:
+        """Since it was last asked: the mean of each of several sources, and the shares of what functions said."""
+        kinds, sums = self._kinds, self._sums
+        self._kinds, self._sums = Counter(), {}
+        several = {f"reward/{name}": total / count for name, (total, count) in sums.items() if count}
+        judged = kinds["right"] + kinds["wrong"] + kinds["unparsed"]
+        shares = {kind: kinds[kind] / kinds.total() for kind in ("unparsed", "timeout", "error") if kinds.total()}
+        return (several if len(sums) > 1 else {}) | ({"right": kinds["right"] / judged} if judged else {}) | shares
+
+
+def _named(source: RewardSource, number: int) -> str:
+    """`exact`, `score.py:reward`, `model`: what curves are called."""
+    return source.function or (f"model-{number}" if number else "model")
 
 
 def sample_of(rollout: Rollout, answer: int, prompts: Prompts, chat: Chat) -> Sample:

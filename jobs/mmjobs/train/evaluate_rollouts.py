@@ -8,6 +8,7 @@ import torch
 
 from mmjobs.data.loader import Examples
 from mmjobs.metrics.tensorboard import Sample
+from mmjobs.model.vision_memory import VisionMemory
 from mmjobs.rank.context import Context
 from mmjobs.rollout.collect import Collector
 from mmjobs.rollout.parts import NoParts
@@ -19,8 +20,16 @@ from mmjobs.rollout.scoring import Scorer, sample_of
 class RolloutEvaluation:
     """The held-out prompts, split over the ranks; one answer to each, without any draw."""
 
-    def __init__(self, context: Context, examples: Examples, collector: Collector, scorer: Scorer, rows: Rows) -> None:
-        self._context, self._prompts = context, Prompts(examples)
+    def __init__(
+        self,
+        context: Context,
+        examples: Examples,
+        collector: Collector,
+        scorer: Scorer,
+        rows: Rows,
+        seen: VisionMemory,
+    ) -> None:
+        self._context, self._prompts = context, Prompts(examples, seen)
         self._collector, self._scorer = collector.of_prompts(self._prompts), scorer
         self._rows = rows.of_prompts(self._prompts, answers=1)
         self._sampling = collector.sampling.model_copy(update={"temperature": 0.0, "answers": 1})
@@ -33,11 +42,11 @@ class RolloutEvaluation:
         """The mean score without shaping, the share of right answers where functions say so, lengths."""
         groups = self._collector.generate(range(len(self)), self._sampling, NoParts(), check)
         self._rollout = rollout = of_groups(0, groups, self._sampling.max_new_tokens)
-        self._scorer.counts()
+        self._scorer.measured()  # of the last rollout
         rollout.scores = self._scorer.score(rollout, self._prompts, self._rows, check)
-        counts, exists = self._scorer.counts(), ~rollout.scores.isnan()
+        of_sources, exists = self._scorer.measured(), ~rollout.scores.isnan()
         measured = {"reward": float(rollout.scores[exists].mean()) if exists.any() else 0.0}
-        measured |= {"right": counts["right"]} if counts.get("right", 0) + counts.get("wrong", 0) > 0 else {}
+        measured |= {name: value for name, value in of_sources.items() if name == "right" or "/" in name}
         measured["length"] = float(rollout.lengths.double().mean())
         measured["truncated"] = 1 - float(rollout.ended.double().mean())
         return {f"eval/{name}": value for name, value in measured.items()}

@@ -15,7 +15,7 @@ from typing import Any
 
 from mmjobs.rank.context import Context
 from mmlaunch.errors import BadInput
-from mmlaunch.recipe.model import Model
+from mmlaunch.recipe import Recipe
 from mmlaunch.run import manifest
 from mmlaunch.run.files import publish
 
@@ -62,7 +62,7 @@ def _wrong(context: Context) -> str | None:
             manifest.validate(Path(source))
         except manifest.InvalidCheckpoint as error:
             return f"model.init_from: {source} is damaged ({error}); start from another checkpoint"
-    for field, folder in _folders(context.recipe.model):
+    for field, folder in _folders(context.recipe):
         if field == "model.init_from" and source_is_gone(context):
             continue
         now = {"path": str(folder), "content": _digest(folder)}
@@ -75,13 +75,15 @@ def _wrong(context: Context) -> str | None:
     return None
 
 
-def _folders(model: Model) -> Iterator[tuple[str, Path]]:
-    """The folders that a model is read from. What has only a name of the hub cannot be pinned by its files."""
+def _folders(recipe: Recipe) -> Iterator[tuple[str, Path]]:
+    """The folders that models are read from. What has only a name of the hub cannot be pinned by its files."""
+    model = recipe.model
     names = {
         "model.init_from": model.init_from,
         "model.pretrained": model.pretrained,
         "model.vision": model.vision.path if model.vision else None,
         "model.language": model.language.path if model.language else None,
+        **{f"objective.rewards.{n}.path": source.path for n, source in enumerate(recipe.objective.reward_sources)},
     }
     for field, name in names.items():
         if name is not None and (folder := Path(name).expanduser()).is_dir():

@@ -20,6 +20,7 @@ from mmjobs.metrics import mfu
 from mmjobs.model import parts
 from mmjobs.model.build import BuiltModel
 from mmjobs.model.heads import STATISTICS
+from mmjobs.model.vision_memory import VisionMemory
 from mmjobs.objectives.adapter_off import adapter_off
 from mmjobs.objectives.objective import Reference
 from mmjobs.objectives.policy import Policy
@@ -49,18 +50,19 @@ from mmlaunch.run.paths import CheckpointPaths, of_checkpoint
 
 def build_policy_trainer(context: Context) -> Trainer:
     """Everything that one attempt needs, in the order in which one piece needs the others."""
-    settings, ranks = settings_of(context.recipe), context.ranks
+    settings, ranks, seen = settings_of(context.recipe), context.ranks, VisionMemory()
     built = build_model(context)
+    seen.serve(built.network)
     parameters, flops = parts.counts(built.network), mfu.model_flops(built.network, context.recipe.precision)
     datasets = build_datasets(context, built)
     check_served(context, built, datasets)
     steps = total_steps(context.recipe, datasets)
     actor = ObjectiveLearner(build_engine(context, built, steps), Policy(settings), ranks)
-    critic = build_critic(context, built, steps)
-    roles = Roles(actor.engine, critic.engine if critic else None, build_reference(context))
-    prompts = Prompts(datasets.training)
+    critic = build_critic(context, steps, seen)
+    roles = Roles(actor.engine, critic.engine if critic else None, build_reference(context, seen))
+    prompts = Prompts(datasets.training, seen)
     rows = Rows(prompts, context.recipe.batch, settings.sampling.answers, ranks)
-    scorer = build_scorer(context, built)
+    scorer = build_scorer(context, built, seen)
     collector = Collector(context, prompts, roles, scorer, rows, blank=datasets.training.mixture.has_images)
     source = RolloutSource(
         context, prompts, collector, rows,
@@ -77,7 +79,7 @@ def build_policy_trainer(context: Context) -> Trainer:
     if state.step:
         source.restore(state.source)
     introduce(context, built, datasets, parameters)
-    evaluation = RolloutEvaluation(context, datasets.evaluation, collector, scorer, rows)
+    evaluation = RolloutEvaluation(context, datasets.evaluation, collector, scorer, rows, seen)
     services = build_services(context, learner, evaluation, state, steps, flops)
     return Trainer(context, source, learner, services, state, steps)
 
@@ -100,7 +102,7 @@ def _digest(roles: Roles) -> str:
     return "-".join(engine.digest() for engine in (roles.actor, roles.critic) if engine is not None)
 
 
-def build_reference(context: Context) -> Reference | None:
+def build_reference(context: Context, seen: VisionMemory) -> Reference | None:
     """The policy without its adapter, a copy, or none where nothing is compared with it."""
     recipe, settings = context.recipe, settings_of(context.recipe)
     if not settings.kl.used:
@@ -110,6 +112,7 @@ def build_reference(context: Context) -> Reference | None:
         return partial(adapter_off, temperature=temperature)
     zero = with_stage(context.deepspeed, recipe, settings.reference_stage)
     network = build_network(recipe, zero).network
+    seen.serve(network.requires_grad_(False))
     return ReferenceCopy(network, recipe.precision, zero, None, context.ranks.first, temperature)
 
 
@@ -134,7 +137,7 @@ def with_stage(
     return {**settings, "bf16": {**settings.get("bf16", {}), **half}, "zero_optimization": zero}
 
 
-def build_critic(context: Context, built: BuiltModel, steps: int) -> ObjectiveLearner | None:
+def build_critic(context: Context, steps: int, seen: VisionMemory) -> ObjectiveLearner | None:
     """A value model of the policy's shape, from the reward model or the policy; None for methods without one."""
     recipe, settings = context.recipe, settings_of(context.recipe)
     if not isinstance(settings, Ppo):
@@ -147,13 +150,14 @@ def build_critic(context: Context, built: BuiltModel, steps: int) -> ObjectiveLe
     optim = recipe.optim.model_copy(update={"lr": own.lr or recipe.optim.lr})
     zero = with_stage(context.deepspeed, recipe, own.stage, own.offload)
     critic = build_network(recipe.model_copy(update={"model": model}), zero, scoring_head=True)
+    seen.serve(critic.network)
     with torch.no_grad():
         critic.network.get_parameter("score.weight").zero_()
     engine = Engine(critic.network, optim, steps, recipe.precision, zero, context.ranks, context.position)
     return ObjectiveLearner(engine, Value(settings.value_clip), context.ranks)
 
 
-def build_scorer(context: Context, built: BuiltModel) -> Scorer:
+def build_scorer(context: Context, built: BuiltModel, seen: VisionMemory) -> Scorer:
     """The reward functions in processes of their own, and the reward models."""
     settings = settings_of(context.recipe)
     context.ranks.watch.enter(Phase.START)
@@ -164,11 +168,11 @@ def build_scorer(context: Context, built: BuiltModel) -> Scorer:
             workers = RewardWorkers(source, 2, context.paths)
             workers.check()
             functions.append((source, workers))
-    models = [(source, _reward_model(context, source, built)) for source in settings.models_of_rewards]
+    models = [(source, _reward_model(context, source, built, seen)) for source in settings.models_of_rewards]
     return Scorer(context.ranks, functions, models, settings.max_failed)
 
 
-def _reward_model(context: Context, source: RewardSource, policy: BuiltModel) -> RewardModel:
+def _reward_model(context: Context, source: RewardSource, policy: BuiltModel, seen: VisionMemory) -> RewardModel:
     """The frozen model of a reward run or of its export; it reads what the policy writes."""
     folder = Path(str(source.path))
     recipe, mean, spread = _of_run(context.recipe, folder)
@@ -179,6 +183,7 @@ def _reward_model(context: Context, source: RewardSource, policy: BuiltModel) ->
     recipe = context.recipe.model_copy(update={"model": model})
     built = build_network(recipe, zero, scoring_head=True)
     _check_same_words(source, built, policy)
+    seen.serve(built.network.requires_grad_(False))
     network = frozen_model(built.network, context.recipe.precision, zero)
     given = (mean, spread or 1.0) if source.standardise else (0.0, 1.0)
     return RewardModel(network, *given)

@@ -42,7 +42,7 @@ class Rollouts:
 
     def warnings(self) -> list[str]:
         """What looks wrong in the numbers."""
-        return [text for text in (self._longer(), self._apart(), *self._shares()) if text]
+        return [text for text in (self._longer(), self._apart(), self._wrong(), *self._shares()) if text]
 
     def _longer(self) -> str | None:
         """Answers that grow with their reward."""
@@ -60,6 +60,13 @@ class Rollouts:
         if gain <= 0 or held_out > 0.2 * gain:
             return None
         return f"the reward rose by {gain:.2f}, and by {held_out:.2f} on held-out prompts: it may be learnt by heart"
+
+    def _wrong(self) -> str | None:
+        """A reward that rises while fewer answers are right."""
+        (early, late), (before, after) = (self._ends(name) for name in ("reward", "right"))
+        if None in (early, late, before, after) or late <= early or after > before - 0.02:  # type: ignore[operator]
+            return None
+        return f"the reward rose while right answers fell from {before:.0%} to {after:.0%}: the reward is being cheated"
 
     def _shares(self) -> list[str]:
         newest = self.metrics[-1] if self.metrics else {}

@@ -24,7 +24,7 @@ Asked = Iterator[tuple[tuple[str | int, ...], Any, str]]
 
 def _objective(recipe: Recipe) -> Asked:
     if not recipe.objective.SUPPORTED:
-        yield ("objective",), recipe.objective.method, "it runs sft, reward and preference methods"
+        yield ("objective",), recipe.objective.method, "it runs sft, reward and preference methods, ppo, grpo and rloo"
 
 
 def _training(recipe: Recipe) -> Asked:
