@@ -100,6 +100,7 @@ class Trainer:
         self.services.board.scalars({f"train/{name}": value for name, value in numbers.items()}, step)
         shown = [f"step {step:>{len(str(self.steps))}}/{self.steps}", f"loss {means['loss']:.3f}"]
         shown += [f"accuracy {100 * means['accuracy']:.1f} %"] if "accuracy" in means else []
+        shown += [f"reward {numbers['reward']:.3f}"] if "reward" in numbers else []
         self.context.events.log("  ".join([*shown, str(rates), f"{rates.left(self.steps - step)} left"]))
 
     def _evaluate(self) -> bool:

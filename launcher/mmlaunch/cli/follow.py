@@ -19,6 +19,8 @@ _CODES = {"done": 0, "cancelled": 130}
 LOST = 1
 INTERRUPTED = 130
 WIDE = 120
+_SHOWN = ("loss", "accuracy", "reward", "right", "kl_sequence")
+"""What is shown of a step, where it has it."""
 
 
 def follow(run: RunPaths, offset: int = 0) -> int:
@@ -85,8 +87,11 @@ def describe_event(event: Event) -> str:
     kind = kind_of(event)
     if kind == "step":
         return f"step {event['step']}/{event.get('steps', '?')}  {_metrics(event)}{_pace(event, ' examples/s')}"
-    if kind == "reference":
-        return f"reference {event['done']}/{event['total']}"
+    if kind in ("reference", "generated"):
+        return f"{kind} {event['done']}/{event['total']}"
+    if kind == "rollout":
+        measured = {name: event.get("metrics", {}).get(name) for name in ("reward", "kl_sequence", "length")}
+        return f"rollout at step {event['step']}: {_metrics({'metrics': measured})}"
     if kind == "evaluated":
         return f"evaluated at step {event.get('step')}: {_metrics(event)}"
     if kind == "checkpoint" and "rejected" not in event:
@@ -107,7 +112,7 @@ def describe_event(event: Event) -> str:
 
 
 def _metrics(event: Event) -> str:
-    measured = event.get("metrics") or {key: event.get(key) for key in ("loss", "accuracy")}
+    measured = event.get("metrics") or {key: event.get(key) for key in _SHOWN}
     return "  ".join(describe(key, value) for key, value in measured.items() if isinstance(value, float))
 
 
@@ -161,6 +166,10 @@ def _bar(events: Iterator[Event | None]) -> Event | None:
                 progress.update(task, metrics=shown, **fields)
             elif kind_of(event) == "reference":
                 progress.update(task, description="reference", completed=event["done"], total=event["total"])
+            elif kind_of(event) == "generated":
+                progress.update(task, description=f"answers {event['done']}/{event['total']}")
+            elif kind_of(event) == "rollout":
+                progress.update(task, description="training")
             elif "doing" in event:
                 progress.update(task, description=str(event["doing"]))
             elif text := describe_event(event):

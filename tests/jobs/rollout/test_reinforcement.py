@@ -155,3 +155,74 @@ def test_killed_anywhere_it_goes_on_bit_for_bit(
         assert not again, "its answers were kept"
     if place in ("scoring", "measuring", "sealing", "saving"):
         assert [event["step"] for event in run.events("resumed")] == [3]
+
+
+def test_another_world_goes_on_with_the_same_prompts(runs: Any, tiny: Recipes) -> None:
+    """Two ranks are killed in the midst of a rollout; one goes on, with the answers that are there."""
+    recipe = rl(tiny, "ppo", resources__tasks_per_node=2, batch__micro=4, checkpoint__every=[3])
+    whole, run = runs("whole"), runs("run")
+    assert whole.run(recipe, 2) == [0, 0], whole.log()
+    run.prepare = _kill_at(*PLACES["update"])
+    assert run.run(recipe, 2) != [0, 0]
+    run.prepare = None
+    assert run.run(rl(tiny, "ppo", batch__micro=4, checkpoint__every=[3])) == [0], run.log()
+    for step, measured in steps(whole).items():
+        assert steps(run)[step]["loss"] == pytest.approx(measured["loss"], abs=1e-4), step
+        assert steps(run)[step]["reward"] == pytest.approx(measured["reward"], abs=1e-6), step
+
+
+def test_groups_that_teach_nothing_are_replaced(runs: Any, tiny: Recipes) -> None:
+    objective = {**GRPO, "rewards": ["score.py:share"], "groups": {"low": 0.15, "high": 0.5, "tries": 30}}
+    run = runs("run")
+    assert run.run(tiny(objective=objective, batch__global=16, steps=4, data__train__limit=200)) == [0], run.log()
+    made = run.events("rollout")[-1]
+    assert made["metrics"]["prompts_dropped"] > 0 and 0.15 < made["metrics"]["reward"] < 0.5
+    never = runs("never")
+    objective = {**objective, "groups": {"low": 0.99, "tries": 2}}
+    assert never.run(tiny(objective=objective, batch__global=16, steps=4)) == [94]
+    assert "all failed or all succeeded" in never.log()
+
+
+FAILING = """
+import os, time
+def share(answer, truth, *, how, origin):
+    if how == "raise": raise KeyError("nothing here")
+    if how == "hang": time.sleep(60)
+    if how == "exit": os._exit(3)
+    if how == "text": return "good"
+    if how == "none": return None
+    if how == "some" and int(origin.rpartition(":")[2]) % 4: return len(answer) / 6
+    return float("nan")
+"""
+
+
+@pytest.mark.parametrize(
+    ("how", "words"),
+    [("raise", "KeyError"), ("exit", "exit"), ("text", "'good'"), ("some", "nan")],
+)
+def test_failing_rewards_are_counted_and_end_the_run_above_a_share(
+    runs: Any, tiny: Recipes, how: str, words: str
+) -> None:
+    run = runs("run")
+    run.paths.reward_file("score.py").write_text(FAILING)
+    source = {"function": "score.py:share", "options": {"how": how}, "deadline": "1s"}
+    objective = {**RLOO, "rewards": [source], "max_failed": 0.2}
+    recipe = tiny(objective=objective, batch__global=16, steps=2)
+    assert run.run(recipe) == [94], run.log()
+    assert "more than objective.max_failed (20%)" in run.log() and words in run.log() and "shapes:" in run.log()
+
+
+def test_missing_scores_leave_their_group(runs: Any, tiny: Recipes) -> None:
+    run = runs("run")
+    run.paths.reward_file("score.py").write_text(FAILING)
+    source = {"function": "score.py:share", "options": {"how": "some"}}
+    recipe = tiny(objective={**RLOO, "rewards": [source], "max_failed": 0.5}, batch__global=16, steps=6)
+    assert run.run(recipe) == [0], run.log()
+    missing = [event["metrics"]["reward_missing"] for event in run.events("rollout")]
+    assert 0 < sum(missing) / len(missing) < 0.5
+    nothing = runs("nothing")
+    nothing.paths.reward_file("score.py").write_text(FAILING)
+    source = {"function": "score.py:share", "options": {"how": "none"}}
+    recipe = tiny(objective={**RLOO, "rewards": [source]}, batch__global=16, steps=2)
+    assert nothing.run(recipe) == [0], nothing.log()
+    assert nothing.events("rollout")[-1]["metrics"]["reward_missing"] == 1 and set(steps(nothing)) == {1, 2}
