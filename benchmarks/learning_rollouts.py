@@ -2,15 +2,16 @@
 
     .venv/bin/python -m benchmarks.learning_rollouts [NAME ...] > benchmarks/results/DATE-learning-rollouts.md
 
-The SFT ends early, when about half of its answers are right. PPO gets its rewards from the reward model alone, which has
-seen pairs of answers; GRPO and RLOO compare with the right answer. Last come two wrong rewards, whose curves have to show
-it: the one pays for length, the other for an answer that is always the same. All are measured by the likeliest answers
-to 480 held-out drawings: how many are right, which no run is rewarded for directly but GRPO and RLOO.
+The SFT ends early. PPO gets its rewards from the reward model alone, which has seen pairs of answers; GRPO and RLOO
+compare with the right answer. Last come two wrong rewards, and `mmlaunch report` has to tell: the one pays for length,
+the other for an answer that is always the same. All are measured by the likeliest answers to 480 held-out drawings, how
+many are right; PPO and the wrong rewards are not rewarded for that.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import sys
 import tempfile
 import time
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from mmlaunch.api import load, submit
+from mmlaunch.monitor import rollouts
 
 SEEDS = (0, 1, 2)
 BASE = """\
@@ -56,7 +58,7 @@ checkpoint: {every: 500 steps}
 """
 ROLLOUTS = """\
 objective: OBJECTIVE
-optim: {lr: LR, schedule: constant, warmup: 5 steps}
+optim: {lr: 2e-4, schedule: constant, warmup: 5 steps}
 batch: {global: BATCH}
 steps: 100
 evaluate: {every: 25 steps, samples: 0}
@@ -65,7 +67,8 @@ checkpoint: {every: 100 steps}
 METHODS = {
     "ppo": (
         "{method: ppo, rewards: [{path: RM}, {function: exact, weight: 0}], kl: 0.05, epochs: 2, rollouts: 256, "
-        "sampling: {answers: 1, max_new_tokens: 16, prompts: 32}, shaping: {clip: 5, no_end: replace, no_end_reward: -3}, "
+        "sampling: {answers: 1, max_new_tokens: 16, prompts: 32}, "
+        "shaping: {clip: 5, no_end: replace, no_end_reward: -3}, "
         "critic: {lr: 5e-4, warmup_steps: 8}}",
         128,
     ),
@@ -79,14 +82,30 @@ METHODS = {
         "sampling: {answers: 4, max_new_tokens: 16, prompts: 32}}",
         256,
     ),
+    "wrong: length": (
+        "{method: grpo, rewards: [{function: length, options: {target: 40}}, {function: exact, weight: 0}], "
+        "rollouts: 512, sampling: {answers: 4, max_new_tokens: 48, prompts: 32}}",
+        256,
+    ),
+    "wrong: always red": (
+        "{method: grpo, rewards: ['wrong.py:red', {function: exact, weight: 0}], rollouts: 512, "
+        "sampling: {answers: 4, max_new_tokens: 16, prompts: 32}}",
+        256,
+    ),
 }
 """By name: the objective, and the answers of a step."""
+RED = """\
+def red(answer, truth):
+    return float(answer.startswith("r")) + float(answer == "red")
+"""
 
 
 def run(name: str, text: str, folder: Path, seed: int, **start: Path) -> Any:
     """Train one recipe to its end."""
-    path = folder / f"{name}-{seed}.yaml"
-    own = BASE.replace("NAME", f"{name}-{seed}").replace("SEED", str(seed)) + text
+    word = re.sub(r"\W+", "-", name)
+    path = folder / f"{word}-{seed}.yaml"
+    (folder / "wrong.py").write_text(RED)
+    own = BASE.replace("NAME", f"{word}-{seed}").replace("SEED", str(seed)) + text
     for key, value in start.items():
         own = (
             own.replace("model:\n", f"model:\n  init_from: {value}\n")
@@ -110,7 +129,7 @@ def main() -> None:
     print("| seed | run | minutes | reward, held out | right, held out | KL of an answer |")
     print("|---|---|---|---|---|---|", flush=True)
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+        folder, notes = Path(name), list[str]()
         os.environ["MMLAUNCH_RUNS"] = name
         for seed in SEEDS:
             began = time.monotonic()
@@ -118,20 +137,24 @@ def main() -> None:
             print(f"| {seed} | sft | {_minutes(began)} | | {evaluated(sft, 'eval/accuracy')[-1]:.3f} | |", flush=True)
             began = time.monotonic()
             reward = run("rm", REWARD, folder, seed)
-            print(
-                f"| {seed} | reward model | {_minutes(began)} | accuracy {evaluated(reward, 'eval/accuracy')[-1]:.3f} | | |",
-                flush=True,
-            )
+            accuracy = evaluated(reward, "eval/accuracy")[-1]
+            print(f"| {seed} | reward model | {_minutes(began)} | accuracy {accuracy:.3f} | | |", flush=True)
             for method in sys.argv[1:] or METHODS:
+                if seed and method.startswith("wrong"):
+                    continue
                 began = time.monotonic()
                 objective, batch = METHODS[method]
-                text = (
-                    ROLLOUTS.replace("OBJECTIVE", objective)
-                    .replace("BATCH", str(batch))
-                    .replace("LR", os.environ.get("LR", "2e-4"))
-                )
+                text = ROLLOUTS.replace("OBJECTIVE", objective).replace("BATCH", str(batch))
                 made = run(method, text, folder, seed, init_from=sft.paths.root, RM=reward.paths.root)
                 row(method, seed, made, began)
+                notes += [f"{method}, seed {seed}: {text}" for text in looks(made)]
+        print("\nWhat `mmlaunch report` says of these runs:\n")
+        print("\n".join(f"* {note}" for note in notes))
+
+
+def looks(made: Any) -> list[str]:
+    found = rollouts.of(made.paths)
+    return found.warnings() if found is not None else []
 
 
 def _minutes(began: float) -> str:

@@ -13,13 +13,20 @@ from tests.jobs import checkpoints
 from torch.autograd.graph import saved_tensors_hooks
 from transformers import AutoModelForCausalLM
 
+from mmjobs.data.chat import Tokens
+from mmjobs.data.encode import Encoded
+from mmjobs.data.example import Origin
+from mmjobs.model import generate as generate_module
 from mmjobs.model import parts
 from mmjobs.model.build import build
+from mmjobs.model.kv_cache import KVCache
+from mmjobs.model.sampling import Draws
 from mmlaunch.estimate import activations, counts, memory
 from mmlaunch.estimate.shapes.configs import UnknownShapes
 from mmlaunch.estimate.shapes.network import network_of
 from mmlaunch.recipe import Recipe
 from mmlaunch.recipe.model import Model
+from mmlaunch.recipe.sampling import Sampling
 
 Tiny = Callable[..., Recipe]
 
@@ -177,6 +184,37 @@ def test_zero_divides_what_was_measured(tiny: Tiny, stage: int, divided: tuple[s
     for component, found in real.items():
         share = found / 4 if component in divided else found
         assert made.components[component] == pytest.approx(share, rel=0.1), component
+
+
+def test_keys_and_values_of_generation_are_those_that_are_kept(tiny: Tiny) -> None:
+    """A prompt once, and each of its answers."""
+    sampling: dict[str, Any] = {"answers": 3, "max_new_tokens": 64, "prompts": 2}
+    objective = {"method": "grpo", "rewards": ["exact"], "sampling": sampling, "rollouts": 24}
+    recipe = tiny(**BROAD, objective=objective, batch__global=24, data__max_tokens=120)
+    network = network_of(recipe.model)
+    built = build(recipe.model)
+    caches: list[KVCache] = []
+
+    class Kept(KVCache):
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__(*arguments)
+            caches.append(self)
+
+    prompt = Encoded(Tokens([65] * 56, [False] * 56), (), (), {}, Origin("here", 1))
+    settings = Sampling(**sampling, min_new_tokens=63)
+    draws = [Draws(0, prompt, number) for prompt in range(2) for number in range(3)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(generate_module, "KVCache", Kept)
+        vocabulary = generate_module.Vocabulary(built.network, built.chat, settings)
+        generate_module.generate(built.network, [prompt, prompt], draws, vocabulary, settings, built.pixels)
+    (cache,) = caches
+    real = size(tensor for pair in (*cache._prompt.values(), *cache._own.values()) for tensor in pair)
+    table = counts.counts(network, recipe.model)
+    scores = 2 * 3 * network.language.words * 32
+    made = activations.generation(recipe, settings, network, table) - scores
+    assert made == pytest.approx(real, rel=0.05)
+    divided = recipe.model_copy(update={"deepspeed": recipe.deepspeed.model_copy(update={"stage": 3})})
+    assert activations.generation(divided, settings, network, table) == made + scores, "one rank has all weights"
 
 
 def saved_bytes(network: torch.nn.Module, run: Callable[[], torch.Tensor]) -> int:
