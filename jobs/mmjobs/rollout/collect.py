@@ -34,6 +34,8 @@ Check = Callable[[], None]
 """Called by all ranks inside long work; raises `Interrupted` when the attempt has to end."""
 Minibatches = Sequence[Sequence[int]]
 SAMPLES = 3
+_TRIES = 20
+"""How often a rollout is filled up where damaged images leave it short."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,7 @@ class Collector:
         begin, at, tries = cursor, cursor, 0
         while (missing := wanted - sum(len(piece.prompts) for piece in pieces)) > 0:
             tries += 1
-            if self._settings.groups is not None and tries > self._settings.groups.tries:
+            if tries > (self._settings.groups.tries if self._settings.groups is not None else _TRIES):
                 raise BadInput(self._too_few(at - begin, wanted, missing))
             more = missing if tries == 1 else max(missing, self.sampling.prompts)
             with clock.on("generate"):
@@ -114,7 +116,11 @@ class Collector:
 
     def _too_few(self, tried: int, wanted: int, missing: int) -> str:
         groups = self._settings.groups
-        assert groups is not None
+        if groups is None:
+            what = (
+                f"{missing} of {wanted} prompts of a rollout have images that cannot be read after {_TRIES} tries"
+            )
+            return f"data.train: {what}; see data/skipped.jsonl in the run directory"
         what = f"the answers to {tried - (wanted - missing)} of {tried} prompts all failed or all succeeded"
         right = "choose prompts of other difficulty, raise objective.groups.tries, or remove objective.groups"
         return f"objective.groups: {what}: no rollout of {wanted} groups after {groups.tries} tries; {right}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 from mmjobs.data.batch import Batch, collate
@@ -20,9 +20,12 @@ from mmlaunch.recipe.batch import Batch as BatchSize
 class Prompts:
     """The prompts of a run by their index, which goes on through the epochs; those of a rollout stay in memory."""
 
-    def __init__(self, examples: Examples, seen: VisionMemory) -> None:
-        """`seen`: the features of the images of a rollout, which are forgotten with it."""
-        self.examples, self.seen = examples, seen
+    def __init__(
+        self, examples: Examples, seen: VisionMemory, skip: Callable[[Sequence[BadRow]], None] = lambda rows: None
+    ) -> None:
+        """`seen`: the features of the images of a rollout, which are forgotten with it; `skip` is told of prompts that
+        cannot be used."""
+        self.examples, self.seen, self._skip = examples, seen, skip
         self._kept: dict[int, Encoded | BadRow] = {}
 
     def __getitem__(self, index: int) -> Encoded:
@@ -45,9 +48,10 @@ class Prompts:
         for index in indices:
             try:
                 self[index]
-            except BadRow:
+            except BadRow as error:
                 if not self.examples.tolerant:
                     raise
+                self._skip([error])
                 continue
             usable.append(index)
         return usable

@@ -33,6 +33,7 @@ from mmjobs.rollout.rewards.workers import RewardWorkers
 from mmjobs.rollout.rows import Prompts, Rows
 from mmjobs.rollout.scoring import Scorer
 from mmjobs.rollout.source import RolloutSource
+from mmjobs.train import skipped_rows
 from mmjobs.train.datasets import Datasets, build_datasets
 from mmjobs.train.evaluate_rollouts import RolloutEvaluation
 from mmjobs.train.learner import ObjectiveLearner
@@ -60,7 +61,7 @@ def build_policy_trainer(context: Context) -> Trainer:
     actor = ObjectiveLearner(build_engine(context, built, steps), Policy(settings), ranks)
     critic = build_critic(context, steps, seen)
     roles = Roles(actor.engine, critic.engine if critic else None, build_reference(context, seen))
-    prompts = Prompts(datasets.training, seen)
+    prompts = Prompts(datasets.training, seen, partial(skipped_rows.add, context.paths))
     rows = Rows(prompts, context.recipe.batch, settings.sampling.answers, ranks)
     scorer = build_scorer(context, built, seen)
     collector = Collector(context, prompts, roles, scorer, rows, blank=datasets.training.mixture.has_images)
