@@ -15,7 +15,7 @@ from typing import Any
 from benchmarks.contender import Turns
 from benchmarks.preference_trainers import RECIPE, _rows
 
-PROMPTS, ANSWERS, TOKENS, GIVEN = 2, 4, 48, 3
+PROMPTS, ANSWERS, TOKENS, GIVEN, STEPS = 2, 4, 48, 3, 24
 """A step has so many prompts with so many answers of so many tokens; so many steps have answers that are given."""
 SCORE = """\
 def reward(answer, truth=None):
@@ -114,7 +114,7 @@ def theirs(line: Connection, data: Path, own: Path, options: dict[str, Any]) -> 
         return [scope["reward"](text) for text in texts]
 
     config = GRPOConfig(
-        output_dir=str(own / "trl"), use_cpu=True, bf16=False, max_steps=1000, learning_rate=RECIPE["optim"]["lr"],
+        output_dir=str(own / "trl"), use_cpu=True, bf16=False, max_steps=STEPS, learning_rate=RECIPE["optim"]["lr"],
         lr_scheduler_type="constant", weight_decay=0.0, max_grad_norm=1.0, shuffle_dataset=False, logging_steps=1,
         save_strategy="no", report_to="none", disable_tqdm=True, dataloader_pin_memory=False,
         per_device_train_batch_size=PROMPTS * ANSWERS, num_generations=ANSWERS, max_completion_length=TOKENS,
