@@ -171,7 +171,7 @@ class Job:
         self.ranks.watch.enter(Phase.STEP)
         began = time.monotonic()
         if self.fault is Fault.RAISE:
-            raise ValueError("always the same")
+            raise RuntimeError("always the same")
         if self.fault is Fault.OUT_OF_MEMORY:
             raise OutOfMemoryError("there is no room for a step")
         if self.fault is Fault.KILLED:

@@ -19,7 +19,7 @@ LOGS_AND_RESUME = "mmlaunch logs {run} --attempt {attempt}    then mmlaunch resu
 
 # The causes that the policy names itself. It gets to all others by their evidence.
 DONE, CANCELLED, SAVED, TIME_LIMIT = "done", "cancelled", "saved", "time limit"
-PREEMPTED, HANG, CRASH, NODE = "preempted", "hang", "crash", "node"
+PREEMPTED, HANG, CRASH, NODE, PROGRAM = "preempted", "hang", "crash", "node", "program error"
 
 
 @dataclass(frozen=True)
@@ -81,9 +81,9 @@ TABLE: tuple[Cause, ...] = (
             r"I/O error, dev|EXT4-fs error|XFS .*(?:shutdown|[Cc]orruption)|blk_update_request: I/O error"
         ),
         error_pattern=re.compile(
-            r"[Ss]tale file handle|[Ss]tale NFS|[Tt]ransport endpoint|Input/output error|Remote I/O error|"
+            r"^(?!.*(?:[Nn]o space left|quota exceeded)).*(?:[Ss]tale file handle|[Ss]tale NFS|[Tt]ransport endpoint|Input/output error|Remote I/O error|"
             r"[Rr]ead-only file system|ESTALE|ESHUTDOWN|ENOTCONN|\bEIO\b|\[Errno (?:5|30|107|108|116|121|512)\]|"
-            r"\[Errno 110\] Connection timed out: '|No such device or address: '/|Host is down: '"
+            r"\[Errno 110\] Connection timed out: '|No such device or address: '/|Host is down: ')"
         ),
     ),
     Cause(
@@ -267,7 +267,7 @@ TABLE: tuple[Cause, ...] = (
             r"error: (?:unrecognized arguments|the following arguments are required|argument \S+|ambiguous option)|"
             r"^(?:Error|error): (?:[Nn]o such option|[Nn]o such command|Missing (?:option|argument)|Invalid value)|"
             r"[Ii]nvalid value for '?-|[Mm]issing (?:option|argument|parameter) '|[Nn]o such (?:option|command)|"
-            r"Could not override|Key '\S+' (?:is )?not in|In '\S+': |hydra.*[Ee]rror"
+            r"^\s*[Uu]nrecogni[sz]ed (?:options?|arguments?)\b|Could not override|Key '\S+' (?:is )?not in|In '\S+': |hydra.*[Ee]rror"
         ),
         error_pattern=re.compile(
             r"(?:FileNotFound|NotADirectory|IsADirectory|Permission|UnicodeDecode|JSONDecode|Validation|"
@@ -308,6 +308,16 @@ TABLE: tuple[Cause, ...] = (
         ),
     ),
     Cause(
+        CANCELLED,
+        budget="final",
+        is_fault=False,
+        final="cancelled by a user",
+        log_pattern=re.compile(
+            r"JOB \d+ (?:ON \S+ )?CANCELLED (?:AT|BY|by) (?!.* DUE TO (?!SIGNAL))|CANCELLED (?:by|BY) (?:UID )?\d+|"
+            r"sending Ctrl-C to"
+        ),
+    ),
+    Cause(
         "ports",
         budget="crash",
         why="A port was taken",
@@ -329,6 +339,12 @@ TABLE: tuple[Cause, ...] = (
         ),
     ),
     Cause(
+        PROGRAM,
+        budget="final",
+        why="The program failed",
+        final="it would fail again: the error is one of the program, the recipe or the data (see restart/exceptions.py)",
+    ),
+    Cause(
         TIME_LIMIT,
         budget="free",
         why="The time limit came before it could save",
@@ -343,16 +359,6 @@ TABLE: tuple[Cause, ...] = (
         why="It was taken off its nodes again and again",
         is_fault=False,
         log_pattern=re.compile(r"DUE TO (?:PREEMPTION|JOB REQUEUE)"),
-    ),
-    Cause(
-        CANCELLED,
-        budget="final",
-        is_fault=False,
-        final="cancelled by a user",
-        log_pattern=re.compile(
-            r"JOB \d+ (?:ON \S+ )?CANCELLED (?:AT \S+|(?:BY|by) )(?! DUE TO (?!SIGNAL))|CANCELLED (?:by|"
-            r"BY) (?:UID )?\d+|sending Ctrl-C to"
-        ),
     ),
     Cause(
         "stop",

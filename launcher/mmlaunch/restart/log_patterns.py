@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from mmlaunch.restart import causes
+from mmlaunch.restart import causes, exceptions
+from mmlaunch.restart.exceptions import Raised
 from mmlaunch.run.paths import AttemptPaths, RunPaths, rank_of_log
 
 MARKER = "mmlaunch: attempt {number} begins"
@@ -22,6 +23,9 @@ MARKER = "mmlaunch: attempt {number} begins"
 _BEGINS = re.compile(r"mmlaunch: attempt \d+ begins")
 MOST = 262_144
 """Bytes at the end of a log that are looked at."""
+
+_LAST = 4
+"""Lines at the end of a log that may be the last words of a program."""
 
 _PREFIX = (
     r"^\s*(?:\[?(?:default|rank)?_?\d*\]?:\s*|\[[^\]]{1,80}\]:?\s*|\d+:\s+|[EWIF]\d{4} [\d:.]+ [^\]]*\]\s*|E\s{2,}|"
@@ -55,7 +59,8 @@ _HANDLED = re.compile(
 )
 _NCCL = re.compile(r"NCCL WARN")
 _PROGRESS = re.compile(
-    r"\bstep[ =:]+\d+(?:/\d+)?\b.*\bloss\b|\bloss[ =:'\"]+[\d.]+|^\s*\S*\s*\d{1,3}%\|.*\d+/\d+|\bsaved step \d+|"
+    r"\bstep[ =:]+\d+(?:/\d+)?\b.*\bloss\b|\bloss[ =:'\"]+[\d.]+|\bsaved step \d+|"
+    r"^\s*(?!map|filter|token|load|download|generat|fetch|resolv|prepar|creat)\S*\s*\d{1,3}%\|.*\d+/\d+|"
     r"\biter(?:ation)?[ =:]+\d+.*\b(?:loss|lr|time)\b",
     re.IGNORECASE,
 )
@@ -70,6 +75,7 @@ _CONNECTION = re.compile(
 )
 """What a rank says when another one is gone, and what its helper processes say when the rank itself is gone. The cause
 stands elsewhere, if anywhere."""
+_CHAINED = re.compile(r"^\S*\s*(?:During handling of the above|The above exception was the direct)", re.MULTILINE)
 _ENDED = re.compile(r"^srun: error: (\S+): tasks? ([\d,-]+): (.+)$", re.MULTILINE)
 _NODE = re.compile(r"Node failure on (?P<a>[\w.-]+)|[Nn]odes? (?P<b>[\w.-]+) (?:failed|is down|not responding)")
 _RUNS_ON = re.compile(rb"^rank \d+ of \d+ runs on (\S+), pid", re.MULTILINE)
@@ -132,15 +138,21 @@ class _Log:
 
 def weigh(attempt: AttemptPaths) -> Evidence | None:
     """The line that says most about the end of an attempt: that of the first cause in the table, of the rank that fell
-    silent first. Without any, an exception of a program."""
+    silent first. Exceptions that name none say whether they would come again."""
     logs = list(_logs(attempt))
-    found = [evidence for log in logs for evidence in _causes_in(log)]
-    order = {name: index for index, (name, _, _) in enumerate(causes.with_patterns())}
-    first = min(found, key=lambda evidence: order[evidence.cause], default=None)
-    raised = next((evidence for log in logs for evidence in _raised_in(log)), None)
-    if first is None or (raised and causes.rank(first.cause) > causes.rank(causes.CRASH)):
-        return raised or first
-    return first
+    after_a_step = _trained(logs)
+    named = [evidence for log in logs for evidence in _causes_in(log)]
+    raised = [evidence for log in logs for evidence in _raised_in(log, after_a_step)]
+    return min([*named, *raised], key=lambda evidence: causes.rank(evidence.cause), default=None)
+
+
+def trained(attempt: AttemptPaths) -> bool:
+    """Whether the log of a rank shows a step of training."""
+    return _trained(list(_logs(attempt)))
+
+
+def _trained(logs: Sequence[_Log]) -> bool:
+    return any(_PROGRESS.search(line) for log in logs if rank_of_log(log.path) is not None for line in log.lines)
 
 
 def in_text(text: str) -> str | None:
@@ -173,6 +185,16 @@ def lost_connection(attempt: AttemptPaths) -> str:
         for index, line in enumerate(log.lines):
             if _CONNECTION.search(line):
                 return str(Evidence(causes.CRASH, line.strip()[:200], log.path, log.first + index, _node_of(log.path)))
+    return ""
+
+
+def last_words(attempt: AttemptPaths) -> str:
+    """The line in which a rank that raised nothing refuses what it was given, before its first step."""
+    logs = [log for log in _logs(attempt) if rank_of_log(log.path) is not None]
+    for log in logs if not _trained(logs) else ():
+        for index, line in list(_telling(log))[: -_LAST - 1 : -1]:
+            if exceptions.is_refusal(line) and not _CONNECTION.search(line):
+                return str(Evidence(causes.PROGRAM, line.strip()[:200], log.path, log.first + index, _node_of(log.path)))
     return ""
 
 
@@ -214,14 +236,42 @@ def _is_quoted(line: str, at: int) -> bool:
     return before.count('"') % 2 == 1 or len(re.findall(r"(?<!\w)'|'(?!\w)", before)) % 2 == 1
 
 
-def _raised_in(log: _Log) -> Sequence[Evidence]:
+def _raised_in(log: _Log, after_a_step: bool) -> Sequence[Evidence]:
     """The last exception of a log that says more than that another rank is gone."""
     lines = [(index, match) for index, line in _telling(log) if (match := _EXCEPTION.match(line))]
     own = [(i, match) for i, match in lines if not _CONNECTION.search(match.group(1)) and not in_text(match.group(1))]
     if not own:
         return ()
     index, match = own[-1]
-    return (Evidence(causes.CRASH, match.group(1).strip()[:200], log.path, log.first + index, _node_of(log.path)),)
+    chain = [i for i, _ in lines if i <= index and (i == index or _CHAINED.search("\n".join(log.lines[i + 1 : i + 9])))]
+    raised = Raised(
+        [_whole(log.lines, i) for i in reversed(chain)],
+        "\n".join(log.lines[log.last_traceback : index]),
+        after_a_step,
+        _is_deliberate(log.lines[:index]),
+    )
+    cause = causes.PROGRAM if exceptions.comes_again(raised) else causes.CRASH
+    return (Evidence(cause, match.group(1).strip()[:200], log.path, log.first + index, _node_of(log.path)),)
+
+
+def of_record(text: str, traceback: str, after_a_step: bool) -> str:
+    """What the exception of an error record says, if no words of it name a cause."""
+    raised = Raised([text], traceback, after_a_step, _is_deliberate(traceback.rstrip().split("\n")[:-1]))
+    return causes.PROGRAM if exceptions.comes_again(raised) else causes.CRASH
+
+
+def _whole(lines: Sequence[str], index: int) -> str:
+    """An exception with its message, which may begin below it."""
+    match = _EXCEPTION.match(lines[index])
+    text = match.group(1).strip() if match else ""
+    return text if not text.endswith(":") else " ".join([text, *(line.strip() for line in lines[index + 1 : index + 4])])
+
+
+def _is_deliberate(above: Sequence[str]) -> bool:
+    """Whether the line of source above an exception raises it, or does so a few lines further up with its arguments."""
+    source = [re.sub(_PREFIX, "", line).strip() for line in above[-6:]]
+    last = max((i for i, line in enumerate(source) if line.startswith('File "')), default=-1)
+    return any(line.startswith("raise ") for line in source[last + 1 :])
 
 
 def _telling(log: _Log) -> Iterator[tuple[int, str]]:

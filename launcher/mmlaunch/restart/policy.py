@@ -10,7 +10,7 @@ from typing import Literal
 
 from mmlaunch.recipe.resources import Restarts
 from mmlaunch.restart import causes, log_patterns
-from mmlaunch.restart.causes import CANCELLED, CRASH, DONE, HANG, NODE, PREEMPTED, SAVED, TIME_LIMIT
+from mmlaunch.restart.causes import CANCELLED, CRASH, DONE, HANG, NODE, PREEMPTED, PROGRAM, SAVED, TIME_LIMIT
 from mmlaunch.run.error_record import ErrorRecord, errors
 from mmlaunch.run.exits import PEER_LOST, JobExit
 from mmlaunch.run.heartbeats import straggler
@@ -84,7 +84,10 @@ def _of_records(exit_code: int, attempt: AttemptPaths) -> Iterator[Ending]:
         by_type, text = causes.of_error_type(error.type), f"{error.type}: {error.message}"
         if by_type is None and log_patterns.is_connection(text) and log_patterns.in_text(text) is None:
             continue  # it only lost another rank, whose record or log holds the cause
-        name = by_type.name if by_type else log_patterns.in_text(text) or CRASH
+        name = by_type.name if by_type else log_patterns.in_text(text)
+        if name is None:
+            after_a_step = (error.step or 0) > 1 or log_patterns.trained(attempt)
+            name = log_patterns.of_record(text, error.traceback, after_a_step)
         if exit_code not in (JobExit.STOP, JobExit.BAD_INPUT) or causes.named(name).budget == "final":
             yield _with_record(name, exit_code, error, attempt)
 
@@ -97,7 +100,8 @@ def _of_logs(exit_code: int, attempt: AttemptPaths) -> Iterator[Ending]:
     if evidence is None:
         return
     told_to_end = exit_code - 128 in _WARNINGS and not log_patterns.ended_by_itself(attempt)
-    if evidence.cause != CRASH or not told_to_end:  # ranks that are told to end may raise anything
+    weak = evidence.cause == CRASH or (evidence.cause == PROGRAM and log_patterns.trained(attempt))
+    if not (weak and told_to_end):  # ranks that are told to end may raise anything
         node = evidence.node if evidence.cause == NODE else ""
         yield Ending(evidence.cause, exit_code, str(evidence), node)
 
@@ -117,6 +121,8 @@ def _from_exit_code(exit_code: int, attempt: AttemptPaths) -> Ending:
         return Ending(TIME_LIMIT, exit_code, f"signal {number} came before a rank could save")
     if number:
         return Ending(CRASH, exit_code, f"a rank was ended by signal {number}")
+    if words := log_patterns.last_words(attempt):
+        return Ending(PROGRAM, exit_code, words)
     evidence = log_patterns.lost_connection(attempt) or f"a rank ended with exit code {exit_code}"
     return Ending(CRASH, exit_code, evidence)
 

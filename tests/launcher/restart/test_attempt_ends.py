@@ -37,7 +37,8 @@ def read(path: Path) -> list[End]:
     return ends
 
 
-CORPUS = [end for name in ("attempt_ends.txt", "more_attempt_ends.txt") for end in read(Path(__file__).with_name(name))]
+FILES = ("attempt_ends.txt", "more_attempt_ends.txt", "third_attempt_ends.txt")
+CORPUS = [end for name in FILES for end in read(Path(__file__).with_name(name))]
 
 
 def ending(end: End, folder: Path) -> policy.Ending:
