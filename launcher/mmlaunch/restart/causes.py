@@ -179,7 +179,8 @@ TABLE: tuple[Cause, ...] = (
         next="mmlaunch resume {run} -s optim.lr=SMALLER    or mmlaunch logs {run} --attempt {attempt}",
         error_types=("NotFinite",),
         error_pattern=re.compile(
-            r"NotFinite|(?i:\bnan\b.{0,60}(?:loss|grad|weight|value|detect|encounter|found|output|param|contain)|"
+            r"NotFinite|\bNaNs?\b|\bnan for \d|(?i:(?:produced|returned|became|becomes|gave|gives|got|went to|is now|turned) (?:\w+ )?"
+            r"(?:nan|inf|infinity)\b|\bnan\b.{0,60}(?:loss|grad|weight|value|detect|encounter|found|output|param|contain)|"
             r"(?:loss|grad\w*|weights?|values?|logits|param\w*|output|tensor|input\w*)\b.{0,60}\b(?:nan|inf|infinite|"
             r"non-?finite|not finite)\b|returned nan|contains? (?:nan|inf)|minimum loss scale|"
             r"loss scale.*(?:minimum|too small)|gradient overflow.*(?:stop|abort)|loss (?:exploded|diverged)|"

@@ -34,13 +34,14 @@ _OF_A_MACHINE = re.compile(
 )
 _REFUSAL = re.compile(
     r"(?i:shapes? .*(?:cannot be multiplied|mismatch|do(?:es)? ?n.t match|is invalid for|incompatible)|size mismatch|"
-    r"sizes of tensors must match|stack expects|cannot be broadcast|"
+    r"must match the (?:size of tensor|existing size)|sizes of tensors must match|stack expects|cannot be broadcast|"
     r"\bonly (?:supports?|works|available)\b|not (?:yet )?(?:supported|implemented)|unsupported|"
     r"does(?:n't| not) (?:support|exist)|"
     r"(?:expected|expects|requires?|needs?) (?!all tensors|grad\b).*\b(?:but|got|have|has|at least|to be|or newer)\b|"
     r"expected scalar type|given groups=|must (?:be|have|contain|not)\b|should (?:be|have|match|not)\b|"
     r"(?:is|are) not (?:a|an|in|of|valid|allowed|one)\b|share memory|please (?:set|use|specify|provide|check|report)|"
     r"expected to have finished reduction|marked as ready twice|out of range|not (?:found|defined)|no such|"
+    r"\bno (?:[\w-]+ ){0,3}(?:left|found|remain\w*|given|match\w*)\b|"
     r"invalid|mismatch|incompatible|cannot re-initialize|do(?:es)? not fit)"
 )
 """How native code refuses what it is given."""
@@ -64,8 +65,8 @@ class Raised:
     texts: Sequence[str]
     """`Kind: message` of the exception, then of those before it."""
     traceback: str = ""
-    trained: bool = False
-    """Whether the attempt had done a step."""
+    trained: bool | None = None
+    """Whether the attempt had done a step; None if nobody knows."""
     deliberate: bool = False
     """Whether the last line of the program that it names begins with `raise`."""
 
@@ -101,13 +102,18 @@ def _is_of_program(text: str, raised: Raised) -> bool:
     if kind in ("OSError", "EnvironmentError", "IOError", "FileExistsError"):
         number = re.match(r"\[Errno (\d+)\]", message)
         return int(number[1]) in _LASTING_NUMBERS if number else not raised.trained
-    if kind in _SLIPS or message == "" and kind == "AssertionError":
-        return False
-    if kind == "KeyError":
-        return " " in message
-    if kind == "AttributeError" and "'NoneType'" in message:
-        return False
+    if _is_slip(kind, message):
+        return raised.trained is False
     return not raised.trained or kind not in ("TypeError", "AttributeError", "CalledProcessError")
+
+
+def _is_slip(kind: str, message: str) -> bool:
+    """Whether it says nothing of what the program was given: only a name, an index or a None that it did not expect."""
+    if kind in ("KeyError", "AssertionError"):
+        return " " not in message
+    if kind == "AttributeError":
+        return "'NoneType'" in message
+    return kind in _SLIPS and "out of range in self" not in message  # torch says so of an id outside the vocabulary
 
 
 def _parts(text: str) -> tuple[str, str]:

@@ -136,11 +136,11 @@ class _Log:
         return steps[-2] + 1 if len(steps) > 1 else 0
 
 
-def weigh(attempt: AttemptPaths) -> Evidence | None:
+def weigh(attempt: AttemptPaths, after_a_step: bool | None = None) -> Evidence | None:
     """The line that says most about the end of an attempt: that of the first cause in the table, of the rank that fell
     silent first. Exceptions that name none say whether they would come again."""
     logs = list(_logs(attempt))
-    after_a_step = _trained(logs)
+    after_a_step = _trained(logs) or after_a_step
     named = [evidence for log in logs for evidence in _causes_in(log)]
     raised = [evidence for log in logs for evidence in _raised_in(log, after_a_step)]
     return min([*named, *raised], key=lambda evidence: causes.rank(evidence.cause), default=None)
@@ -198,21 +198,12 @@ def last_words(attempt: AttemptPaths) -> str:
     return ""
 
 
-def killed(attempt: AttemptPaths) -> str:
-    """The task that ended first, if signal 9 ended it. After it, srun ends all others, with other codes."""
+def first_end(attempt: AttemptPaths) -> tuple[str, str]:
+    """The task that ended first, and how: after it, srun ends all others, with other codes."""
     with suppress(OSError):
-        first = _ENDED.search(attempt.starter_log.read_text(errors="replace"))
-        if first and first.group(3) == "Killed":
-            return f"task {first.group(2)} on {first.group(1)}"
-    return ""
-
-
-def ended_by_itself(attempt: AttemptPaths) -> bool:
-    """Whether the first task that ended did so with an exit code of its own, and not by a signal."""
-    with suppress(OSError):
-        first = _ENDED.search(attempt.starter_log.read_text(errors="replace"))
-        return first is not None and "Exited with exit code" in first.group(3)
-    return False
+        if first := _ENDED.search(attempt.starter_log.read_text(errors="replace")):
+            return f"task {first.group(2)} on {first.group(1)}", first.group(3)
+    return "", ""
 
 
 def _causes_in(log: _Log) -> Iterator[Evidence]:
@@ -236,7 +227,7 @@ def _is_quoted(line: str, at: int) -> bool:
     return before.count('"') % 2 == 1 or len(re.findall(r"(?<!\w)'|'(?!\w)", before)) % 2 == 1
 
 
-def _raised_in(log: _Log, after_a_step: bool) -> Sequence[Evidence]:
+def _raised_in(log: _Log, after_a_step: bool | None) -> Sequence[Evidence]:
     """The last exception of a log that says more than that another rank is gone."""
     lines = [(index, match) for index, line in _telling(log) if (match := _EXCEPTION.match(line))]
     own = [(i, match) for i, match in lines if not _CONNECTION.search(match.group(1)) and not in_text(match.group(1))]
@@ -254,7 +245,7 @@ def _raised_in(log: _Log, after_a_step: bool) -> Sequence[Evidence]:
     return (Evidence(cause, match.group(1).strip()[:200], log.path, log.first + index, _node_of(log.path)),)
 
 
-def of_record(text: str, traceback: str, after_a_step: bool) -> str:
+def of_record(text: str, traceback: str, after_a_step: bool | None) -> str:
     """What the exception of an error record says, if no words of it name a cause."""
     raised = Raised([text], traceback, after_a_step, _is_deliberate(traceback.rstrip().split("\n")[:-1]))
     return causes.PROGRAM if exceptions.comes_again(raised) else causes.CRASH

@@ -271,7 +271,7 @@ def test_a_lost_run_that_is_resumed_was_not_preempted(tmp_path: Path) -> None:
     assert attempt.begin(run, run.attempt(1).script)[0] == 2
     kinds = [one["event"] for one in ledger.read(run.events)]
     assert kinds == ["submitted", "queued", "started", "ended", "submitted", "started"]
-    assert report.of(run, time.time()).attempts[0].cause == "crash"
+    assert report.of(run, time.time()).attempts[0].cause == "program error"
     ledger.append(run.events, "ended", state="done")
     before = list(ledger.read(run.events))
     resume._close_open(run, status.of(run), ledger.read(run.events))
