@@ -23,7 +23,7 @@ from mmlaunch.load.cluster import PreSignal
 from mmlaunch.recipe import resolved
 from mmlaunch.recipe.resources import Restarts
 from mmlaunch.recipe.scalars import format_duration
-from mmlaunch.restart import causes, log_patterns, policy
+from mmlaunch.restart import causes, log_lines, policy
 from mmlaunch.restart.policy import Ending
 from mmlaunch.run import ledger, owner
 from mmlaunch.run.exits import CANCELLED, JobExit
@@ -59,7 +59,7 @@ def begin(run: RunPaths, script: Path, submission: int = 0) -> tuple[int, int]:
         shutil.copyfile(script, attempt.script)
         shutil.copyfile(run.attempt(number - 1).deepspeed, attempt.deepspeed)
     ledger.append(run.events, "started", attempt=number, job=job.number, nodes=job.nodes, **job.process)
-    print(log_patterns.MARKER.format(number=number), file=sys.stderr, flush=True)
+    print(log_lines.MARKER.format(number=number), file=sys.stderr, flush=True)
     return number, free_port(number)
 
 

@@ -61,7 +61,7 @@ TABLE: tuple[Cause, ...] = (
             r"[Ee]xceeded (?:job |step |virtual )?memory limit|memory allocation of \d+ bytes failed|"
             r"out-of-memory handler|memory limit.{0,40}being killed|"
             r"[Kk]illed .{0,80}due to (?:memory pressure|low memory)|"
-            r"NCCL WARN.*[Oo]ut of memory",
+            r"NCCL WARN.*[Oo]ut of memory|fork: Cannot allocate memory",
         ),
         error_pattern=re.compile(
             r"(?:CUDA|HIP|XPU|device|GPU|host|system|Host|CPU).{0,40}out of memory|OutOfMemory|[Oo]ut of memory|OOM\b|"
@@ -81,7 +81,8 @@ TABLE: tuple[Cause, ...] = (
             r"I/O error, dev|EXT4-fs error|XFS .*(?:shutdown|[Cc]orruption)|blk_update_request: I/O error"
         ),
         error_pattern=re.compile(
-            r"^(?!.*(?:[Nn]o space left|quota exceeded)).*(?:[Ss]tale file handle|[Ss]tale NFS|[Tt]ransport endpoint|Input/output error|Remote I/O error|"
+            r"^(?!.*(?:[Nn]o space left|quota exceeded)).*(?:"
+            r"[Ss]tale file handle|[Ss]tale NFS|[Tt]ransport endpoint|Input/output error|Remote I/O error|"
             r"[Rr]ead-only file system|ESTALE|ESHUTDOWN|ENOTCONN|\bEIO\b|\[Errno (?:5|30|107|108|116|121|512)\]|"
             r"\[Errno 110\] Connection timed out: '|No such device or address: '/|Host is down: ')"
         ),
@@ -117,7 +118,8 @@ TABLE: tuple[Cause, ...] = (
             r"lost contact with node|slurmd .*(?:not respond|down)"
         ),
         error_pattern=re.compile(
-            r"No CUDA GPUs are available|CUDA-capable device.*(?:busy|unavailable)|no CUDA-capable device|"
+            r"No CUDA GPUs are available|(?i:\bno GPUs? (?:were )?(?:found|detected|visible))|'/dev/(?:nvidia|infiniband)|"
+            r"CUDA-capable device.*(?:busy|unavailable)|no CUDA-capable device|"
             r"cudaErrorDevicesUnavailable|cudaErrorECCUncorrectable|ECC error|Unable to determine the device handle|"
             r"CUDA (?:driver initialization failed|initialization: )|cuInit|nvml.*(?:Unknown Error|GPU is lost)|"
             r"CUDA error: (?:device.*unavailable|an illegal instruction|misaligned|initialization error)|NVML_ERROR|"
@@ -135,6 +137,8 @@ TABLE: tuple[Cause, ...] = (
             r"error while loading shared libraries|cannot open shared object file|symbol lookup error|"
             r"version `[\w.]+' not found|: undefined symbol: |execve\(\): .*(?:No such file|[Pp]ermission|[Ff]ormat)|"
             r"bad interpreter|^(?:\S*bash|\S*sh|\S+): (?:line \d+: )?\S+: (?:command )?not found$|"
+            r"\b(?:bash|slurm_script|sh): (?:line \d+: )?\S+: (?:No such file or directory|Permission denied)$|"
+            r"module\(s\) are unknown|Unable to locate a modulefile|"
             r"FATAL: .*(?:image|container|\.sif)|python\S*: No module named|can't open file '"
         ),
         error_pattern=re.compile(
@@ -165,6 +169,7 @@ TABLE: tuple[Cause, ...] = (
             r"(?:fatal|error): \w+(?:, \w+)*.*mutually exclusive|[Uu]nable to create step.*(?:[Ii]nvalid|"
             r"not avail|gres|"
             r"[Pp]ermission|node count)|Requested partition configuration|[Jj]ob violates accounting|"
+            r"srun: fatal: (?!.*(?:contact|connect|timed out|slurmctld))|"
             r"srun: (?:error: )?(?:unrecognized option|invalid option|Invalid)|batch: error: .*[Ii]nvalid|"
             r"Unable to allocate resources: (?!.*(?:contact|timed out|connect))|requested resources .*(?:exceed|"
             r"not available)|[Ii]nvalid --\w+|srun: error: .*(?:[Oo]nly allocated|asked for \d+$|used without|"
@@ -179,7 +184,7 @@ TABLE: tuple[Cause, ...] = (
         next="mmlaunch resume {run} -s optim.lr=SMALLER    or mmlaunch logs {run} --attempt {attempt}",
         error_types=("NotFinite",),
         error_pattern=re.compile(
-            r"NotFinite|\bNaNs?\b|\bnan for \d|(?i:(?:produced|returned|became|becomes|gave|gives|got|went to|is now|turned) (?:\w+ )?"
+            r"NotFinite|\bNaNs?\b|(?i:(?:produced|returned|bec(?:a|o)mes?|gave|gives|got|went to|turned) (?:\w+ )?"
             r"(?:nan|inf|infinity)\b|\bnan\b.{0,60}(?:loss|grad|weight|value|detect|encounter|found|output|param|contain)|"
             r"(?:loss|grad\w*|weights?|values?|logits|param\w*|output|tensor|input\w*)\b.{0,60}\b(?:nan|inf|infinite|"
             r"non-?finite|not finite)\b|returned nan|contains? (?:nan|inf)|minimum loss scale|"
@@ -268,7 +273,8 @@ TABLE: tuple[Cause, ...] = (
             r"error: (?:unrecognized arguments|the following arguments are required|argument \S+|ambiguous option)|"
             r"^(?:Error|error): (?:[Nn]o such option|[Nn]o such command|Missing (?:option|argument)|Invalid value)|"
             r"[Ii]nvalid value for '?-|[Mm]issing (?:option|argument|parameter) '|[Nn]o such (?:option|command)|"
-            r"^\s*[Uu]nrecogni[sz]ed (?:options?|arguments?)\b|Could not override|Key '\S+' (?:is )?not in|In '\S+': |hydra.*[Ee]rror"
+            r"^\s*[Uu]nrecogni[sz]ed (?:options?|arguments?)\b|Could not override|"
+            r"Key '\S+' (?:is )?not in|In '\S+': |hydra.*[Ee]rror"
         ),
         error_pattern=re.compile(
             r"(?:FileNotFound|NotADirectory|IsADirectory|Permission|UnicodeDecode|JSONDecode|Validation|"
@@ -342,8 +348,8 @@ TABLE: tuple[Cause, ...] = (
     Cause(
         PROGRAM,
         budget="final",
-        why="The program failed",
-        final="it would fail again: the error is one of the program, the recipe or the data (see restart/exceptions.py)",
+        why="The program failed by itself",
+        final="it would fail again: the program refused the recipe or the data, or has a mistake of its own",
     ),
     Cause(
         TIME_LIMIT,

@@ -2,8 +2,8 @@
 
 Another attempt reads the same recipe, the same files and the same rows in the same order. An exception by which a
 program refuses them comes again; one that tells of machines, networks and other processes need not. Where a program
-fails by a slip of its own (a name, an index), it comes again if nothing has been trained yet; later it may not. A restart
-costs hours in a queue, and no restart costs one `mmlaunch resume`: in doubt, an exception is the program's.
+fails by a slip of its own (a name, an index), it comes again if nothing has been trained yet; later it may not.
+A restart costs hours in a queue, no restart costs one `mmlaunch resume`: in doubt, an exception is the program's.
 """
 
 from __future__ import annotations
@@ -17,13 +17,15 @@ _PASSING_KIND = re.compile(
     r"Connect|Time(?:d)?[Oo]ut|Network|Unavailable|Rpc|Actor|Worker|Node|C(?:uda|UDA)|N(?:ccl|CCL)|Accelerator|^Dist|"
     r"Socket|Peer|Remote|Retry|Server|Service|Died|Dead|Lost|Down$|Rendezvous|Child|BrokenP|ProcessL|Signal|Interrupt|"
     r"Cancel|Blocking|SSL|Protocol|^(?:Empty|Full|EOFError|SystemExit|Again|SystemError|Shutdown\w*)$|Proxy|HTTP|Http|"
-    r"RateLimit|Throttl|Lock|NVML|Machine"
+    r"RateLimit|Throttl|TooMany|Internal(?:Server)?Error|Gateway|Overload|Lock|NVML|Machine"
 )
 """Parts of the names of exceptions that tell of something that may pass."""
 _PASSING = re.compile(
     r"(?i:tim(?:ed?|ing)[ -]?out\b(?! must| should)|connection (?:was )?(?:refused|reset|closed|aborted|lost|error)|"
-    r"unreachable|unavailable|temporarily|temporary failure|again later|max retries|retries exhausted|broken pipe|on closed file|"
-    r"consistency check failed|rate limit|request rate|too many requests|not respond|\bkilled\b|\bdied\b|reset by|"
+    r"unreachable|unavailable|temporarily|temporary failure|again later|max retries|retries exhausted|broken pipe|"
+    r"on closed file|consistency check failed|rate limit|request rate|too many requests|not respond|\bkilled\b|"
+    r"\bdied\b|reset by|(?:can.?t|cannot|could not|unable to|failed to) (?:connect|reach|contact|resolve)\b|slow ?down|"
+    r"no locks|lock file|signal SIG|terminated with|"
     r"lost (?:connection|contact|the connection)|no answer|handshake|another rank|"
     r"preempted|interrupted|resource busy|semaphore|child process|is locked|incomplete read)"
 )

@@ -20,7 +20,7 @@ from mmlaunch.run.paths import AttemptPaths
 _LONGEST_PAUSE = 600
 _RANK = re.compile(r"^rank \d+(?: \([^)]*\))?")
 _BY_SIGNAL = ("Killed", "Segmentation fault", "Bus error", "Illegal instruction", "Floating point exception")
-"""How srun says that a task was ended by a signal that no program sends itself: what other ranks raise follows from it."""
+"""How srun says that a task was ended by a signal that no program sends itself; the errors of others follow from it."""
 _WARNINGS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM)  # how time limits and preemption announce themselves
 
 
@@ -66,7 +66,8 @@ def classify(exit_code: int, attempt: AttemptPaths, events: Sequence[Event]) -> 
         *_of_logs(exit_code, attempt, trained),
     ]
     ending = min(found, key=lambda ending: causes.rank(ending.cause), default=None)
-    if ending is None or (ending.cause in (PROGRAM, CRASH) and log_patterns.first_end(attempt)[1].startswith(_BY_SIGNAL)):
+    by_signal = log_patterns.first_end(attempt)[1].startswith(_BY_SIGNAL)
+    if ending is None or (by_signal and ending.cause in (PROGRAM, CRASH)):
         return _from_exit_code(exit_code, attempt, trained)
     return ending
 
