@@ -118,8 +118,8 @@ TABLE: tuple[Cause, ...] = (
             r"lost contact with node|slurmd .*(?:not respond|down)"
         ),
         error_pattern=re.compile(
-            r"No CUDA GPUs are available|(?i:\bno GPUs? (?:were )?(?:found|detected|visible))|'/dev/(?:nvidia|infiniband)|"
-            r"CUDA-capable device.*(?:busy|unavailable)|no CUDA-capable device|"
+            r"No CUDA GPUs are available|(?i:\bno GPUs? (?:found|detected|visible))|"
+            r"'/dev/(?:nvidia|infiniband)|CUDA-capable device.*(?:busy|unavailable)|no CUDA-capable device|"
             r"cudaErrorDevicesUnavailable|cudaErrorECCUncorrectable|ECC error|Unable to determine the device handle|"
             r"CUDA (?:driver initialization failed|initialization: )|cuInit|nvml.*(?:Unknown Error|GPU is lost)|"
             r"CUDA error: (?:device.*unavailable|an illegal instruction|misaligned|initialization error)|NVML_ERROR|"
@@ -148,6 +148,7 @@ TABLE: tuple[Cause, ...] = (
             r"No module named|"
             r"partially initialized module|module '\S+' has no attribute|"
             r"(?:driver (?:version|on your system) is).*(?:insufficient|too old)|no kernel image is available|"
+            r"PTX was compiled|unsupported toolchain|"
             r"[Tt]orch not compiled with CUDA|built (?:with|without) CUDA|requires (?:\S+)[<>=!]=?\s?\d|"
             r"[Ff]lash.?[Aa]ttn\S* .*not (?:installed|available)|is not installed|[Pp]lease install|pip install|"
             r"compiled (?:with|using|against).{0,60}(?:NumPy|version)|[Bb]inary incompatibility|"
@@ -184,12 +185,13 @@ TABLE: tuple[Cause, ...] = (
         next="mmlaunch resume {run} -s optim.lr=SMALLER    or mmlaunch logs {run} --attempt {attempt}",
         error_types=("NotFinite",),
         error_pattern=re.compile(
-            r"NotFinite|\bNaNs?\b|(?i:(?:produced|returned|bec(?:a|o)mes?|gave|gives|got|went to|turned) (?:\w+ )?"
-            r"(?:nan|inf|infinity)\b|\bnan\b.{0,60}(?:loss|grad|weight|value|detect|encounter|found|output|param|contain)|"
-            r"(?:loss|grad\w*|weights?|values?|logits|param\w*|output|tensor|input\w*)\b.{0,60}\b(?:nan|inf|infinite|"
-            r"non-?finite|not finite)\b|returned nan|contains? (?:nan|inf)|minimum loss scale|"
-            r"loss scale.*(?:minimum|too small)|gradient overflow.*(?:stop|abort)|loss (?:exploded|diverged)|"
-            r"non-?finite (?:loss|grad|weight|value))|FloatingPointError"
+            r"NotFinite|(?i:(?<!no )\bnans?\b|"
+            r"(?:loss|grad\w*|weights?|values?|logits|param\w*|output|tensor|input\w*|head|states?)\b.{0,60}"
+            r"\b(?:inf|infinite|non-?finite|not finite)\b|contains? inf|"
+            r"(?:produced|returned|bec(?:a|o)mes?|gave|gives|got|went to|turned|detected|found|encountered) (?:\w+ )?"
+            r"(?:inf|infinity)\b|minimum loss scale|loss scale.*(?:minimum|too small)|"
+            r"gradient overflow.*(?:stop|abort)|loss (?:exploded|diverged)|non-?finite (?:loss|grad|weight|value))|"
+            r"FloatingPointError"
         ),
     ),
     Cause(

@@ -99,8 +99,9 @@ def _is_of_program(text: str, raised: Raised) -> bool:
         return False
     if _OF_DATA.search(raised.traceback) or _OF_DATA.search(text):
         return True
-    if kind in _GENERIC:
-        return not raised.trained and (raised.deliberate or _REFUSAL.search(message) is not None)
+    if kind in _GENERIC:  # native code raises RuntimeError; a bare Exception is one that somebody wrote
+        deliberate = raised.deliberate or kind != "RuntimeError"
+        return not raised.trained and (deliberate or _REFUSAL.search(message) is not None)
     if kind in ("OSError", "EnvironmentError", "IOError", "FileExistsError"):
         number = re.match(r"\[Errno (\d+)\]", message)
         return int(number[1]) in _LASTING_NUMBERS if number else not raised.trained
