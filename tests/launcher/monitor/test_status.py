@@ -346,6 +346,15 @@ def test_a_ledger_that_is_behind_its_ranks_is_said(tmp_path: Path) -> None:
     assert one.reason.startswith("no rank has left a sign of life for 250 s: its disk ") and one.silent
 
 
+def test_a_disk_that_never_took_a_heartbeat_is_said(tmp_path: Path) -> None:
+    run = RunPaths(tmp_path)
+    steps = [{**event("step", step=n, steps=100, attempt=1), "time": NOW - 400 + n} for n in (10, 20)]
+    events = Events((SUBMITTED, event("started", attempt=1, **ME) | {"time": NOW - 500}, *steps))
+    one = status.derive(run, events, NOW)
+    assert one.reason.startswith("no rank leaves a sign of life, and nothing was written for 380 s: its disk ")
+    assert one.silent and one.next == f"mmlaunch why {run.name}", "and not when it ends"
+
+
 def test_why_does_not_speak_of_a_hang_where_nothing_can_be_written(tmp_path: Path) -> None:
     run = RunPaths(tmp_path / "r")
     run.root.mkdir()
