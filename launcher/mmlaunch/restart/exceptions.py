@@ -44,7 +44,7 @@ _REFUSAL = re.compile(
     r"(?:is|are) not (?:a|an|in|of|valid|allowed|one)\b|share memory|please (?:set|use|specify|provide|check|report)|"
     r"expected to have finished reduction|marked as ready twice|out of range|not (?:found|defined)|no such|"
     r"\bno (?:[\w-]+ ){0,3}(?:left|found|remain\w*|given|match\w*)\b|"
-    r"invalid|mismatch|incompatible|cannot re-initialize|do(?:es)? not fit)"
+    r"expected one of|could not infer|\bmissing\b|invalid|mismatch|incompatible|cannot re-initialize|do(?:es)? not fit)"
 )
 """How native code refuses what it is given."""
 _LAST_WORDS = re.compile(r"\b(?:ERROR|FATAL|CRITICAL)\b|^\W*(?:[Ff]atal|[Ee]rror|[Uu]sage)\b|: (?:fatal )?error:")
@@ -116,7 +116,9 @@ def _is_slip(kind: str, message: str) -> bool:
         return " " not in message
     if kind == "AttributeError":
         return "'NoneType'" in message
-    return kind in _SLIPS and "out of range in self" not in message  # torch says so of an id outside the vocabulary
+    if kind == "IndexError":  # torch names the ids and classes that a model does not have
+        return "out of range in self" not in message and not message.startswith("Target")
+    return kind in _SLIPS
 
 
 def _parts(text: str) -> tuple[str, str]:
