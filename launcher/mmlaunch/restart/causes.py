@@ -65,7 +65,8 @@ TABLE: tuple[Cause, ...] = (
         ),
         error_pattern=re.compile(
             r"(?:CUDA|HIP|XPU|device|GPU|host|system|Host|CPU).{0,40}out of memory|OutOfMemory|[Oo]ut of memory|OOM\b|"
-            r"_ALLOC_FAILED|cudaErrorMemoryAllocation|can't allocate memory|[Cc]annot allocate memory|"
+            r"_ALLOC_FAILED|[Mm]emory (?:is )?exhausted|OUT_OF_\w*MEMORY|"
+            r"cudaErrorMemoryAllocation|can't allocate memory|[Cc]annot allocate memory|"
             r"not enough memory|[Nn]o (?:available|free) memory|"
             r"[Ii]nsufficient \w* ?memory|[Aa]llocation .{0,40}failed|[Mm]alloc.{0,20}fail|"
             r"bad_alloc|MemoryError|[Uu]nable to allocate .*(?:[KMGT]i?B|bytes|array)|"
@@ -188,8 +189,8 @@ TABLE: tuple[Cause, ...] = (
             r"NotFinite|(?i:(?<!no )\bnans?\b|"
             r"(?:loss|grad\w*|weights?|values?|logits|param\w*|output|tensor|input\w*|head|states?)\b.{0,60}"
             r"\b(?:inf|infinite|non-?finite|not finite)\b|contains? inf|"
-            r"(?:produced|returned|bec(?:a|o)mes?|gave|gives|got|went to|turned|detected|found|encountered) (?:\w+ )?"
-            r"(?:inf|infinity)\b|minimum loss scale|loss scale.*(?:minimum|too small)|"
+            r"(?:produced|returned|bec(?:a|o)mes?|gave|gives|got|went to|turned|detected|found|encountered|is|was|are) "
+            r"(?:\w+ )?-?(?:inf|infinity)\b|minimum loss scale|loss scale.*(?:minimum|too small)|"
             r"gradient overflow.*(?:stop|abort)|loss (?:exploded|diverged)|non-?finite (?:loss|grad|weight|value))|"
             r"FloatingPointError"
         ),
@@ -393,7 +394,7 @@ TABLE: tuple[Cause, ...] = (
             r"INFO: task .* blocked for more than",
             re.IGNORECASE,
         ),
-        error_pattern=re.compile(r"[Hh]ang(?:s|ed|ing)?\b|[Dd]eadlock|NCCL.{0,80}[Tt]imed out"),
+        error_pattern=re.compile(r"\b[Hh]ang(?:s|ed|ing)?\b|[Dd]eadlock|NCCL.{0,80}[Tt]imed out"),
     ),
     Cause(
         SAVED,

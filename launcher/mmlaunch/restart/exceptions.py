@@ -25,30 +25,30 @@ _PASSING = re.compile(
     r"unreachable|unavailable|temporarily|temporary failure|again later|max retries|retries exhausted|broken pipe|"
     r"on closed file|consistency check failed|rate limit|request rate|too many requests|not respond|\bkilled\b|"
     r"\bdied\b|reset by|(?:can.?t|cannot|could not|unable to|failed to) (?:connect|reach|contact|resolve)\b|slow ?down|"
-    r"no locks|lock file|signal SIG|terminated with|"
+    r"no locks|lock file|\bsig(?:nal|term|usr\d|int)\b|terminated|told to (?:stop|leave|end)|"
     r"lost (?:connection|contact|the connection)|no answer|handshake|another rank|"
     r"preempted|interrupted|resource busy|semaphore|child process|is locked|incomplete read)"
 )
 """What messages of such exceptions say."""
 _OF_A_MACHINE = re.compile(
     r"CUDA (?:error|driver|failure)|cuda\w* ?error|HIP error|NCCL|nccl|CUBLAS|CUDNN|cuDNN error|CUFFT|CUSOLVER|\bECC\b|"
-    r"\bXid\b|NVLink|[Nn]o (?:CUDA )?GPUs?\b|NVIDIA driver|hardware"
+    r"\bXid\b|NVLink|[Nn]o (?:CUDA )?GPUs?\b|NVIDIA driver|[Hh]ardware|\bGPU \d|NVML|NVSHMEM|Triton Error|MIOpen|ROCm|"
+    r"\bUCX|\bMPI|[Ss]ocket|RDMA|\bTCP|\b[Rr]anks? \d+ (?:failed|exited|is|are|has)|[Ww]orkers?\b|[Ii]nternal error|"
+    r"INTERNAL ASSERT|initialization failed"
 )
 _REFUSAL = re.compile(
-    r"(?i:shapes? .*(?:cannot be multiplied|mismatch|do(?:es)? ?n.t match|is invalid for|incompatible)|size mismatch|"
-    r"must match the (?:size of tensor|existing size)|sizes of tensors must match|stack expects|cannot be broadcast|"
-    r"\bonly (?:supports?|works|available)\b|not (?:yet )?(?:supported|implemented)|unsupported|"
-    r"does(?:n't| not) (?:support|exist)|"
-    r"(?:expected|expects|requires?|needs?) (?!all tensors|grad\b).*\b(?:but|got|have|has|at least|to be|or newer)\b|"
-    r"expected scalar type|given groups=|must (?:be|have|contain|not)\b|should (?:be|have|match|not)\b|"
-    r"(?:is|are) not (?:a|an|in|of|valid|allowed|one)\b|share memory|please (?:set|use|specify|provide|check|report)|"
-    r"expected to have finished reduction|marked as ready twice|out of range|not (?:found|defined)|no such|"
-    r"\bno (?:[\w-]+ ){0,3}(?:left|found|remain\w*|given|match\w*)\b|"
-    r"expected one of|could not infer|\bmissing\b|invalid|mismatch|incompatible|cannot re-initialize|do(?:es)? not fit)"
+    r"(?i:\bonly (?:supports?|works|available)\b|not (?:yet )?(?:supported|implemented)|unsupported|unknown|"
+    r"does(?:n't| not) (?:support|exist)|(?:must|should) (?:be|have|contain|match|not)\b|do(?:es)? not (?:fit|match)|"
+    r"(?:expected|expects|requires?|needs?) .*\b(?:but|got|at least|to be|or newer)\b|"
+    r"(?:is|are) not (?:a|an|in|of|valid|allowed|one)\b|please (?:set|use|specify|provide|check)|out of range|not (?:found|defined)|no such|"
+    r"\bno (?:[\w-]+ ){0,3}(?:left|found|remain\w*|given|match\w*)\b|\bmissing\b|invalid|mismatch|"
+    r"incompatible)"
 )
-"""How native code refuses what it is given."""
+"""How a program refuses what it is given, in its last words."""
 _LAST_WORDS = re.compile(r"\b(?:ERROR|FATAL|CRITICAL)\b|^\W*(?:[Ff]atal|[Ee]rror|[Uu]sage)\b|: (?:fatal )?error:")
 """How a program begins the line with which it gives up."""
+_OF_AUTOGRAD = re.compile(r"require(?:s)? grad\b|same device|in-?place operation")
+"""Slips that torch itself names."""
 _OF_DATA = re.compile(
     r"DataLoader worker process|, in (?:__getitem__|__getitems__|\w*collat\w*|_worker_loop|_next_data|"
     r"_process_data)$|/(?:PIL|datasets|webdataset|pyarrow|decord|torchvision/io)/",
@@ -69,8 +69,6 @@ class Raised:
     traceback: str = ""
     trained: bool | None = None
     """Whether the attempt had done a step; None if nobody knows."""
-    deliberate: bool = False
-    """Whether the last line of the program that it names begins with `raise`."""
 
 
 def comes_again(raised: Raised) -> bool:
@@ -99,9 +97,9 @@ def _is_of_program(text: str, raised: Raised) -> bool:
         return False
     if _OF_DATA.search(raised.traceback) or _OF_DATA.search(text):
         return True
-    if kind in _GENERIC:  # native code raises RuntimeError; a bare Exception is one that somebody wrote
-        deliberate = raised.deliberate or kind != "RuntimeError"
-        return not raised.trained and (deliberate or _REFUSAL.search(message) is not None)
+    if kind in _GENERIC:
+        at_start = raised.trained is False if _OF_AUTOGRAD.search(message) else not raised.trained
+        return at_start and not (message == "" and raised.trained is None)
     if kind in ("OSError", "EnvironmentError", "IOError", "FileExistsError"):
         number = re.match(r"\[Errno (\d+)\]", message)
         return int(number[1]) in _LASTING_NUMBERS if number else not raised.trained

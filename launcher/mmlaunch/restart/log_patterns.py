@@ -14,7 +14,7 @@ from pathlib import Path
 
 from mmlaunch.restart import causes, exceptions, log_lines
 from mmlaunch.restart.exceptions import Raised
-from mmlaunch.restart.log_lines import EXCEPTION, PREFIX, STATEMENT, Log, node_of
+from mmlaunch.restart.log_lines import EXCEPTION, STATEMENT, Log, node_of
 from mmlaunch.run.paths import AttemptPaths, rank_of_log
 
 _LAST = 4
@@ -161,7 +161,6 @@ def _raised_in(log: Log, after_a_step: bool | None) -> Sequence[Evidence]:
         [_whole(log.lines, i) for i in (index, *reversed(before))],
         "\n".join(log.lines[log.last_traceback : index]),
         after_a_step,
-        _is_deliberate(log.lines[:index]),
     )
     cause = causes.PROGRAM if exceptions.comes_again(raised) else causes.CRASH
     return (_evidence(cause, log, index, match.group(1)),)
@@ -169,7 +168,7 @@ def _raised_in(log: Log, after_a_step: bool | None) -> Sequence[Evidence]:
 
 def of_record(text: str, traceback: str, after_a_step: bool | None) -> str:
     """What the exception of an error record says, if no words of it name a cause."""
-    raised = Raised([text], traceback, after_a_step, _is_deliberate(traceback.rstrip().split("\n")[:-1]))
+    raised = Raised([text], traceback, after_a_step)
     return causes.PROGRAM if exceptions.comes_again(raised) else causes.CRASH
 
 
@@ -179,10 +178,3 @@ def _whole(lines: Sequence[str], index: int) -> str:
     text = match.group(1).strip() if match else ""
     below = lines[index + 1 : index + 4] if text.endswith(":") else ()
     return " ".join([text, *(line.strip() for line in below)])
-
-
-def _is_deliberate(above: Sequence[str]) -> bool:
-    """Whether the line of source above an exception raises it, or does so a few lines further up with its arguments."""
-    source = [re.sub(PREFIX, "", line).strip() for line in above[-6:]]
-    last = max((i for i, line in enumerate(source) if line.startswith('File "')), default=-1)
-    return any(line.startswith("raise ") for line in source[last + 1 :])
