@@ -202,6 +202,7 @@ TABLE: tuple[Cause, ...] = (
         final="it would fail again: the weights are not those of this model, or cannot be read",
         next="name another checkpoint or model, then mmlaunch submit",
         error_types=("SafetensorError", "UnpicklingError"),
+        log_pattern=re.compile(r'File "\S*_weights_only_unpickler\.py"'),  # an empty file is a bare EOFError there
         error_pattern=re.compile(
             r"size mismatch for|loading state_dict|(?:[Mm]issing|[Uu]nexpected) keys?(?:\(s\)| in| when)|state.dict|"
             r"SafetensorError|"

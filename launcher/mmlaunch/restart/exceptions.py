@@ -40,7 +40,8 @@ _REFUSAL = re.compile(
     r"(?i:\bonly (?:supports?|works|available)\b|not (?:yet )?(?:supported|implemented)|unsupported|unknown|"
     r"does(?:n't| not) (?:support|exist)|(?:must|should) (?:be|have|contain|match|not)\b|do(?:es)? not (?:fit|match)|"
     r"(?:expected|expects|requires?|needs?) .*\b(?:but|got|at least|to be|or newer)\b|"
-    r"(?:is|are) not (?:a|an|in|of|valid|allowed|one)\b|please (?:set|use|specify|provide|check)|out of range|not (?:found|defined)|no such|"
+    r"(?:is|are) not (?:a|an|in|of|valid|allowed|one)\b|please (?:set|use|specify|provide|check)|out of range|"
+    r"not (?:found|defined)|no such|"
     r"\bno (?:[\w-]+ ){0,3}(?:left|found|remain\w*|given|match\w*)\b|\bmissing\b|invalid|mismatch|"
     r"incompatible)"
 )
