@@ -38,7 +38,7 @@ STATEMENT = re.compile(
     r"(?i:^\s*\S+: (?:fatal )?error:|\b(?:fatal )?error(?: \d+)?: )|\b(?:ERROR|FATAL|CRITICAL)\b|^\s*what\(\):|"
     r"(?i:NCCL (?:WARN|error)|CUDA (?:error|failure)|Cuda failure)|^\s*(?:size mismatch for|Missing key|"
     r"Unexpected key)|"
-    r"is killed by signal|\b(?:stopping|aborting|exiting|giving up)\b",
+    r"^\s*(?:\w+::)+\w+: |is killed by signal|\b(?:stopping|aborting|exiting|giving up)\b",
     re.IGNORECASE,
 )
 _BENIGN = re.compile(
