@@ -42,7 +42,7 @@ POLL = 0.002
 class Fault(Enum):
     """What goes wrong."""
 
-    RAISE = "raise"  # in the first step, always with the same words
+    RAISE = "raise"  # in the second step, always with the same words
     OUT_OF_MEMORY = "out of memory"
     KILLED = "killed"  # before the first step, by signal 9
     SLOW_SAVE = "slow save"  # the checkpoint before a requeue takes longer than any grace
@@ -170,8 +170,8 @@ class Job:
         self.position.step = self.state.step + 1
         self.ranks.watch.enter(Phase.STEP)
         began = time.monotonic()
-        if self.fault is Fault.RAISE:
-            raise ValueError("always the same")
+        if self.fault is Fault.RAISE and self.state.step:  # what comes before a step was done is never retried
+            raise RuntimeError("always the same")
         if self.fault is Fault.OUT_OF_MEMORY:
             raise OutOfMemoryError("there is no room for a step")
         if self.fault is Fault.KILLED:

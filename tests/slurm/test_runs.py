@@ -103,7 +103,7 @@ def test_a_deterministic_crash_costs_two_attempts(small: Path, submit_stub: Subm
     assert sum(e["event"] == "started" for e in events) <= 2
     assert events[-1]["state"] == "failed" and "same way twice" in events[-1]["reason"]
     story = json.loads(mmlaunch("why", "--json", run.name).stdout)
-    assert "ValueError: always the same" in story["evidence"] and story["place"].startswith("attempts/2/logs/rank-")
+    assert "RuntimeError: always the same" in story["evidence"] and story["place"].startswith("attempts/2/logs/rank-")
 
 
 @pytest.mark.nightly  # half a minute, mostly of waiting

@@ -52,6 +52,7 @@ def _record(prepared: Prepared) -> dict[str, Any]:
 
 
 def _say(prepared: Prepared, follow: bool) -> None:
+    from mmlaunch.estimate.start import too_short as too_short_a_time
     from mmlaunch.estimate.summary import line
 
     plan, recipe = prepared.plan, prepared.plan.recipe
@@ -73,6 +74,8 @@ def _say(prepared: Prepared, follow: bool) -> None:
         "memory": f"activation checkpointing {'on' if plan.saves[0] else 'off'}: {plan.saves[1]}",
         "run": f"{plan.run.root} (others may read it)",
     }
+    if hurry := too_short_a_time(recipe, plan.cluster):
+        rows["time"] = f"{hurry}: ask for more with -s resources.time=LONGER"
     if short := too_short(plan.passed):
         what = "has a value" if len(short) == 1 else "have values"
         rows["env"] = f"{', '.join(short)} {what} too short to be recognised: keep it out of recipes and code"

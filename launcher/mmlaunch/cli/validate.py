@@ -77,14 +77,13 @@ def _say(path: str, loaded: Loaded, cluster: str | None) -> None:
 
 def _hurry(loaded: Loaded, cluster: str | None) -> Problem | None:
     """A time limit that leaves no time for a step on this cluster, or on the usual one."""
-    time = loaded.recipe.resources.time
-    if cluster is None and time >= SHORT:  # do not look for the usual profile for nothing
+    if cluster is None and loaded.recipe.resources.time >= SHORT:  # do not look for the usual profile for nothing
         return None
-    from mmlaunch.load.cluster import hurry
+    from mmlaunch.estimate.start import too_short
     from mmlaunch.schedulers import choose
 
     try:
-        what = hurry(choose.profile(cluster)[1], time)
+        what = too_short(loaded.recipe, choose.profile(cluster)[1])
     except MmlaunchError:  # a usual profile that is wrong is told by whatever needs one
         return None
     return Problem(("resources", "time"), what, "ask for more") if what else None

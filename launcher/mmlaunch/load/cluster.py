@@ -20,8 +20,6 @@ from mmlaunch.recipe.section import Mistake, Section, mistake, rule
 from mmlaunch.recipe.suggest import closest
 
 VARIABLE = "MMLAUNCH_CLUSTER"
-START = 60
-"""Seconds that a start and a first step take at least, with real weights on a quiet file system."""
 
 OWNED_OPTIONS = (
     "job-name", "output", "error", "nodes", "ntasks", "ntasks-per-node", "time", "requeue", "no-requeue", "signal",
@@ -185,15 +183,6 @@ def problems(cluster: Cluster, wanted: Resources) -> list[Problem]:
     if gpus and cluster.gpus == "none":
         problems.append(Problem(("resources", "gpus_per_node"), "this cluster has no GPUs", "write gpus_per_node: 0"))
     return problems
-
-
-def hurry(cluster: Cluster, time: int) -> str:
-    """Why a time limit is likely to bring no step, though it is longer than the lead; empty if it is long enough."""
-    left = time - cluster.signal.lead
-    if left >= START:
-        return ""
-    what = f"{format_duration(max(0, left))} for a start and a step" if left > 0 else "no time for a step"
-    return f"{format_duration(time)} leave {what}: ranks are told to leave {_lead(cluster)} before the end"
 
 
 def _lead(cluster: Cluster) -> str:

@@ -14,6 +14,8 @@ from mmlaunch.run.paths import RunPaths
 
 SILENT = 60.0
 """After so many seconds without progress, status names the slowest rank. The watchdog gives a step at least as long."""
+UNSEEN = 300.0
+"""The same where no heartbeat could ever be written."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,9 @@ def of(run: RunPaths, events: Events, now: float) -> Silence:
         if alive > since:
             return Silence(f"rank {rank.rank} has not moved for {now - rank.time:.0f} s ({rank.doing})")
         return Silence(f"no rank has left a sign of life for {now - alive:.0f} s: {_disk(run)}", unwritten=True)
+    if steps and last < now - max(UNSEEN, 10 * usual) and heartbeats.last(attempt) is None:
+        what = f"no rank leaves a sign of life, and nothing was written for {now - last:.0f} s"
+        return Silence(f"{what}: {_disk(run)}", unwritten=True)
     first, logged = heartbeats.read(attempt.heartbeat(0)), max((int(step["step"]) for step in steps), default=0)
     done = (first.step or 0) - 1 if first else 0
     if done // _log_every(run) * _log_every(run) <= logged:

@@ -14,18 +14,20 @@ import shutil
 import socket
 import sys
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from mmlaunch.errors import BadInput, MachineError, MmlaunchError
 from mmlaunch.load.cluster import PreSignal
 from mmlaunch.recipe import resolved
 from mmlaunch.recipe.resources import Restarts
 from mmlaunch.recipe.scalars import format_duration
-from mmlaunch.restart import causes, log_patterns, policy
+from mmlaunch.restart import causes, log_lines, policy
 from mmlaunch.restart.policy import Ending
-from mmlaunch.run import ledger, owner
+from mmlaunch.run import ledger, manifest, owner
+from mmlaunch.run.event_types import Kind
 from mmlaunch.run.exits import CANCELLED, JobExit
 from mmlaunch.run.ledger import Event
 from mmlaunch.run.paths import RunPaths
@@ -42,13 +44,14 @@ def begin(run: RunPaths, script: Path, submission: int = 0) -> tuple[int, int]:
     """Open the next attempt: its folder, its `started` event, a port."""
     owner.check(run, submission)
     events = ledger.read(run.events)
-    number = len(events.all("started")) + 1
+    number = max([len(events.all("started")), *(n for n in run.attempt_numbers if run.attempt(n).rank_logs)]) + 1
     scheduler = choose.of_run(events)
     job = scheduler.batch()
     _check_still_ours(run, events.of_this_submission, job)
     if all(str(event.get("job")) != job.number for event in events.all("queued")):
         scheduler.adopt(run, job.number)
-    owner.write(run, submission, job=job.number, attempt=number, **job.process)
+    with _unwritable("its owner"):
+        owner.write(run, submission, job=job.number, attempt=number, **job.process)
     ours = events.of_this_submission.events  # what another one has left open, whoever submitted again has closed
     if policy.left_open(ours):
         _close_taken(run, number - 1, ours, scheduler, job)
@@ -58,8 +61,8 @@ def begin(run: RunPaths, script: Path, submission: int = 0) -> tuple[int, int]:
     if not attempt.script.exists():  # a restart runs the script of the attempt before
         shutil.copyfile(script, attempt.script)
         shutil.copyfile(run.attempt(number - 1).deepspeed, attempt.deepspeed)
-    ledger.append(run.events, "started", attempt=number, job=job.number, nodes=job.nodes, **job.process)
-    print(log_patterns.MARKER.format(number=number), file=sys.stderr, flush=True)
+    _note(run, "started", attempt=number, job=job.number, nodes=job.nodes, **job.process)
+    print(log_lines.MARKER.format(number=number), file=sys.stderr, flush=True)
     return number, free_port(number)
 
 
@@ -77,24 +80,49 @@ def end(run: RunPaths, number: int, exit_code: int, submission: int = 0) -> int:
     verdict = policy.decide(ending, events, _budgets(run))
     if causes.named(ending.cause).is_fault:
         facts = {"cause": ending.cause, "exit_code": exit_code, "evidence": ending.evidence}
-        ledger.append(run.events, "failed", attempt=number, **facts)
+        _note(run, "failed", attempt=number, **facts)
     if ending.node:
-        ledger.append(run.events, "excluded", node=ending.node, until=round(time.time()) + EXCLUDED_FOR)
+        _note(run, "excluded", node=ending.node, until=round(time.time()) + EXCLUDED_FOR)
     if verdict.again:
         facts = {"cause": ending.cause, "reason": verdict.reason, "pause": verdict.pause}
-        ledger.append(run.events, "requeued", attempt=number, **facts)
+        if not _note(run, "requeued", attempt=number, **facts) and not _has_saved(run, number):
+            return JobExit.STOP  # a restart that nobody counts has to be worth it
         try:
             _requeue(run, number, scheduler, job, verdict.pause)
         except MachineError as error:
             reason = f"{scheduler.name} did not take the job back: {error}"
             state = {"state": "failed", "cause": ending.cause, "reason": reason, "exit_code": int(JobExit.STOP)}
-            ledger.append(run.events, "ended", attempt=number, **state)
+            _note(run, "ended", attempt=number, **state)
             return JobExit.STOP
         return JobExit.AGAIN
     reason = f"{verdict.reason}{_too_short(run, events, ending) if verdict.state == 'failed' else ''}"
     state = {"state": verdict.state, "cause": ending.cause, "reason": reason, "exit_code": exit_code}
-    ledger.append(run.events, "ended", attempt=number, **state)
+    _note(run, "ended", attempt=number, **state)
     return CANCELLED if verdict.state == "cancelled" else JobExit.STOP if exit_code == JobExit.AGAIN else exit_code
+
+
+def _note(run: RunPaths, event: Kind, **facts: Any) -> bool:
+    """Append an event. A ledger that cannot be written (a full disk, a read-only one) costs the event, not the run."""
+    with _unwritable(f"the event {event}"):
+        ledger.append(run.events, event, **facts)
+        return True
+    return False
+
+
+@contextmanager
+def _unwritable(what: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        print(f"mmlaunch: {what} could not be written down: {error}", file=sys.stderr, flush=True)
+
+
+def _has_saved(run: RunPaths, number: int) -> bool:
+    """Whether an attempt has left a new checkpoint."""
+    with suppress(OSError):
+        since = run.attempt(number).script.stat().st_mtime  # written just before the attempt began
+        return any(run.checkpoint(step).stat().st_mtime > since for step in manifest.steps(run.checkpoints))
+    return False
 
 
 def _too_short(run: RunPaths, events: Sequence[Event], ending: Ending) -> str:
@@ -130,14 +158,14 @@ def _close_taken(run: RunPaths, number: int, known: Sequence[Event], scheduler: 
     ending = policy.taken(removal.state, removal.sentence)
     verdict = policy.decide(ending, known, _budgets(run))
     if causes.named(ending.cause).is_fault:
-        ledger.append(run.events, "failed", attempt=number, cause=ending.cause, evidence=ending.evidence)
+        _note(run, "failed", attempt=number, cause=ending.cause, evidence=ending.evidence)
     facts = {"attempt": number, "cause": ending.cause, "by": scheduler.name}
     if verdict.again:
         reason = f"{ending.evidence}; {verdict.reason}"
-        ledger.append(run.events, "requeued", **facts, reason=reason, pause=0)
+        _note(run, "requeued", **facts, reason=reason, pause=0)
         return
     state = {"state": "failed", "reason": verdict.reason, "exit_code": int(JobExit.STOP)}
-    ledger.append(run.events, "ended", **facts, **state)
+    _note(run, "ended", **facts, **state)
     raise MmlaunchError(verdict.reason)
 
 
@@ -148,10 +176,10 @@ def _requeue(run: RunPaths, number: int, scheduler: Scheduler, job: BatchJob, pa
     unfit, avoided = excluded(events, time.time()), (events.last("queued") or {}).get("excluded", [])
     if scheduler.excludes_nodes and not set(unfit) <= set(avoided):
         try:
-            ledger.append(run.events, "queued", **scheduler.resubmit(run, number, job, unfit, pause))
+            _note(run, "queued", **scheduler.resubmit(run, number, job, unfit, pause))
             return
         except MachineError as error:  # it cannot be submitted from this node: rather the same nodes than no restart
-            ledger.append(run.events, "warning", what=str(error))
+            _note(run, "warning", what=str(error))
     scheduler.requeue(job, pause)
 
 

@@ -19,7 +19,7 @@ LOGS_AND_RESUME = "mmlaunch logs {run} --attempt {attempt}    then mmlaunch resu
 
 # The causes that the policy names itself. It gets to all others by their evidence.
 DONE, CANCELLED, SAVED, TIME_LIMIT = "done", "cancelled", "saved", "time limit"
-PREEMPTED, HANG, CRASH, NODE = "preempted", "hang", "crash", "node"
+PREEMPTED, HANG, CRASH, NODE, PROGRAM = "preempted", "hang", "crash", "node", "program error"
 
 
 @dataclass(frozen=True)
@@ -61,11 +61,12 @@ TABLE: tuple[Cause, ...] = (
             r"[Ee]xceeded (?:job |step |virtual )?memory limit|memory allocation of \d+ bytes failed|"
             r"out-of-memory handler|memory limit.{0,40}being killed|"
             r"[Kk]illed .{0,80}due to (?:memory pressure|low memory)|"
-            r"NCCL WARN.*[Oo]ut of memory",
+            r"NCCL WARN.*[Oo]ut of memory|fork: Cannot allocate memory",
         ),
         error_pattern=re.compile(
             r"(?:CUDA|HIP|XPU|device|GPU|host|system|Host|CPU).{0,40}out of memory|OutOfMemory|[Oo]ut of memory|OOM\b|"
-            r"_ALLOC_FAILED|cudaErrorMemoryAllocation|can't allocate memory|[Cc]annot allocate memory|"
+            r"_ALLOC_FAILED|[Mm]emory (?:is )?exhausted|OUT_OF_\w*MEMORY|"
+            r"cudaErrorMemoryAllocation|can't allocate memory|[Cc]annot allocate memory|"
             r"not enough memory|[Nn]o (?:available|free) memory|"
             r"[Ii]nsufficient \w* ?memory|[Aa]llocation .{0,40}failed|[Mm]alloc.{0,20}fail|"
             r"bad_alloc|MemoryError|[Uu]nable to allocate .*(?:[KMGT]i?B|bytes|array)|"
@@ -81,9 +82,10 @@ TABLE: tuple[Cause, ...] = (
             r"I/O error, dev|EXT4-fs error|XFS .*(?:shutdown|[Cc]orruption)|blk_update_request: I/O error"
         ),
         error_pattern=re.compile(
+            r"^(?!.*(?:[Nn]o space left|quota exceeded)).*(?:"
             r"[Ss]tale file handle|[Ss]tale NFS|[Tt]ransport endpoint|Input/output error|Remote I/O error|"
             r"[Rr]ead-only file system|ESTALE|ESHUTDOWN|ENOTCONN|\bEIO\b|\[Errno (?:5|30|107|108|116|121|512)\]|"
-            r"\[Errno 110\] Connection timed out: '|No such device or address: '/|Host is down: '"
+            r"\[Errno 110\] Connection timed out: '|No such device or address: '/|Host is down: ')"
         ),
     ),
     Cause(
@@ -117,7 +119,8 @@ TABLE: tuple[Cause, ...] = (
             r"lost contact with node|slurmd .*(?:not respond|down)"
         ),
         error_pattern=re.compile(
-            r"No CUDA GPUs are available|CUDA-capable device.*(?:busy|unavailable)|no CUDA-capable device|"
+            r"No CUDA GPUs are available|(?i:\bno GPUs? (?:found|detected|visible))|"
+            r"'/dev/(?:nvidia|infiniband)|CUDA-capable device.*(?:busy|unavailable)|no CUDA-capable device|"
             r"cudaErrorDevicesUnavailable|cudaErrorECCUncorrectable|ECC error|Unable to determine the device handle|"
             r"CUDA (?:driver initialization failed|initialization: )|cuInit|nvml.*(?:Unknown Error|GPU is lost)|"
             r"CUDA error: (?:device.*unavailable|an illegal instruction|misaligned|initialization error)|NVML_ERROR|"
@@ -135,6 +138,8 @@ TABLE: tuple[Cause, ...] = (
             r"error while loading shared libraries|cannot open shared object file|symbol lookup error|"
             r"version `[\w.]+' not found|: undefined symbol: |execve\(\): .*(?:No such file|[Pp]ermission|[Ff]ormat)|"
             r"bad interpreter|^(?:\S*bash|\S*sh|\S+): (?:line \d+: )?\S+: (?:command )?not found$|"
+            r"\b(?:bash|slurm_script|sh): (?:line \d+: )?\S+: (?:No such file or directory|Permission denied)$|"
+            r"module\(s\) are unknown|Unable to locate a modulefile|"
             r"FATAL: .*(?:image|container|\.sif)|python\S*: No module named|can't open file '"
         ),
         error_pattern=re.compile(
@@ -144,6 +149,7 @@ TABLE: tuple[Cause, ...] = (
             r"No module named|"
             r"partially initialized module|module '\S+' has no attribute|"
             r"(?:driver (?:version|on your system) is).*(?:insufficient|too old)|no kernel image is available|"
+            r"PTX was compiled|unsupported toolchain|"
             r"[Tt]orch not compiled with CUDA|built (?:with|without) CUDA|requires (?:\S+)[<>=!]=?\s?\d|"
             r"[Ff]lash.?[Aa]ttn\S* .*not (?:installed|available)|is not installed|[Pp]lease install|pip install|"
             r"compiled (?:with|using|against).{0,60}(?:NumPy|version)|[Bb]inary incompatibility|"
@@ -165,6 +171,7 @@ TABLE: tuple[Cause, ...] = (
             r"(?:fatal|error): \w+(?:, \w+)*.*mutually exclusive|[Uu]nable to create step.*(?:[Ii]nvalid|"
             r"not avail|gres|"
             r"[Pp]ermission|node count)|Requested partition configuration|[Jj]ob violates accounting|"
+            r"srun: fatal: (?!.*(?:contact|connect|timed out|slurmctld))|"
             r"srun: (?:error: )?(?:unrecognized option|invalid option|Invalid)|batch: error: .*[Ii]nvalid|"
             r"Unable to allocate resources: (?!.*(?:contact|timed out|connect))|requested resources .*(?:exceed|"
             r"not available)|[Ii]nvalid --\w+|srun: error: .*(?:[Oo]nly allocated|asked for \d+$|used without|"
@@ -179,11 +186,13 @@ TABLE: tuple[Cause, ...] = (
         next="mmlaunch resume {run} -s optim.lr=SMALLER    or mmlaunch logs {run} --attempt {attempt}",
         error_types=("NotFinite",),
         error_pattern=re.compile(
-            r"NotFinite|(?i:\bnan\b.{0,60}(?:loss|grad|weight|value|detect|encounter|found|output|param|contain)|"
-            r"(?:loss|grad\w*|weights?|values?|logits|param\w*|output|tensor|input\w*)\b.{0,60}\b(?:nan|inf|infinite|"
-            r"non-?finite|not finite)\b|returned nan|contains? (?:nan|inf)|minimum loss scale|"
-            r"loss scale.*(?:minimum|too small)|gradient overflow.*(?:stop|abort)|loss (?:exploded|diverged)|"
-            r"non-?finite (?:loss|grad|weight|value))|FloatingPointError"
+            r"NotFinite|(?i:(?<!no )\bnans?\b|"
+            r"(?:loss|grad\w*|weights?|values?|logits|param\w*|output|tensor|input\w*|head|states?)\b.{0,60}"
+            r"\b(?:inf|infinite|non-?finite|not finite)\b|contains? inf|"
+            r"(?:produced|returned|bec(?:a|o)mes?|gave|gives|got|went to|turned|detected|found|encountered|is|was|are) "
+            r"(?:\w+ )?-?(?:inf|infinity)\b|minimum loss scale|loss scale.*(?:minimum|too small)|"
+            r"gradient overflow.*(?:stop|abort)|loss (?:exploded|diverged)|non-?finite (?:loss|grad|weight|value))|"
+            r"FloatingPointError"
         ),
     ),
     Cause(
@@ -193,6 +202,7 @@ TABLE: tuple[Cause, ...] = (
         final="it would fail again: the weights are not those of this model, or cannot be read",
         next="name another checkpoint or model, then mmlaunch submit",
         error_types=("SafetensorError", "UnpicklingError"),
+        log_pattern=re.compile(r'File "\S*_weights_only_unpickler\.py"'),  # an empty file is a bare EOFError there
         error_pattern=re.compile(
             r"size mismatch for|loading state_dict|(?:[Mm]issing|[Uu]nexpected) keys?(?:\(s\)| in| when)|state.dict|"
             r"SafetensorError|"
@@ -267,7 +277,8 @@ TABLE: tuple[Cause, ...] = (
             r"error: (?:unrecognized arguments|the following arguments are required|argument \S+|ambiguous option)|"
             r"^(?:Error|error): (?:[Nn]o such option|[Nn]o such command|Missing (?:option|argument)|Invalid value)|"
             r"[Ii]nvalid value for '?-|[Mm]issing (?:option|argument|parameter) '|[Nn]o such (?:option|command)|"
-            r"Could not override|Key '\S+' (?:is )?not in|In '\S+': |hydra.*[Ee]rror"
+            r"^\s*[Uu]nrecogni[sz]ed (?:options?|arguments?)\b|Could not override|"
+            r"Key '\S+' (?:is )?not in|In '\S+': |hydra.*[Ee]rror"
         ),
         error_pattern=re.compile(
             r"(?:FileNotFound|NotADirectory|IsADirectory|Permission|UnicodeDecode|JSONDecode|Validation|"
@@ -308,6 +319,16 @@ TABLE: tuple[Cause, ...] = (
         ),
     ),
     Cause(
+        CANCELLED,
+        budget="final",
+        is_fault=False,
+        final="cancelled by a user",
+        log_pattern=re.compile(
+            r"JOB \d+ (?:ON \S+ )?CANCELLED (?:AT|BY|by) (?!.* DUE TO (?!SIGNAL))|CANCELLED (?:by|BY) (?:UID )?\d+|"
+            r"sending Ctrl-C to"
+        ),
+    ),
+    Cause(
         "ports",
         budget="crash",
         why="A port was taken",
@@ -329,6 +350,12 @@ TABLE: tuple[Cause, ...] = (
         ),
     ),
     Cause(
+        PROGRAM,
+        budget="final",
+        why="The program failed by itself",
+        final="it would fail again: the program refused the recipe or the data, or has a mistake of its own",
+    ),
+    Cause(
         TIME_LIMIT,
         budget="free",
         why="The time limit came before it could save",
@@ -343,16 +370,6 @@ TABLE: tuple[Cause, ...] = (
         why="It was taken off its nodes again and again",
         is_fault=False,
         log_pattern=re.compile(r"DUE TO (?:PREEMPTION|JOB REQUEUE)"),
-    ),
-    Cause(
-        CANCELLED,
-        budget="final",
-        is_fault=False,
-        final="cancelled by a user",
-        log_pattern=re.compile(
-            r"JOB \d+ (?:ON \S+ )?CANCELLED (?:AT \S+|(?:BY|by) )(?! DUE TO (?!SIGNAL))|CANCELLED (?:by|"
-            r"BY) (?:UID )?\d+|sending Ctrl-C to"
-        ),
     ),
     Cause(
         "stop",
@@ -378,7 +395,7 @@ TABLE: tuple[Cause, ...] = (
             r"INFO: task .* blocked for more than",
             re.IGNORECASE,
         ),
-        error_pattern=re.compile(r"[Hh]ang(?:s|ed|ing)?\b|[Dd]eadlock|NCCL.{0,80}[Tt]imed out"),
+        error_pattern=re.compile(r"\b[Hh]ang(?:s|ed|ing)?\b|[Dd]eadlock|NCCL.{0,80}[Tt]imed out"),
     ),
     Cause(
         SAVED,

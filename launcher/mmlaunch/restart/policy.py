@@ -10,7 +10,7 @@ from typing import Literal
 
 from mmlaunch.recipe.resources import Restarts
 from mmlaunch.restart import causes, log_patterns
-from mmlaunch.restart.causes import CANCELLED, CRASH, DONE, HANG, NODE, PREEMPTED, SAVED, TIME_LIMIT
+from mmlaunch.restart.causes import CANCELLED, CRASH, DONE, HANG, NODE, PREEMPTED, PROGRAM, SAVED, TIME_LIMIT
 from mmlaunch.run.error_record import ErrorRecord, errors
 from mmlaunch.run.exits import PEER_LOST, JobExit
 from mmlaunch.run.heartbeats import straggler
@@ -19,6 +19,8 @@ from mmlaunch.run.paths import AttemptPaths
 
 _LONGEST_PAUSE = 600
 _RANK = re.compile(r"^rank \d+(?: \([^)]*\))?")
+_BY_SIGNAL = ("Killed", "Segmentation fault", "Bus error", "Illegal instruction", "Floating point exception")
+"""How srun says that a task was ended by a signal that no program sends itself; the errors of others follow from it."""
 _WARNINGS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM)  # how time limits and preemption announce themselves
 
 
@@ -57,8 +59,25 @@ def classify(exit_code: int, attempt: AttemptPaths, events: Sequence[Event]) -> 
     if exit_code == JobExit.AGAIN or (exit_code > 128 and warned):  # saved; the last ranks were killed while they ended
         node = log_patterns.failed_node(attempt)
         return Ending(NODE, exit_code, str(node), node.node) if node else Ending(SAVED, exit_code)
-    found = [*_of_exit_code(exit_code, attempt), *_of_records(exit_code, attempt), *_of_logs(exit_code, attempt)]
-    return min(found, key=lambda ending: causes.rank(ending.cause)) if found else _from_exit_code(exit_code, attempt)
+    trained = _trained(attempt, events)
+    found = [
+        *_of_exit_code(exit_code, attempt),
+        *_of_records(exit_code, attempt, trained),
+        *_of_logs(exit_code, attempt, trained),
+    ]
+    ending = min(found, key=lambda ending: causes.rank(ending.cause), default=None)
+    by_signal = log_patterns.first_end(attempt)[1].startswith(_BY_SIGNAL)
+    if ending is None or (by_signal and ending.cause in (PROGRAM, CRASH)):
+        return _from_exit_code(exit_code, attempt, trained)
+    return ending
+
+
+def _trained(attempt: AttemptPaths, events: Sequence[Event]) -> bool | None:
+    """Whether an attempt did a step of training; None if nobody knows."""
+    ours = {kind_of(event) for event in events if event.get("attempt") == attempt.number}
+    if ours & {"step", "checkpoint"} or any((error.step or 0) > 1 for error in errors(attempt)):
+        return True
+    return log_patterns.trained(attempt) or (False if "started" in ours else None)
 
 
 def _of_exit_code(exit_code: int, attempt: AttemptPaths) -> Iterator[Ending]:
@@ -76,7 +95,7 @@ def _with_record(cause: str, exit_code: int, error: ErrorRecord | None, attempt:
     return Ending(cause, exit_code, evidence, node)
 
 
-def _of_records(exit_code: int, attempt: AttemptPaths) -> Iterator[Ending]:
+def _of_records(exit_code: int, attempt: AttemptPaths, trained: bool | None) -> Iterator[Ending]:
     """What each rank's own record says; of those with the same cause, the first one."""
     for error in errors(attempt):
         if error.type == PEER_LOST:
@@ -84,20 +103,22 @@ def _of_records(exit_code: int, attempt: AttemptPaths) -> Iterator[Ending]:
         by_type, text = causes.of_error_type(error.type), f"{error.type}: {error.message}"
         if by_type is None and log_patterns.is_connection(text) and log_patterns.in_text(text) is None:
             continue  # it only lost another rank, whose record or log holds the cause
-        name = by_type.name if by_type else log_patterns.in_text(text) or CRASH
+        name = by_type.name if by_type else log_patterns.in_text(text)
+        name = name or log_patterns.of_record(text, error.traceback, trained)
         if exit_code not in (JobExit.STOP, JobExit.BAD_INPUT) or causes.named(name).budget == "final":
             yield _with_record(name, exit_code, error, attempt)
 
 
-def _of_logs(exit_code: int, attempt: AttemptPaths) -> Iterator[Ending]:
+def _of_logs(exit_code: int, attempt: AttemptPaths, trained: bool | None) -> Iterator[Ending]:
     """What the logs say. Exit codes with a meaning of their own need them only where a rank hangs."""
     if exit_code in (JobExit.STOP, JobExit.BAD_INPUT, JobExit.UNFIT_NODE):
         return
-    evidence = log_patterns.weigh(attempt)
+    evidence = log_patterns.weigh(attempt, trained)
     if evidence is None:
         return
-    told_to_end = exit_code - 128 in _WARNINGS and not log_patterns.ended_by_itself(attempt)
-    if evidence.cause != CRASH or not told_to_end:  # ranks that are told to end may raise anything
+    told_to_end = exit_code - 128 in _WARNINGS and "Exited with exit code" not in log_patterns.first_end(attempt)[1]
+    weak = evidence.cause == CRASH or (evidence.cause == PROGRAM and trained)
+    if not (weak and told_to_end):  # ranks that are told to end may raise anything
         node = evidence.node if evidence.cause == NODE else ""
         yield Ending(evidence.cause, exit_code, str(evidence), node)
 
@@ -107,16 +128,19 @@ def _first(attempt: AttemptPaths) -> ErrorRecord | None:
     return next((error for error in errors(attempt) if error.type != PEER_LOST), None)
 
 
-def _from_exit_code(exit_code: int, attempt: AttemptPaths) -> Ending:
-    """An ending of which only the exit code is known."""
-    number, killed = exit_code - 128 if exit_code > 128 else 0, log_patterns.killed(attempt)
-    if number == signal.SIGKILL or killed:
+def _from_exit_code(exit_code: int, attempt: AttemptPaths, trained: bool | None) -> Ending:
+    """An ending of which only the exit code is known, or the signal that ended the first task."""
+    number, (task, how) = exit_code - 128 if exit_code > 128 else 0, log_patterns.first_end(attempt)
+    if number == signal.SIGKILL or how == "Killed":
         what = "a rank was killed (signal 9): by hand, or by the system for lack of memory"
-        return Ending(CRASH, exit_code, f"{what}; {killed}" if killed else what)
-    if number in _WARNINGS:
+        return Ending(CRASH, exit_code, f"{what}; {task}" if how == "Killed" else what)
+    if number in _WARNINGS and not how.startswith(_BY_SIGNAL):
         return Ending(TIME_LIMIT, exit_code, f"signal {number} came before a rank could save")
-    if number:
-        return Ending(CRASH, exit_code, f"a rank was ended by signal {number}")
+    if number or how.startswith(_BY_SIGNAL):
+        what = f"a rank was ended by signal {number}" if number else "a rank was ended by a signal"
+        return Ending(CRASH, exit_code, f"{what}; {task}: {how}" if how.startswith(_BY_SIGNAL) else what)
+    if not trained and (words := log_patterns.last_words(attempt)):
+        return Ending(PROGRAM, exit_code, words)
     evidence = log_patterns.lost_connection(attempt) or f"a rank ended with exit code {exit_code}"
     return Ending(CRASH, exit_code, evidence)
 

@@ -271,7 +271,7 @@ def test_a_lost_run_that_is_resumed_was_not_preempted(tmp_path: Path) -> None:
     assert attempt.begin(run, run.attempt(1).script)[0] == 2
     kinds = [one["event"] for one in ledger.read(run.events)]
     assert kinds == ["submitted", "queued", "started", "ended", "submitted", "started"]
-    assert report.of(run, time.time()).attempts[0].cause == "crash"
+    assert report.of(run, time.time()).attempts[0].cause == "program error"
     ledger.append(run.events, "ended", state="done")
     before = list(ledger.read(run.events))
     resume._close_open(run, status.of(run), ledger.read(run.events))
@@ -344,6 +344,15 @@ def test_a_ledger_that_is_behind_its_ranks_is_said(tmp_path: Path) -> None:
     assert beat(30, 1).reason == "", "a line is due when step 30 is done, and not before"
     one = beat(42, 250)
     assert one.reason.startswith("no rank has left a sign of life for 250 s: its disk ") and one.silent
+
+
+def test_a_disk_that_never_took_a_heartbeat_is_said(tmp_path: Path) -> None:
+    run = RunPaths(tmp_path)
+    steps = [{**event("step", step=n, steps=100, attempt=1), "time": NOW - 400 + n} for n in (10, 20)]
+    events = Events((SUBMITTED, event("started", attempt=1, **ME) | {"time": NOW - 500}, *steps))
+    one = status.derive(run, events, NOW)
+    assert one.reason.startswith("no rank leaves a sign of life, and nothing was written for 380 s: its disk ")
+    assert one.silent and one.next == f"mmlaunch why {run.name}", "and not when it ends"
 
 
 def test_why_does_not_speak_of_a_hang_where_nothing_can_be_written(tmp_path: Path) -> None:

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import resource
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -12,9 +16,21 @@ from mmlaunch.errors import MmlaunchError
 from mmlaunch.monitor import status
 from mmlaunch.restart import attempt
 from mmlaunch.restart.policy import Ending
-from mmlaunch.run import ledger
+from mmlaunch.run import ledger, manifest
 from mmlaunch.run.exits import CANCELLED, JobExit
 from mmlaunch.run.paths import RunPaths
+
+
+@contextmanager
+def unwritable(path: Path) -> Iterator[None]:
+    """No file may grow beyond this one, which refuses every new line, to root as well."""
+    path.write_text(path.read_text() + json.dumps({"time": 1.0, "event": "warning", "what": "x" * 4096}) + "\n")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 @pytest.fixture
@@ -102,3 +118,21 @@ def test_a_time_limit_that_is_too_short_is_named(run: RunPaths) -> None:
     run.resolved.write_text(SMALL)
     events = ledger.read(run.events).events
     assert attempt._too_short(run, events, Ending("saved", 90)) == "", "it was preempted long before its limit"
+
+
+def test_a_ledger_that_cannot_be_written_ends_no_training(run: RunPaths, capfd: pytest.CaptureFixture[str]) -> None:
+    """Attempts begin, count up and end by it as well; one that saved goes on, one that did not would do so for ever."""
+    script = run.attempt(1).script
+    with unwritable(run.events):
+        assert attempt.begin(run, script)[0] == 1
+        run.attempt(1).rank_log(0).write_text("step 1\n")
+        assert attempt.end(run, 1, JobExit.AGAIN) == JobExit.STOP
+        time.sleep(0.01)
+        folder = manifest.staging(run.checkpoints, 7)
+        folder.mkdir(parents=True)
+        manifest.seal(folder, run.checkpoint(7), 7, 1)
+        assert attempt.end(run, 1, JobExit.AGAIN) == JobExit.AGAIN
+        assert attempt.begin(run, script)[0] == 2
+        assert attempt.end(run, 2, 0) == 0
+    assert kinds(run) == ["submitted", "warning"]
+    assert "the event started could not be written down: [Errno 27]" in capfd.readouterr().err

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from mmlaunch.recipe.resources import Restarts
-from mmlaunch.restart import causes, log_patterns, policy
+from mmlaunch.restart import causes, log_lines, policy
 from mmlaunch.run.paths import RunPaths
 
 
@@ -37,7 +37,8 @@ def read(path: Path) -> list[End]:
     return ends
 
 
-CORPUS = [end for name in ("attempt_ends.txt", "more_attempt_ends.txt") for end in read(Path(__file__).with_name(name))]
+FILES = ("attempt_ends.txt", "more_attempt_ends.txt", "third_attempt_ends.txt")
+CORPUS = [end for name in FILES for end in read(Path(__file__).with_name(name))]
 
 
 def ending(end: End, folder: Path) -> policy.Ending:
@@ -47,7 +48,7 @@ def ending(end: End, folder: Path) -> policy.Ending:
     run.job.mkdir()
     for age, (name, lines) in enumerate(end.logs.items()):
         batch = name.startswith("batch")  # the log of the job script is one for all attempts
-        marker = [log_patterns.MARKER.format(number=1)] if batch and not any("begins" in line for line in lines) else []
+        marker = [log_lines.MARKER.format(number=1)] if batch and not any("begins" in line for line in lines) else []
         path = (run.job if batch else attempt.logs) / name
         path.write_text("\n".join([*marker, *lines]) + "\n")
         os.utime(path, (1_800_000_000 + age,) * 2)

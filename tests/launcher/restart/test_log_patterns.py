@@ -93,7 +93,7 @@ TABLE: dict[str, tuple[str, str, str]] = {
     "refused": (REFUSED, "crash", "rank 0: [W1121 14:20:11.4 socket.cpp:767] [c10d] The client socket has failed"),
     "reset": (RESET, "crash", "rank 0: RuntimeError: [../third_party/gloo/gloo/transport/tcp/pair.cc:534]"),
     "store": (STORE, "crash", "rank 0: torch.distributed.DistNetworkError: The client socket has timed out"),
-    "python": (PYTHON, "crash", "rank 0: ValueError: row 812 has no turns"),
+    "python": (PYTHON, "program error", "rank 0: ValueError: row 812 has no turns"),
     "segfault": (SEGFAULT, "crash", "a rank ended with exit code 1"),
     "nothing": ("", "crash", "a rank ended with exit code 1"),
     "warning": (
