@@ -72,7 +72,7 @@ def ours(line: Connection, data: Path, own: Path, options: dict[str, Any]) -> No
         | {
             "data": RECIPE["data"] | {"train": source},
             "batch": {"global": count, "tokens_per_gpu": 4096},
-            "steps": 1000,
+            "steps": STEPS,
         }
     )
     paths, position = RunPaths(own / "run"), Position()
