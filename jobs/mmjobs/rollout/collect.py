@@ -117,9 +117,7 @@ class Collector:
     def _too_few(self, tried: int, wanted: int, missing: int) -> str:
         groups = self._settings.groups
         if groups is None:
-            what = (
-                f"{missing} of {wanted} prompts of a rollout have images that cannot be read after {_TRIES} tries"
-            )
+            what = f"{missing} of {wanted} prompts of a rollout have images that cannot be read after {_TRIES} tries"
             return f"data.train: {what}; see data/skipped.jsonl in the run directory"
         what = f"the answers to {tried - (wanted - missing)} of {tried} prompts all failed or all succeeded"
         right = "choose prompts of other difficulty, raise objective.groups.tries, or remove objective.groups"
