@@ -68,4 +68,6 @@ def test_ppo_is_preempted_while_it_generates_and_killed_while_it_learns(tmp_path
     events = finished(run)
     assert events[-1]["state"] == "done" and losses(events) == losses(whole)
     causes = requeues(events)
-    assert "crash" in causes and set(causes) <= {"crash", "saved", "preempted"} and len(causes) == 2
+    why = [event["evidence"] for event in events if event["event"] == "failed"]
+    assert "crash" in causes, why
+    assert set(causes) <= {"crash", "saved", "preempted"} and len(causes) == 2

@@ -145,8 +145,8 @@ def test_a_closed_output_is_an_error_without_a_traceback() -> None:
     ("override", "says", "never"),
     [
         ("optim.name=adamw", "optim.name: unknown key; known here: lr", "did you mean"),
-        ("objective=grpo", "unknown value 'grpo'; write one of sft", "did you mean"),
-        ("objective=dpoo", "did you mean dpo?", "grpo"),
+        ("objective=grpq", "did you mean grpo?", "orpo?"),
+        ("objective=dpoo", "did you mean dpo?", "grpo?"),
         ("env=[PROXY=http://me:swordfish@host]", "PROXY looks like a secret", "swordfish"),
         ("env=[HF_TOKEN=hf_abcdefghij]", "HF_TOKEN looks like a secret", "hf_abcdefghij"),
         ("deepspeed.optimizer_states=bf16", "bf16 states do not go with precision fp32", "Traceback"),
