@@ -83,7 +83,9 @@ def test_two_ranks_and_packed_rows_are_one_rank(job: Jobs, tiny: Recipes, method
         assert its == pytest.approx(mine, abs=1e-5)
 
 
-@pytest.mark.parametrize(("method", "stage"), [("mpo", 0), ("mdpo", 3), ("reward", 2)])
+@pytest.mark.parametrize(
+    ("method", "stage"), [("mpo", 0), pytest.param("mdpo", 3, marks=pytest.mark.nightly), ("reward", 2)]
+)
 def test_a_killed_run_goes_on_bit_for_bit(job: Jobs, tiny: Recipes, method: str, stage: int) -> None:
     """The shift of BCO, the spoiled images and the reward statistics are those of the unbroken run."""
     changes = {

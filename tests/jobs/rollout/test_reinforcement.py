@@ -119,6 +119,12 @@ PLACES = {
 }
 
 
+OTHERS = [
+    ("ppo", 0, place) for place in ("between tokens", "scoring", "sealing", "between the updates of actor and critic")
+]
+OTHERS += [("grpo", 2, "generation"), ("ppo", 3, "update"), ("ppo", 2, "measuring")]
+
+
 @pytest.fixture(scope="module")
 def unbroken() -> dict[str, dict[int, dict[str, float]]]:
     """The steps of runs that nothing stops, by method, stage and world."""
@@ -127,10 +133,9 @@ def unbroken() -> dict[str, dict[int, dict[str, float]]]:
 
 @pytest.mark.parametrize(
     ("method", "stage", "place"),
-    [("ppo", 0, place) for place in PLACES]
-    + [("grpo", 2, "generation"), ("ppo", 3, "generation")]
-    + [pytest.param("ppo", 3, "update", marks=pytest.mark.nightly)]
-    + [pytest.param("ppo", 2, "measuring", marks=pytest.mark.nightly)],
+    [("ppo", 0, place) for place in ("generation", "measuring", "update", "saving")]
+    + [("ppo", 3, "generation")]
+    + [pytest.param(*one, marks=pytest.mark.nightly) for one in OTHERS],
 )
 def test_killed_anywhere_it_goes_on_bit_for_bit(
     runs: Any, tiny: Recipes, unbroken: dict[str, Any], method: str, stage: int, place: str

@@ -169,7 +169,7 @@ LORA = {"model__train": {"vision": "frozen", "projector": "frozen", "language": 
         "model__lora": {"rank": 2, "alpha": 4}}  # fmt: skip
 
 
-@pytest.mark.parametrize("stage", [0, 3])
+@pytest.mark.parametrize("stage", [0, pytest.param(3, marks=pytest.mark.nightly)])
 def test_every_kind_of_reference_says_the_same(job: Jobs, tiny: Recipes, stage: int) -> None:
     found = {}
     for kind in ("precomputed", "adapter off", "copy"):

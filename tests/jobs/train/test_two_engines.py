@@ -196,7 +196,7 @@ def two_engines() -> None:
     setattr(train, "build_trainer", build)  # noqa: B010  in a rank's own process, which ends
 
 
-@pytest.mark.parametrize("stage", [0, 1, 3])
+@pytest.mark.parametrize("stage", [0, 1, pytest.param(3, marks=pytest.mark.nightly)])
 def test_a_learner_of_two_engines_trains_and_resumes_bit_for_bit(job: Jobs, tiny: Recipes, stage: int) -> None:
     changes: dict[str, Any] = {"deepspeed__stage": stage, "steps": 40, "checkpoint__every": "4 steps"}
     whole, broken = job("whole"), job("broken")
