@@ -395,7 +395,7 @@ TABLE: tuple[Cause, ...] = (
             r"INFO: task .* blocked for more than",
             re.IGNORECASE,
         ),
-        error_pattern=re.compile(r"\b[Hh]ang(?:s|ed|ing)?\b|[Dd]eadlock|NCCL.{0,80}[Tt]imed out"),
+        error_pattern=re.compile(r"(?<!remote worker )\b[Hh]ang(?:s|ed|ing)?\b|[Dd]eadlock|NCCL.{0,80}[Tt]imed out"),
     ),
     Cause(
         SAVED,
