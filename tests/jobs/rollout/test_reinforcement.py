@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import importlib
+import json
 import math
 import os
 import signal
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.jobs import checkpoints
 
 from mmlaunch.recipe import Recipe
+from mmlaunch.recipe.check import recipe_of
 
 Jobs = Callable[[str], Any]
 Recipes = Callable[..., Recipe]
@@ -231,3 +235,35 @@ def test_missing_scores_leave_their_group(runs: Any, tiny: Recipes) -> None:
     recipe = tiny(objective={**RLOO, "rewards": [source]}, batch__global=16, steps=2)
     assert nothing.run(recipe) == [0], nothing.log()
     assert nothing.events("rollout")[-1]["metrics"]["reward_missing"] == 1 and set(steps(nothing)) == {1, 2}
+
+
+@pytest.mark.parametrize(
+    "kind", ["qwen2_vl", *(pytest.param(kind, marks=pytest.mark.nightly) for kind in ("internvl", "llama", "gemma2"))]
+)
+def test_other_families_run(runs: Any, tmp_path: Path, kind: str) -> None:
+    """Image-text models with their own processor, rows without branches, and models of text alone."""
+    text = kind in ("llama", "gemma2")
+    if kind == "llama":
+        folder = checkpoints.llama(tmp_path / "model", checkpoints.llama3_tokenizer())
+    elif kind == "gemma2":
+        folder = checkpoints.in_turns(tmp_path / "model", kind, head_dim=8, query_pre_attn_scalar=8)
+    else:
+        folder = getattr(checkpoints, kind)(tmp_path / "model")
+    rows = [{"prompt": f"What is {number} and one?"} for number in range(30)]
+    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    prompts = (
+        {"path": str(tmp_path / "prompts.jsonl"), "format": "prompts"} if text else {"format": "shapes", "limit": 30}
+    )
+    recipe = recipe_of({
+        "name": "families", "model": {"pretrained": str(folder), **({"chat_template": "llama-3"} if kind == "llama" else {})},
+        "data": {"train": prompts, "workers": 0, "max_tokens": 400}, "objective": {**PPO, "rollouts": 16},
+        "optim": {"lr": 1e-3}, "batch": {"global": 8, "micro": 4}, "steps": 6, "precision": "fp32",
+        "log": {"every": 1, "tensorboard": False},
+        "resources": {"nodes": 1, "gpus_per_node": 0, "tasks_per_node": 1, "cpus_per_rank": 1},
+    })  # fmt: skip
+    run = runs("run")
+    assert run.run(recipe) == [0], run.log()
+    assert "not 1" not in run.log() and all(
+        event["metrics"]["generation_gap"] < 1e-4 for event in run.events("rollout")
+    )
+    assert len(run.losses()) == 6
