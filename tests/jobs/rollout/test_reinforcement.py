@@ -254,8 +254,9 @@ def test_other_families_run(runs: Any, tmp_path: Path, kind: str) -> None:
     prompts = (
         {"path": str(tmp_path / "prompts.jsonl"), "format": "prompts"} if text else {"format": "shapes", "limit": 30}
     )
+    template = {"chat_template": "llama-3"} if kind == "llama" else {}
     recipe = recipe_of({
-        "name": "families", "model": {"pretrained": str(folder), **({"chat_template": "llama-3"} if kind == "llama" else {})},
+        "name": "families", "model": {"pretrained": str(folder), **template},
         "data": {"train": prompts, "workers": 0, "max_tokens": 400}, "objective": {**PPO, "rollouts": 16},
         "optim": {"lr": 1e-3}, "batch": {"global": 8, "micro": 4}, "steps": 6, "precision": "fp32",
         "log": {"every": 1, "tensorboard": False},
