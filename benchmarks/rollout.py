@@ -5,8 +5,9 @@
 Turn by turn on one core, so that both sides meet the same machine. The model is that of the preference benchmark: a
 LLaVA with a LLaMA of width 512 and 8 layers, 576 image tokens and about 20 of question. In the first rows every answer
 has the same length (nothing may end it), so both sides make as many tokens; both keep keys and values, draw at
-temperature 1, and end at the same length. transformers gets the prompts as its users give them: padded on the left, each repeated for each
-of its answers. With --trl (which has to be installed), whole steps of TRL's GRPOTrainer: rollout_trainers.py.
+temperature 1, and end at the same length. transformers gets the prompts as its users give them: padded on the left,
+each repeated for each of its answers. With --trl (which has to be installed), whole steps of TRL's GRPOTrainer:
+rollout_trainers.py.
 """
 
 from __future__ import annotations

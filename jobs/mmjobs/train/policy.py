@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -39,14 +41,14 @@ class PolicyLearner(Learner):
         return {**self._actor.engines, **({CRITIC: self._critic.engine} if self._critic is not None else {})}
 
     def step(self, batches: Sequence[Batch], step: int) -> StepResult:
-        of_critic = None
+        began, of_critic = time.monotonic(), None
         if self._critic is not None:
             of_critic = self._critic.step(batches[: self._source.rows], step)
         if of_critic is not None and step < self._critic_alone:
-            return _prefixed(of_critic)
+            return _timed(_prefixed(of_critic), began)
         result = self._actor.step(batches, step)
         self._check_first_ratio(step)
-        return result if of_critic is None else _both(result, of_critic)
+        return _timed(result if of_critic is None else _both(result, of_critic), began)
 
     def _check_first_ratio(self, step: int) -> None:
         """In the first step after a rollout the policy is still the one that answered: every ratio is 1."""
@@ -68,6 +70,12 @@ class PolicyLearner(Learner):
 
     def restore(self, state: dict[str, Any]) -> None:
         """Nothing is remembered besides the engines."""
+
+
+def _timed(result: StepResult, began: float) -> StepResult:
+    """The same, with the seconds of the update among its metrics."""
+    seconds = {"seconds_update": time.monotonic() - began}
+    return replace(result, metrics=lambda: result.metrics() | seconds)
 
 
 def _prefixed(result: StepResult) -> StepResult:

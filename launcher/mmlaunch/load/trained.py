@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from mmlaunch.errors import Problem
-from mmlaunch.load import rundir
+from mmlaunch.load import reward_models, rundir
 from mmlaunch.load.recipe import Loaded
 from mmlaunch.recipe.scalars import HUB_NAME
 from mmlaunch.recipe.section import Section
@@ -60,7 +60,9 @@ def resolve(loaded: Loaded) -> Resolved:
         except _Missing as error:
             missing.append(Problem(place, str(error), error.right))
             continue
-        if path is not None:
+        if path is not None and place[:2] == ("objective", "rewards") and (wrong := reward_models.unfit(recipe, path)):
+            missing.append(Problem(place, *wrong))
+        elif path is not None:
             recipe = _with(recipe, place, str(path))
             pinned.append((".".join(map(str, place)), path))
     return Resolved(replace(loaded, recipe=recipe), tuple(pinned), tuple(missing))

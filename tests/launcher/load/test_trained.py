@@ -11,6 +11,7 @@ from tests.runs import mmlaunch
 
 from mmlaunch.load import load_recipe, trained
 from mmlaunch.load.trained import Resolved
+from mmlaunch.recipe import resolved
 from mmlaunch.recipe.reinforcement import Ppo
 from mmlaunch.run import ledger, manifest
 from mmlaunch.run.paths import RunPaths
@@ -55,6 +56,20 @@ def test_a_name_means_the_newest_finished_run(make: Make, resolve: Callable[[str
         assert found.loaded.recipe.model.init_from == str(run.checkpoint(4)), name
         assert found.notes == ["model.init_from: sft-1121-bbbb, step 4"]
     assert resolve(str(run.checkpoint(2))).loaded.recipe.model.init_from == str(run.checkpoint(2))
+
+
+def test_a_reward_model_that_cannot_score_is_told(make: Make, write: Callable[..., Path]) -> None:
+    sft, reward = make("sft-1121-aaaa"), make("rm-1121-bbbb")
+    text = "extends: recipes/ppo_llama3.yaml\nname: p\nmodel: {init_from: sft}\nobjective: {rewards: RUN}\n"
+    for run, recipe, change in ((sft, "sft_llama3", ()), (reward, "reward_llama3", ())):
+        run.resolved.write_text(resolved.text_of(load_recipe(Path(f"recipes/{recipe}.yaml"), change).recipe))
+    (problem,) = trained.resolve(load_recipe(write(text.replace("RUN", "sft")))).missing
+    assert problem.dotted == "objective.rewards[0].path" and "a run of sft, its model gives no scores" in str(problem)
+    assert not trained.resolve(load_recipe(write(text.replace("RUN", "rm")))).missing
+    other = load_recipe(Path("recipes/reward_llama3.yaml"), ["model.chat_template=vicuna"]).recipe
+    reward.resolved.write_text(resolved.text_of(other))
+    (problem,) = trained.resolve(load_recipe(write(text.replace("RUN", "rm")))).missing
+    assert "another chat template than the policy" in str(problem)
 
 
 def test_last_and_runs_that_never_saved(make: Make, resolve: Callable[[str], Resolved]) -> None:
