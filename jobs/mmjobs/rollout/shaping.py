@@ -13,6 +13,9 @@ import torch
 
 from mmlaunch.recipe.reinforcement import Kl, Overlong, Shaping
 
+_EQUAL = 1e-8
+"""The spread of equal scores, as a part of them: their mean is rounded."""
+
 
 @dataclass
 class RunningStatistics:
@@ -36,9 +39,9 @@ class RunningStatistics:
 
     @property
     def std(self) -> float:
-        """The sample's; 1 where there are fewer than two scores, or all are equal."""
+        """The sample's; 1 where there are fewer than two scores, or all are equal but for rounding."""
         spread = math.sqrt(self.squares / (self.count - 1)) if self.count > 1 else 0.0
-        return spread or 1.0
+        return spread if spread > _EQUAL * max(1.0, abs(self.mean)) else 1.0
 
 
 def overlong_penalty(lengths: torch.Tensor, longest: int, overlong: Overlong) -> torch.Tensor:
