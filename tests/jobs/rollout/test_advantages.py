@@ -11,8 +11,9 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.conftest import examples
 
 from mmjobs.rollout.advantages import dr_grpo, explained_variance, gae, grpo, remax, reward_to_go, rloo, whiten
 
@@ -55,7 +56,10 @@ def test_generalised_advantages(
 def test_what_stands_outside_the_mask_is_never_read(filling: float) -> None:
     """Behind an answer, and between its turns: a value in a masked slot would be carried to the tokens before it."""
     mask = torch.tensor([[True, True, True, False], [True, False, False, True], [True, True, False, False]])
-    rewards, values = table([*REWARDS, 9], [0.0, 9, 9, 1.0], [0.0, 1.0, 0, 0]), table([*VALUES, 9], [0.2] * 4, [0.0] * 4)
+    rewards, values = (
+        table([*REWARDS, 9], [0.0, 9, 9, 1.0], [0.0, 1.0, 0, 0]),
+        table([*VALUES, 9], [0.2] * 4, [0.0] * 4),
+    )
     rewards, values = rewards.where(mask, filling), values.where(mask, filling)
     expected = table([0.52675, 0.765, 0.7, 0], [0.95 * 0.8, 0, 0, 0.8], [0.95, 1.0, 0, 0])
     torch.testing.assert_close(gae(rewards, values, mask, 1.0, 0.95), expected, rtol=0, atol=1e-12)
@@ -67,6 +71,7 @@ def test_what_stands_outside_the_mask_is_never_read(filling: float) -> None:
     )
 
 
+@settings(max_examples=examples(50), deadline=None)
 @given(
     st.lists(st.tuples(finite, finite), min_size=1, max_size=8),
     st.floats(0, 1),
@@ -170,6 +175,7 @@ def test_a_missing_score_leaves_its_group() -> None:
         assert float(computed[1, 0]) == 0 and not computed[3].nan_to_num(0).any()
 
 
+@settings(max_examples=examples(50), deadline=None)
 @given(scores_of_groups)
 def test_baselines_of_groups(groups: list[list[float]]) -> None:
     """Advantages of a group sum to 0, follow the order of the scores, and do not depend on the other groups."""

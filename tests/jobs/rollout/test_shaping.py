@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.conftest import examples
 
 from mmjobs.rollout.shaping import KlCoefficient, RunningStatistics, overlong_penalty, shaped
 from mmlaunch.recipe.reinforcement import Kl, Overlong, Shaping
@@ -21,7 +22,7 @@ def rewards_of(
     lengths: list[int] | None = None,
     ended: list[bool] | None = None,
     statistics: RunningStatistics | None = None,
-    **settings: Any,
+    **changes: Any,
 ) -> tuple[list[float], int]:
     """With a greatest length of 100."""
     rewards, clipped = shaped(
@@ -29,7 +30,7 @@ def rewards_of(
         torch.tensor(lengths or [1] * len(scores), dtype=torch.float64),
         torch.tensor(ended or [True] * len(scores)),
         100,
-        Shaping.model_validate(settings),
+        Shaping.model_validate(changes),
         statistics or RunningStatistics(),
     )
     return rewards.tolist(), clipped
@@ -65,6 +66,7 @@ def test_running_statistics_of_a_stream() -> None:
 batches = st.lists(st.lists(st.one_of(st.floats(-100, 100), st.just(NAN)), max_size=6), min_size=1, max_size=6)
 
 
+@settings(max_examples=examples(50), deadline=None)
 @given(batches)
 def test_merged_batches_are_one_batch(parts: list[list[float]]) -> None:
     merged, whole = RunningStatistics(), RunningStatistics()
@@ -90,11 +92,17 @@ def test_equal_scores_are_not_magnified(score: float, count: int) -> None:
 
 def test_the_order_is_penalty_end_normalisation_clip() -> None:
     statistics = RunningStatistics()
-    settings = {"overlong": {"margin": 20}, "no_end": "subtract", "no_end_reward": 0.5, "normalise": True, "clip": 1.1}
-    rewards, clipped = rewards_of([1, 3, 6.5, NAN], [1, 1, 100, 90], [True, True, False, True], statistics, **settings)
+    changes: Any = {
+        "overlong": {"margin": 20},
+        "no_end": "subtract",
+        "no_end_reward": 0.5,
+        "normalise": True,
+        "clip": 1.1,
+    }
+    rewards, clipped = rewards_of([1, 3, 6.5, NAN], [1, 1, 100, 90], [True, True, False, True], statistics, **changes)
     assert (statistics.count, statistics.mean, statistics.std) == (3, 3.0, 2.0)  # of 1, 3, and 6.5 - 1 - 0.5
     assert rewards == pytest.approx([-1, 0, 1, NAN], nan_ok=True) and clipped == 0
-    rewards, clipped = rewards_of([9.0], statistics=statistics, **settings)
+    rewards, clipped = rewards_of([9.0], statistics=statistics, **changes)
     assert rewards == [1.1] and clipped == 1
 
 
