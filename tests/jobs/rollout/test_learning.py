@@ -73,12 +73,11 @@ def test_ppo(outside: float, whiten: bool) -> None:
 
     Rewards of the first: -0.1, 0.2, 1.0. Of the second: 0.6 - 0.04 = 0.56, with a value of 0.16.
     """
-    more = {"kl": 0.2, "whiten": whiten}
     rollout = rollout_of(
         [1.0, 0.6], [3, 1], outside=outside,
         numbers={OLD: [[-1, -3, -2], [-0.5]], REFERENCE: [[-1.5, -2, -2], [-0.7]], VALUE: [[0.5, 0.4, 0.3], [0.16]]},
     )  # fmt: skip
-    measured = learnt(rollout, settings_of("ppo", **more))
+    measured = learnt(rollout, settings_of("ppo", kl=0.2, whiten=whiten))
     plain = [0.52675, 0.765, 0.7, 0.4]
     mean = sum(plain) / 4
     spread = math.sqrt(sum((one - mean) ** 2 for one in plain) / 4 + 1e-8)
@@ -180,7 +179,7 @@ def test_remax_compares_scores_of_the_same_scale() -> None:
     statistics = RunningStatistics()
     learnt(rollout, settings_of("grpo", 2, advantage="remax", shaping={"normalise": True, "clip": 2}), statistics)
     mean, std = 3.5, math.sqrt((2.5**2 + 0.5**2 + 2 * 1.5**2) / 3)
-    assert (statistics.count, statistics.mean, statistics.std) == (4, mean, pytest.approx(std))
+    assert [statistics.mean, statistics.std] == pytest.approx([mean, std])
     first, second, third = ((one - mean) / std for one in (1.0, 3.0, 5.0))
     greedy = (3.0 - mean) / std
     assert values(rollout, ADVANTAGE) == nearly([[first - greedy], [second - greedy] * 2, [third - 2], [third - 2]])
