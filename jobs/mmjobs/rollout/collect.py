@@ -192,16 +192,14 @@ class Collector:
         rollout.scores = self._scorer.score(rollout, self._prompts, self._rows, check)
 
     def _measure_baseline(self, rollout: Rollout, parts: Parts, check: Check) -> None:
-        """ReMax compares with the likeliest answer to a prompt; where it has no score the others are left out too."""
+        """ReMax compares with the likeliest answer to each prompt."""
         greedy = self.sampling.model_copy(update={"temperature": 0.0, "answers": 1})
         indices = [int(index) for index in rollout.prompts]
         groups = self.generate(indices, greedy, parts, check, rollout.step, "greedy")
         baseline = of_groups(rollout.step, groups, greedy.max_new_tokens)
         scores = self._scorer.score(baseline, self._prompts, self._rows.of_prompts(self._prompts, 1), check)
         penalties = baseline.lengths.double(), baseline.ended, greedy.max_new_tokens, self._settings.shaping
-        each = penalised(scores, *penalties).repeat_interleave(rollout.answers)  # [A]
-        rollout.numbers[BASELINE] = each[:, None]
-        rollout.scores = torch.where(each.isnan(), torch.nan, rollout.scores)
+        rollout.numbers[BASELINE] = penalised(scores, *penalties).repeat_interleave(rollout.answers)[:, None]
 
     def _kept(self, rollout: Rollout) -> list[int]:
         """The groups that something can be learnt from, where the recipe drops the others."""

@@ -26,6 +26,8 @@ def learn(
     rollout: Rollout, settings: Reinforcement, statistics: RunningStatistics, coefficient: KlCoefficient
 ) -> dict[str, float]:
     """Add advantages, returns and what is learnt from at all to a rollout; what there is to know about it."""
+    if BASELINE in rollout.numbers:  # what cannot be compared counts as missing
+        rollout.scores = torch.where(rollout.numbers[BASELINE][:, 0].isnan(), torch.nan, rollout.scores)
     lengths, valid, numbers = rollout.lengths.double(), rollout.valid, rollout.numbers
     longest = settings.sampling.max_new_tokens
     rewards, clipped = shaped(rollout.scores, lengths, rollout.ended, longest, settings.shaping, statistics)  # [A]

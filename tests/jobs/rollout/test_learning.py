@@ -185,6 +185,13 @@ def test_remax_compares_scores_of_the_same_scale() -> None:
     assert values(rollout, ADVANTAGE) == nearly([[first - greedy], [second - greedy] * 2, [third - 2], [third - 2]])
 
 
+def test_without_the_likeliest_answer_there_is_nothing_to_compare_with() -> None:
+    rollout = rollout_of([1.0, 3.0, 5.0, NAN], [1, 2, 1, 1], numbers={BASELINE: [[NAN], [NAN], [4.0], [4.0]]})
+    measured = learnt(rollout, settings_of("grpo", 2, advantage="remax"))
+    assert values(rollout, ADVANTAGE) == [[0.0], [0.0, 0.0], [1.0], [0.0]]
+    assert values(rollout, VALID) == [[0], [0, 0], [1], [0]] and measured["reward_missing"] == 0.75
+
+
 @pytest.mark.parametrize("method", ["ppo", "grpo", "rloo"])
 @pytest.mark.parametrize("outside", [NAN, 1e6])
 def test_an_answer_without_a_score_is_left_out(method: str, outside: float) -> None:
