@@ -26,8 +26,10 @@ def learn(
     rollout: Rollout, settings: Reinforcement, statistics: RunningStatistics, coefficient: KlCoefficient
 ) -> dict[str, float]:
     """Add advantages, returns and what is learnt from at all to a rollout; what there is to know about it."""
-    if BASELINE in rollout.numbers:  # what cannot be compared counts as missing
-        rollout.scores = torch.where(rollout.numbers[BASELINE][:, 0].isnan(), torch.nan, rollout.scores)
+    usable = rollout.scores.isfinite()  # a score that overflowed, or has nothing to be compared with, is missing
+    if BASELINE in rollout.numbers:
+        usable &= rollout.numbers[BASELINE][:, 0].isfinite()
+    rollout.scores = torch.where(usable, rollout.scores, torch.nan)
     lengths, valid, numbers = rollout.lengths.double(), rollout.valid, rollout.numbers
     longest = settings.sampling.max_new_tokens
     rewards, clipped = shaped(rollout.scores, lengths, rollout.ended, longest, settings.shaping, statistics)  # [A]

@@ -185,7 +185,7 @@ def objective(method: str = "ppo", **changes: Any) -> dict[str, Any]:
 
 
 def test_prompts_without_an_image_stand_beside_others_at_stage_3(job: Jobs, tiny: Recipes, tmp_path: Path) -> None:
-    """D22: where a rank's batch has no image, it calls the tower all the same; in generation, measurement and update."""
+    """D22: where a rank's batch has no image, it calls the tower all the same, in generation and in the update."""
     rows = [
         {"id": n, "conversations": [{"from": "human", "value": f"Say {n}"}, {"from": "gpt", "value": "Yes"}]}
         for n in range(12)

@@ -193,15 +193,15 @@ def test_without_the_likeliest_answer_there_is_nothing_to_compare_with() -> None
 
 
 @pytest.mark.parametrize("method", ["ppo", "grpo", "rloo"])
-@pytest.mark.parametrize("outside", [NAN, 1e6])
-def test_an_answer_without_a_score_is_left_out(method: str, outside: float) -> None:
+@pytest.mark.parametrize(("outside", "missing"), [(NAN, NAN), (1e6, NAN), (0.0, math.inf), (0.0, -math.inf)])
+def test_an_answer_without_a_score_is_left_out(method: str, outside: float, missing: float) -> None:
     """Its tokens are not learnt from, and the others are what they would be without it."""
     numbers = {
         OLD: [[-1.0, -1], [-2.0], [-1.0], [-5.0, -6]], REFERENCE: [[-1.5, -1], [-2.5], [-1.0], [-1.0, -1]],
         VALUE: [[0.1, 0.2], [0.3], [0.4], [0.9, 0.9]],
     }  # fmt: skip
     more: dict[str, Any] = {"kl": 0.1, "shaping": {"normalise": True, "no_end": "replace"}}
-    four = rollout_of([1.0, 0.5, 0.0, NAN], [2, 1, 1, 2], 4, [True, True, True, False], outside, numbers=numbers)
+    four = rollout_of([1.0, 0.5, 0.0, missing], [2, 1, 1, 2], 4, [True, True, True, False], outside, numbers=numbers)
     three = rollout_of([1.0, 0.5, 0.0], [2, 1, 1], 3, numbers={name: rows[:3] for name, rows in numbers.items()})
     measured, without = learnt(four, settings_of(method, 4, **more)), learnt(three, settings_of(method, 3, **more))
     names = [ADVANTAGE, VALID, *([RETURN] if method == "ppo" else [])]
