@@ -217,13 +217,13 @@ class Collector:
         clock = Clock()
         with clock.on("measure"):
             self._watch.doing("measures answers", "rows")
-            mine: list[tuple[list[int], dict[str, torch.Tensor]]] = []
+            own: list[tuple[list[int], dict[str, torch.Tensor]]] = []
             for groups in minibatches if old or self._roles.critic or self._roles.reference else ():
                 for row in self._rows.of_rank(rollout, groups):
                     check()
-                    mine.append((self._rows.answers_of(row), self._numbers(self._rows.batch(rollout, row), old)))
+                    own.append((self._rows.answers_of(row), self._numbers(self._rows.batch(rollout, row), old)))
                     self._watch.moved()
-            for of_rank in self._ranks.gather(mine):
+            for of_rank in self._ranks.gather(own):
                 for answers, numbers in of_rank:
                     for name, values in numbers.items():
                         rollout.put(name, answers, values)
