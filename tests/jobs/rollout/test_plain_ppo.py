@@ -270,11 +270,14 @@ def keep_rollouts() -> None:
     parts_of.prune = lambda *_: None
 
 
-@pytest.mark.parametrize("objective", [PPO, GRPO], ids=["ppo", "grpo"])
-def test_twenty_steps_are_those_of_a_plain_loop(job: Jobs, tiny: Recipes, objective: dict[str, Any]) -> None:
+@pytest.mark.parametrize(("objective", "vision"), [(PPO, "full"), (GRPO, "frozen")], ids=["ppo", "grpo"])
+def test_twenty_steps_are_those_of_a_plain_loop(
+    job: Jobs, tiny: Recipes, objective: dict[str, Any], vision: str
+) -> None:
+    """A frozen encoder remembers what it has seen; one that is trained does not."""
     recipe = tiny(
         objective=objective, steps=STEPS, batch__global=8, batch__micro=4, optim__lr=2e-3, optim__warmup=WARMUP,
-        optim__weight_decay=0.1, optim__clip=0.5, data__eval=[],
+        optim__weight_decay=0.1, optim__clip=0.5, data__eval=[], model__train__vision=vision,
     )  # fmt: skip
     run = job("run")
     run.paths.reward_file("score.py").parent.mkdir(parents=True)
