@@ -51,7 +51,7 @@ def learn(
     measured |= {"advantage": float(chosen.mean()) if len(chosen) else 0.0, "advantage_std": spread}
     if settings.kl.used:
         measured["kl_weight"] = coefficient.value
-        coefficient.update(measured["kl_sequence"], len(rewards))
+        coefficient.update(measured["kl_sequence"], int(valid.any(1).sum()))
     return measured
 
 

@@ -216,7 +216,11 @@ def test_an_answer_without_a_score_is_left_out(method: str, outside: float, miss
 def test_a_rollout_without_any_score_says_nothing(method: str) -> None:
     numbers = {OLD: [[-1.0], [-2.0]], REFERENCE: [[-1.5], [-1.0]], VALUE: [[0.1], [0.2]]}
     rollout = rollout_of([NAN, NAN], [1, 1], numbers=numbers)
-    measured = learnt(rollout, settings_of(method, kl=0.1, shaping={"normalise": True, "clip": 1}))
+    kl = {"weight": 0.1, "target_per_sequence": 6}
+    settings = settings_of(method, kl=kl, shaping={"normalise": True, "clip": 1})
+    coefficient = KlCoefficient(settings.kl)
+    measured = learn(rollout, settings, RunningStatistics(), coefficient)
+    assert coefficient.value == 0.1
     assert values(rollout, ADVANTAGE) == values(rollout, VALID) == [[0.0], [0.0]]
     assert all(math.isfinite(value) for value in measured.values())
 

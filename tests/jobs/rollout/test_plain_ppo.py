@@ -169,7 +169,7 @@ class Plain:
         target = self.settings.kl.target_per_sequence
         if target is not None:
             error = max(-0.2, min(0.2, kl / target - 1))
-            self.kl_weight *= 1 + error * len(answers) / self.settings.kl.horizon
+            self.kl_weight *= 1 + error * len(scored) / self.settings.kl.horizon
         return result
 
     def shaped(self, one: Answer) -> float:
