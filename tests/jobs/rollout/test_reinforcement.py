@@ -92,7 +92,7 @@ def test_two_ranks_are_one(runs: Any, tiny: Recipes, method: str) -> None:
                 assert steps(two)[step][name] == pytest.approx(value, abs=2e-4, rel=2e-3), (step, name)
 
 
-OTHERS: dict[str, dict[str, Any]] = {
+VARIANTS: dict[str, dict[str, Any]] = {
     "remax": {"advantage": "remax", "sampling": {**SAMPLED, "answers": 2}, "rewards": ["score.py:often"],
               "shaping": {"normalise": True, "no_end": "subtract", "no_end_reward": 0.5, "clip": 2}},
     "reinforce++ on single answers": {"advantage": "reinforce++", "sampling": {**SAMPLED, "answers": 1}},
@@ -100,11 +100,13 @@ OTHERS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.parametrize(
+    "name", [name if name == "remax" else pytest.param(name, marks=pytest.mark.nightly) for name in VARIANTS]
+)
 def test_other_estimators_and_losses_run(runs: Any, tiny: Recipes, name: str) -> None:
     """Also where functions give no score to an answer, or to the one that the others are compared with."""
     run = runs("run")
-    assert run.run(tiny(objective={**GRPO, **OTHERS[name]}, batch__global=16, steps=8, optim__lr=1e-2)) == [0], (
+    assert run.run(tiny(objective={**GRPO, **VARIANTS[name]}, batch__global=16, steps=8, optim__lr=1e-2)) == [0], (
         run.log()
     )
     measured = steps(run)
