@@ -17,10 +17,10 @@ def hidden_states(network: nn.Module, batch: Batch, read: torch.Tensor) -> torch
     named: dict[str, Any] = {"attention_mask": batch.attention}
     named |= trees.arguments(network, batch.trees, batch.ids.device)
     named |= (few := last_layer.arguments(network, read))
-    found: torch.Tensor = network.get_submodule("model")(
+    states: torch.Tensor = network.get_submodule("model")(
         input_ids=batch.ids, position_ids=batch.positions, **batch.image_inputs, **named, use_cache=False
     ).last_hidden_state  # [U, D] or [B, T, D]
-    return found if few else found.flatten(0, 1)[read]
+    return states if few else states.flatten(0, 1)[read]
 
 
 def answer_log_probs(network: nn.Module, batch: Batch, *also: str, temperature: float = 1.0) -> LogProbs:

@@ -99,10 +99,11 @@ class Policy:
     def _divergence(self, new: torch.Tensor, old: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
         """What has the gradient of the KL divergence to the reference: [U]"""
         form, difference = self._settings.kl.form, new - reference
+        ratio = (new - old).clamp(-_BOUND, _BOUND).exp()  # tokens of an older policy count as often as they would now
         if form == "k2":
-            return difference.square() / 2
+            return ratio.detach() * difference.square() / 2
         value = difference if form == "k1" else torch.expm1((-difference).clamp(-_BOUND, _BOUND)) + difference
-        return (new - old).clamp(-_BOUND, _BOUND).exp() * value
+        return ratio * value
 
     def _weights(self, valid: torch.Tensor, batch: Batch) -> torch.Tensor:
         """What each token counts for in the sum: [U]"""
@@ -119,12 +120,14 @@ class Policy:
         entropy: torch.Tensor,
         valid: torch.Tensor,
     ) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-        low, high = self._bounds
-        difference = (new - old).clamp(-_BOUND, _BOUND)
+        (low, high), difference = self._bounds, (new - old).clamp(-_BOUND, _BOUND)
+        too_low, too_high = (ratio < low) & (advantage < 0), (ratio > high) & (advantage > 0)  # where the bound counts
+        if self._settings.loss == "cispo":
+            too_low, too_high = torch.zeros_like(too_low), (ratio > high) & (advantage != 0)
         return {
             "ratio": _mean(ratio, valid),
-            "clipped_low": _mean(((ratio < low) & (advantage < 0)).to(ratio), valid),  # where the bound is what counts
-            "clipped_high": _mean(((ratio > high) & (advantage > 0)).to(ratio), valid),
+            "clipped_low": _mean(too_low.to(ratio), valid),
+            "clipped_high": _mean(too_high.to(ratio), valid),
             "entropy": _mean(entropy, valid),
             "kl_to_old": _mean(torch.expm1(difference) - difference, valid),
         }

@@ -9,6 +9,8 @@ import torch
 
 WHITENING = 1e-8
 """Added to a variance, so that a small one is not magnified without bound."""
+_EQUAL = 1e-16
+"""The variance of numbers that are equal but for rounding."""
 
 
 def gae(
@@ -40,7 +42,7 @@ def whiten(values: torch.Tensor, mask: torch.Tensor, shift_mean: bool = True) ->
     """Mean 0 and variance 1 over the tokens in the mask (with the population's variance): [A, T] -> [A, T]"""
     chosen = values[mask]
     if not len(chosen):
-        return values
+        return torch.zeros_like(values)
     mean = chosen.mean()
     whitened = (values - mean) / (chosen.var(correction=0) + WHITENING).sqrt()
     if bool(chosen.max() == chosen.min()):
@@ -90,8 +92,8 @@ def _centred(scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def explained_variance(values: torch.Tensor, returns: torch.Tensor, mask: torch.Tensor) -> float:
-    """1 - Var(G - V) / Var(G) over the tokens in the mask; 0 where the returns are all equal."""
+    """1 - Var(G - V) / Var(G) over the tokens in the mask; 0 where the returns are all equal, but for rounding."""
     chosen, errors = returns[mask], (returns - values)[mask]
-    if len(chosen) < 2 or not float(chosen.var(correction=0)):
+    if len(chosen) < 2 or float(chosen.var(correction=0)) < _EQUAL:
         return 0.0
     return 1 - float(errors.var(correction=0) / chosen.var(correction=0))

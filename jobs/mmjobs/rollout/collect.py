@@ -26,6 +26,7 @@ from mmjobs.rollout.parts import Parts
 from mmjobs.rollout.rollout import Group, Rollout, of_groups
 from mmjobs.rollout.rows import Prompts, Rows
 from mmjobs.rollout.scoring import Scorer, sample_of
+from mmjobs.rollout.shaping import penalised
 from mmlaunch.errors import BadInput
 from mmlaunch.recipe.reinforcement import Reinforcement
 from mmlaunch.recipe.sampling import Sampling
@@ -197,7 +198,8 @@ class Collector:
         groups = self.generate(indices, greedy, parts, check, rollout.step, "greedy")
         baseline = of_groups(rollout.step, groups, greedy.max_new_tokens)
         scores = self._scorer.score(baseline, self._prompts, self._rows.of_prompts(self._prompts, 1), check)
-        rollout.numbers[BASELINE] = scores.repeat_interleave(rollout.answers)[:, None]
+        penalties = baseline.lengths.double(), baseline.ended, greedy.max_new_tokens, self._settings.shaping
+        rollout.numbers[BASELINE] = penalised(scores, *penalties).repeat_interleave(rollout.answers)[:, None]
 
     def _kept(self, rollout: Rollout) -> list[int]:
         """The groups that something can be learnt from, where the recipe drops the others."""
@@ -215,13 +217,13 @@ class Collector:
         clock = Clock()
         with clock.on("measure"):
             self._watch.doing("measures answers", "rows")
-            mine: list[tuple[list[int], dict[str, torch.Tensor]]] = []
+            own: list[tuple[list[int], dict[str, torch.Tensor]]] = []
             for groups in minibatches if old or self._roles.critic or self._roles.reference else ():
                 for row in self._rows.of_rank(rollout, groups):
                     check()
-                    mine.append((self._rows.answers_of(row), self._numbers(self._rows.batch(rollout, row), old)))
+                    own.append((self._rows.answers_of(row), self._numbers(self._rows.batch(rollout, row), old)))
                     self._watch.moved()
-            for of_rank in self._ranks.gather(mine):
+            for of_rank in self._ranks.gather(own):
                 for answers, numbers in of_rank:
                     for name, values in numbers.items():
                         rollout.put(name, answers, values)

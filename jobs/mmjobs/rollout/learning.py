@@ -14,17 +14,22 @@ from mmjobs.objectives.policy import ADVANTAGE, OLD, REFERENCE, VALID
 from mmjobs.objectives.value import RETURN, VALUE
 from mmjobs.rollout import advantages
 from mmjobs.rollout.rollout import Rollout
-from mmjobs.rollout.shaping import KlCoefficient, RunningStatistics, shaped
+from mmjobs.rollout.shaping import KlCoefficient, RunningStatistics, scaled, shaped
 from mmlaunch.recipe.reinforcement import Ppo, Reinforcement
 
 LAST, BASELINE = "last value", "baseline"
-"""The value behind the last token of each answer, and the score of the likeliest answer to its prompt: [A, 1]"""
+"""The value behind the last token of each answer, and the penalised score of the likeliest answer to its
+prompt: [A, 1]"""
 
 
 def learn(
     rollout: Rollout, settings: Reinforcement, statistics: RunningStatistics, coefficient: KlCoefficient
 ) -> dict[str, float]:
     """Add advantages, returns and what is learnt from at all to a rollout; what there is to know about it."""
+    usable = rollout.scores.isfinite()  # a score that overflowed, or has nothing to be compared with, is missing
+    if BASELINE in rollout.numbers:
+        usable &= rollout.numbers[BASELINE][:, 0].isfinite()
+    rollout.scores = torch.where(usable, rollout.scores, torch.nan)
     lengths, valid, numbers = rollout.lengths.double(), rollout.valid, rollout.numbers
     longest = settings.sampling.max_new_tokens
     rewards, clipped = shaped(rollout.scores, lengths, rollout.ended, longest, settings.shaping, statistics)  # [A]
@@ -38,7 +43,7 @@ def learn(
     if isinstance(settings, Ppo):
         measured |= _with_critic(rollout, settings, rewards, penalty)
     else:
-        measured |= _in_groups(rollout, settings, rewards, penalty)
+        measured |= _in_groups(rollout, settings, rewards, penalty, statistics)
     numbers[VALID] = valid.double()
     chosen = numbers[ADVANTAGE][valid]
     spread = float(chosen.std(correction=0)) if len(chosen) else 0.0
@@ -46,7 +51,7 @@ def learn(
     measured |= {"advantage": float(chosen.mean()) if len(chosen) else 0.0, "advantage_std": spread}
     if settings.kl.used:
         measured["kl_weight"] = coefficient.value
-        coefficient.update(measured["kl_sequence"], len(rewards))
+        coefficient.update(measured["kl_sequence"], int(valid.any(1).sum()))
     return measured
 
 
@@ -68,7 +73,9 @@ def _with_critic(rollout: Rollout, settings: Ppo, rewards: torch.Tensor, penalty
     return {"explained_variance": advantages.explained_variance(values, returns, valid)}
 
 
-def _in_groups(rollout: Rollout, settings: Any, rewards: torch.Tensor, penalty: torch.Tensor) -> dict[str, float]:
+def _in_groups(
+    rollout: Rollout, settings: Any, rewards: torch.Tensor, penalty: torch.Tensor, statistics: RunningStatistics
+) -> dict[str, float]:
     """The penalty of a whole answer is part of its reward before groups are compared."""
     shape, valid, how = (len(rollout.prompts), rollout.answers), rollout.valid, settings.advantage
     if how == "reinforce++":
@@ -78,7 +85,8 @@ def _in_groups(rollout: Rollout, settings: Any, rewards: torch.Tensor, penalty: 
     else:
         groups = (rewards - penalty.sum(1)).view(shape)
         if how == "remax":
-            compared = advantages.remax(groups, rollout.numbers[BASELINE][:, 0].view(shape)[:, 0])
+            greedy, _ = scaled(rollout.numbers[BASELINE][:, 0].view(shape)[:, 0], settings.shaping, statistics)
+            compared = advantages.remax(groups, greedy)
         else:
             compared = {"grpo": advantages.grpo, "dr_grpo": advantages.dr_grpo, "rloo": advantages.rloo}[how](groups)
         estimated = compared.flatten()[:, None].expand(valid.shape)

@@ -43,8 +43,10 @@ class Scorer:
         for number, (source, model) in enumerate(self.models):
             total = self._with(total, source, number, self._by_model(model, rollout, rows, check))
         if self.functions:
-            found = self._by_functions(rollout, prompts, check)
-            for number, ((source, _), scores) in enumerate(zip(self.functions, found, strict=True), len(self.models)):
+            of_functions = self._by_functions(rollout, prompts, check)
+            for number, ((source, _), scores) in enumerate(
+                zip(self.functions, of_functions, strict=True), len(self.models)
+            ):
                 total = self._with(total, source, number, scores)
         return total
 
@@ -56,34 +58,34 @@ class Scorer:
 
     def _by_model(self, model: RewardModel, rollout: Rollout, rows: Rows, check: Callable[[], None]) -> torch.Tensor:
         scores = torch.full((len(rollout.lengths),), torch.nan, dtype=torch.float64)
-        mine: list[tuple[list[int], list[float]]] = []
+        own: list[tuple[list[int], list[float]]] = []
         for row in rows.of_rank(rollout, range(len(rollout.prompts))):
             check()
             answers = rows.answers_of(row)
-            mine.append((answers, list(model(rows.batch(rollout, row)))[: len(answers)]))
+            own.append((answers, list(model(rows.batch(rollout, row)))[: len(answers)]))
             self.ranks.watch.moved()
-        for of_rank in self.ranks.gather(mine):
+        for of_rank in self.ranks.gather(own):
             for answers, values in of_rank:
                 scores[answers] = torch.tensor(values, dtype=torch.float64)
         return scores
 
     def _by_functions(self, rollout: Rollout, prompts: Prompts, check: Callable[[], None]) -> list[torch.Tensor]:
         """The scores of each function; every rank scores its share of the answers: [A] each"""
-        mine = range(self.ranks.rank, len(rollout.lengths), self.ranks.world)
+        own = range(self.ranks.rank, len(rollout.lengths), self.ranks.world)
         chat = prompts.examples.processor.chat
-        samples = [sample_of(rollout, answer, prompts, chat) for answer in mine]
+        samples = [sample_of(rollout, answer, prompts, chat) for answer in own]
         scores = [workers.score(samples, self.ranks.watch.moved) for _, workers in self.functions]
         check()
-        found = [torch.full((len(rollout.lengths),), torch.nan, dtype=torch.float64) for _ in self.functions]
+        totals = [torch.full((len(rollout.lengths),), torch.nan, dtype=torch.float64) for _ in self.functions]
         kinds, details = Counter[str](), list[str]()
-        for places, of_rank in self.ranks.gather((list(mine), scores)):
-            for total, of_function in zip(found, of_rank, strict=True):
+        for places, of_rank in self.ranks.gather((list(own), scores)):
+            for total, of_function in zip(totals, of_rank, strict=True):
                 total[places] = torch.tensor([_value(score) for score in of_function], dtype=torch.float64)
                 kinds.update(score.kind for score in of_function)
                 details += [score.detail for score in of_function if score.failed]
         self._kinds += kinds
         self._check_failed(kinds, details)
-        return found
+        return totals
 
     def _check_failed(self, kinds: Counter[str], details: Sequence[str]) -> None:
         failed, count = kinds["timeout"] + kinds["error"], kinds.total()
@@ -92,7 +94,7 @@ class Scorer:
             raise BadInput(f"objective.rewards: {what}: {'; '.join(details[:_NAMED])}")
 
     def measured(self) -> dict[str, float]:
-        """Since it was last asked: the mean of each of several sources, and the shares of what functions said."""
+        """Since this was last read: the mean of each of several sources, and the shares of what functions said."""
         kinds, sums = self._kinds, self._sums
         self._kinds, self._sums = Counter(), {}
         several = {f"reward/{name}": total / count for name, (total, count) in sums.items() if count}

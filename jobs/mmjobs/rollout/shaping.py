@@ -13,6 +13,9 @@ import torch
 
 from mmlaunch.recipe.reinforcement import Kl, Overlong, Shaping
 
+_EQUAL = 1e-8
+"""The spread of equal scores, as a part of them: their mean is rounded."""
+
 
 @dataclass
 class RunningStatistics:
@@ -36,9 +39,9 @@ class RunningStatistics:
 
     @property
     def std(self) -> float:
-        """The sample's; 1 where there are fewer than two scores, or all are equal."""
+        """The sample's; 1 where there are fewer than two scores, or all are equal but for rounding."""
         spread = math.sqrt(self.squares / (self.count - 1)) if self.count > 1 else 0.0
-        return spread or 1.0
+        return spread if spread > _EQUAL * max(1.0, abs(self.mean)) else 1.0
 
 
 def overlong_penalty(lengths: torch.Tensor, longest: int, overlong: Overlong) -> torch.Tensor:
@@ -47,15 +50,14 @@ def overlong_penalty(lengths: torch.Tensor, longest: int, overlong: Overlong) ->
     return overlong.weight * ((begin - lengths) / overlong.margin).clamp(-1, 0)
 
 
-def shaped(
+def penalised(
     scores: torch.Tensor,  # [A], NaN where missing
     lengths: torch.Tensor,  # [A]
     ended: torch.Tensor,  # [A]
     longest: int,
     settings: Shaping,
-    statistics: RunningStatistics,
-) -> tuple[torch.Tensor, int]:
-    """The rewards [A], and how many were clipped. The running statistics take these scores first."""
+) -> torch.Tensor:
+    """Scores after what long answers lose, and answers without an end: [A]"""
     rewards = scores.clone()
     if settings.overlong is not None:
         rewards = rewards + overlong_penalty(lengths, longest, settings.overlong)
@@ -63,13 +65,30 @@ def shaped(
         rewards = torch.where(ended | rewards.isnan(), rewards, settings.no_end_reward)
     elif settings.no_end == "subtract":
         rewards = torch.where(ended, rewards, rewards - settings.no_end_reward)
-    if settings.normalise:
-        statistics.add(rewards)
-        rewards = (rewards - statistics.mean) / statistics.std
+    return rewards
+
+
+def scaled(scores: torch.Tensor, settings: Shaping, statistics: RunningStatistics) -> tuple[torch.Tensor, int]:
+    """Penalised scores after normalisation and clip [A], and how many were clipped."""
+    rewards = (scores - statistics.mean) / statistics.std if settings.normalise else scores
     if settings.clip is None:
         return rewards, 0
-    clipped = int((rewards.abs() > settings.clip).sum())
-    return rewards.clamp(-settings.clip, settings.clip), clipped
+    return rewards.clamp(-settings.clip, settings.clip), int((rewards.abs() > settings.clip).sum())
+
+
+def shaped(
+    scores: torch.Tensor,
+    lengths: torch.Tensor,
+    ended: torch.Tensor,
+    longest: int,
+    settings: Shaping,
+    statistics: RunningStatistics,
+) -> tuple[torch.Tensor, int]:
+    """The rewards [A], and how many were clipped. The running statistics take these scores first."""
+    rewards = penalised(scores, lengths, ended, longest, settings)
+    if settings.normalise:
+        statistics.add(rewards)
+    return scaled(rewards, settings, statistics)
 
 
 class KlCoefficient:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-
-import torch
 
 from mmjobs.data.loader import Examples
 from mmjobs.metrics.tensorboard import Sample
@@ -52,16 +51,17 @@ class RolloutEvaluation:
         return {f"eval/{name}": value for name, value in measured.items()}
 
     def samples(self) -> Sequence[Sample]:
-        """The first held-out prompts with the answers that were just measured; on rank 0."""
-        rollout, processor = self._rollout, self._prompts.examples.processor
-        if rollout is None or not self._context.ranks.first:
-            return []
-        shown = []
-        for answer in range(min(self._context.recipe.evaluate.samples, len(rollout.prompts))):
-            one = sample_of(rollout, answer, self._prompts, processor.chat)
-            images = self._prompts[int(rollout.prompts[answer])].image_inputs
-            score = float(rollout.scores[answer])
-            text = f"{one.answer}\n\nscore {score:.3f}" if torch.isfinite(torch.tensor(score)) else one.answer
-            shown.append(Sample(one.prompt, one.truth or "", text, processor.pixels.visible(images)))
+        """The first held-out prompts with the answers that were just measured; on rank 0. All forget the pixels."""
+        rollout, shown = self._rollout, list[Sample]()
+        if rollout is not None and self._context.ranks.first:
+            count = min(self._context.recipe.evaluate.samples, len(rollout.prompts))
+            shown = [self._sample(rollout, answer) for answer in range(count)]
         self._prompts.forget()
         return shown
+
+    def _sample(self, rollout: Rollout, answer: int) -> Sample:
+        processor, score = self._prompts.examples.processor, float(rollout.scores[answer])
+        one = sample_of(rollout, answer, self._prompts, processor.chat)
+        images = self._prompts[int(rollout.prompts[answer])].image_inputs
+        text = f"{one.answer}\n\nscore {score:.3f}" if math.isfinite(score) else one.answer
+        return Sample(one.prompt, one.truth or "", text, processor.pixels.visible(images))

@@ -307,13 +307,13 @@ class Grpo(Reinforcement):
     """How answers are generated."""
     advantage: Literal["grpo", "dr_grpo", "rloo", "reinforce++", "remax"] = "grpo"
     """grpo: by the group's spread; dr_grpo: without it; rloo: less the mean of the others; reinforce++: less the mean
-    of the group, then whitened over the round; remax: less the score of the likeliest answer."""
+    of the group, if there is one, then whitened over the round; remax: less the score of the likeliest answer."""
 
     @rule
     def _compares_answers(self) -> Iterator[Mistake]:
-        if self.sampling.answers == 1 and self.advantage != "remax":
+        if self.sampling.answers == 1 and self.advantage not in ("remax", "reinforce++"):
             what = "one answer has no others to be compared with"
-            yield ("sampling", "answers"), 1, mistake(what, "write 4 or more, or advantage: remax")
+            yield ("sampling", "answers"), 1, mistake(what, "write 4 or more, or advantage: remax or reinforce++")
 
     @rule
     def _whole_groups_are_compared(self) -> Iterator[Mistake]:

@@ -120,3 +120,46 @@ def test_no_tensor_is_as_large_as_all_logits(monkeypatch: pytest.MonkeyPatch, tr
     with make_largest() as largest:
         torch.autograd.backward(head(hidden, torch.randint(vocabulary, (tokens,))).values.sum())
     assert largest.size == max(piece * vocabulary, width * vocabulary) < tokens * vocabulary
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("trained", [True, False])
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_entropy_is_learnt_in_pieces(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, trained: bool, temperature: float
+) -> None:
+    """Value and gradient of it beside those of the log-probabilities, at the sampling temperature."""
+    monkeypatch.setattr(log_probs, "_ROWS", 3)
+    torch.manual_seed(0)
+    network = Biased(bias=False)
+    log_probs.use(network)
+    network.head.to(dtype).requires_grad_(trained)
+    hidden, tokens = torch.randn(11, 8, dtype=dtype, requires_grad=True), torch.randint(50, (11,))
+    pull, push = torch.randn(2, 11, dtype=dtype)
+    ours = log_probs.log_probs(network, hidden, tokens, ("learnt entropy",), temperature)
+    every = (hidden.double() @ network.head.weight.double().T / temperature).log_softmax(-1)
+    values, entropy = every.gather(1, tokens[:, None])[:, 0], -(every.exp() * every).sum(-1)
+    close: Any = {"rtol": 1e-10, "atol": 1e-10} if dtype == torch.float64 else {"rtol": 1e-4, "atol": 1e-5}
+    torch.testing.assert_close(ours.values.double(), values, **close)
+    torch.testing.assert_close(ours.entropy.double(), entropy, **close)
+    measured = log_probs.log_probs(network, hidden, tokens, ("entropy",), temperature).entropy
+    assert torch.equal(measured, ours.entropy) and not measured.requires_grad
+    wanted = [hidden, network.head.weight] if trained else [hidden]
+    own = torch.autograd.grad((ours.values * pull + ours.entropy * push).sum(), wanted, retain_graph=True)
+    exact = torch.autograd.grad((values * pull.double() + entropy * push.double()).sum(), wanted, retain_graph=True)
+    alone = torch.autograd.grad(ours.entropy.sum(), wanted)
+    exact_alone = torch.autograd.grad(entropy.sum(), wanted)
+    for one, other in zip([*own, *alone], [*exact, *exact_alone], strict=True):
+        torch.testing.assert_close(one.double(), other.double(), **close)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_entropy_of_a_head_with_a_bias(temperature: float) -> None:
+    network = Biased(bias=True).double()
+    hidden, tokens = torch.randn(5, 8, dtype=torch.float64, requires_grad=True), torch.randint(50, (5,))
+    ours = log_probs.log_probs(network, hidden, tokens, ("learnt entropy",), temperature).entropy
+    every = (network(hidden) / temperature).log_softmax(-1)
+    entropy = -(every.exp() * every).sum(-1)
+    torch.testing.assert_close(ours, entropy)
+    one, other = (torch.autograd.grad(value.sum(), [hidden, network.head.weight]) for value in (ours, entropy))
+    torch.testing.assert_close(one, other)

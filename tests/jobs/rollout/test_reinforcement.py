@@ -24,6 +24,9 @@ Recipes = Callable[..., Recipe]
 LETTERS = """
 def share(answer, truth):
     return sum(" " <= letter < "P" for letter in answer) / 6
+
+def often(answer, truth):
+    return None if " " < answer[:1] < "6" else share(answer, truth)
 """
 SAMPLED = {"answers": 4, "max_new_tokens": 6, "prompts": 3}
 GRPO = {"method": "grpo", "rewards": ["score.py:share"], "sampling": SAMPLED, "rollouts": 32, "epochs": 2,
@@ -87,6 +90,29 @@ def test_two_ranks_are_one(runs: Any, tiny: Recipes, method: str) -> None:
         for name, value in measured.items():
             if isinstance(value, float):
                 assert steps(two)[step][name] == pytest.approx(value, abs=2e-4, rel=2e-3), (step, name)
+
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "remax": {"advantage": "remax", "sampling": {**SAMPLED, "answers": 2}, "rewards": ["score.py:often"],
+              "shaping": {"normalise": True, "no_end": "subtract", "no_end_reward": 0.5, "clip": 2}},
+    "reinforce++ on single answers": {"advantage": "reinforce++", "sampling": {**SAMPLED, "answers": 1}},
+    "gspo by answer": {"loss": "gspo", "aggregate": "sequence", "clip": 0.01, "kl": 0},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "name", [name if name == "remax" else pytest.param(name, marks=pytest.mark.nightly) for name in VARIANTS]
+)
+def test_other_estimators_and_losses_run(runs: Any, tiny: Recipes, name: str) -> None:
+    """Also where functions give no score to an answer, or to the one that the others are compared with."""
+    run = runs("run")
+    assert run.run(tiny(objective={**GRPO, **VARIANTS[name]}, batch__global=16, steps=8, optim__lr=1e-2)) == [0], (
+        run.log()
+    )
+    measured = steps(run)
+    assert all(math.isfinite(value) for one in measured.values() for value in one.values() if isinstance(value, float))
+    assert max(one["advantage_std"] for one in measured.values()) > 0.1
+    assert "remax" not in name or max(one["reward_missing"] for one in measured.values()) > 0.1
 
 
 def _kill_at(place: str, count: int) -> Callable[[], None]:

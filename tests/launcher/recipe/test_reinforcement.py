@@ -1,0 +1,89 @@
+"""Reinforcement learning in a recipe: what is refused because it would learn something else, and with which words."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from mmlaunch.recipe.reinforcement import Grpo, Ppo, Reinforcement, Rloo
+
+METHODS: dict[str, type[Reinforcement]] = {"ppo": Ppo, "grpo": Grpo, "rloo": Rloo}
+
+
+def read(method: str, **changes: Any) -> Reinforcement:
+    return METHODS[method].model_validate({"method": method, "rewards": ["exact"], **changes})
+
+
+@pytest.mark.parametrize(
+    ("kl", "reason"),
+    [
+        ({"form": "k2"}, "k2 in the reward does not have the gradient of the KL divergence"),
+        ({"form": "k3"}, "k3 in the reward does not have the gradient of the KL divergence"),
+        ({"weighted": True}, "only a loss is weighted by the ratio"),
+        (
+            {"place": "loss", "form": "k1", "weighted": False},
+            "the gradient of k1 alone is 0 on average: no force at all",
+        ),
+        (
+            {"place": "loss", "form": "k2", "weighted": True},
+            "the gradient of weighted k2 is not that of the KL divergence",
+        ),
+        (
+            {"place": "loss", "form": "k3", "weighted": False},
+            r"that of the reversed divergence, KL\(reference, policy\)",
+        ),
+        ({"weight": 0, "target_per_sequence": 6}, "a weight of 0 stays 0 whatever its target"),
+    ],
+)
+@pytest.mark.parametrize("method", METHODS)
+def test_a_penalty_without_the_right_force_is_refused(method: str, kl: dict[str, Any], reason: str) -> None:
+    with pytest.raises(ValidationError, match=reason):
+        read(method, kl={"weight": 0.1, **kl})
+
+
+@pytest.mark.parametrize(
+    "kl",
+    [
+        {}, {"form": "k1"}, {"place": "loss"}, {"place": "loss", "form": "k1", "weighted": True},
+        {"place": "loss", "form": "k2"}, {"place": "loss", "form": "k3"}, {"target_per_sequence": 6},
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("method", METHODS)
+def test_a_penalty_with_the_right_force_is_read(method: str, kl: dict[str, Any]) -> None:
+    assert read(method, kl={"weight": 0.1, **kl}).kl.used
+
+
+@pytest.mark.parametrize("advantage", ["grpo", "dr_grpo", "rloo", "reinforce++", "remax"])
+def test_one_answer_has_no_group(advantage: str) -> None:
+    """A baseline of its own group would make it 0, or leave the raw score."""
+    sampling, needs_none = {"answers": 1}, advantage in ("reinforce++", "remax")
+    if needs_none:
+        assert read("grpo", advantage=advantage, sampling=sampling)
+    else:
+        with pytest.raises(ValidationError, match="one answer has no others to be compared with"):
+            read("grpo", advantage=advantage, sampling=sampling)
+    assert read("ppo", sampling=sampling), "the critic is its baseline"
+    with pytest.raises(ValidationError, match="one answer has no others to be compared with"):
+        read("rloo", sampling=sampling)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"sampling": {"answers": 4, "top_p": 0.9}}, "learns from the whole distribution that answers are drawn from"),
+        ({"sampling": {"answers": 4, "top_k": 50}}, "learns from the whole distribution that answers are drawn from"),
+        ({"sampling": {"answers": 4, "temperature": 0}}, "temperature 0 gives one"),
+        ({"sampling": {"answers": 3}, "rollouts": 128}, r"128 answers are not whole groups of sampling.answers \(3\)"),
+        ({"rewards": []}, "has no rewards"),
+        ({"shaping": {"no_end": "subtract"}}, "answers without an end would gain"),
+        ({"shaping": {"overlong": {"margin": 512}}}, "the penalty would begin before the first of 512 tokens"),
+        ({"loss": "gspo", "dual_clip": 3}, "gspo has no second clip"),
+        ({"dual_clip": 1}, "greater than 1"),
+    ],
+)
+@pytest.mark.parametrize("method", METHODS)
+def test_mistakes(method: str, changes: dict[str, Any], reason: str) -> None:
+    with pytest.raises(ValidationError, match=reason):
+        read(method, **changes)
