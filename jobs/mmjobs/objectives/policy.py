@@ -37,7 +37,7 @@ class Policy:
         if not batch.token_values:
             units |= {SFT: float(batch.loss_mask.sum())} if SFT in self.over else {}
             return units
-        valid, how = batch.token_values[VALID], self._settings.aggregate
+        valid, how = batch.token_values[VALID], self._settings.mean_over
         answers = float((by_answer(valid.double(), batch) > 0).sum()) if how != "token" else 0.0
         longest = float(self._settings.sampling.max_new_tokens)
         count = {"token": float(valid.sum()), "sequence": answers, "constant": answers * longest}[how]
@@ -107,7 +107,7 @@ class Policy:
 
     def _weights(self, valid: torch.Tensor, batch: Batch) -> torch.Tensor:
         """What each token counts for in the sum: [U]"""
-        if self._settings.aggregate != "sequence":
+        if self._settings.mean_over != "sequence":
             return torch.ones_like(valid)
         return (1 / by_answer(valid, batch).clamp_min(1))[batch.owners[batch.loss_mask]]
 

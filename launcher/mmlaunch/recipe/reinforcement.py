@@ -175,8 +175,9 @@ class Reinforcement(Method):
     """How far it may rise above 1; left out: as far as it may fall."""
     dual_clip: Annotated[Real, Field(gt=1)] | None = None
     """The largest loss of a token that was worse than expected, as a multiple of its advantage."""
-    aggregate: Literal["token", "sequence", "constant"] = "token"
-    """A mean over all tokens; over answers, of the mean of their tokens; or sums by sampling.max_new_tokens."""
+    aggregate: Literal["token", "sequence", "constant"] | None = None
+    """A mean over all tokens; over answers, of the mean of their tokens; or sums by sampling.max_new_tokens. Left out:
+    token, and sequence for gspo."""
     entropy: NotNegative = 0.0
     """Weight of the entropy of the next token, which is made larger."""
     sft_weight: NotNegative = 0.0
@@ -191,6 +192,11 @@ class Reinforcement(Method):
     @property
     def reward_sources(self) -> list[RewardSource]:
         return self.rewards
+
+    @property
+    def mean_over(self) -> str:
+        """What a loss is averaged over."""
+        return self.aggregate or ("sequence" if self.loss == "gspo" else "token")
 
     @property
     def trains_critic(self) -> bool:

@@ -270,7 +270,10 @@ def keep_rollouts() -> None:
     parts_of.prune = lambda *_: None
 
 
-@pytest.mark.parametrize(("objective", "vision"), [(PPO, "full"), (GRPO, "frozen")], ids=["ppo", "grpo"])
+@pytest.mark.parametrize(
+    ("objective", "vision"),
+    [pytest.param(PPO, "full", id="ppo"), pytest.param(GRPO, "frozen", id="grpo", marks=pytest.mark.nightly)],
+)
 def test_twenty_steps_are_those_of_a_plain_loop(
     job: Jobs, tiny: Recipes, objective: dict[str, Any], vision: str
 ) -> None:
