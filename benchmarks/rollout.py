@@ -108,14 +108,14 @@ def against_trl() -> None:
 
 
 def turns(*works: Work) -> list[list[float]]:
-    """The seconds of each, in each round, after one that does not count."""
+    """The CPU seconds of each, in each round, after one that does not count."""
     seconds: list[list[float]] = [[] for _ in works]
     for number in range(ROUNDS + 1):
         for place, work in enumerate(works):
-            began = time.perf_counter()
+            began = time.process_time()
             work()
             if number:
-                seconds[place].append(time.perf_counter() - began)
+                seconds[place].append(time.process_time() - began)
     return seconds
 
 
