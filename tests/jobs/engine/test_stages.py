@@ -116,7 +116,7 @@ def test_resumed_bit_for_bit(job: Jobs, tiny: Recipes, stage: int, precision: st
     assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
-@pytest.mark.parametrize("stage", [pytest.param(0, marks=pytest.mark.nightly), 2, 3])
+@pytest.mark.parametrize("stage", [2, *(pytest.param(stage, marks=pytest.mark.nightly) for stage in (0, 3))])
 def test_tied_weights_and_every_attention_are_saved_and_resumed(
     job: Jobs, tiny: Recipes, tmp_path: Path, stage: int
 ) -> None:

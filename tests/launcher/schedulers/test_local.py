@@ -141,6 +141,7 @@ def test_a_killed_rank_is_restarted_and_nothing_is_lost(small: Path, submit_stub
         run.attempt(1).script.read_bytes(), run.attempt(1).deepspeed.read_bytes())  # fmt: skip
 
 
+@pytest.mark.nightly  # twenty seconds, mostly of waiting; on Slurm it is tried every day
 @pytest.mark.usefixtures("stop_all")
 def test_a_time_limit_costs_nothing(small: Path, submit_stub: SubmitStub) -> None:
     """The ranks are warned 10 s before the limit of 20 s: they save, leave with 90, and go on in another attempt."""
@@ -276,10 +277,9 @@ def test_broken_recipes_write_nothing(small: Path, own_home: Path) -> None:
     assert not (own_home / "runs").exists()
 
 
-@pytest.mark.parametrize("recipe", ["ppo_llama3.yaml", "predict_llama3.yaml"])
-def test_what_cannot_be_trained_yet_is_refused_at_submission(recipe: str, own_home: Path) -> None:
+def test_what_cannot_be_run_yet_is_refused_at_submission(own_home: Path) -> None:
     options = ["-s", "resources={nodes: 1, gpus_per_node: 0}", "-s", "env=[]"]
-    done = mmlaunch("submit", "--cluster", "local", ROOT / "recipes" / recipe, *options)
+    done = mmlaunch("submit", "--cluster", "local", ROOT / "recipes" / "predict_llama3.yaml", *options)
     assert done.returncode == 2 and "is not trained by this version" in done.stderr
     assert not (own_home / "runs").exists()
 
