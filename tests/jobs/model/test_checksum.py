@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from mmjobs.model import checksum as module
 from mmjobs.model.checksum import checksum
 
 
@@ -29,3 +30,10 @@ def test_every_digit_and_the_order_matter(dtype: torch.dtype) -> None:
     swapped[[3, 4]] = values[[4, 3]]
     assert len({checksum(one) for one in (values, changed, swapped, values.T)}) == 4
     assert checksum(values.T.contiguous().T) == checksum(values), "not how it lies in memory"
+
+
+def test_large_tensors_are_summed_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = torch.randn(1000, generator=torch.Generator().manual_seed(0))
+    whole = checksum(values)
+    monkeypatch.setattr(module, "_AT_A_TIME", 7)
+    assert checksum(values) == whole
