@@ -58,42 +58,40 @@ checkpoint: {every: 500 steps}
 """
 ROLLOUTS = """\
 objective: OBJECTIVE
-optim: {lr: 2e-4, schedule: constant, warmup: 5 steps}
-batch: {global: BATCH}
-steps: 100
 evaluate: {every: 25 steps, samples: 0}
 checkpoint: {every: 100 steps}
 """
+USUAL = "batch: {global: 256}\nsteps: 100\noptim: {lr: 2e-4, schedule: constant, warmup: 5 steps}"
 METHODS = {
     "ppo": (
         "{method: ppo, rewards: [{path: RM}, {function: exact, weight: 0}], kl: 0.05, epochs: 2, rollouts: 256, "
         "sampling: {answers: 1, max_new_tokens: 16, prompts: 32}, "
         "shaping: {clip: 5, no_end: replace, no_end_reward: -3}, "
-        "critic: {lr: 5e-4, warmup_steps: 8}}",
-        128,
+        "critic: {lr: 1e-3, warmup_steps: 8}}",
+        "batch: {global: 128}\nsteps: 200\noptim: {lr: 5e-4, schedule: constant, warmup: 5 steps}",
     ),
     "grpo": (
         "{method: grpo, rewards: exact, clip_high: 0.28, rollouts: 512, "
         "sampling: {answers: 4, max_new_tokens: 16, prompts: 32}}",
-        256,
+        USUAL,
     ),
     "rloo": (
         "{method: rloo, rewards: exact, kl: 0.02, rollouts: 512, "
         "sampling: {answers: 4, max_new_tokens: 16, prompts: 32}}",
-        256,
+        USUAL,
     ),
     "wrong: length": (
         "{method: grpo, rewards: [{function: length, options: {target: 40}}, {function: exact, weight: 0}], "
         "rollouts: 512, sampling: {answers: 4, max_new_tokens: 48, prompts: 32}}",
-        256,
+        USUAL,
     ),
     "wrong: always red": (
         "{method: grpo, rewards: ['wrong.py:red', {function: exact, weight: 0}], rollouts: 512, "
         "sampling: {answers: 4, max_new_tokens: 16, prompts: 32}}",
-        256,
+        USUAL,
     ),
 }
-"""By name: the objective, and the answers of a step."""
+"""By name: the objective, and how it is trained."""
 RED = """\
 def red(answer, truth):
     return float(answer.startswith("r")) + float(answer == "red")
@@ -143,8 +141,8 @@ def main() -> None:
                 if seed and method.startswith("wrong"):
                     continue
                 began = time.monotonic()
-                objective, batch = METHODS[method]
-                text = ROLLOUTS.replace("OBJECTIVE", objective).replace("BATCH", str(batch))
+                objective, training = METHODS[method]
+                text = ROLLOUTS.replace("OBJECTIVE", objective) + training + "\n"
                 made = run(method, text, folder, seed, init_from=sft.paths.root, RM=reward.paths.root)
                 row(method, seed, made, began)
                 notes += [f"{method}, seed {seed}: {text}" for text in looks(made)]
