@@ -222,17 +222,18 @@ class Engine:
         return self.network.eval()
 
     @contextmanager
-    def generating(self) -> Iterator[nn.Module]:
+    def generating(self, gather: bool = True) -> Iterator[nn.Module]:
         """In this context the network is in evaluation mode, and whole on this rank: at stage 3 it is gathered once,
-        and DeepSpeed's hooks, which would gather layer by layer on all ranks together, are put aside."""
-        offload = getattr(self._optimizer, "parameter_offload", None) if self.sharded else None
+        and DeepSpeed's hooks, which would gather layer by layer on all ranks together, are put aside. Without `gather`
+        they are not, and all ranks call the network together."""
+        offload = getattr(self._optimizer, "parameter_offload", None) if self.sharded and gather else None
         hooks = [] if offload is None else [*offload.forward_hooks, *offload.backward_hooks]
         tables = {id(table): table for hook in hooks if (table := hook.hooks_dict_ref()) is not None}
         kept = {number: list(table.items()) for number, table in tables.items()}
         for hook in hooks:
             hook.hooks_dict_ref().pop(hook.id, None)
         try:
-            with sharded.whole(self.network.parameters()):
+            with sharded.whole(self.network.parameters() if gather else ()):
                 yield self.network.eval()
         finally:
             for number, table in tables.items():

@@ -15,8 +15,9 @@ from torch import nn
 from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
 from mmjobs.data.batch import Batch, collate
-from mmjobs.data.chat import Chat
+from mmjobs.data.chat import Chat, Tokens
 from mmjobs.data.encode import Encoded
+from mmjobs.data.example import Origin
 from mmjobs.data.images.preprocess import Pixels
 from mmjobs.model import last_layer, log_probs, trees
 from mmjobs.model.kv_cache import KVCache
@@ -26,6 +27,8 @@ from mmlaunch.recipe.sampling import Sampling
 
 TICK = 16
 """Tokens of an answer between two calls of what the caller wants to be called."""
+_NOTHING = Encoded(Tokens([0], [False]), (), (), {}, Origin("nothing", 0))
+"""What a rank without prompts answers, in lockstep with the others."""
 Tick = Callable[[bool], bool]
 """Called every few tokens with whether any answer here goes on; returns whether any goes on anywhere."""
 _FEWER = 0.5
@@ -121,24 +124,33 @@ def generate(
     padding: int = 0,
     blank: bool = False,
     tick: Tick = bool,
+    lockstep: bool = False,
 ) -> list[Generated]:
     """The answers to each prompt, one after the other; there is one of `draws` for each of them.
 
     `blank`: an image that nothing is learnt from stands for images that no prompt has. `tick` is called by every rank
-    as often as by the others, and they go on until nobody's answers do.
+    as often as by the others, and they go on until nobody's answers do. In `lockstep` all ranks run the network
+    together, token by token, whether they have prompts or not: it may be divided over them.
     """
+    if idle := lockstep and not prompts:
+        prompts, draws = [_NOTHING], [Draws(0, 0, number) for number in range(sampling.answers)]
     answers = _Answers(draws, vocabulary.to(next(network.parameters()).device), sampling)
+    if idle:
+        answers.going_on = []
     network.eval()
     with torch.no_grad():
         if prompts:
             batch = collate(prompts, pixels, padding, packed=trees.kind(network) == trees.NAME, blank=blank)
             if batch.trees is not None:
-                _Branches(network, batch, len(prompts), answers, sampling).run(tick)
+                _Branches(network, batch, len(prompts), answers, sampling).run(tick, lockstep)
+            elif lockstep:
+                what = "a model whose attention cannot branch generates whole on each rank"
+                raise BadInput(f"objective.sampling: {what}; it needs more memory, or a lower deepspeed.stage")
             else:
                 _by_transformers(network, prompts, answers, sampling, pixels, tick)
         while tick(False):
             pass
-    return answers.all
+    return [] if idle else answers.all
 
 
 class _Branches:
@@ -166,14 +178,15 @@ class _Branches:
     def _table(self, prompts: int) -> torch.Tensor:
         return torch.arange(self._sampling.answers, device=self._device).expand(prompts, -1)
 
-    def run(self, tick: Tick) -> None:
+    def run(self, tick: Tick, lockstep: bool) -> None:
         answers, longest = self._answers, self._sampling.max_new_tokens
         for length in range(longest):
             tokens = answers.extend(self._scores, self._rows.flatten().tolist(), length)
-            if not answers.going_on:
+            running = bool(answers.going_on)
+            if lockstep or (running and (length + 1) % TICK == 0):
+                running = tick(running) if lockstep else tick(True) or running
+            if not running:
                 return
-            if (length + 1) % TICK == 0:
-                tick(True)
             tokens = self._drop_finished(tokens.view(self._rows.shape))
             positions = (self._lengths + length).expand(self._rows.shape)
             named = trees.next_token(self._cache, self._device)
@@ -198,6 +211,8 @@ class _Branches:
         going_on = torch.zeros(len(self._answers.all), dtype=torch.bool)
         going_on[self._answers.going_on] = True
         active = going_on[self._rows.cpu()]  # [P, n]
+        if not active.any():  # in lockstep with other ranks
+            return tokens
         prompts = active.any(1).nonzero()[:, 0]
         widest = int(active.sum(1).max())
         if len(prompts) * widest > _FEWER * active.numel():

@@ -164,3 +164,34 @@ def test_top_k_and_top_p_keep_the_likeliest() -> None:
     assert kept(None, 0.51) == [True, True, False, False]
     assert kept(None, 0.9) == [True, True, True, False]
     assert kept(3, 1e-9) == [True, False, False, False]
+
+
+def test_ranks_in_lockstep_run_the_network_as_often(tiny: Tiny) -> None:
+    """Each as long as any of them has an answer that goes on, also one without prompts; the answers are the same."""
+    built, processor = built_with(tiny())
+    prompts, sampling = prompts_of(processor), Sampling(max_new_tokens=30, answers=2, stop=["a", "b", "c", "d", "e"])
+    calls: list[int] = []
+    model = built.network.get_submodule("model")
+    model.register_forward_pre_hook(lambda *_: calls.append(1), with_kwargs=False)
+    vocabulary = Vocabulary(built.network, built.chat, sampling)
+    shares = [prompts[:1], prompts[1:4], []]
+    alone = []
+    for number, share in enumerate(shares):
+        draws = [Draws(5, 10 * number + place, answer) for place in range(len(share)) for answer in range(2)]
+        alone.append(generate(built.network, share, draws, vocabulary, sampling, built.pixels) if share else [])
+    longest = max(len(one.ids) for answers in alone for one in answers)
+    counts = []
+    for number, share in enumerate(shares):
+        calls.clear()
+        ticks: list[bool] = []
+
+        def tick(running: bool, ticks: list[bool] = ticks) -> bool:
+            ticks.append(running)
+            return len(ticks) < longest  # what the ranks would agree on
+
+        draws = [Draws(5, 10 * number + place, answer) for place in range(len(share)) for answer in range(2)]
+        together = generate(built.network, share, draws, vocabulary, sampling, built.pixels, tick=tick, lockstep=True)
+        assert [one.ids for one in together] == [one.ids for one in alone[number]]
+        assert ticks[: len(ticks)].count(True) == max((len(one.ids) for one in together), default=1) - 1
+        counts.append(len(calls))
+    assert len(set(counts)) == 1 and counts[0] == longest
