@@ -42,6 +42,7 @@ ONLY_IN: dict[str, str | tuple[str, ...]] = {
     "torch.utils.tensorboard": "mmjobs.metrics.tensorboard",
     "tensorboard": "mmjobs.metrics.event_files",
     "math_verify": "mmjobs.rollout.rewards.functions",
+    "vllm": "mmjobs.rollout.external.vllm_server",
     "click": "mmlaunch.cli",
     "rich": "mmlaunch.cli",
 }

@@ -10,10 +10,11 @@ from functools import partial
 from multiprocessing.process import BaseProcess
 
 import torch
+from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from mmjobs.data.batch import Batch, collate
-from mmjobs.data.encode import Encoded, Processor
+from mmjobs.data.encode import Encoded, ImageChange, Processor
 from mmjobs.data.example import BadRow
 from mmjobs.data.images.augment import crop, jpeg
 from mmjobs.data.mixture import Mixture
@@ -63,17 +64,28 @@ class Examples(Dataset[Encoded | BadRow]):
     def _encoded(self, index: int) -> Encoded:
         place = self.place_of(index)
         part, example, requirements = self.mixture.part(place), self.mixture[place], self.processor.requirements
-        origin = example.origin if self.fixed_pixels else index
         other = self.mixture[(place + 1) % len(self.mixture)].answers[0].text if requirements.mismatched else None
         return self.processor.encode(
             example,
             part.max_tiles,
-            augment=jpeg(self.seed, origin) if part.augment == "jpeg" and self.seed is not None else None,
+            augment=self._augment(index),
             corrupt=crop("spoiled", self.corruption_seed, example.origin)
             if requirements.corrupted and example.images
             else None,
             mismatched=other,
         )
+
+    def _augment(self, index: int) -> ImageChange | None:
+        place = self.place_of(index)
+        if self.mixture.part(place).augment != "jpeg" or self.seed is None:
+            return None
+        return jpeg(self.seed, self.mixture[place].origin if self.fixed_pixels else index)
+
+    def images(self, index: int) -> list[Image.Image]:
+        """The pictures of an example, as it is encoded from them."""
+        change = self._augment(index) or (lambda image: image)
+        pictures = self.mixture[self.place_of(index)].images
+        return [change(picture.open(self.processor.pixels.max_side)) for picture in pictures]
 
     def _with_reference(self, encoded: Encoded) -> Encoded:
         if self.reference is None:

@@ -130,6 +130,25 @@ def together(
     return new.to(weight.dtype)
 
 
+def adapted(module: nn.Module) -> bool:
+    """Whether a layer has an adapter."""
+    return isinstance(module, LoraLayer)
+
+
+def merged(module: nn.Module, name: str) -> torch.Tensor:
+    """A tensor of a layer, its matrix with its adapter; the layer stays as it is, and must be whole."""
+    if not isinstance(module, LoraLayer):
+        value: torch.Tensor = getattr(module, name)
+        return value
+    value = getattr(module.get_base_layer(), name)
+    if name != "weight":
+        return value
+    layer: Any = module
+    down, up = layer.lora_A[_NAME].weight, layer.lora_B[_NAME].weight
+    lengths = layer.lora_magnitude_vector
+    return together(value, down, up, layer.scaling[_NAME], lengths[_NAME].weight if _NAME in lengths else None)
+
+
 def _layers(network: nn.Module) -> dict[str, LoraLayer]:
     return {path: module for path, module in network.named_modules() if isinstance(module, LoraLayer)}
 

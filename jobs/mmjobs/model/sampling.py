@@ -28,7 +28,9 @@ class Draws:
 
     def __init__(self, seed: int, prompt: int, answer: int) -> None:
         """`prompt`: its index in the order of the run; `answer`: its number among those of the same prompt."""
-        self._stream = random.Random(seed_of("answer", seed, prompt, answer))
+        self.seed = seed_of("answer", seed, prompt, answer)
+        """For engines that draw in their own way."""
+        self._stream = random.Random(self.seed)
 
     def next(self) -> float:
         """The number of the next position."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,13 +14,13 @@ from torch import nn
 
 from mmjobs.data.batch import Batch
 from mmjobs.engine.engine import Engine
-from mmjobs.model.generate import Vocabulary, generate
 from mmjobs.model.sampling import Draws
 from mmjobs.objectives.forward import answer_log_probs
 from mmjobs.objectives.objective import Reference
 from mmjobs.objectives.policy import OLD, REFERENCE
 from mmjobs.objectives.value import VALUE, values_and_last
 from mmjobs.rank.context import Context
+from mmjobs.rollout.generator import Check, Generator
 from mmjobs.rollout.learning import BASELINE, LAST
 from mmjobs.rollout.parts import Parts
 from mmjobs.rollout.rollout import Group, Rollout, of_groups
@@ -31,8 +31,6 @@ from mmlaunch.errors import BadInput
 from mmlaunch.recipe.reinforcement import Reinforcement
 from mmlaunch.recipe.sampling import Sampling
 
-Check = Callable[[], None]
-"""Called by all ranks inside long work; raises `Interrupted` when the attempt has to end."""
 Minibatches = Sequence[Sequence[int]]
 SAMPLES = 3
 _TRIES = 20
@@ -76,15 +74,13 @@ class Collector:
     """Makes the rollouts of a run."""
 
     def __init__(
-        self, context: Context, prompts: Prompts, roles: Roles, scorer: Scorer, rows: Rows, blank: bool
+        self, context: Context, prompts: Prompts, roles: Roles, generator: Generator, scorer: Scorer, rows: Rows
     ) -> None:
-        """`blank`: whether an image that nothing is learnt from stands for those that no prompt of a batch has."""
         self._context, self._ranks, self._watch = context, context.ranks, context.ranks.watch
         settings = context.recipe.objective
         assert isinstance(settings, Reinforcement)
         self._settings, self.sampling = settings, settings.sampling
-        self._prompts, self._roles, self._scorer, self._rows, self._blank = prompts, roles, scorer, rows, blank
-        self._vocabulary = Vocabulary(roles.actor.network, prompts.examples.processor.chat, self.sampling)
+        self._prompts, self._roles, self._generator, self._scorer, self._rows = prompts, roles, generator, scorer, rows
 
     def collect(self, step: int, cursor: int, parts: Parts, check: Check) -> Collected:
         """Generate and score until there are enough groups; those that the recipe drops are replaced by the next ones,
@@ -112,7 +108,7 @@ class Collector:
             pieces.append(piece.part(kept))
         rollout = Rollout.joined(pieces).part(range(wanted))
         at = int(rollout.prompts[-1]) + 1  # what is beyond is for the next policy to answer
-        measured = self._scorer.measured() | {"prompts_dropped": float(dropped)}
+        measured = self._scorer.measured() | self._generator.measured() | {"prompts_dropped": float(dropped)}
         return Collected(rollout, at, measured | {f"seconds_{name}": value for name, value in clock.seconds.items()})
 
     def _too_few(self, tried: int, wanted: int, missing: int) -> str:
@@ -126,7 +122,7 @@ class Collector:
 
     def of_prompts(self, prompts: Prompts) -> Collector:
         """The same for other prompts."""
-        return Collector(self._context, prompts, self._roles, self._scorer, self._rows, self._blank)
+        return Collector(self._context, prompts, self._roles, self._generator, self._scorer, self._rows)
 
     def generate(
         self,
@@ -149,13 +145,13 @@ class Collector:
         done: dict[str, list[Group]] = {name: groups for name, groups in sealed.items() if groups is not None}
         waiting = [name for name in batches if name not in done]
         self._watch.doing("generates answers", "pieces of them")
-        with self._roles.actor.generating() as network:
+        with self._generator.ready(check):
             for wave in range(0, len(waiting), self._ranks.world):
                 own = waiting[wave + self._ranks.rank : wave + self._ranks.rank + 1]
                 check()
-                made = {name: self._batch(network, batches[name], sampling, check) for name in own}
+                made = {name: self._batch(batches[name], sampling, check) for name in own}
                 if not own:
-                    self._batch(network, (), sampling, check)
+                    self._batch((), sampling, check)
                 for name, groups in made.items():
                     parts.add(name, groups)
                 for of_rank in self._ranks.gather(made):
@@ -166,7 +162,7 @@ class Collector:
                     self._context.events.write("generated", step=step, **counts)
         return [group for name in batches for group in done[name]]
 
-    def _batch(self, network: nn.Module, indices: Sequence[int], sampling: Sampling, check: Check) -> list[Group]:
+    def _batch(self, indices: Sequence[int], sampling: Sampling, check: Check) -> list[Group]:
         usable = self._prompts.usable(indices)
         self._context.position.samples = tuple(self._prompts.origins(usable))
         draws = [
@@ -177,12 +173,7 @@ class Collector:
             check()
             return self._ranks.any(running)
 
-        processor = self._prompts.examples.processor
-        with self._roles.actor.autocast():
-            answers = generate(
-                network, [self._prompts[index] for index in usable], draws, self._vocabulary, sampling,
-                processor.pixels, processor.chat.tokenizer.pad_token_id, self._blank, tick,
-            )  # fmt: skip
+        answers = self._generator.answer(self._prompts, usable, draws, sampling, tick)
         self._context.position.samples = ()
         n = sampling.answers
         return [Group(index, tuple(answers[place * n : place * n + n])) for place, index in enumerate(usable)]

@@ -14,7 +14,8 @@ from mmjobs.objectives.value import RETURN, VALUE
 from mmjobs.rank.context import Context
 from mmjobs.rank.watchdog import Phase
 from mmjobs.rollout import parts as parts_of
-from mmjobs.rollout.collect import Check, Collector, samples
+from mmjobs.rollout.collect import Collector, samples
+from mmjobs.rollout.generator import Check
 from mmjobs.rollout.learning import learn
 from mmjobs.rollout.parts import Parts
 from mmjobs.rollout.rollout import Rollout

@@ -17,7 +17,7 @@ from mmjobs.engine.engine import Engine
 from mmjobs.engine.frozen import frozen_model
 from mmjobs.engine.reference_copy import ReferenceCopy
 from mmjobs.metrics import mfu
-from mmjobs.model import parts
+from mmjobs.model import parts, served
 from mmjobs.model.build import BuiltModel
 from mmjobs.model.heads import STATISTICS
 from mmjobs.model.vision_memory import VisionMemory
@@ -28,6 +28,8 @@ from mmjobs.objectives.value import Value
 from mmjobs.rank.context import Context
 from mmjobs.rank.watchdog import Phase
 from mmjobs.rollout.collect import Collector, Roles
+from mmjobs.rollout.external.external import External
+from mmjobs.rollout.generator import Generator, InProcess
 from mmjobs.rollout.reward_model import RewardModel
 from mmjobs.rollout.rewards.workers import RewardWorkers
 from mmjobs.rollout.rows import Prompts, Rows
@@ -64,7 +66,8 @@ def build_policy_trainer(context: Context) -> Trainer:
     prompts = Prompts(datasets.training, seen, partial(skipped_rows.add, context.paths))
     rows = Rows(prompts, context.recipe.batch, settings.sampling.answers, ranks)
     scorer = build_scorer(context, built, seen)
-    collector = Collector(context, prompts, roles, scorer, rows, blank=datasets.training.mixture.has_images)
+    generator = build_generator(context, built, roles.actor, datasets.training.mixture.has_images)
+    collector = Collector(context, prompts, roles, generator, scorer, rows)
     source = RolloutSource(
         context, prompts, collector, rows,
         policy_digest=lambda: _digest(roles),
@@ -83,6 +86,18 @@ def build_policy_trainer(context: Context) -> Trainer:
     evaluation = RolloutEvaluation(context, datasets.evaluation, collector, scorer, rows, seen)
     services = build_services(context, learner, evaluation, state, steps, flops)
     return Trainer(context, source, learner, services, state, steps)
+
+
+def build_generator(context: Context, built: BuiltModel, actor: Engine, blank: bool) -> Generator:
+    """What answers prompts: this process, or the servers of an external engine."""
+    settings = settings_of(context.recipe)
+    if settings.engine is None:
+        return InProcess(actor, built.chat, settings.sampling, blank)
+    context.ranks.watch.enter(Phase.START)
+    context.ranks.watch.doing("waits for the engine's servers")
+    if context.ranks.first:
+        served.introduce(built, context.recipe.precision, context.paths.served)
+    return External(context, actor, built, settings)
 
 
 def settings_of(recipe: Recipe) -> Reinforcement:

@@ -5,6 +5,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
+from mmlaunch.recipe.engine import Engine
 from mmlaunch.recipe.method import Method
 from mmlaunch.recipe.requirements import Requirements
 from mmlaunch.recipe.rewards import RewardSource
@@ -155,6 +156,8 @@ class Reinforcement(Method):
     """What becomes of a score before it is learnt from."""
     sampling: Sampling = Field(default_factory=Sampling)
     """How answers are generated."""
+    engine: Engine | None = None
+    """Servers that generate the answers; left out: the trainer's own processes."""
     rollouts: Count = 128
     """Answers that are generated before each round of updates: whole groups, and whole batches."""
     epochs: Count = 1

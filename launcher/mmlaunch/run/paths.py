@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _CHECKPOINT = re.compile(r"step-(\d+)")
+SERVED = "served.json"
+"""The version of the weights in a folder of served weights, the names of their files, the checksum of each tensor."""
 _RANK_LOG = re.compile(r"rank-(\d+)\.out")
 
 
@@ -63,6 +65,10 @@ class AttemptPaths:
 
     def rank_log(self, rank: int) -> Path:
         return self.logs / f"rank-{rank}.out"
+
+    def server_log(self, number: int) -> Path:
+        """The output of a server of an external engine."""
+        return self.logs / f"server-{number}.out"
 
     @property
     def rank_logs(self) -> list[Path]:
@@ -262,6 +268,23 @@ class RunPaths:
     def rollout(self, step: int) -> Path:
         """The rollout that the policy of a step has made."""
         return self.rollouts / str(step)
+
+    @property
+    def served(self) -> Path:
+        """The policy's weights as the servers of an external engine read them."""
+        return self.rollouts / "weights"
+
+    @property
+    def servers(self) -> Path:
+        """One file for each server of an external engine: where it is, and how often it was started."""
+        return self.root / "servers"
+
+    def server(self, number: int) -> Path:
+        return self.servers / f"{number}.json"
+
+    def servers_over(self, attempt: int) -> Path:
+        """It is there once the servers of an attempt are not needed any more."""
+        return self.servers / f"over-{attempt}"
 
     @property
     def tensorboard(self) -> Path:
