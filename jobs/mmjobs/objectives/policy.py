@@ -10,9 +10,9 @@ from mmjobs.objectives.forward import answer_log_probs, by_answer
 from mmjobs.objectives.objective import ObjectiveOutput, Units
 from mmlaunch.recipe.reinforcement import Reinforcement
 
-OLD, REFERENCE, ADVANTAGE, VALID = "old", "reference", "advantage", "valid"
+OLD, REFERENCE, ADVANTAGE, VALID, WEIGHT = "old", "reference", "advantage", "valid", "weight"
 """The token values of a rollout: the log-probabilities of the policy that made it and of the reference, how much better
-the token was than expected, and whether it is learnt from."""
+the token was than expected, whether it is learnt from, and what corrects that another engine has drawn it (else 1)."""
 SFT, POLICY = "sft", "policy"
 NOTHING = 1e-9
 """The units of answers without any score: their loss is 0, and so is its mean."""
@@ -59,6 +59,8 @@ class Policy:
         self._remember_gap(new, old, valid)
         ratio = self._ratio(new, old, valid, batch)
         losses = self._surrogate(ratio, advantage, new)
+        if WEIGHT in rollout:
+            losses = losses * rollout[WEIGHT].to(new.dtype)
         if settings.entropy:
             losses = losses - settings.entropy * computed.entropy
         metrics = self._metrics(ratio.detach(), new.detach(), old, advantage, computed.entropy.detach(), valid)

@@ -6,8 +6,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
-from torch import nn
-
 from mmjobs.data.chat import Chat
 from mmjobs.engine.engine import Engine
 from mmjobs.model.generate import Generated, Tick, Vocabulary, generate
@@ -45,7 +43,7 @@ class InProcess:
     @contextmanager
     def ready(self, check: Check) -> Iterator[None]:
         with self._actor.generating() as network:
-            self._network: nn.Module = network
+            self._network = network
             yield
 
     def answer(

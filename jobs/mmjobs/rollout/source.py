@@ -9,12 +9,13 @@ from typing import Any, Protocol
 
 from mmjobs.data.batch import Batch
 from mmjobs.data.sampler import shuffled
-from mmjobs.objectives.policy import ADVANTAGE, OLD, REFERENCE, VALID
+from mmjobs.objectives.policy import ADVANTAGE, OLD, REFERENCE, VALID, WEIGHT
 from mmjobs.objectives.value import RETURN, VALUE
 from mmjobs.rank.context import Context
 from mmjobs.rank.watchdog import Phase
 from mmjobs.rollout import parts as parts_of
 from mmjobs.rollout.collect import Collector, samples
+from mmjobs.rollout.correction import correct
 from mmjobs.rollout.generator import Check
 from mmjobs.rollout.learning import learn
 from mmjobs.rollout.parts import Parts
@@ -22,7 +23,11 @@ from mmjobs.rollout.rollout import Rollout
 from mmjobs.rollout.rows import Prompts, Rows
 from mmjobs.rollout.shaping import KlCoefficient, RunningStatistics
 from mmlaunch.errors import BadInput
+from mmlaunch.recipe.engine import Correction
 from mmlaunch.recipe.reinforcement import Reinforcement
+
+_GAP = 0.05
+"""A mean difference between generation and training that rounding in bf16 does not explain."""
 
 
 class SftSource(Protocol):
@@ -80,7 +85,8 @@ class RolloutSource:
         self._position += 1
         self._step += 1
         self._set_kl_weight(self._coefficient.value)
-        names = [name for name in (OLD, REFERENCE, ADVANTAGE, VALID, RETURN, VALUE) if name in self._rollout.numbers]
+        used = (OLD, REFERENCE, ADVANTAGE, VALID, WEIGHT, RETURN, VALUE)
+        names = [name for name in used if name in self._rollout.numbers]
         batches = [self._rows.batch(self._rollout, row, names) for row in self._rows.of_rank(self._rollout, groups)]
         self.rows = len(batches)
         return [*batches, *(self._sft.next_step(check) if self._sft is not None else ())]
@@ -125,13 +131,16 @@ class RolloutSource:
         context, settings = self._context, self._settings
         collected = self._collector.collect(self._step, self._cursor, parts, check)
         self._rollout = rollout = collected.rollout
-        needs_old = settings.epochs * self._minibatches > 1 or settings.kl.used
+        needs_old = settings.epochs * self._minibatches > 1 or settings.kl.used or settings.engine is not None
         minibatches = [self._order(rollout, number) for number in range(self._minibatches)]
         measured = self._collector.measure(rollout, minibatches, needs_old, check)
         measured |= learn(rollout, settings, self._statistics, self._coefficient)
         if OLD in rollout.numbers:
-            gap = (rollout.numbers[OLD] - rollout.behaviour)[rollout.mask].abs()
-            measured |= {"generation_gap": float(gap.mean()), "generation_gap_max": float(gap.max())}
+            nothing = Correction(kind="none")  # the same weights have answered
+            measured |= correct(rollout, settings.engine.correction if settings.engine is not None else nothing)
+            if measured["generation_gap"] > _GAP:
+                what = f"log-probabilities of the answers and of the trainer differ by {measured['generation_gap']:.2g}"
+                context.events.warn(f"{what} on average, where 0.05 is much", step=self._step)
         self._cursor = collected.cursor
         self._measured = collected.measured | measured
         seconds = max(collected.measured.get("seconds_generate", 0.0), 1e-9)

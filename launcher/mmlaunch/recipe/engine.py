@@ -1,11 +1,11 @@
-"""`engine` of reinforcement learning: servers that generate the answers, in the place of the trainer's own processes."""
+"""`engine` of reinforcement learning: servers that generate the answers, instead of the trainer itself."""
 
 from collections.abc import Iterator
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field
 
-from mmlaunch.recipe.scalars import Count, Duration, FreeForm, Line
+from mmlaunch.recipe.scalars import Duration, FreeForm, Line
 from mmlaunch.recipe.section import Mistake, Section, mistake, rule
 
 VLLM = ((0, 22), (0, 34))

@@ -64,6 +64,7 @@ class StandIn:
         self._asked = [asked for asked in self._asked if asked[1] is not prompt]
         ids, images = self._read(prompt)
         answers = self._answers(ids, images, [seed for _, _, seed, _ in together], settings)
+        ids = ids[:1] * (self._fault == "expands") + ids
         return [(key, ids, answer) for (key, *_), answer in zip(together, answers, strict=True)]
 
     def _fail(self) -> None:
@@ -83,7 +84,7 @@ class StandIn:
         token = self._processor.image_token
         made = self._processor(text=token * len(images), images=images, return_tensors="pt", **prompt.options)
         own = self._processor.tokenizer.convert_tokens_to_ids(token)
-        count = made["input_ids"][0].tolist().count(own) // len(images) + (self._fault == "expands")
+        count = made["input_ids"][0].tolist().count(own) // len(images)
         ids = [one for token in prompt.ids for one in [token] * (count if token == own else 1)]
         return ids, {"pixel_values": made["pixel_values"]}
 
@@ -120,4 +121,4 @@ class StandIn:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     given = arguments()
-    serve(StandIn(given.model, given.options), given.host, given.port)
+    serve(lambda: StandIn(given.model, given.options), given.host, given.port)

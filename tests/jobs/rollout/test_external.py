@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from mmlaunch.recipe import Recipe, resolved
+from mmlaunch.recipe import Recipe
 
 Recipes = Callable[..., Recipe]
 STAND_IN = [sys.executable, str(Path(__file__).with_name("stand_in.py"))]
@@ -32,11 +30,17 @@ def served(job: Any, tiny: Recipes) -> Iterator[Callable[..., Any]]:
     runs: dict[str, Any] = {}
 
     def _served(name: str, world: int = 1, options: dict[str, Any] | None = None, **changes: Any) -> Any:
-        run = runs.setdefault(name, job(name) if name not in runs else None)
+        run = runs[name] if name in runs else runs.setdefault(name, job(name))
         file = run.paths.reward_file("score.py")
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(LETTERS)
-        engine = {"kind": "vllm", "nodes": 0, "command": STAND_IN, "options": options or {}, **changes.pop("engine", {})}
+        engine = {
+            "kind": "vllm",
+            "nodes": 0,
+            "command": STAND_IN,
+            "options": options or {},
+            **changes.pop("engine", {}),
+        }
         settings = {"batch__global": 16, "steps": 8, "optim__lr": 1e-2, **changes}
         recipe = tiny(objective={**OBJECTIVE, "engine": engine}, **settings)
         run.start(recipe, world)

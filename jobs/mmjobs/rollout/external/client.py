@@ -76,7 +76,7 @@ class Client:
                 raise EngineFailed(f"{self.name} does not start: {address.failed}; see {self._log}")
             if address is not None:
                 try:
-                    return self._checked(messages.read(Health, self._call(address, "GET", "/health", None, LOOK * 5)))
+                    return self._checked(messages.read(Health, self._call(address, "GET", "/health", None, LOOK)))
                 except (OSError, http.client.HTTPException, ServerLost):
                     pass  # it is not ready
             if time.monotonic() > until:

@@ -9,16 +9,16 @@ import queue
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, Protocol
 
-from mmjobs.data.parent import end_with_parent
 from mmjobs.rollout.external import messages
 from mmjobs.rollout.external.messages import Answer, Answered, Answers, Health, Load, Loaded, Question, Settings
 
-_PAUSE = 0.5
+_PAUSE = 0.2
 """Seconds that an idle server waits for work at a time."""
 
 
@@ -86,10 +86,8 @@ class Service:
     def run(self, until: Callable[[], bool] = lambda: False) -> None:
         """Work; an error of the engine itself ends it, and the process is to be started again."""
         while not until():
-            try:
+            with suppress(queue.Empty):
                 self._held.append(self._waiting.get(block=not (self._open or self._held), timeout=_PAUSE))
-            except queue.Empty:
-                pass
             while self._held and not (self._open and isinstance(self._held[0].request, Load)):
                 self._begin(self._held.pop(0))
             if self._open:
@@ -180,7 +178,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
-        self.wfile.write(content)
+        with suppress(ConnectionError):  # whoever asked is gone
+            self.wfile.write(content)
 
     def _nothing_here(self) -> Any:
         raise Refused(404, f"nothing is at {self.path}")
@@ -202,12 +201,14 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def serve(backend: Backend, host: str, port: int) -> None:
-    """Answer requests until the process that has started this one ends."""
-    end_with_parent()
-    service = Service(backend)
-    handler = type("Handler", (_Handler,), {"service": service, "key": os.environ.get(messages.KEY, "")})
-    server = ThreadingHTTPServer((host, port), handler)
-    server.daemon_threads = True
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    service.run()
+def serve(build: Callable[[], Backend], host: str, port: int, until: Callable[[], bool] = lambda: False) -> None:
+    """Answer requests with the engine that `build` returns. It may take minutes, so the port is taken before."""
+    handler: Any = type("Handler", (_Handler,), {"key": os.environ.get(messages.KEY, "")})
+    with ThreadingHTTPServer((host, port), handler) as server:
+        server.daemon_threads = True
+        service = handler.service = Service(build())
+        threading.Thread(target=server.serve_forever, args=(_PAUSE / 10,), daemon=True).start()
+        try:
+            service.run(until)
+        finally:
+            server.shutdown()

@@ -77,9 +77,7 @@ class Supervisor:
         return 1
 
     def _start(self) -> None:
-        with socket.socket() as free:
-            free.bind(("", 0))
-            port = free.getsockname()[1]
+        port = _free_port()
         command = [*command_of(self._recipe, self._engine, self._run.served), "--host", "0.0.0.0", "--port", str(port)]
         environment = {**os.environ, KEY: self._address.key, **_devices(self._engine, self._recipe)}
         log = self._run.attempt(self._attempt).server_log(self._number)
@@ -148,6 +146,15 @@ def _devices(engine: Engine, recipe: Recipe) -> dict[str, str]:
     return {"CUDA_VISIBLE_DEVICES": ",".join(own)}
 
 
+def _free_port() -> int:
+    """One that nobody listens on, and that the kernel gives to no connection until the server takes it."""
+    while True:
+        port = 20_000 + secrets.randbelow(10_000)
+        with socket.socket() as free, suppress(OSError):
+            free.bind(("", port))
+            return port
+
+
 def _own_host() -> str:
     """The address of this machine in the network where the trainer is; some sites have names that nobody resolves."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asks:
@@ -157,8 +164,8 @@ def _own_host() -> str:
 
 def main() -> int:
     """Supervise one server; signals are for the ranks, which still need it."""
-    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
-        signal.signal(number, signal.SIG_IGN)
+    for one in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(one, signal.SIG_IGN)
     number = int(sys.argv[2] if len(sys.argv) > 2 else os.environ.get("SLURM_PROCID", "0"))
     return Supervisor(RunPaths(Path(sys.argv[1])), number, int(os.environ["MMLAUNCH_ATTEMPT"])).run()
 

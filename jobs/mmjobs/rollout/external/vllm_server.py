@@ -117,7 +117,7 @@ class Weights:
 
         def tensors() -> Iterator[tuple[str, torch.Tensor]]:
             with safe_open(file, "pt") as opened:
-                for name in opened.keys():
+                for name in opened.keys():  # noqa: SIM118  it is no mapping
                     tensor = opened.get_tensor(name).to(self.device)
                     checksums[name] = list(checksum(tensor))
                     yield name, tensor
@@ -133,8 +133,8 @@ class Weights:
 def main() -> None:
     """Serve until the job ends."""
     given = arguments()
-    backend = VllmBackend(given.model, given.gpus, given.dtype, given.temperature, given.options)
-    serve(backend, given.host, given.port)
+    made = (given.model, given.gpus, given.dtype, given.temperature, given.options)
+    serve(lambda: VllmBackend(*made), given.host, given.port)
 
 
 if __name__ == "__main__":
