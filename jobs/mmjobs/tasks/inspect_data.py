@@ -103,7 +103,7 @@ def _fill(mixed: Any, recipe: Recipe) -> float | None:
     fills = []
     for start in range(0, min(len(mixed), PACKED * size), size):
         lengths = [mixed.tokens(position(index, len(mixed), recipe.seed)) for index in range(start, start + size)]
-        fills.append(pack(lengths, recipe.resources.world, budget).fill)
+        fills.append(pack(lengths, recipe.trainers.world, budget).fill)
     return sum(fills) / len(fills)
 
 

@@ -62,7 +62,7 @@ def _say(prepared: Prepared, follow: bool) -> None:
         else f"profile {plan.cluster_name}"
     )
     click.echo(f"{click.style(plan.run.name, bold=True)}   {plan.size}, {where}")
-    sizes = line(recipe, gigabytes(plan.cluster))
+    sizes, engine = line(recipe, gigabytes(plan.cluster)), recipe.objective.served_by
     path = prepared.loaded.path.resolve()
     elsewhere = {} if path.is_relative_to(Path.cwd()) else {"recipe": str(path)}  # perhaps one that comes with mmlaunch
     rows = {
@@ -71,6 +71,7 @@ def _say(prepared: Prepared, follow: bool) -> None:
         **({"from": "; ".join(prepared.trained.notes)} if prepared.trained and prepared.trained.pinned else {}),
         "data": describe_data(recipe),
         "batch": f"{describe_batch(plan)}; {_length(recipe)}",
+        **({"engine": engine.describe(recipe.resources.gpus_per_node)} if engine is not None else {}),
         "memory": f"activation checkpointing {'on' if plan.saves[0] else 'off'}: {plan.saves[1]}",
         "run": f"{plan.run.root} (others may read it)",
     }

@@ -59,7 +59,8 @@ def _checked(path: str, overrides: tuple[str, ...], cluster: str | None) -> Load
 
 def _say(path: str, loaded: Loaded, cluster: str | None) -> None:
     recipe = loaded.recipe
-    world = recipe.resources.describe_world()
+    world, engine = recipe.trainers.describe_world(), recipe.objective.served_by
+    world += f"; {engine.describe(recipe.resources.gpus_per_node)}" if engine is not None else ""
     click.echo(f"{path}: {click.style('ok', fg='green')}  {recipe.name}: {recipe.objective.method} on {world}")
     if note := _hurry(loaded, cluster):
         click.echo(click.style(f"  note: {loaded.placed([note]).problems[0]}", fg="yellow"))

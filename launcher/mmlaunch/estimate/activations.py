@@ -56,7 +56,7 @@ def row_of(recipe: Recipe, network: Network) -> Row:
     longest = min(recipe.data.max_tokens, network.language.positions)
     tokens = recipe.batch.tokens_per_gpu
     if tokens is None:
-        shares = split(recipe.batch.examples, recipe.resources.world, recipe.batch.micro)
+        shares = split(recipe.batch.examples, recipe.trainers.world, recipe.batch.micro)
         assert shares is not None  # the recipe was validated
         tokens = shares[0] * longest
     if not network.features or all(source.format in _TEXT_ONLY for source in recipe.data.train):
@@ -134,6 +134,8 @@ def _vision(recipe: Recipe, network: Network, counts: Counts, row: Row, checkpoi
 def generation(recipe: Recipe, sampling: Sampling, network: Network, counts: Counts) -> int:
     """Bytes while answers are generated: keys and values of each prompt once and of all its answers, a few scores of
     the whole vocabulary for each answer; at ZeRO stage 3 the weights that other ranks keep are gathered as well."""
+    if recipe.objective.served_by is not None:
+        return 0
     shape, width = network.language, width_of(recipe.precision)
     answers = sampling.prompts * sampling.answers
     longest = max(1, min(recipe.data.max_tokens, shape.positions) - sampling.max_new_tokens)
@@ -141,13 +143,13 @@ def generation(recipe: Recipe, sampling: Sampling, network: Network, counts: Cou
     kept = tokens * shape.layers * 2 * shape.keys * width
     scores = answers * shape.words * 32  # in fp32 and, for the draw, in fp64
     divided = recipe.deepspeed.stage == 3
-    gathered = counts.total * width * (recipe.resources.world - 1) // recipe.resources.world if divided else 0
+    gathered = counts.total * width * (recipe.trainers.world - 1) // recipe.trainers.world if divided else 0
     return kept + scores + gathered
 
 
 def _cache(recipe: Recipe, shape: Decoder, width: int) -> int:
     """Keys and values of the prompt and of the generated tokens: generation keeps nothing else."""
     sampling = getattr(recipe.objective, "sampling", None)
-    shares = split(recipe.batch.examples, recipe.resources.world, recipe.batch.micro)
+    shares = split(recipe.batch.examples, recipe.trainers.world, recipe.batch.micro)
     longest = min(recipe.data.max_tokens + (sampling.max_new_tokens if sampling else 0), shape.positions)
     return (shares[0] if shares else 1) * longest * shape.layers * 2 * shape.keys * width

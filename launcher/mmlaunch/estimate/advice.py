@@ -66,7 +66,7 @@ def _with(section: Any, path: list[str], value: Any) -> Any:
 def _changes(recipe: Recipe) -> Iterator[Change]:
     """Changes that save memory, the cheapest first: a higher ZeRO stage, checkpointing, offloading, then LoRA."""
     stages: list[Change] = []
-    if recipe.resources.world > 1:
+    if recipe.trainers.world > 1:
         stages = [{"deepspeed.stage": stage} for stage in range(recipe.deepspeed.stage + 1, 4)]
     on = [_ON] if recipe.model.activation_checkpointing != "on" else []
     yield from stages

@@ -143,7 +143,7 @@ def _critic(recipe: Recipe, table: Counts) -> States:
 
 
 def _of(recipe: Recipe, trained: int, frozen: int, stage: int) -> States:
-    zero, world = recipe.deepspeed, recipe.resources.world
+    zero, world = recipe.deepspeed, recipe.trainers.world
     return states(
         trained,
         frozen,
@@ -160,7 +160,7 @@ def _framework(recipe: Recipe, table: Counts) -> int:
     if not recipe.resources.gpus_per_node:
         return _PROCESS
     width, stage = activations.width_of(recipe.precision), recipe.deepspeed.stage
-    if recipe.objective.TASK != "train" or (recipe.resources.world == 1 and not stage):
+    if recipe.objective.TASK != "train" or (recipe.trainers.world == 1 and not stage):
         return _CONTEXT
     bucket = width * min(table.trained, _BUCKET)
     live = width * min(table.total, _LIVE) if stage == 3 else 0

@@ -5,6 +5,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field
 
+from mmlaunch.recipe.resources import Resources
 from mmlaunch.recipe.scalars import Duration, FreeForm, Line
 from mmlaunch.recipe.section import Mistake, Section, mistake, rule
 
@@ -64,6 +65,29 @@ class Engine(Section):
                 what = f"the run itself decides {name.replace('-', '_')}"
                 right = "write gpus_per_server" if "tensor" in name else "remove it"
                 yield ("options", name), self.options[name], mistake(what, right)
+
+    def misfits(self, resources: Resources) -> Iterator[Mistake]:
+        """What these nodes cannot do."""
+        gpus, each = resources.gpus_per_node, self.gpus_per_server
+        if self.nodes >= resources.nodes:
+            what = f"{self.nodes} of {resources.nodes} nodes serve, and none is left for training"
+            yield ("nodes",), self.nodes, mistake(what, f"write fewer, or resources.nodes: {self.nodes + 1}")
+        elif not self.command and not gpus:
+            yield (), None, mistake("vLLM needs GPUs, and resources.gpus_per_node is 0", "remove engine")
+        elif not self.command and not self.nodes:
+            what = "the ranks use all GPUs of their nodes, and no node is left for a server"
+            yield ("nodes",), 0, mistake(what, "write 1 or more")
+        elif each is not None and gpus and (each > gpus or gpus % each):
+            fitting = ", ".join(str(number) for number in range(1, gpus + 1) if gpus % number == 0)
+            what = f"{gpus} GPUs of a node do not divide into servers of {each}"
+            yield ("gpus_per_server",), each, mistake(what, f"{fitting} would")
+
+    def describe(self, gpus_per_node: int) -> str:
+        """`vllm: 4 servers of 2 GPUs on 1 node`."""
+        count, each = self.servers(gpus_per_node), self.gpus_per_server or gpus_per_node
+        servers = f"{count} server{'s' if count > 1 else ''}{f' of {each} GPUs' if each else ''}"
+        where = f"on {self.nodes} node{'s' if self.nodes > 1 else ''}" if self.nodes else "beside the ranks"
+        return f"{self.kind}{f' (by {self.command[0]})' if self.command else ''}: {servers} {where}"
 
     def servers(self, gpus_per_node: int) -> int:
         """The number of all servers."""

@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING, ClassVar
 
+from mmlaunch.recipe.engine import Engine
 from mmlaunch.recipe.reference import ReferenceCopy
 from mmlaunch.recipe.requirements import Requirements
 from mmlaunch.recipe.rewards import RewardSource
@@ -66,6 +67,11 @@ class Method(Section):
     def reward_sources(self) -> list[RewardSource]:
         """Where the rewards of answers come from, the value of `rewards`; empty where nothing is rewarded."""
         return []
+
+    @property
+    def served_by(self) -> Engine | None:
+        """What generates answers, where the ranks do not."""
+        return None
 
     def frozen_models(self, lora: bool) -> int:
         """How many whole models that are not trained stand beside the policy in memory."""

@@ -90,6 +90,25 @@ class Recipe(Section):
     def _completed(cls, data: Any) -> Any:
         return completed(data)
 
+    @property
+    def trainers(self) -> Resources:
+        """The resources of the ranks: nodes that generate answers for them have none."""
+        engine = self.objective.served_by
+        serving = 0 if engine is None else engine.nodes
+        return self.resources.model_copy(update={"nodes": max(1, self.resources.nodes - serving)})
+
+    @rule
+    def _engine_fits(self) -> Iterator[Mistake]:
+        engine, model = self.objective.served_by, self.model
+        if engine is None:
+            return
+        for path, value, error in engine.misfits(self.resources):
+            yield ("objective", "engine", *path), value, error
+        if model.pretrained is None and (model.attention != "plain" or model.projector.kind != "mlp"):
+            own = "attention: mmca" if model.attention != "plain" else f"projector: {model.projector.kind}"
+            what = f"no engine knows a model with {own}"
+            yield ("objective", "engine"), None, mistake(what, "remove engine: then the trainer generates the answers")
+
     @rule
     def _length(self) -> Iterator[Mistake]:
         if self.epochs is not None and self.steps is not None:
@@ -99,9 +118,9 @@ class Recipe(Section):
 
     @rule
     def _batch_over_ranks(self) -> Iterator[Mistake]:
-        world, examples = self.resources.world, self.batch.examples
+        world, examples = self.trainers.world, self.batch.examples
         if examples % world:
-            what = f"{examples} examples do not divide over {self.resources.describe_world()}"
+            what = f"{examples} examples do not divide over {self.trainers.describe_world()}"
             yield ("batch", "global"), examples, mistake(what, f"{neighbours(examples, world)} would")
         elif split(examples, world, self.batch.micro) is None:
             share, micro = examples // world, self.batch.micro

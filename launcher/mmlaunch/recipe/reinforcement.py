@@ -219,6 +219,10 @@ class Reinforcement(Method):
         """The sources that are models."""
         return [source for source in self.rewards if source.path is not None]
 
+    @property
+    def served_by(self) -> Engine | None:
+        return self.engine
+
     def frozen_models(self, lora: bool) -> int:
         """Reward models; the reference as well, which with LoRA is the policy without its adapter."""
         copied = self.kl.used and (self.reference == "copy" or (self.reference is None and not lora))

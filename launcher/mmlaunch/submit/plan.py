@@ -48,11 +48,12 @@ class Plan:
     scratch: str | None
     mounts: tuple[str, ...]  # what a container sees of the machine: the profile's mounts, and what the job needs
     deepspeed: dict[str, Any]
+    engine: dict[str, int] | None  # what serves answers to the ranks: nodes, servers of a node; None: nothing
     saves: tuple[bool, str]  # whether activations are computed again instead of kept, and why
 
     @property
     def world(self) -> int:
-        return self.nodes * self.ranks_per_node
+        return self.recipe.trainers.world
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -87,7 +88,7 @@ class Plan:
 def make(recipe: Recipe, cluster: Cluster, cluster_name: str, run: RunPaths, folder: Path) -> Plan:
     """Make the plan of a recipe whose resources this cluster can give."""
     wanted, batch = recipe.resources, recipe.batch
-    shares = split(batch.examples, wanted.world, batch.micro)
+    shares = split(batch.examples, recipe.trainers.world, batch.micro)
     assert shares is not None  # the recipe was validated
     micro, accumulation = shares
     saves, auto = checkpointing(recipe, gigabytes(cluster)), recipe.model.activation_checkpointing == "auto"
@@ -112,12 +113,20 @@ def make(recipe: Recipe, cluster: Cluster, cluster_name: str, run: RunPaths, fol
         micro=micro,
         accumulation=accumulation,
         environment=_environment(recipe, cluster) | ({CHECKPOINTING: "on"} if auto and saves[0] else {}),
+        engine=_engine(recipe),
         saves=saves,
         passed=tuple(passed(recipe.env)),
         scratch=_here(cluster.scratch),
         mounts=_mounts(cluster, run.root, folder),
         deepspeed=deepspeed(recipe, micro, accumulation),
     )
+
+
+def _engine(recipe: Recipe) -> dict[str, int] | None:
+    engine = recipe.objective.served_by
+    if engine is None:
+        return None
+    return {"nodes": engine.nodes, "servers_per_node": engine.servers_per_node(recipe.resources.gpus_per_node)}
 
 
 def deepspeed(recipe: Recipe, micro: int, accumulation: int) -> dict[str, Any]:
