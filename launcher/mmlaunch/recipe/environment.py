@@ -17,7 +17,10 @@ LAUNCHERS = ("SLURM_", "SLURMD_", "SRUN_", "SBATCH_", "SUBMITIT_", "TORCHELASTIC
 """The prefixes of the variables by which launchers inform their ranks."""
 RANKS = frozenset({"RANK", "LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"})
 _OWNED = RANKS | {"PYTHONPATH", "PYTHONHOME", "PYTHONSAFEPATH", "PYTHONUNBUFFERED", "PYTHONFAULTHANDLER"}
-SCRIPT = frozenset({"run", "python", "rank", "opened", "step", "status", "verdict", "deadline", "head_node"})
+SCRIPT = frozenset(
+    {"run", "python", "rank", "opened", "step", "status", "verdict", "deadline", "head_node"}
+    | {"server", "hosts", "training", "serving"}
+)
 """The variables of the job scripts themselves."""
 _SECRET_VALUE = re.compile(
     r"hf_[A-Za-z0-9]{6,}|sk-[A-Za-z0-9_-]{8,}|gh[pousr]_[A-Za-z0-9]{8,}|github_pat_\w{8,}|AKIA[A-Z0-9]{8,}|"

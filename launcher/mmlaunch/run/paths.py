@@ -67,8 +67,8 @@ class AttemptPaths:
         return self.logs / f"rank-{rank}.out"
 
     def server_log(self, number: int) -> Path:
-        """The output of a server of an external engine."""
-        return self.logs / f"server-{number}.out"
+        """The output of a server of an external engine; no evidence of why ranks end, since it is started again."""
+        return self.logs / f"server-{number}.txt"
 
     @property
     def rank_logs(self) -> list[Path]:

@@ -215,10 +215,10 @@ def test_a_server_that_died_is_asked_again_once_it_was_started_again(machine: Ma
     threading.Timer(0.5, machine.start).start()
     assert servers.answer(0, machine.request([4])) == expected
     machine.write(replace(machine.address, starts=9, port=1))
-    with pytest.raises(ServerLost, match=r"the engine's server 0 died: .*refused; see attempts/1/logs/server-0.out"):
+    with pytest.raises(ServerLost, match=r"the engine's server 0 died: .*refused; see attempts/1/logs/server-0.txt"):
         servers.answer(0, machine.request([4]))
     machine.write(replace(machine.address, failed="it has ended 3 times"))
-    with pytest.raises(EngineFailed, match=r"does not start: it has ended 3 times; see attempts/1/logs/server-0.out"):
+    with pytest.raises(EngineFailed, match=r"does not start: it has ended 3 times; see attempts/1/logs/server-0.txt"):
         servers.load_all()
 
 

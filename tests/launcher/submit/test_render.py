@@ -97,6 +97,24 @@ def test_shells_accept_every_script(profile: str, variant: str) -> None:
     assert shellcheck(text) == ""
 
 
+@pytest.mark.parametrize("profile", SHIPPED)
+def test_servers_are_started_beside_the_ranks(profile: str) -> None:
+    """The first nodes train, the last ones serve; other recipes have nothing of it."""
+    _, cluster = clusters.choose(profile)
+    engine = "{kind: vllm, nodes: 2, gpus_per_server: 4}"
+    wanted = ["resources.nodes=4", f"objective.engine={engine}"]
+    if cluster.executor == "local":
+        wanted = ["resources.nodes=1", "objective.engine={kind: vllm, nodes: 0, command: [python, own.py]}"]
+    recipe = load_recipe(ROOT / "recipes" / "ppo_llama3.yaml", wanted).recipe
+    text = script(plans.make(recipe, cluster, profile, RunPaths(Path("/runs/ppo-1121-7f3a")), Path("/home/user")))
+    assert shellcheck(text) == "" and "mmjobs.rollout.external.supervise" in text
+    if cluster.executor != "local":
+        assert "#SBATCH --nodes=4\n" in text
+        assert '--nodes=2 --nodelist="$serving" --ntasks-per-node=2' in text and "--ntasks=4" in text
+        assert '--overlap --nodes=2 --nodelist="$training" --ntasks=16' in text
+    assert "servers" not in script(plan_of(cluster, profile))
+
+
 def test_shellcheck_would_find_something() -> None:
     assert "SC2086" in shellcheck("#!/bin/bash\nread -r a\nrm $a\n")
 
@@ -338,7 +356,8 @@ def test_the_plan_decides_about_activation_checkpointing() -> None:
 def test_no_setting_reaches_the_variables_of_the_scripts() -> None:
     """What the templates assign to is what recipes and profiles may not name; and it is assigned after theirs."""
     texts = [path.read_text() for path in (ROOT / "templates").glob("*.sh.j2")]
-    assigned = {name for text in texts for name in re.findall(r"^\s*([a-z_]+)=", text, re.MULTILINE)}
+    named = r"^\s*([a-z_]+)=|^mapfile -t ([a-z_]+) "
+    assigned = {name or array for text in texts for name, array in re.findall(named, text, re.MULTILINE)}
     assert assigned == SCRIPT
     cluster = clusters.choose("slurm")[1].model_copy(update={"setup": ["python=evil", "run=elsewhere"]})
     lines = script(plan_of(cluster, "slurm")).splitlines()

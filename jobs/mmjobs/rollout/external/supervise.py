@@ -164,6 +164,7 @@ def _own_host() -> str:
 
 def main() -> int:
     """Supervise one server; signals are for the ranks, which still need it."""
+    end_with_parent()
     for one in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(one, signal.SIG_IGN)
     number = int(sys.argv[2] if len(sys.argv) > 2 else os.environ.get("SLURM_PROCID", "0"))
