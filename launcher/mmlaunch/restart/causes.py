@@ -222,6 +222,13 @@ TABLE: tuple[Cause, ...] = (
         ),
     ),
     Cause(
+        "engine",
+        budget="crash",
+        why="A server of the external engine failed",
+        error_types=("EngineFailed", "ServerLost"),
+        error_pattern=re.compile(r"external\.client\.(?:EngineFailed|ServerLost)\b"),
+    ),
+    Cause(
         "network",
         budget="crash",
         why="The network failed",

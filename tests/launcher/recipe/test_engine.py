@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import configparser
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 
 from mmlaunch.errors import RecipeError
 from mmlaunch.load import Loaded, load_recipe
-from mmlaunch.recipe.engine import Engine
+from mmlaunch.recipe.engine import VLLM, Engine
 from mmlaunch.recipe.resolved import read, text_of
 
 Write = Callable[..., Loaded]
@@ -80,3 +81,10 @@ def test_what_no_engine_can_serve_is_told(write: Write) -> None:
         write("vllm", "resources.gpus_per_node=0", "precision=fp32")
     with pytest.raises(RecipeError, match="200 examples do not divide over 24 ranks"):
         write("vllm", "batch.global=200", "objective.rollouts=200")
+
+
+def test_the_extra_installs_what_is_accepted() -> None:
+    config = configparser.ConfigParser()
+    config.read(Path(__file__).parents[3] / "setup.cfg")
+    low, high = (".".join(map(str, release)) for release in VLLM)
+    assert config["options.extras_require"]["vllm"].strip() == f"vllm >={low},<{high}"
