@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -13,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.runs import ended, losses, mmlaunch, submit, wait_for
 
 from mmjobs.rollout.external import external
 from mmlaunch.recipe import Recipe
@@ -161,3 +164,39 @@ def test_other_log_probabilities_are_shown_and_weighed(served: Any) -> None:
     assert measured["generation_gap"] == pytest.approx(1, abs=1e-4) and measured["generation_outside"] == 1
     assert measured["generation_kl"] == pytest.approx(math.e - 2, abs=1e-3)
     assert "differ by 1 on average" in run.log()
+
+
+ON_THIS_MACHINE = f"""\
+name: served
+model:
+  vision: {{random: {{width: 16, layers: 1, heads: 2, image_size: 16, patch: 8}}}}
+  language: {{random: {{width: 16, layers: 1, heads: 2, max_positions: 128}}}}
+data: {{train: {{format: shapes, limit: 64}}, workers: 0}}
+objective:
+  method: rloo
+  rewards: exact
+  sampling: {{answers: 4, max_new_tokens: 6}}
+  rollouts: 16
+  kl: 0
+  engine: {{kind: vllm, nodes: 0, command: [{STAND_IN[0]}, {STAND_IN[1]}]}}
+optim: {{lr: 1e-3}}
+batch: {{global: 16}}
+steps: 2
+precision: fp32
+resources: {{nodes: 1, gpus_per_node: 0, tasks_per_node: 2, time: 10m}}
+"""
+
+
+@pytest.mark.nightly
+def test_a_run_on_this_machine_starts_its_server_and_ends_it(tmp_path: Path) -> None:
+    recipe = tmp_path / "served.yaml"
+    recipe.write_text(ON_THIS_MACHINE)
+    assert "vllm (by " in mmlaunch("validate", recipe).stdout
+    run = submit(recipe)
+    events = wait_for(run, ended)
+    log = run.attempt(1).rank_log(0).read_text()
+    assert events[-1]["state"] == "done" and len(losses(events)) == 2, log
+    assert run.servers_over(1).exists()
+    address = json.loads(run.server(0).read_text())
+    with socket.socket() as asks:
+        assert asks.connect_ex((address["host"], address["port"])), "the server has ended with the run"
