@@ -68,7 +68,7 @@ METHODS = {
         "sampling: {answers: 1, max_new_tokens: 16, prompts: 32}, "
         "shaping: {clip: 5, no_end: replace, no_end_reward: -3}, "
         "critic: {lr: 1e-3, warmup_steps: 8}}",
-        "batch: {global: 128}\nsteps: 200\noptim: {lr: 5e-4, schedule: constant, warmup: 5 steps}",
+        "batch: {global: 128}\nsteps: 200\noptim: {lr: 4e-4, schedule: cosine, warmup: 5 steps}",
     ),
     "grpo": (
         "{method: grpo, rewards: exact, clip_high: 0.28, rollouts: 512, "

@@ -35,14 +35,16 @@ class Generator(Protocol):
 class InProcess:
     """The policy itself answers, between two updates."""
 
-    def __init__(self, actor: Engine, chat: Chat, sampling: Sampling, blank: bool) -> None:
-        """`blank`: whether an image that nothing is learnt from stands for those that no prompt of a batch has."""
+    def __init__(self, actor: Engine, chat: Chat, sampling: Sampling, blank: bool, layered: bool = False) -> None:
+        """`blank`: whether an image that nothing is learnt from stands for those that no prompt of a batch has;
+        `layered`: whether a divided policy answers layer by layer, on all ranks together, and is never whole."""
         self._actor, self._blank, self._network = actor, blank, actor.network
+        self._lockstep = layered and actor.sharded
         self._vocabulary = Vocabulary(actor.network, chat, sampling)
 
     @contextmanager
     def ready(self, check: Check) -> Iterator[None]:
-        with self._actor.generating() as network:
+        with self._actor.generating(gather=not self._lockstep) as network:
             self._network = network
             yield
 
@@ -53,7 +55,7 @@ class InProcess:
         with self._actor.autocast():
             return generate(
                 self._network, [prompts[index] for index in indices], draws, self._vocabulary, sampling,
-                processor.pixels, processor.chat.tokenizer.pad_token_id, self._blank, tick,
+                processor.pixels, processor.chat.tokenizer.pad_token_id, self._blank, tick, self._lockstep,
             )  # fmt: skip
 
     def measured(self) -> dict[str, float]:

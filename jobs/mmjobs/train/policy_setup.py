@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,7 @@ from mmlaunch.recipe import Recipe, resolved
 from mmlaunch.recipe.reinforcement import Ppo, Reinforcement
 from mmlaunch.recipe.requirements import Requirements
 from mmlaunch.recipe.rewards import RewardSource
+from mmlaunch.recipe.sampling import LAYERED
 from mmlaunch.run.paths import CheckpointPaths, of_checkpoint
 
 
@@ -92,7 +94,7 @@ def build_generator(context: Context, built: BuiltModel, actor: Engine, blank: b
     """What answers prompts: this process, or the servers of an external engine."""
     settings = settings_of(context.recipe)
     if settings.engine is None:
-        return InProcess(actor, built.chat, settings.sampling, blank)
+        return InProcess(actor, built.chat, settings.sampling, blank, layered=LAYERED in os.environ)
     context.ranks.watch.enter(Phase.START)
     context.ranks.watch.doing("waits for the engine's servers")
     if context.ranks.first:

@@ -95,7 +95,7 @@ def activations(recipe: Recipe, network: Network, counts: Counts, row: Row, chec
     step = seen + language if counts.trains("vision") else max(seen, language)
     if not isinstance(recipe.objective, Reinforcement):
         return step
-    return max(step, generation(recipe, recipe.objective.sampling, network, counts))
+    return max(step, generation(recipe, recipe.objective.sampling, network))
 
 
 def logits(recipe: Recipe, shape: Decoder, row: Row) -> int:
@@ -131,9 +131,9 @@ def _vision(recipe: Recipe, network: Network, counts: Counts, row: Row, checkpoi
     return patches * kept
 
 
-def generation(recipe: Recipe, sampling: Sampling, network: Network, counts: Counts) -> int:
+def generation(recipe: Recipe, sampling: Sampling, network: Network) -> int:
     """Bytes while answers are generated: keys and values of each prompt once and of all its answers, a few scores of
-    the whole vocabulary for each answer; at ZeRO stage 3 the weights that other ranks keep are gathered as well."""
+    the whole vocabulary for each answer. At ZeRO stage 3 a rank may gather what the others keep as well: `gathered`."""
     if recipe.objective.served_by is not None:
         return 0
     shape, width = network.language, width_of(recipe.precision)
@@ -142,9 +142,13 @@ def generation(recipe: Recipe, sampling: Sampling, network: Network, counts: Cou
     tokens = sampling.prompts * longest + answers * sampling.max_new_tokens
     kept = tokens * shape.layers * 2 * shape.keys * width
     scores = answers * shape.words * 32  # in fp32 and, for the draw, in fp64
-    divided = recipe.deepspeed.stage == 3
-    gathered = counts.total * width * (recipe.trainers.world - 1) // recipe.trainers.world if divided else 0
-    return kept + scores + gathered
+    return kept + scores
+
+
+def gathered(recipe: Recipe, counts: Counts) -> int:
+    """Bytes of a policy at ZeRO stage 3 that other ranks keep."""
+    world = recipe.trainers.world
+    return counts.total * width_of(recipe.precision) * (world - 1) // world if recipe.deepspeed.stage == 3 else 0
 
 
 def _cache(recipe: Recipe, shape: Decoder, width: int) -> int:

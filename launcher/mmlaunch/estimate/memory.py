@@ -15,6 +15,7 @@ from mmlaunch.estimate.activations import Row, row_of
 from mmlaunch.estimate.counts import Counts, counts
 from mmlaunch.estimate.shapes.network import Network, network_of
 from mmlaunch.recipe import Recipe
+from mmlaunch.recipe.reinforcement import Reinforcement
 
 GIGA = 10**9
 """A GPU of 80 GB really has 85 of these. The rest is left for what allocators waste."""
@@ -83,6 +84,15 @@ class Estimate:
             framework=_framework(recipe, self.counts),
             host=own.host + critic.host,
         )
+
+    @property
+    def whole_generation(self) -> int:
+        """Bytes of generation where each rank has gathered the whole policy."""
+        objective = self.recipe.objective
+        if not isinstance(objective, Reinforcement):
+            return 0
+        kept = activations.generation(self.recipe, objective.sampling, self.network)
+        return kept + activations.gathered(self.recipe, self.counts)
 
     @property
     def _adapters(self) -> int:

@@ -8,6 +8,9 @@ from pydantic import Field
 from mmlaunch.recipe.scalars import Count, Line, NotNegative, Real
 from mmlaunch.recipe.section import Mistake, Section, mistake, rule
 
+LAYERED = "MMLAUNCH_LAYERED"
+"""Set where a policy at ZeRO stage 3 does not fit whole: it answers layer by layer, on all ranks together."""
+
 
 class Sampling(Section):
     """How answers are generated."""

@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from mmlaunch.estimate.checkpointing import checkpointing
+from mmlaunch.estimate.gathering import gathers
 from mmlaunch.load.cluster import Cluster, gigabytes
 from mmlaunch.recipe import Recipe
 from mmlaunch.recipe.batch import split
 from mmlaunch.recipe.environment import passed, settings
 from mmlaunch.recipe.model import CHECKPOINTING
+from mmlaunch.recipe.sampling import LAYERED
 from mmlaunch.recipe.scalars import format_duration
 from mmlaunch.run.paths import RunPaths
 
@@ -112,7 +114,9 @@ def make(recipe: Recipe, cluster: Cluster, cluster_name: str, run: RunPaths, fol
         qos=wanted.qos or cluster.qos,
         micro=micro,
         accumulation=accumulation,
-        environment=_environment(recipe, cluster) | ({CHECKPOINTING: "on"} if auto and saves[0] else {}),
+        environment=_environment(recipe, cluster)
+        | ({CHECKPOINTING: "on"} if auto and saves[0] else {})
+        | ({} if gathers(recipe, gigabytes(cluster)) else {LAYERED: "1"}),
         engine=_engine(recipe),
         saves=saves,
         passed=tuple(passed(recipe.env)),

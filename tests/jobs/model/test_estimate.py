@@ -22,6 +22,7 @@ from mmjobs.model.build import build
 from mmjobs.model.kv_cache import KVCache
 from mmjobs.model.sampling import Draws
 from mmlaunch.estimate import activations, counts, memory
+from mmlaunch.estimate.gathering import gathers
 from mmlaunch.estimate.shapes.configs import UnknownShapes
 from mmlaunch.estimate.shapes.network import network_of
 from mmlaunch.recipe import Recipe
@@ -209,12 +210,20 @@ def test_keys_and_values_of_generation_are_those_that_are_kept(tiny: Tiny) -> No
         generate_module.generate(built.network, [prompt, prompt], draws, vocabulary, settings, built.pixels)
     (cache,) = caches
     real = size(tensor for pair in (*cache._prompt.values(), *cache._own.values()) for tensor in pair)
-    table = counts.counts(network, recipe.model)
     scores = 2 * 3 * network.language.words * 32
-    made = activations.generation(recipe, settings, network, table) - scores
+    made = activations.generation(recipe, settings, network) - scores
     assert made == pytest.approx(real, rel=0.05)
-    divided = recipe.model_copy(update={"deepspeed": recipe.deepspeed.model_copy(update={"stage": 3})})
-    assert activations.generation(divided, settings, network, table) == made + scores, "one rank has all weights"
+
+
+def test_a_divided_policy_is_gathered_where_it_fits(tiny: Tiny) -> None:
+    objective = {"method": "grpo", "rewards": ["exact"], "rollouts": 32}
+    resources = {"nodes": 1, "gpus_per_node": 4}
+    recipe = tiny(objective=objective, batch__global=32, deepspeed__stage=3, precision="bf16", resources=resources)
+    made = memory.estimate(recipe)
+    without = made.memory(False)
+    whole = (without.total - without.activations + made.whole_generation) / memory.GIGA
+    assert activations.gathered(recipe, made.counts) == made.counts.total * 2 * 3 // 4
+    assert gathers(recipe) and gathers(recipe, whole * 1.01) and not gathers(recipe, whole * 0.99)
 
 
 def saved_bytes(network: torch.nn.Module, run: Callable[[], torch.Tensor]) -> int:

@@ -216,6 +216,16 @@ def test_another_world_goes_on_with_the_same_prompts(runs: Any, tiny: Recipes) -
         assert steps(run)[step]["reward"] == pytest.approx(measured["reward"], abs=1e-6), step
 
 
+@pytest.mark.parametrize("method", ["ppo", pytest.param("grpo", marks=pytest.mark.nightly)])
+def test_layer_by_layer_is_the_same(runs: Any, tiny: Recipes, method: str) -> None:
+    """A policy that is divided over the ranks and never whole; at the end one of them has no prompts left."""
+    recipe = rl(tiny, method, steps=4, deepspeed__stage=3, resources__tasks_per_node=2, batch__micro=4)
+    whole, layered = runs("whole"), runs("layered")
+    assert whole.run(recipe, 2) == [0, 0], whole.log()
+    assert layered.run(recipe, 2, MMLAUNCH_LAYERED="1") == [0, 0], layered.log()
+    assert steps(layered) == steps(whole)
+
+
 def test_groups_that_teach_nothing_are_replaced(runs: Any, tiny: Recipes) -> None:
     objective = {**GRPO, "rewards": ["score.py:share"], "groups": {"low": 0.15, "high": 0.5, "tries": 30}}
     run = runs("run")

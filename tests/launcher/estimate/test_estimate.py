@@ -227,8 +227,7 @@ def test_advice_takes_the_cheapest_change_that_is_enough() -> None:
     alone = shipped("sft_llama3", "resources.nodes=1", "resources.gpus_per_node=1", "deepspeed.stage=0")
     assert fit(estimate(alone), 141).change == ("model.activation_checkpointing=on",)
     assert fit(estimate(alone), 80).change == ("deepspeed.stage=2", "deepspeed.offload=optimizer")
-    checked = shipped("ppo_llama3", "objective.rewards=exact", "data.train.0.format=llava")
-    assert "model.train.language=lora" in fit(estimate(checked), 40).change
+    assert "model.train.language=lora" in fit(estimate(shipped("ppo_llama3")), 40).change
 
 
 def test_checkpointing_is_decided_by_arithmetic() -> None:
