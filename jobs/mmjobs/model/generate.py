@@ -6,13 +6,14 @@ prompt attend to one copy of its keys and values. Other models generate by trans
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import nn
-from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
 from mmjobs.data.batch import Batch, collate
 from mmjobs.data.chat import Chat, Tokens
@@ -242,17 +243,29 @@ def _by_transformers(
         ids = torch.tensor([prompt.prompt.ids] * sampling.answers, device=next(network.parameters()).device)
         images = pixels.join([prompt.image_inputs] * sampling.answers, ids)
         chosen = _Chosen(answers, list(rows), ids.shape[1])
-        cast(Any, network).generate(
-            input_ids=ids,
-            attention_mask=torch.ones_like(ids),
-            max_new_tokens=sampling.max_new_tokens,
-            do_sample=False,
-            eos_token_id=None,
-            pad_token_id=0,
-            logits_processor=LogitsProcessorList([chosen]),
-            stopping_criteria=StoppingCriteriaList([_AllEnded(chosen, tick)]),
-            **{name: value.to(ids.device) for name, value in images.items()},
-        )
+        with _without_own_settings(network):
+            network.generate(
+                input_ids=ids,
+                attention_mask=torch.ones_like(ids),
+                max_new_tokens=sampling.max_new_tokens,
+                do_sample=False,
+                eos_token_id=None,
+                pad_token_id=0,
+                logits_processor=LogitsProcessorList([chosen]),
+                stopping_criteria=StoppingCriteriaList([_AllEnded(chosen, tick)]),
+                **{name: value.to(ids.device) for name, value in images.items()},
+            )
+
+
+@contextmanager
+def _without_own_settings(network: Any) -> Iterator[None]:
+    """In this context a model has none of the settings that it was published with, such as Qwen2.5-VL's penalty for
+    repetitions: answers are drawn from what the model itself says."""
+    own, network.generation_config = network.generation_config, GenerationConfig()
+    try:
+        yield
+    finally:
+        network.generation_config = own
 
 
 class _Chosen(LogitsProcessor):

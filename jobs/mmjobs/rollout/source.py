@@ -68,6 +68,8 @@ class RolloutSource:
         self._statistics, self._coefficient = RunningStatistics(), KlCoefficient(settings.kl)
         self._rollout: Rollout | None = None
         self._digest = ""
+        self._saving: set[int] = set()
+        """The step of the rollout that the newest checkpoint names: it may still be on its way to the disk."""
         self._measured: dict[str, float] = {}
         self._groups = context.recipe.batch.examples // settings.sampling.answers
         self._minibatches = settings.rollouts // context.recipe.batch.examples
@@ -115,7 +117,7 @@ class RolloutSource:
             self._make(parts, check)
         self._position = 0
         if context.ranks.first:
-            parts_of.prune(context.paths.rollouts, {self._step, *self._needed()})
+            parts_of.prune(context.paths.rollouts, {self._step, *self._saving, *self._needed()})
         self._measured["seconds_rollout"] = time.monotonic() - begin
         assert self._rollout is not None
         shown = samples(self._rollout, self._prompts) if context.ranks.first else []
@@ -181,6 +183,7 @@ class RolloutSource:
     def state(self) -> dict[str, Any]:
         """The cursor counts prompts that were used, or dropped; the rollout is named by its step and its content."""
         made = None if self._rollout is None else {"step": self._rollout.step, "digest": self._digest}
+        self._saving = set() if self._rollout is None else {self._rollout.step}
         data = self._prompts.examples.mixture.digest
         sft = {} if self._sft is None else {"sft": self._sft.state()}
         return {**self._carried(), "step": self._step, "position": self._position, "rollout": made, "data": data, **sft}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -121,6 +121,18 @@ def test_other_families_generate_too(tmp_path: Path, kind: str) -> None:
     assert [one.ids for one in answers] == [one.ids for some in alone for one in some]
     banned = Vocabulary(built.network, built.chat, sampling).banned
     assert all(answer.ids and not banned[answer.ids].any() for answer in answers)
+
+
+def test_settings_that_a_model_was_published_with_change_no_answer(tmp_path: Path) -> None:
+    """Qwen2.5-VL's generation_config.json has a penalty for repetitions, which the update would know nothing of."""
+    built = build(Model.model_validate({"pretrained": str(checkpoints.qwen2_vl(tmp_path))}))
+    built.network.eval()
+    prompts = [Processor(built.chat, built.pixels, built.positions).prompt(shapes.example(1))]
+    sampling, network = Sampling(max_new_tokens=9, answers=2), cast(Any, built.network)
+    plain = answers_of(built, prompts, sampling, [1])
+    network.generation_config.repetition_penalty, network.generation_config.no_repeat_ngram_size = 5.0, 1
+    assert answers_of(built, prompts, sampling, [1]) == plain
+    assert network.generation_config.repetition_penalty == 5.0  # for whoever loads the export
 
 
 def test_lengths_and_stops(tiny: Tiny) -> None:

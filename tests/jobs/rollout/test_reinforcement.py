@@ -7,6 +7,7 @@ import json
 import math
 import os
 import signal
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -200,6 +201,30 @@ def test_killed_anywhere_it_goes_on_bit_for_bit(
         assert not again, "its answers were kept"
     if place in ("scoring", "measuring", "sealing", "saving"):
         assert [event["step"] for event in run.events("resumed")] == [3]
+
+
+def _write_late() -> None:
+    """In a rank: the files of a checkpoint wait until the answers to the rollout after it are kept."""
+    saving: Any = importlib.import_module("mmjobs.checkpoint.save")
+    plain = saving.write
+
+    def late(files: dict[Path, bytes]) -> None:
+        run = next(folder for folder in next(iter(files)).parents if (folder / "rollouts").is_dir())
+        until = time.monotonic() + 10
+        while not (run / "rollouts" / "4" / "rollout.json").exists() and time.monotonic() < until:
+            time.sleep(0.01)
+        time.sleep(0.1)
+        plain(files)
+
+    saving.write = late
+
+
+def test_a_rollout_stays_while_the_checkpoint_that_needs_it_is_written(runs: Any, tiny: Recipes) -> None:
+    run = runs("run")
+    run.prepare = _write_late
+    assert run.run(rl(tiny, "grpo", checkpoint__every=[3], steps=5)) == [0], run.log()
+    assert run.saved() == [3, 5]
+    assert (run.paths.rollout(0) / "rollout.safetensors").is_file(), "step 3 goes on with it"
 
 
 def test_another_world_goes_on_with_the_same_prompts(runs: Any, tiny: Recipes) -> None:
