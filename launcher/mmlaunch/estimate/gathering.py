@@ -9,13 +9,8 @@ from mmlaunch.recipe.reinforcement import Reinforcement
 
 def gathers(recipe: Recipe, gpu_memory: float | None = None) -> bool:
     """Once, where the estimate says that it fits, or where nothing says how much memory a GPU has."""
-    divided = isinstance(recipe.objective, Reinforcement) and recipe.deepspeed.stage == 3
-    if (
-        not divided
-        or gpu_memory is None
-        or not recipe.resources.gpus_per_node
-        or recipe.objective.served_by is not None
-    ):
+    here = isinstance(recipe.objective, Reinforcement) and recipe.objective.served_by is None
+    if not here or recipe.deepspeed.stage != 3 or gpu_memory is None or not recipe.resources.gpus_per_node:
         return True
     from mmlaunch.estimate.memory import GIGA, estimate
     from mmlaunch.estimate.shapes.configs import UnknownShapes  # the arithmetic takes a while to import
