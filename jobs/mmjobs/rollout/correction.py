@@ -17,9 +17,15 @@ def truncated(log_weights: torch.Tensor, limit: float) -> torch.Tensor:
     return log_weights.clamp(-_BOUND, _BOUND).exp().clamp(max=limit)
 
 
-def correct(rollout: Rollout, correction: Correction) -> dict[str, float]:
-    """Measure the difference of each token, and add the weight that corrects it where the recipe asks for one."""
+def correct(rollout: Rollout, correction: Correction | None) -> dict[str, float]:
+    """Measure the difference of each token, and add the weight that corrects it where the recipe asks for one.
+
+    None: the trainer itself has answered, and only rounding differs.
+    """
     log_weights = torch.where(rollout.mask, rollout.numbers[OLD] - rollout.behaviour, 0)  # [A, T], o - b
+    if correction is None:
+        gap = log_weights[rollout.mask].abs()
+        return {"generation_gap": float(gap.mean()), "generation_gap_max": float(gap.max())}
     if correction.kind == "token_truncate":
         rollout.numbers[WEIGHT] = truncated(log_weights, correction.limit)
     return measured(log_weights[rollout.mask], correction.limit)

@@ -23,7 +23,6 @@ from mmjobs.rollout.rollout import Rollout
 from mmjobs.rollout.rows import Prompts, Rows
 from mmjobs.rollout.shaping import KlCoefficient, RunningStatistics
 from mmlaunch.errors import BadInput
-from mmlaunch.recipe.engine import Correction
 from mmlaunch.recipe.reinforcement import Reinforcement
 
 _GAP = 0.05
@@ -138,8 +137,7 @@ class RolloutSource:
         measured = self._collector.measure(rollout, minibatches, needs_old, check)
         measured |= learn(rollout, settings, self._statistics, self._coefficient)
         if OLD in rollout.numbers:
-            nothing = Correction(kind="none")  # the same weights have answered
-            measured |= correct(rollout, settings.engine.correction if settings.engine is not None else nothing)
+            measured |= correct(rollout, None if settings.engine is None else settings.engine.correction)
             if measured["generation_gap"] > _GAP:
                 what = f"log-probabilities of the answers and of the trainer differ by {measured['generation_gap']:.2g}"
                 context.events.warn(f"{what} on average, where 0.05 is much", step=self._step)

@@ -14,13 +14,13 @@ from mmlaunch.run.paths import RunPaths
 COLUMNS = {
     "reward": "reward", "reward_std": "spread", "eval/reward": "held out", "right": "right", "kl_sequence": "KL",
     "length": "length", "truncated": "cut", "reward_missing": "missing", "flat_groups": "flat",
-    "explained_variance": "explained",
+    "explained_variance": "explained", "generation_kl": "KL to engine",
 }  # fmt: skip
 """The numbers of a rollout that are shown, where it has them, and their headings."""
 _SHARES = ("right", "truncated", "reward_missing", "flat_groups")
 _FEW = 12
 """So many rollouts are shown, spread over the run."""
-_CUT, _MISSING, _FLAT = 0.5, 0.1, 0.9
+_CUT, _MISSING, _FLAT, _OUTSIDE = 0.5, 0.1, 0.9, 0.02
 
 
 @dataclass(frozen=True)
@@ -74,6 +74,7 @@ class Rollouts:
         for name, most, what in (
             ("truncated", _CUT, "of the answers never end: raise sampling.max_new_tokens, or see shaping.no_end"),
             ("reward_missing", _MISSING, "of the answers have no score"),
+            ("generation_outside", _OUTSIDE, "of the tokens have quite another probability in the engine than here"),
             ("flat_groups", _FLAT, "of the groups have equal scores: nothing is learnt from them"),
         ):
             value = _number(newest.get(name))

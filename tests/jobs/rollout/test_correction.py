@@ -53,6 +53,7 @@ def test_tokens_of_a_rollout_are_weighed_and_its_difference_is_measured() -> Non
     assert shown["generation_kl"] == pytest.approx(expected) and shown["generation_outside"] == 0.5
     plain = rollout()
     assert correct(plain, Correction(kind="none")) == shown and WEIGHT not in plain.numbers
+    assert set(correct(plain, None)) == {"generation_gap", "generation_gap_max"}
 
 
 def test_the_divergence_is_that_of_the_engine_from_the_trainer() -> None:

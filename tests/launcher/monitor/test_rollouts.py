@@ -62,6 +62,7 @@ def test_reward_and_kl_stand_side_by_side(tmp_path: Path, monkeypatch: pytest.Mo
         (curve(reward=(0, 0), truncated=(0.2, 0.9)), {}, "90% of the answers never end"),
         (curve(reward=(0, 0), reward_missing=(0, 0.3)), {}, "30% of the answers have no score"),
         (curve(reward=(0, 0), flat_groups=(0.5, 1.0)), {}, "100% of the groups have equal scores"),
+        (curve(reward=(0, 0), generation_outside=(0, 0.1)), {}, "10% of the tokens have quite another probability"),
     ],
 )
 def test_what_looks_wrong_is_told(

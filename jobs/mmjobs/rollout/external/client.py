@@ -7,6 +7,9 @@ import json
 import re
 import threading
 import time
+from collections.abc import Callable
+from concurrent.futures import Future, wait
+from concurrent.futures import TimeoutError as NoReply
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -122,33 +125,18 @@ class Client:
         if address is None:
             raise ServerLost(f"{self.name} is not there")
         self._asked = address.starts
-        box: list[dict[str, Any] | Exception] = []
-
-        def ask() -> None:
-            try:
-                box.append(self._call(address, "POST", path, body, None))
-            except Exception as error:  # noqa: BLE001  it is raised in the thread that waits
-                box.append(error)
-
-        thread = threading.Thread(target=ask, daemon=True)
-        thread.start()
+        reply = in_thread(lambda: self._call(address, "POST", path, body, None))
         progress, moved, patience = -1, time.monotonic(), self._settings.timeout + GRACE
-        while thread.is_alive():
-            thread.join(LOOK)
-            if not thread.is_alive() or self._has_ended(address):
-                break
+        while not wait([reply], LOOK).done and not self._has_ended(address):
             now = self._progress(address)
             if now is not None and now != progress:
                 progress, moved = now, time.monotonic()
             elif time.monotonic() - moved > patience:
                 raise ServerLost(f"{self.name} hangs: no progress in {patience:.0f} s; see {self._log}")
-        thread.join(LOOK)
-        reply = box[0] if box else ConnectionError("it was started again")
-        if isinstance(reply, (OSError, http.client.HTTPException)):
-            raise ServerLost(f"{self.name} died: {reply}; see {self._log}") from reply
-        if isinstance(reply, Exception):
-            raise reply
-        return reply
+        try:
+            return reply.result(LOOK)
+        except (OSError, http.client.HTTPException, NoReply) as error:
+            raise ServerLost(f"{self.name} died: {error or 'it was started again'}; see {self._log}") from error
 
     def _has_ended(self, address: Address) -> bool:
         now = self.address()
@@ -176,3 +164,17 @@ class Client:
         if reply.status != http.client.OK:
             raise EngineFailed(f"{self.name} refuses {path}: {value.get('error', reply.status)}")
         return dict(value)
+
+
+def in_thread(work: Callable[[], T]) -> Future[T]:
+    """The result of a function in a thread that no end of the process waits for."""
+    future: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as error:  # noqa: BLE001  it is raised in the thread that waits
+            future.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return future

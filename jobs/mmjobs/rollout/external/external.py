@@ -19,9 +19,9 @@ from mmjobs.model.generate import Generated, Tick, Vocabulary
 from mmjobs.model.sampling import Draws
 from mmjobs.model.served import Served
 from mmjobs.rank.context import Context
-from mmjobs.rollout.external.client import EngineFailed
+from mmjobs.rollout.external.client import EngineFailed, in_thread
 from mmjobs.rollout.external.messages import Answer, Answers, Question, Questions, Settings
-from mmjobs.rollout.external.servers import Servers, in_thread
+from mmjobs.rollout.external.servers import Servers
 from mmjobs.rollout.generator import Check
 from mmjobs.rollout.rows import Prompts
 from mmlaunch.errors import BadInput

@@ -118,6 +118,7 @@ class Service:
         self._count += 1
         job.prompts = [([], {}) for _ in request.prompts]
         for place, prompt in enumerate(request.prompts):
+            self._moved()
             for number, seed in enumerate(prompt.seeds):
                 try:
                     self._backend.add(f"{self._count}/{place}/{number}", prompt, seed, request.settings)

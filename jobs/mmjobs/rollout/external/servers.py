@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
-from concurrent.futures import Future
-from typing import TypeVar
 
-from mmjobs.rollout.external.client import GRACE, Client, EngineFailed, ServerLost, Stale
+from mmjobs.rollout.external.client import GRACE, Client, EngineFailed, ServerLost, Stale, in_thread
 from mmjobs.rollout.external.messages import Answers, Load, Loaded, Questions
 from mmlaunch.recipe.engine import Engine
 from mmlaunch.run.paths import RunPaths
 
 _TRIES = 3
 """How often in a row the same prompts may cost a server its life."""
-T = TypeVar("T")
 
 
 class Servers:
@@ -77,17 +73,3 @@ class Servers:
             return f"{len(missing)} tensors are not on both sides, e.g. {missing[0]}"
         different = sorted(name for name, value in written.items() if read[name] != value)
         return f"{len(different)} of {len(written)} tensors differ, e.g. {different[0]}" if different else ""
-
-
-def in_thread(work: Callable[[], T]) -> Future[T]:
-    """The result of a function in a thread that no end of the process waits for."""
-    future: Future[T] = Future()
-
-    def run() -> None:
-        try:
-            future.set_result(work())
-        except BaseException as error:  # noqa: BLE001  it is raised in the thread that waits
-            future.set_exception(error)
-
-    threading.Thread(target=run, daemon=True).start()
-    return future

@@ -122,7 +122,9 @@ class Weights:
                     checksums[name] = list(checksum(tensor))
                     yield name, tensor
 
-        self._touched |= set(self.model_runner.model.load_weights(tensors()) or ())
+        read = self.model_runner.model.load_weights(tensors())
+        # Some models do not say what they have read: then the checksums alone have to do.
+        self._touched |= {name for name, _ in self.model_runner.model.named_parameters()} if read is None else set(read)
         return checksums
 
     def policy_end(self) -> list[str]:
