@@ -233,7 +233,7 @@ class Reinforcement(Method):
         return self.reference or "none"
 
     def frozen_models(self, adapter_alone: bool) -> int:
-        """Reward models; the reference as well, which is the policy without its adapter where it learns nothing else."""
+        """Reward models, and the reference: where the policy learns an adapter alone, it is the policy without it."""
         copied = self.kl.used and (self.reference == "copy" or (self.reference is None and not adapter_alone))
         return len(self.models_of_rewards) + int(copied)
 

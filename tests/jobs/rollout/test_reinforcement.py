@@ -328,6 +328,8 @@ def test_missing_scores_leave_their_group(runs: Any, tiny: Recipes) -> None:
     recipe = tiny(objective={**RLOO, "rewards": [source]}, batch__global=16, steps=2)
     assert nothing.run(recipe) == [0], nothing.log()
     assert nothing.events("rollout")[-1]["metrics"]["reward_missing"] == 1 and set(steps(nothing)) == {1, 2}
+    assert "no answer of this rollout has a score" in nothing.events("warning")[0]["what"]
+    assert not run.events("warning")
 
 
 @pytest.mark.parametrize(

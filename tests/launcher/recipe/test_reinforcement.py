@@ -97,8 +97,8 @@ def whole(train: dict[str, Any], lora: bool, **objective: Any) -> Recipe:
     model = {"language": {"random": {}}, "vision": {"random": {}}, "train": train}
     return Recipe.model_validate({
         "name": "rl", "model": {**model, **({"lora": {"rank": 4, "alpha": 8}} if lora else {})},
-        "data": {"train": {"format": "shapes", "limit": 64}}, "optim": {"lr": 1e-5}, "batch": {"global": 128}, "steps": 4,
-        "resources": {"nodes": 1, "gpus_per_node": 0, "tasks_per_node": 1},
+        "data": {"train": {"format": "shapes", "limit": 64}}, "optim": {"lr": 1e-5}, "steps": 4,
+        "batch": {"global": 128}, "resources": {"nodes": 1, "gpus_per_node": 0, "tasks_per_node": 1},
         "objective": {"method": "ppo", "rewards": ["exact"], "kl": 0.1, **objective},
     })  # fmt: skip
 
