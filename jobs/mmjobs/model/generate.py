@@ -6,6 +6,7 @@ prompt attend to one copy of its keys and values. Other models generate by trans
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -103,6 +104,8 @@ class _Answers:
         for row, token, value in pairs:
             if self._done(row):
                 continue
+            if not math.isfinite(value):
+                raise FloatingPointError(f"the logits of token {length + 1} of an answer are not finite")
             answer = self.all[row]
             answer.ids.append(token)
             answer.log_probs.append(value)

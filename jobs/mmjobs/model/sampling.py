@@ -48,6 +48,7 @@ def draw(scores: torch.Tensor, uniform: Sequence[float], sampling: Sampling, ban
     cumulative = allowed.double().softmax(-1).cumsum(-1)  # [B, V]
     at = torch.tensor(uniform, dtype=torch.float64, device=scores.device)[:, None] * cumulative[:, -1:]
     tokens = torch.searchsorted(cumulative, at, right=True)[:, 0]  # the first token whose share reaches behind it
+    tokens = tokens.clamp(max=scores.shape[-1] - 1)  # there is none where scores are not finite: the caller sees NaN
     return Drawn(tokens, _log_probs(exact, tokens))
 
 

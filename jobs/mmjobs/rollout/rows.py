@@ -97,7 +97,8 @@ class Rows:
             return [[groups[place] for place in row] for row in packed.ranks[self._ranks.rank]]
         share = -(-len(groups) // self._ranks.world)
         own = groups[self._ranks.rank * share : (self._ranks.rank + 1) * share]
-        micro = max(1, (self._size.micro or share * self._answers) // self._answers)
+        step = -(-self._size.examples // self._ranks.world)  # the answers of a rank in a step, all of them in one row
+        micro = max(1, -(-(self._size.micro or step) // self._answers))
         rows = [list(own[begin : begin + micro]) for begin in range(0, len(own), micro)]
         return rows + [[]] * (-(-share // micro) - len(rows))
 

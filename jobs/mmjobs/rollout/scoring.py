@@ -19,6 +19,8 @@ from mmjobs.rollout.rows import Prompts, Rows
 from mmlaunch.errors import BadInput
 from mmlaunch.recipe.rewards import RewardSource
 
+_AT_ONCE = 16
+"""Answers of a rank that functions score between two looks at signals: a slow one may take its deadline for each."""
 _NAMED = 5
 """So many failed samples are named in an error."""
 
@@ -73,9 +75,12 @@ class Scorer:
         """The scores of each function; every rank scores its share of the answers: [A] each"""
         own = range(self.ranks.rank, len(rollout.lengths), self.ranks.world)
         chat = prompts.examples.processor.chat
-        samples = [sample_of(rollout, answer, prompts, chat) for answer in own]
-        scores = [workers.score(samples, self.ranks.watch.moved) for _, workers in self.functions]
-        check()
+        scores: list[list[Score]] = [[] for _ in self.functions]
+        for begin in range(0, -(-len(rollout.lengths) // self.ranks.world), _AT_ONCE):  # as often on every rank
+            check()
+            samples = [sample_of(rollout, answer, prompts, chat) for answer in own[begin : begin + _AT_ONCE]]
+            for of_function, (_, workers) in zip(scores, self.functions, strict=True):
+                of_function += workers.score(samples, self.ranks.watch.moved)
         totals = [torch.full((len(rollout.lengths),), torch.nan, dtype=torch.float64) for _ in self.functions]
         kinds, details = Counter[str](), list[str]()
         for places, of_rank in self.ranks.gather((list(own), scores)):

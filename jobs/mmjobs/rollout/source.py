@@ -122,6 +122,8 @@ class RolloutSource:
         shown = samples(self._rollout, self._prompts) if context.ranks.first else []
         context.events.write("rollout", step=self._step, metrics=self._measured, samples=shown)
         measured = self._measured
+        if measured["reward_missing"] == 1:
+            context.events.warn("no answer of this rollout has a score: nothing is learnt from it", step=self._step)
         context.events.log(
             f"rollout  step {self._step}  reward {measured['reward']:.3f}  length {measured['length']:.0f}  "
             f"{measured['seconds_rollout']:.1f} s"

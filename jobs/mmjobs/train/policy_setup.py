@@ -126,18 +126,12 @@ def build_reference(context: Context, seen: VisionMemory) -> Reference | None:
     if not settings.kl.used:
         return None
     temperature = settings.sampling.temperature
-    if settings.reference == "adapter off" or (settings.reference is None and _learns_adapter_alone(recipe)):
+    if settings.reference == "adapter off" or (settings.reference is None and recipe.model.learns_adapter_alone):
         return partial(adapter_off, temperature=temperature)
     zero = with_stage(context.deepspeed, recipe, settings.reference_stage)
     network = build_network(recipe, zero).network
     seen.serve(network.requires_grad_(False))
     return ReferenceCopy(network, recipe.precision, zero, None, context.ranks.first, temperature)
-
-
-def _learns_adapter_alone(recipe: Recipe) -> bool:
-    train = recipe.model.train
-    whole = "full" in (train.vision, train.projector, train.language) or bool(train.embeddings)
-    return recipe.model.lora is not None and not whole
 
 
 def with_stage(

@@ -60,9 +60,10 @@ def _say(made: Estimate, memory: Memory, on: bool, reason: str, fits: list[Fit])
     click.echo()
     unit, size = ("GB", GIGA) if memory.total >= 2 * GIGA else ("MB", GIGA // 1000)
     rows = {**memory.components, "all": memory.total}
+    labels = _LABELS | ({"reference": "frozen models"} if recipe.objective.ROLLOUTS else {})
     where = "each GPU" if recipe.resources.gpus_per_node else "each rank"
     show([f"memory of {where}", f"{unit:>8}"],
-         [[_LABELS.get(name, name), f"{number / size:8.2f}"] for name, number in rows.items()])  # fmt: skip
+         [[labels.get(name, name), f"{number / size:8.2f}"] for name, number in rows.items()])  # fmt: skip
     if memory.host:
         click.echo(f"and {memory.host / size:.2f} {unit} of CPU memory for each rank")
     click.echo(f"\nactivation checkpointing {'on' if on else 'off'}: {reason}")

@@ -76,7 +76,7 @@ class Estimate:
             parameters=own.parameters + critic.parameters,
             gradients=own.gradients + critic.gradients,
             optimiser=own.optimiser + critic.optimiser,
-            reference=recipe.objective.frozen_models(lora=recipe.model.lora is not None)
+            reference=recipe.objective.frozen_models(recipe.model.learns_adapter_alone)
             * (self.counts.total - self._adapters)
             * kept(recipe),
             activations=activations.activations(recipe, self.network, self.counts, self.row, checkpointing),

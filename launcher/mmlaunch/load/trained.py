@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 from mmlaunch.errors import Problem
 from mmlaunch.load import reward_models, rundir
 from mmlaunch.load.recipe import Loaded
+from mmlaunch.recipe.rewards import FUNCTIONS
 from mmlaunch.recipe.scalars import HUB_NAME
 from mmlaunch.recipe.section import Section
 from mmlaunch.recipe.suggest import closest
@@ -24,6 +25,7 @@ from mmlaunch.run.paths import RunPaths, of_checkpoint
 
 Place = tuple[str | int, ...]
 S = TypeVar("S", bound=Section)
+REWARDS: Place = ("objective", "rewards")
 _STAMP = re.compile(r"-\d{4}-[0-9a-f]{4}$")
 
 
@@ -58,9 +60,11 @@ def resolve(loaded: Loaded) -> Resolved:
         try:
             path = find(name)
         except _Missing as error:
-            missing.append(Problem(place, str(error), error.right))
+            function = closest(name, FUNCTIONS) if place[:2] == REWARDS else None
+            right = f"did you mean {function}, a function that comes with mmlaunch?" if function else error.right
+            missing.append(Problem(place, str(error), right))
             continue
-        if path is not None and place[:2] == ("objective", "rewards") and (wrong := reward_models.unfit(recipe, path)):
+        if path is not None and place[:2] == REWARDS and (wrong := reward_models.unfit(recipe, path)):
             missing.append(Problem(place, *wrong))
         elif path is not None:
             recipe = _with(recipe, place, str(path))

@@ -73,7 +73,7 @@ class Method(Section):
         """What generates answers, where the ranks do not."""
         return None
 
-    def frozen_models(self, lora: bool) -> int:
+    def frozen_models(self, adapter_alone: bool) -> int:
         """How many whole models that are not trained stand beside the policy in memory."""
         return 0
 

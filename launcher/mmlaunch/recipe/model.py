@@ -266,6 +266,19 @@ class Model(Section):
     dropout: Share = 0.0
     """Dropout of the language model's attention weights."""
 
+    @property
+    def learnt_in_full(self) -> list[str]:
+        """The parts whose own weights change, and not only an adapter of theirs."""
+        sees = self.pretrained is not None or self.vision is not None
+        parts = ("vision", "projector", "language") if sees else ("language",)
+        learnt = [part for part in parts if getattr(self.train, part) == "full"]
+        return learnt or (["embeddings"] if self.train.embeddings else [])
+
+    @property
+    def learns_adapter_alone(self) -> bool:
+        """Whether the model without its adapter stays what it was."""
+        return self.lora is not None and not self.learnt_in_full
+
     @rule
     def _whole_or_in_parts(self) -> Iterator[Mistake]:
         if self.pretrained is None:

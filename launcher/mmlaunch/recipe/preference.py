@@ -108,7 +108,7 @@ class Preference(Method):
     def reference_copy(self) -> ReferenceCopy | None:
         return ReferenceCopy(self.reference_stage, self.reference_sync) if self.reference == "copy" else None
 
-    def frozen_models(self, lora: bool) -> int:
+    def frozen_models(self, adapter_alone: bool) -> int:
         return int(self.reference == "copy")
 
     @model_validator(mode="before")

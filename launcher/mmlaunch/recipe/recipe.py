@@ -191,15 +191,13 @@ class Recipe(Section):
     def _adapter_off_needs_adapter(self) -> Iterator[Mistake]:
         if self.objective.reference_source != "adapter off":
             return
-        train = self.model.train
-        learnt = [part for part in ("vision", "projector", "language") if getattr(train, part) == "full"]
-        learnt += ["embeddings"] if train.embeddings and not learnt else []
+        learnt, right = self.model.learnt_in_full, "copy" if self.objective.ROLLOUTS else "precomputed"
         if self.model.lora is None:
-            right = "write reference: precomputed, or train with LoRA"
-            yield ("objective", "reference"), None, mistake("there is no adapter to switch off", right)
+            what = "there is no adapter to switch off"
+            yield ("objective", "reference"), None, mistake(what, f"write reference: {right}, or train with LoRA")
         elif learnt:
             what = f"without its adapter the model still has what it learns in full: {', '.join(learnt)}"
-            yield ("objective", "reference"), None, mistake(what, "write reference: precomputed")
+            yield ("objective", "reference"), None, mistake(what, f"write reference: {right}")
 
     @rule
     def _only_whole_copies_move(self) -> Iterator[Mistake]:

@@ -70,10 +70,14 @@ class Kl(Section):
             yield ("weighted",), True, mistake(what, "remove it, or write form: k3")
 
     @rule
-    def _a_target_needs_a_weight(self) -> Iterator[Mistake]:
-        if self.target_per_sequence is not None and not self.weight:
+    def _without_weight_nothing_counts(self) -> Iterator[Mistake]:
+        if self.weight:
+            return
+        if self.target_per_sequence is not None:
             what = "a weight of 0 stays 0 whatever its target"
             yield ("target_per_sequence",), self.target_per_sequence, mistake(what, "write weight: 0.1 to begin with")
+        elif self.place == "loss":
+            yield ("place",), "loss", mistake("a penalty of weight 0 does nothing", "add weight: 0.05, or remove it")
 
 
 class Overlong(Section):
@@ -146,6 +150,7 @@ class Reinforcement(Method):
         "estimator": "advantage", "adv_estimator": "advantage", "loss_type": "aggregate", "loss_agg_mode": "aggregate",
         "entropy_coeff": "entropy", "ent_coef": "entropy", "filter_groups": "groups", "dynamic_sampling": "groups",
         "ptx_coef": "sft_weight",
+        **{name: f"sampling.{own}" for name, own in Sampling.OTHER_NAMES.items()},
     }  # fmt: skip
 
     rewards: Annotated[list[RewardSource], OneOrMore(), Field(examples=["runs/rm-llama3-8b"])] = []
@@ -223,9 +228,13 @@ class Reinforcement(Method):
     def served_by(self) -> Engine | None:
         return self.engine
 
-    def frozen_models(self, lora: bool) -> int:
-        """Reward models; the reference as well, which with LoRA is the policy without its adapter."""
-        copied = self.kl.used and (self.reference == "copy" or (self.reference is None and not lora))
+    @property
+    def reference_source(self) -> str:
+        return self.reference or "none"
+
+    def frozen_models(self, adapter_alone: bool) -> int:
+        """Reward models, and the reference: where the policy learns an adapter alone, it is the policy without it."""
+        copied = self.kl.used and (self.reference == "copy" or (self.reference is None and not adapter_alone))
         return len(self.models_of_rewards) + int(copied)
 
     @rule

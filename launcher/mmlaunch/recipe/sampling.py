@@ -17,6 +17,9 @@ class Sampling(Section):
 
     OTHER_NAMES: ClassVar[dict[str, str]] = {
         "max_length": "max_new_tokens", "max_tokens": "max_new_tokens", "min_length": "min_new_tokens",
+        "max_completion_length": "max_new_tokens", "response_length": "max_new_tokens",
+        "max_response_length": "max_new_tokens", "generate_max_len": "max_new_tokens",
+        "n_samples_per_prompt": "answers",
         "topk": "top_k", "topp": "top_p", "n": "answers", "num_generations": "answers",
         "num_return_sequences": "answers", "group_size": "answers", "generation_batch_size": "prompts",
         "stop_strings": "stop", "bad_words": "forbid",

@@ -13,7 +13,7 @@ from mmlaunch.recipe.section import Section
 
 _EVERYWHERE = frozenset({"name", "path", "type", "kind", "value"})
 """Words that say nothing about where they belong."""
-OTHER_METHODS = frozenset({"grpo", "rloo", "reinforce", "dapo", "gspo", "remax", "raft", "cpo", "rrhf"})
+OTHER_METHODS = frozenset({"reinforce", "dapo", "gspo", "remax", "raft", "cpo", "rrhf"})
 """Methods that are not here: another one of a similar name would be a wrong guess."""
 
 

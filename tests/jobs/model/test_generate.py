@@ -135,6 +135,16 @@ def test_settings_that_a_model_was_published_with_change_no_answer(tmp_path: Pat
     assert network.generation_config.repetition_penalty == 5.0  # for whoever loads the export
 
 
+def test_a_model_without_finite_scores_is_named(tiny: Tiny) -> None:
+    """No token can be drawn: an index behind the vocabulary would end a GPU's process without a reason."""
+    built, processor = built_with(tiny())
+    with torch.no_grad():
+        cast(Any, built.network).get_output_embeddings().weight[0, 0] = torch.nan
+    for temperature in (0.0, 1.0):
+        with pytest.raises(FloatingPointError, match="logits of token 1 of an answer are not finite"):
+            answers_of(built, prompts_of(processor), Sampling(max_new_tokens=4, temperature=temperature), range(6))
+
+
 def test_lengths_and_stops(tiny: Tiny) -> None:
     built, processor = built_with(tiny())
     prompts = prompts_of(processor)

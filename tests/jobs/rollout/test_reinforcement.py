@@ -23,8 +23,15 @@ Jobs = Callable[[str], Any]
 Recipes = Callable[..., Recipe]
 
 LETTERS = """
+import time
+
 def share(answer, truth):
     return sum(" " <= letter < "P" for letter in answer) / 6
+
+def slow(answer, truth):
+    print("scored")
+    time.sleep(0.1)
+    return share(answer, truth)
 
 def often(answer, truth):
     return None if " " < answer[:1] < "6" else share(answer, truth)
@@ -219,12 +226,27 @@ def _write_late() -> None:
     saving.write = late
 
 
+@pytest.mark.nightly
 def test_a_rollout_stays_while_the_checkpoint_that_needs_it_is_written(runs: Any, tiny: Recipes) -> None:
     run = runs("run")
     run.prepare = _write_late
     assert run.run(rl(tiny, "grpo", checkpoint__every=[3], steps=5)) == [0], run.log()
     assert run.saved() == [3, 5]
     assert (run.paths.rollout(0) / "rollout.safetensors").is_file(), "step 3 goes on with it"
+
+
+def test_a_signal_does_not_wait_for_all_scores(runs: Any, tiny: Recipes) -> None:
+    """A function may take its deadline for each answer, and a preempted job has a minute."""
+    objective = {**GRPO, "rewards": ["score.py:slow"], "rollouts": 64}
+    run = runs("run")
+    run.start(tiny(objective=objective, batch__global=16), 1)
+    log, until = run.paths.attempt(1).rank_log(0), time.monotonic() + 60
+    while not log.exists() or "scored" not in log.read_text():
+        assert time.monotonic() < until and run.ranks[0].is_alive()
+        time.sleep(0.01)
+    os.kill(run.ranks[0].pid, signal.SIGTERM)
+    assert run.wait() == [90], run.log()
+    assert run.log().count("scored") < 50 and not run.events("rollout")
 
 
 def test_another_world_goes_on_with_the_same_prompts(runs: Any, tiny: Recipes) -> None:
@@ -306,6 +328,8 @@ def test_missing_scores_leave_their_group(runs: Any, tiny: Recipes) -> None:
     recipe = tiny(objective={**RLOO, "rewards": [source]}, batch__global=16, steps=2)
     assert nothing.run(recipe) == [0], nothing.log()
     assert nothing.events("rollout")[-1]["metrics"]["reward_missing"] == 1 and set(steps(nothing)) == {1, 2}
+    assert "no answer of this rollout has a score" in nothing.events("warning")[0]["what"]
+    assert not run.events("warning")
 
 
 @pytest.mark.parametrize(

@@ -116,3 +116,6 @@ def test_a_reward_run_in_a_list_is_pinned_too(make: Make, write: Callable[..., P
         assert found.loaded.recipe.model.init_from == str(sft.checkpoint(4))
     missing = trained.resolve(load_recipe(write(text + "['score.py:f', rn]"))).missing
     assert [problem.dotted for problem in missing] == ["objective.rewards[1].path"]
+    assert "relative paths start at" in missing[0].right
+    (problem,) = trained.resolve(load_recipe(write(text + "exakt"))).missing
+    assert problem.right == "did you mean exact, a function that comes with mmlaunch?"

@@ -7,7 +7,10 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from mmlaunch.recipe import Recipe, suggest
+from mmlaunch.recipe.model import Model
 from mmlaunch.recipe.reinforcement import Grpo, Ppo, Reinforcement, Rloo
+from mmlaunch.recipe.sampling import Sampling
 
 METHODS: dict[str, type[Reinforcement]] = {"ppo": Ppo, "grpo": Grpo, "rloo": Rloo}
 
@@ -35,6 +38,7 @@ def read(method: str, **changes: Any) -> Reinforcement:
             r"that of the reversed divergence, KL\(reference, policy\)",
         ),
         ({"weight": 0, "target_per_sequence": 6}, "a weight of 0 stays 0 whatever its target"),
+        ({"weight": 0, "place": "loss", "form": "k3"}, "a penalty of weight 0 does nothing"),
     ],
 )
 @pytest.mark.parametrize("method", METHODS)
@@ -87,3 +91,57 @@ def test_one_answer_has_no_group(advantage: str) -> None:
 def test_mistakes(method: str, changes: dict[str, Any], reason: str) -> None:
     with pytest.raises(ValidationError, match=reason):
         read(method, **changes)
+
+
+def whole(train: dict[str, Any], lora: bool, **objective: Any) -> Recipe:
+    model = {"language": {"random": {}}, "vision": {"random": {}}, "train": train}
+    return Recipe.model_validate({
+        "name": "rl", "model": {**model, **({"lora": {"rank": 4, "alpha": 8}} if lora else {})},
+        "data": {"train": {"format": "shapes", "limit": 64}}, "optim": {"lr": 1e-5}, "steps": 4,
+        "batch": {"global": 128}, "resources": {"nodes": 1, "gpus_per_node": 0, "tasks_per_node": 1},
+        "objective": {"method": "ppo", "rewards": ["exact"], "kl": 0.1, **objective},
+    })  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("train", "lora", "reason"),
+    [
+        ({}, False, "there is no adapter to switch off"),
+        ({"language": "lora"}, True, "what it learns in full: projector"),
+        ({"language": "lora", "projector": "frozen", "embeddings": True}, True, "what it learns in full: embeddings"),
+    ],
+)
+def test_a_reference_that_moves_with_the_policy_is_refused(train: dict[str, Any], lora: bool, reason: str) -> None:
+    """Without an adapter to switch off, the KL divergence would be that of the policy from itself: 0."""
+    with pytest.raises(ValidationError, match=reason):
+        whole(train, lora, reference="adapter off")
+    adapter = {"language": "lora", "projector": "frozen"}
+    assert whole(adapter, True, reference="adapter off").objective.reference_source == "adapter off"
+
+
+def test_only_an_adapter_that_learns_alone_saves_the_copy() -> None:
+    for train, lora, copies in (
+        ({}, False, 1),
+        ({"language": "lora"}, True, 1),
+        ({"language": "lora", "projector": "frozen"}, True, 0),
+    ):
+        recipe = whole(train, lora)
+        assert recipe.objective.frozen_models(recipe.model.learns_adapter_alone) == copies
+    text = Model.model_validate({"language": {"random": {}}, "train": {"language": "lora"}, "lora": {"rank": 4}})
+    assert text.learns_adapter_alone, "a language model has no projector"
+
+
+@pytest.mark.parametrize(
+    ("word", "below", "right"),
+    [
+        ("num_generations", "", "objective.sampling.answers"),
+        ("max_completion_length", "", "objective.sampling.max_new_tokens"),
+        ("max_completion_length", "sampling", "objective.sampling.max_new_tokens"),
+        ("n_samples_per_prompt", "", "objective.sampling.answers"),
+        ("kl_coef", "", "objective.kl"),
+        ("beta", "", "objective.kl"),
+    ],
+)
+def test_the_names_of_other_libraries(word: str, below: str, right: str) -> None:
+    section = Sampling if below else Grpo
+    assert suggest.key(word, section, Recipe, f"objective.{below}".rstrip(".")) == f"did you mean {right}?"
