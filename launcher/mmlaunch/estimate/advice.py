@@ -80,6 +80,8 @@ def _changes(recipe: Recipe) -> Iterator[Change]:
     more = on[0] if on else {}
     yield from ({**offload, **with_on} for offload in offloads for with_on in ([{}, more] if more else [{}]))
     if recipe.model.train.language == "full":
-        yield from ({**_LORA, **with_on} for with_on in ([{}, more] if more else [{}]))
-        yield from ({**_LORA, **stage, **more} for stage in stages)
-        yield from ({**_LORA, **offload, **more} for offload in offloads)
+        # A policy that learns an adapter alone is its own reference without it; otherwise that is a copy.
+        lora = _LORA | ({"model.train.projector": "frozen"} if recipe.objective.ROLLOUTS else {})
+        yield from ({**lora, **with_on} for with_on in ([{}, more] if more else [{}]))
+        yield from ({**lora, **stage, **more} for stage in stages)
+        yield from ({**lora, **offload, **more} for offload in offloads)

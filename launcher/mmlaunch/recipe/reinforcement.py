@@ -156,7 +156,7 @@ class Reinforcement(Method):
     rewards: Annotated[list[RewardSource], OneOrMore(), Field(examples=["runs/rm-llama3-8b"])] = []
     """What gives rewards: reward runs and functions, each with a weight; their sum is the score of an answer."""
     max_failed: Share = 0.2
-    """The share of answers of a rollout that may stay without a score before the run ends."""
+    """The share of scores of a rollout that functions may fail to give (timeout, error) before the run ends."""
     shaping: Shaping = Field(default_factory=Shaping)
     """What becomes of a score before it is learnt from."""
     sampling: Sampling = Field(default_factory=Sampling)
