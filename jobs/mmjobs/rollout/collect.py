@@ -138,7 +138,7 @@ class Collector:
         Each batch of prompts is generated as a whole by one rank, so its answers do not depend on the world.
         """
         batches = {
-            f"{prefix}-{indices[i]}": indices[i : i + sampling.prompts]
+            f"{prefix}-{indices[i]}-{len(indices[i : i + sampling.prompts])}": indices[i : i + sampling.prompts]
             for i in range(0, len(indices), sampling.prompts)
         }
         sealed = self._ranks.from_first({name: parts.read(name) for name in batches} if self._ranks.first else None)

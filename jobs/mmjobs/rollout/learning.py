@@ -18,8 +18,8 @@ from mmjobs.rollout.shaping import KlCoefficient, RunningStatistics, scaled, sha
 from mmlaunch.recipe.reinforcement import Ppo, Reinforcement
 
 LAST, BASELINE = "last value", "baseline"
-"""The value behind the last token of each answer, and the penalised score of the likeliest answer to its
-prompt: [A, 1]"""
+"""The value behind the last token of each answer, [A, T] and the same for all its tokens; the penalised score of the
+likeliest answer to its prompt, [A, 1]."""
 
 
 def learn(

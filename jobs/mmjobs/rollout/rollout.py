@@ -27,8 +27,7 @@ class Group:
 
 @dataclass
 class Rollout:
-    """A answers of at most T tokens, those of a prompt side by side, made by one policy. What a rank does not have
-    measured is NaN; after `gathered` every rank has everything."""
+    """A answers of at most T tokens, those of a prompt side by side, made by one policy; every rank has all of it."""
 
     step: int
     """Finished steps of the policy that made it."""

@@ -21,16 +21,22 @@ class Prompts:
     """The prompts of a run by their index, which goes on through the epochs; those of a rollout stay in memory."""
 
     def __init__(
-        self, examples: Examples, seen: VisionMemory, skip: Callable[[Sequence[BadRow]], None] = lambda rows: None
+        self,
+        examples: Examples,
+        seen: VisionMemory,
+        skip: Callable[[Sequence[BadRow]], None] = lambda rows: None,
+        most: int | None = None,
     ) -> None:
         """`seen`: the features of the images of a rollout, which are forgotten with it; `skip` is told of prompts that
-        cannot be used."""
-        self.examples, self.seen, self._skip = examples, seen, skip
+        cannot be used; `most`: how many are kept at most, where they are more than a rollout has."""
+        self.examples, self.seen, self._skip, self._most = examples, seen, skip, most
         self._kept: dict[int, Encoded | BadRow] = {}
 
     def __getitem__(self, index: int) -> Encoded:
         """Tokens and pixels; raises `BadRow` where an image turns out to be damaged."""
         if index not in self._kept:
+            if len(self._kept) == self._most:
+                self.forget()
             try:
                 self._kept[index] = self.examples[index]
             except BadRow as error:

@@ -82,18 +82,20 @@ class Scorer:
             for of_function, (_, workers) in zip(scores, self.functions, strict=True):
                 of_function += workers.score(samples, self.ranks.watch.moved)
         totals = [torch.full((len(rollout.lengths),), torch.nan, dtype=torch.float64) for _ in self.functions]
-        kinds, details = Counter[str](), list[str]()
-        for places, of_rank in self.ranks.gather((list(own), scores)):
+        kinds, gathered = Counter[str](), self.ranks.gather((list(own), scores))
+        for places, of_rank in gathered:
             for total, of_function in zip(totals, of_rank, strict=True):
                 total[places] = torch.tensor([_value(score) for score in of_function], dtype=torch.float64)
                 kinds.update(score.kind for score in of_function)
-                details += [score.detail for score in of_function if score.failed]
         self._kinds += kinds
-        self._check_failed(kinds, details)
+        rewarding = [number for number, (source, _) in enumerate(self.functions) if source.weight]
+        self._check_failed([score for of_rank in gathered for number in rewarding for score in of_rank[1][number]])
         return totals
 
-    def _check_failed(self, kinds: Counter[str], details: Sequence[str]) -> None:
-        failed, count = kinds["timeout"] + kinds["error"], kinds.total()
+    def _check_failed(self, scores: Sequence[Score]) -> None:
+        """Of the functions that reward: those that only measure may fail as they like."""
+        details, count = [score.detail for score in scores if score.failed], len(scores)
+        failed = len(details)
         if failed > self.max_failed * count:
             what = f"{failed} of {count} scores failed, more than objective.max_failed ({self.max_failed:.0%})"
             raise BadInput(f"objective.rewards: {what}: {'; '.join(details[:_NAMED])}")

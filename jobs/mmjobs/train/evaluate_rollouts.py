@@ -15,6 +15,9 @@ from mmjobs.rollout.rollout import Rollout, of_groups
 from mmjobs.rollout.rows import Prompts, Rows
 from mmjobs.rollout.scoring import Scorer, sample_of
 
+_KEPT = 64
+"""Held-out prompts whose pixels are in memory at a time."""
+
 
 class RolloutEvaluation:
     """The held-out prompts, split over the ranks; one answer to each, without any draw."""
@@ -28,7 +31,7 @@ class RolloutEvaluation:
         rows: Rows,
         seen: VisionMemory,
     ) -> None:
-        self._context, self._prompts = context, Prompts(examples, seen)
+        self._context, self._prompts = context, Prompts(examples, seen, most=_KEPT)
         self._collector, self._scorer = collector.of_prompts(self._prompts), scorer
         self._rows = rows.of_prompts(self._prompts, answers=1)
         self._sampling = collector.sampling.model_copy(update={"temperature": 0.0, "answers": 1})
