@@ -6,6 +6,7 @@ import os
 import signal
 from pathlib import Path
 
+import pytest
 from tests.conftest import SubmitStub
 from tests.runs import losses, saved_at, wait_for
 from tests.slurm.cluster import SlurmCluster
@@ -39,6 +40,7 @@ def test_preempted_without_a_grace_time(small: Path, slurm: SlurmCluster, submit
     check_nothing_lost(finished(run), UNBROKEN, "saved", "preempted")
 
 
+@pytest.mark.nightly  # half a minute, mostly of waiting
 def test_preempted_without_the_time_to_save(small: Path, slurm: SlurmCluster, submit_stub: SubmitStub) -> None:
     """KillWait is too short for this checkpoint: the run goes on from the one before."""
     run = submit_stub(small, *PAIR, cluster="slurm", fault=Fault.SLOW_SAVE)

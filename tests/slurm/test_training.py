@@ -8,7 +8,18 @@ import pytest
 from tests.conftest import SMALL, SubmitStub
 from tests.runs import losses, mmlaunch, saved_at, submit, wait_for
 from tests.slurm.cluster import SlurmCluster
-from tests.slurm.jobs import BRISK, QUICK, TWO_BY_TWO, check_nothing_lost, finished, job_of, requeues, status
+from tests.slurm.jobs import (
+    BRISK,
+    PAIR,
+    QUICK,
+    TWO_BY_TWO,
+    UNBROKEN,
+    check_nothing_lost,
+    finished,
+    job_of,
+    requeues,
+    status,
+)
 
 TRAINING = [*QUICK, "-s", "steps=300", "-s", "model.dropout=0.1", "-s", "restarts.crash=0"]
 """What is broken, mended, and compared with `unbroken`."""
@@ -69,9 +80,9 @@ def test_preempted_with_a_grace_time(small: Path, slurm: SlurmCluster, unbroken:
     assert next(e for e in events if e["event"] == "signal")["name"] == "SIGTERM"
 
 
-def test_a_node_that_dies(small: Path, slurm: SlurmCluster, unbroken: dict[int, float]) -> None:
+def test_a_node_that_dies(small: Path, slurm: SlurmCluster, submit_stub: SubmitStub) -> None:
     """With it goes the batch script: the next attempt learns from Slurm what became of this one."""
-    run = submit(small, *TRAINING, cluster="slurm")
+    run = submit_stub(small, *PAIR, cluster="slurm")
     node = slurm.run("squeue", "-h", "-j", job_of(wait_for(run, saved_at(7))), "-o", "%B").strip()
     slurm.kill_node(node)
     try:
@@ -79,7 +90,7 @@ def test_a_node_that_dies(small: Path, slurm: SlurmCluster, unbroken: dict[int, 
     finally:
         slurm.revive_node(node)
     assert events[-1]["state"] == "done", events[-1]
-    assert losses(events) == unbroken
+    assert losses(events) == UNBROKEN
     assert requeues(events) == ["node"]
     assert next(e for e in events if e["event"] == "failed")["evidence"] == "Slurm says NODE_FAIL: a node went down"
 

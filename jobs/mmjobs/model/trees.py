@@ -91,12 +91,12 @@ def attention(
     if trees is None and kv_cache is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
     query, key, value = map(_as_multiplied, (query, key, value))
-    layer: Any = module.layer_idx
-    if trees is None and kv_cache is not None:
-        return kv_cache.attend(layer, query, key, value, options.get("scaling")), None
-    assert trees is not None
     if kv_cache is not None:
+        layer: Any = module.layer_idx
+        if trees is None:
+            return kv_cache.attend(layer, query, key, value, options.get("scaling")), None
         kv_cache.read_prompts(layer, key, value)
+    assert trees is not None
     if _flashes(query) and not options.get("dropout"):
         return _in_one_call(query, key, value, trees, options.get("scaling")), None
     return _piece_by_piece(module, query, key, value, trees, options), None

@@ -172,6 +172,7 @@ def test_full_disk_is_told_later_and_other_errors_end_the_rank(
         strict.save(TrainState(step=5), wait=False)
 
 
+@pytest.mark.nightly  # fifteen seconds
 def test_it_changes_nothing_but_the_time(job: Jobs, tiny: Recipes) -> None:
     changes = {"deepspeed__stage": 2, "steps": 8, "checkpoint__every": "1 steps", "checkpoint__keep": 9}
     one, other = job("one"), job("other")

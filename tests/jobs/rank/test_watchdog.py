@@ -13,6 +13,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from mmjobs.rank.position import Position
 from mmjobs.rank.watchdog import ALLOWED, Phase, Watchdog
 from mmlaunch.recipe import Recipe
@@ -70,6 +72,7 @@ def test_rank_whose_data_never_come_ends_before_those_that_wait_for_it(job: Jobs
     assert not state.exists() or state.read_text().rpartition(")")[2].split()[0] in "ZX", "nobody else would end it"
 
 
+@pytest.mark.nightly  # fifteen seconds, of waiting
 def test_slow_evaluation_and_suspended_job_are_no_hang(job: Jobs, tiny: Recipes) -> None:
     run, seconds = job("run"), 2.0
     recipe = tiny(steps=40, data__eval={"format": "shapes", "skip": 1000, "limit": 5000})

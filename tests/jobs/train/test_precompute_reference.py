@@ -135,6 +135,7 @@ def test_a_row_is_measured_once_and_beside_each_stranger(
     assert [event["total"] for event in run.events("reference")][-1] == looked_at
 
 
+@pytest.mark.nightly  # half a minute
 def test_a_reference_that_is_cut_short_goes_on(job: Jobs, tiny: Recipes) -> None:
     whole, broken = job("whole"), job("broken")
     whole.paths.root.rename(whole.paths.root.parent.parent / f"{whole.paths.root.parent.name}-whole")

@@ -77,6 +77,7 @@ def test_a_worker_that_dies_ends_the_attempt_and_is_named(job: Jobs, tiny: Recip
     assert policy.classify(1, run.paths.attempt(1), run.events()).cause == "crash"
 
 
+@pytest.mark.nightly  # a quarter of a minute; `make quickstart` shows it as well
 def test_quickstart_sized_model_learns(job: Jobs, tiny: Recipes) -> None:
     run = job("run")
     recipe = tiny(
