@@ -53,6 +53,7 @@ def test_preempted_without_the_time_to_save(small: Path, slurm: SlurmCluster, su
     assert 0 < resumed <= max(e["step"] for e in events if e["event"] == "step" and e["attempt"] == 1)
 
 
+@pytest.mark.nightly  # twenty seconds, of waiting
 def test_the_deadline_needs_no_signal(small: Path, submit_stub: SubmitStub) -> None:
     """These ranks are deaf to every signal, as if none came: they know the end of their time limit by themselves."""
     profile = small.parent / "brisk.yaml"
