@@ -149,10 +149,13 @@ def _policy(recipe: Recipe, table: Counts) -> States:
 def _critic(recipe: Recipe, table: Counts) -> States:
     """PPO's value model has the policy's shape and is trained as the policy is."""
     stage = recipe.objective.critic_stage(recipe.deepspeed.stage)
-    return States(0, 0, 0, 0) if stage is None else _of(recipe, table.trained, table.frozen, stage)
+    if stage is None:
+        return States(0, 0, 0, 0)
+    offload = recipe.objective.critic_offload(recipe.deepspeed.offload)
+    return _of(recipe, table.trained, table.frozen, stage, offload)
 
 
-def _of(recipe: Recipe, trained: int, frozen: int, stage: int) -> States:
+def _of(recipe: Recipe, trained: int, frozen: int, stage: int, offload: str | None = None) -> States:
     zero, world = recipe.deepspeed, recipe.trainers.world
     return states(
         trained,
@@ -160,7 +163,7 @@ def _of(recipe: Recipe, trained: int, frozen: int, stage: int) -> States:
         precision=recipe.precision,
         kept=kept(recipe),
         stage=stage,
-        offload=zero.offload,
+        offload=offload or zero.offload,
         moments=zero.optimizer_states,
         world=world,
     )

@@ -80,3 +80,7 @@ class Method(Section):
     def critic_stage(self, policy_stage: int) -> int | None:
         """The ZeRO stage of a value model that is trained beside the policy; None where there is none."""
         return None
+
+    def critic_offload(self, policy_offload: str) -> str:
+        """What of that value model is kept in CPU memory."""
+        return policy_offload

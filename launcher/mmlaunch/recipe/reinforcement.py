@@ -313,6 +313,9 @@ class Ppo(Reinforcement):
     def critic_stage(self, policy_stage: int) -> int | None:
         return policy_stage if self.critic.stage is None else self.critic.stage
 
+    def critic_offload(self, policy_offload: str) -> str:
+        return self.critic.offload or policy_offload
+
     @rule
     def _critic_starts_somewhere(self) -> Iterator[Mistake]:
         if self.critic.init_from == "reward" and self.rewards and not self.models_of_rewards:

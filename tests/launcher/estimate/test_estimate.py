@@ -230,6 +230,15 @@ def test_advice_takes_the_cheapest_change_that_is_enough() -> None:
     assert "model.train.language=lora" in fit(estimate(shipped("ppo_llama3")), 40).change
 
 
+def test_a_critic_may_be_kept_in_cpu_memory() -> None:
+    plain, offloaded = (
+        estimate(shipped("ppo_llama3", "objective.critic.stage=2", f"objective.critic.offload={where}")).memory(False)
+        for where in ("none", "optimizer")
+    )
+    assert offloaded.optimiser < plain.optimiser and offloaded.host > plain.host == 0
+    assert offloaded.parameters == plain.parameters
+
+
 def test_checkpointing_is_decided_by_arithmetic() -> None:
     recipe = shipped("dpo_llama3")
     needs = estimate(recipe).memory(False).total / GIGA
