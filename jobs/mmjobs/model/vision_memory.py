@@ -64,7 +64,7 @@ class _Remembering(CLIPVisionModel):
         memory: Any = self.memory
         features = [memory.features(self, image[None]) for image in pixel_values]
         states = torch.cat(features)
-        return BaseModelOutputWithPooling(last_hidden_state=states, hidden_states=_Layer(states))  # type: ignore[arg-type]
+        return BaseModelOutputWithPooling(last_hidden_state=states, hidden_states=_Layer(states))  # type: ignore[arg-type]  # read by one index only
 
     def encode(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """The hidden states of the layer that is projected; those behind it are not run: [N, 3, H, W] -> [N, T, D]"""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from mmlaunch.run import ledger
 from mmlaunch.run.ledger import Event, kind_of
@@ -21,6 +21,17 @@ _SHARES = ("right", "truncated", "reward_missing", "flat_groups")
 _FEW = 12
 """So many rollouts are shown, spread over the run."""
 _CUT, _MISSING, _FLAT, _OUTSIDE = 0.5, 0.1, 0.9, 0.02
+
+
+class Ends(NamedTuple):
+    """A number at the beginning and at the end of a run."""
+
+    early: float
+    late: float
+
+    @property
+    def gain(self) -> float:
+        return self.late - self.early
 
 
 @dataclass(frozen=True)
@@ -46,27 +57,27 @@ class Rollouts:
 
     def _longer(self) -> str | None:
         """Answers that grow with their reward."""
-        (early, late), (short, long) = (self._ends(name) for name in ("reward", "length"))
-        if None in (early, late, short, long) or late <= early or long < 1.5 * short:  # type: ignore[operator]
+        reward, length = self._ends("reward"), self._ends("length")
+        if reward is None or length is None or not reward.gain > 0 or length.late < 1.5 * length.early:
             return None
-        return f"answers grew from {short:.0f} to {long:.0f} tokens while the reward rose: does it pay for length?"
+        grew = f"answers grew from {length.early:.0f} to {length.late:.0f} tokens"
+        return f"{grew} while the reward rose: does it pay for length?"
 
     def _apart(self) -> str | None:
         """A reward that rises in training and not on held-out prompts."""
-        (early, late), (before, after) = (self._ends(name) for name in ("reward", "eval/reward"))
-        if None in (early, late, before, after):
+        reward, held_out = self._ends("reward"), self._ends("eval/reward")
+        if reward is None or held_out is None or not reward.gain > 0 or held_out.gain > 0.2 * reward.gain:
             return None
-        gain, held_out = late - early, after - before  # type: ignore[operator]
-        if gain <= 0 or held_out > 0.2 * gain:
-            return None
-        return f"the reward rose by {gain:.2f}, and by {held_out:.2f} on held-out prompts: it may be learnt by heart"
+        rose = f"the reward rose by {reward.gain:.2f}, and by {held_out.gain:.2f} on held-out prompts"
+        return f"{rose}: it may be learnt by heart"
 
     def _wrong(self) -> str | None:
         """A reward that rises while fewer answers are right."""
-        (early, late), (before, after) = (self._ends(name) for name in ("reward", "right"))
-        if None in (early, late, before, after) or late <= early or after > before - 0.02:  # type: ignore[operator]
+        reward, right = self._ends("reward"), self._ends("right")
+        if reward is None or right is None or not reward.gain > 0 or right.gain > -0.02:
             return None
-        return f"the reward rose while right answers fell from {before:.0%} to {after:.0%}: the reward is being cheated"
+        fell = f"right answers fell from {right.early:.0%} to {right.late:.0%}"
+        return f"the reward rose while {fell}: the reward is being cheated"
 
     def _shares(self) -> list[str]:
         newest = self.metrics[-1] if self.metrics else {}
@@ -82,13 +93,13 @@ class Rollouts:
                 found.append(f"{value:.0%} {what}")
         return found
 
-    def _ends(self, name: str) -> tuple[float | None, float | None]:
-        """The mean of the first and of the last quarter of all values of a name."""
+    def _ends(self, name: str) -> Ends | None:
+        """The mean of the first and of the last quarter of all values of a name; None where there are too few."""
         values = [value for one in self.metrics if (value := _number(one.get(name))) is not None]
         if len(values) < 4:
-            return None, None
+            return None
         quarter = max(1, len(values) // 4)
-        return sum(values[:quarter]) / quarter, sum(values[-quarter:]) / quarter
+        return Ends(sum(values[:quarter]) / quarter, sum(values[-quarter:]) / quarter)
 
     def as_json(self) -> list[dict[str, Any]]:
         return [{"step": step, **metrics} for step, metrics in zip(self.steps, self.metrics, strict=True)]

@@ -68,7 +68,7 @@ def _load(name: str, file: str | None) -> Callable[..., Any]:
     function = getattr(module, attribute, None)
     if not callable(function):
         raise CannotLoad(f"{where} defines no function {attribute}")
-    return function  # type: ignore[no-any-return]
+    return function  # type: ignore[no-any-return]  # whatever the user has written
 
 
 def _library(name: str, module: str, install: str) -> None:
