@@ -21,12 +21,12 @@ ROOTS = {"mmlaunch": ROOT / "launcher", "mmjobs": ROOT / "jobs"}
 CONTRACT = ("mmlaunch.recipe", "mmlaunch.run", "mmlaunch.errors")
 LAYERS = {
     "mmjobs": (
-        ("main",), ("tasks",), ("train",), ("rollout", "checkpoint"), ("metrics",), ("engine",), ("objectives",),
-        ("model",), ("rank",), ("data",),
+        ("main",), ("tasks",), ("inference",), ("train",), ("rollout", "checkpoint"), ("metrics",), ("engine",),
+        ("objectives",), ("model",), ("rank",), ("data",),
     ),
     "mmlaunch": (
-        ("__main__",), ("cli", "api", "attempt"), ("submit",), ("monitor",), ("restart",), ("schedulers",),
-        ("estimate",), ("load",), ("recipe",), ("run",), ("errors",),
+        ("__main__",), ("cli", "api", "attempt"), ("submit",), ("results",), ("monitor",), ("restart",),
+        ("schedulers",), ("estimate",), ("load",), ("recipe",), ("run",), ("errors",),
     ),
 }  # fmt: skip
 """The rooms of each package from top to bottom; one imports from those below it only. CONTRIBUTING.md draws them."""

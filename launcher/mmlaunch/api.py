@@ -10,7 +10,7 @@ from pathlib import Path
 from mmlaunch.errors import MmlaunchError, UserError
 from mmlaunch.load import Loaded, load_recipe, rundir
 from mmlaunch.monitor import status, watch
-from mmlaunch.monitor.status import Status
+from mmlaunch.monitor.state import Status
 from mmlaunch.run import ledger
 from mmlaunch.run.ledger import Event
 from mmlaunch.run.paths import RunPaths

@@ -80,10 +80,14 @@ class Chat:
         text, _ = self._answered([Turn("user", ("Hello",))], "Hello")
         return self._read(text, {}, str)[0][-1]
 
-    def prompt(self, turns: Sequence[Turn], expand: Expand = str) -> list[int]:
-        """The tokens that an answer is generated from."""
-        turns, _, hidden = self._hidden(turns)
-        return self._read(self._render(turns, asks=True), hidden, expand)[0]
+    def prompt(self, turns: Sequence[Turn], expand: Expand = str, begun: str = "") -> list[int]:
+        """The tokens that an answer is generated from, with the beginning of that answer where one is given."""
+        if not begun:
+            turns, _, hidden = self._hidden(turns)
+            return self._read(self._render(turns, asks=True), hidden, expand)[0]
+        turns, (begun,), hidden = self._hidden(turns, [begun])
+        text, (start, _) = self._answered(turns, begun)
+        return self._read(text[: text.index(begun, start) + len(begun)], hidden, expand)[0]
 
     def tree(self, turns: Sequence[Turn], answers: Sequence[str], expand: Expand = str) -> Tree:
         """The conversation and its answers: what all of them share is the prompt, and each ends with the end token."""

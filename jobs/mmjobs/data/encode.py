@@ -126,9 +126,12 @@ class Processor:
             return tree
         return Tree(Tokens(tree.prompt.ids, [False] * len(tree.prompt)), tree.answers)
 
-    def question(self, example: Example, budget: int | None = None) -> list[int]:
-        """The tokens that an answer is generated from."""
-        return self.chat.prompt(example.prompt, self._expand(example, budget))
+    def question(self, example: Example, budget: int | None = None, begun: str = "") -> list[int]:
+        """The tokens that an answer is generated from; it begins with `begun`. Raises `BadRow`."""
+        try:
+            return self.chat.prompt(example.prompt, self._expand(example, budget), begun)
+        except (TemplateMismatch, Rewritten, BadPicture, BadInput) as error:
+            raise error if isinstance(error, BadRow) else BadRow(example.origin, str(error)) from error
 
     def prompt(self, example: Example, budget: int | None = None) -> Encoded:
         """What an answer is generated from: those tokens with the pixels."""

@@ -47,6 +47,11 @@ def pinned(context: Context, name: str) -> str | None:
     return str(value) if value is not None else None
 
 
+def contents(context: Context) -> dict[str, str]:
+    """The digest of everything that is pinned, by the field of the recipe that names it."""
+    return {name: str(pin["content"]) for name, pin in _read(context).items() if isinstance(pin, dict)}
+
+
 def source_is_gone(context: Context) -> bool:
     """Whether the weights to start from are no longer there, and a checkpoint of the run's own stands in for them."""
     source = context.recipe.model.init_from

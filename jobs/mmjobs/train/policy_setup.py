@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from mmjobs.checkpoint.resume import resume
 from mmjobs.checkpoint.retention import rollouts_in_use
-from mmjobs.checkpoint.train_state import TrainState
 from mmjobs.engine.engine import Engine
-from mmjobs.engine.frozen import frozen_model
 from mmjobs.engine.reference_copy import ReferenceCopy
 from mmjobs.metrics import mfu
 from mmjobs.model import parts, served
 from mmjobs.model.build import BuiltModel
-from mmjobs.model.heads import STATISTICS
 from mmjobs.model.vision_memory import VisionMemory
 from mmjobs.objectives.adapter_off import adapter_off
 from mmjobs.objectives.objective import Reference
@@ -41,16 +36,16 @@ from mmjobs.train.datasets import Datasets, build_datasets
 from mmjobs.train.evaluate_rollouts import RolloutEvaluation
 from mmjobs.train.learner import ObjectiveLearner
 from mmjobs.train.policy import PolicyLearner
+from mmjobs.train.reward_models import build_reward_network
 from mmjobs.train.setup import build_engine, build_model, build_network, build_services, check_served, introduce
 from mmjobs.train.source import DatasetSource
 from mmjobs.train.trainer import Trainer
 from mmlaunch.errors import BadInput
-from mmlaunch.recipe import Recipe, resolved
+from mmlaunch.recipe import Recipe
 from mmlaunch.recipe.reinforcement import Ppo, Reinforcement
 from mmlaunch.recipe.requirements import Requirements
 from mmlaunch.recipe.rewards import RewardSource
 from mmlaunch.recipe.sampling import LAYERED
-from mmlaunch.run.paths import CheckpointPaths, of_checkpoint
 
 
 def build_policy_trainer(context: Context) -> Trainer:
@@ -186,36 +181,10 @@ def build_scorer(context: Context, built: BuiltModel, seen: VisionMemory) -> Sco
 
 def _reward_model(context: Context, source: RewardSource, policy: BuiltModel, seen: VisionMemory) -> RewardModel:
     """The frozen model of a reward run or of its export; it reads what the policy writes."""
-    folder = Path(str(source.path))
-    recipe, mean, spread = _of_run(context.recipe, folder)
-    nothing = {"vision": "frozen", "projector": "frozen", "language": "frozen", "embeddings": False}
-    frozen = recipe.model.train.model_copy(update={**nothing, "vision_layers": None})
-    model = recipe.model.model_copy(update={"init_from": str(folder), "lora": None, "train": frozen})
-    zero = context.deepspeed
-    recipe = context.recipe.model_copy(update={"model": model})
-    built = build_network(recipe, zero, scoring_head=True)
-    _check_same_words(source, built, policy)
-    seen.serve(built.network.requires_grad_(False))
-    network = frozen_model(built.network, context.recipe.precision, zero)
-    given = (mean, spread or 1.0) if source.standardise else (0.0, 1.0)
-    return RewardModel(network, *given)
-
-
-def _of_run(recipe: Recipe, folder: Path) -> tuple[Recipe, float, float]:
-    """The recipe of a reward model, the mean and the spread of its rewards; raises `BadInput` where it is none."""
-    what = f"objective.rewards: {folder} is no reward model: it has no scoring head"
-    checkpoint = of_checkpoint(folder)
-    if checkpoint is None:
-        if not (folder / STATISTICS).is_file():
-            raise BadInput(f"{what}; name a run of objective: reward, or its export")
-        kept = json.loads((folder / STATISTICS).read_text(encoding="utf-8"))
-        return recipe, float(kept.get("mean", 0.0)), float(kept.get("spread", 1.0))
-    run, _ = checkpoint
-    own = resolved.read(run.resolved)
-    if not own.objective.SCORING_HEAD:
-        raise BadInput(f"{what}, {run.name} is a run of {own.objective.method}; name a run of objective: reward")
-    state = TrainState.read(CheckpointPaths(folder).state).learner
-    return own, float(state.get("mean", 0.0)), float(state.get("spread", 1.0))
+    built = build_reward_network(context, source)
+    _check_same_words(source, built.model, policy)
+    seen.serve(built.model.network.requires_grad_(False))
+    return built.frozen(context)
 
 
 def _check_same_words(source: RewardSource, reward: BuiltModel, policy: BuiltModel) -> None:

@@ -18,8 +18,8 @@ from mmlaunch import __version__
 from mmlaunch.errors import MachineError, MmlaunchError, RecipeError
 
 USUAL = (
-    "validate", "render", "estimate", "submit", "status", "logs", "cancel", "resume", "why", "board", "report",
-    "doctor", "export", "compare", "data", "runs", "schema", "completion",
+    "validate", "render", "estimate", "submit", "status", "logs", "cancel", "resume", "why", "results", "board",
+    "report", "doctor", "export", "compare", "data", "runs", "schema", "completion",
 )  # fmt: skip
 """The order in which --help lists the commands; those that are not named here come behind them."""
 

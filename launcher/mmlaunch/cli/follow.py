@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,7 +12,7 @@ import click
 from mmlaunch.cli.columns import wrapped
 from mmlaunch.monitor import status, watch
 from mmlaunch.monitor.watch import WAITING
-from mmlaunch.run import ledger
+from mmlaunch.run import ledger, shards
 from mmlaunch.run.ledger import Event, kind_of
 from mmlaunch.run.paths import RunPaths
 
@@ -19,6 +20,8 @@ _CODES = {"done": 0, "cancelled": 130}
 LOST = 1
 INTERRUPTED = 130
 WIDE = 120
+TASK_POLL = 2.0
+"""Seconds between two looks at the shards of a task."""
 _SHOWN = ("loss", "accuracy", "reward", "right", "kl_sequence")
 """What is shown of a step, where it has it."""
 
@@ -28,6 +31,8 @@ def follow(run: RunPaths, offset: int = 0) -> int:
 
     Ctrl-C leaves the run running, and returns 130: the end was not seen.
     """
+    if shards.is_task(run):
+        return _follow_task(run)
     try:
         show = _bar if sys.stdout.isatty() else _lines
         ended = show(watch.events(run, offset))
@@ -41,6 +46,30 @@ def follow(run: RunPaths, offset: int = 0) -> int:
         click.echo(f"{run.name}: its process is gone and left no word. next: mmlaunch logs {run.name}", err=True)
         return LOST
     return _last_words(run, ended)
+
+
+def _follow_task(run: RunPaths) -> int:
+    """Show how many rows of a task are done until its shards have ended, and then what came of it."""
+    from mmlaunch.cli.results import show
+    from mmlaunch.monitor.shards import LIVE
+
+    shown = ""
+    try:
+        while (now := status.of(run)).state in LIVE:
+            rate = f", {now.rate:.1f} rows/s, {now.next}" if now.rate else ""
+            line = f"{now.step or 0}/{now.steps or '?'} rows, {now.reason}{rate}"
+            if line != shown:
+                click.echo(f"\r\x1b[K{line}" if sys.stdout.isatty() else line, nl=not sys.stdout.isatty())
+            shown = line
+            time.sleep(TASK_POLL)
+    except KeyboardInterrupt:
+        click.echo(f"\nleft; the task goes on. next: mmlaunch status {run.name}    mmlaunch cancel {run.name}")
+        return INTERRUPTED
+    click.echo(f"{chr(10) if sys.stdout.isatty() and shown else ''}{run.name}: {now.state}, {now.reason}")
+    if now.next.startswith("mmlaunch results"):
+        return show(run)
+    click.echo(f"next: {now.next}")
+    return _CODES.get(now.state, LOST)
 
 
 def _last_words(run: RunPaths, ended: Event) -> int:

@@ -12,6 +12,7 @@ from mmlaunch.cli import options
 from mmlaunch.errors import UserError
 from mmlaunch.load import rundir
 from mmlaunch.monitor import status
+from mmlaunch.monitor.state import FINAL
 from mmlaunch.run.paths import RunPaths, rank_of_log
 
 POLL = 0.3
@@ -100,7 +101,7 @@ class View:
         """Print until the run has ended and everything is shown."""
         try:
             while True:
-                over = status.of(self.run).state in (*status.FINAL, "lost")
+                over = status.of(self.run).state in (*FINAL, "lost")
                 if not self.print_new() and over:
                     return
                 time.sleep(POLL)

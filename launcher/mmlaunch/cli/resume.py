@@ -10,9 +10,11 @@ import click
 
 from mmlaunch.cli import options
 from mmlaunch.load import rundir
+from mmlaunch.run import shards
 from mmlaunch.run.paths import RunPaths
 from mmlaunch.submit.other_version import command_of_snapshot, other_version
 from mmlaunch.submit.resume import resume
+from mmlaunch.submit.resume_task import resume_task
 
 
 @click.command(
@@ -26,13 +28,16 @@ from mmlaunch.submit.resume import resume
 def command(run: str, overrides: tuple[str, ...], cluster: str | None, follow: bool) -> None:
     """Continue RUN from its newest checkpoint, also after success, with other settings or on other resources.
 
+    Of a task that is split into shards, those that did not end well are submitted again, and only those.
+
     A run of another version of mmlaunch is resumed by the launcher in its own snapshot of the code.
     """
     paths = rundir.resolve(run)
     if version := other_version(paths):
         _resume_with(paths, version, overrides, cluster, follow)
     seen = paths.events.stat().st_size if paths.events.exists() else 0
-    plan = resume(run, overrides, cluster).plan
+    again = resume_task(paths, overrides, cluster) if shards.is_task(paths) else resume(run, overrides, cluster)
+    plan = again.plan
     click.echo(f"{click.style(plan.run.name, bold=True)}   {plan.size}, profile {plan.cluster_name}")
     if follow:
         from mmlaunch.cli.follow import follow as stay

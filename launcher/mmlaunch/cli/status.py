@@ -13,7 +13,7 @@ from mmlaunch.cli import options
 from mmlaunch.cli.columns import show
 from mmlaunch.load import rundir
 from mmlaunch.monitor import status
-from mmlaunch.monitor.status import Status
+from mmlaunch.monitor.state import Status
 
 WATCH = 2.0
 _COLOURS = {

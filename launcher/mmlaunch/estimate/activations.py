@@ -27,6 +27,7 @@ from mmlaunch.estimate.shapes.network import Network
 from mmlaunch.estimate.shapes.vision import Encoder
 from mmlaunch.recipe import Recipe
 from mmlaunch.recipe.batch import split
+from mmlaunch.recipe.inference import Generating
 from mmlaunch.recipe.parts import training_of
 from mmlaunch.recipe.reinforcement import Reinforcement
 from mmlaunch.recipe.sampling import Sampling
@@ -55,11 +56,13 @@ def row_of(recipe: Recipe, network: Network) -> Row:
     """The fullest row that the recipe allows."""
     longest = min(recipe.data.max_tokens, network.language.positions)
     tokens = recipe.batch.tokens_per_gpu
+    if tokens is None and not recipe.trains:
+        tokens = longest
     if tokens is None:
         shares = split(recipe.batch.examples, recipe.trainers.world, recipe.batch.micro)
         assert shares is not None  # the recipe was validated
         tokens = shares[0] * longest
-    if not network.features or all(source.format in _TEXT_ONLY for source in recipe.data.train):
+    if not network.features or all(source.format in _TEXT_ONLY for source in recipe.data.train or recipe.data.inputs):
         return Row(tokens, longest, 0)
     images = max(1, tokens // (network.tokens + TEXT))
     return Row(tokens, longest, min(images * network.squares, max(1, tokens // network.features)))
@@ -89,8 +92,10 @@ def activations(recipe: Recipe, network: Network, counts: Counts, row: Row, chec
     """Bytes at the peak of a step, the encoder's included."""
     width = width_of(recipe.precision)
     seen = _vision(recipe, network, counts, row, checkpointing)
-    if recipe.objective.method == "predict":
-        return seen + _cache(recipe, network.language, width)
+    if isinstance(recipe.objective, Generating):
+        return seen + generation(recipe, recipe.objective.sampling, network)
+    if not recipe.trains:
+        return max(seen, width * row.tokens * (8 * network.language.width + 4 * network.language.inner))
     language = _language(recipe, network.language, row, checkpointing)
     step = seen + language if counts.trains("vision") else max(seen, language)
     if not isinstance(recipe.objective, Reinforcement):
@@ -100,7 +105,7 @@ def activations(recipe: Recipe, network: Network, counts: Counts, row: Row, chec
 
 def logits(recipe: Recipe, shape: Decoder, row: Row) -> int:
     """The vocabulary at the learnt tokens, a piece at a time: logits, softmax and its gradient, in fp32 and cast."""
-    if recipe.objective.method in ("reward", "predict"):
+    if recipe.objective.method == "reward" or not recipe.trains:
         return 0
     piece = PIECE if recipe.resources.gpus_per_node else ROWS * shape.words
     return min(row.tokens // LEARNT * shape.words, piece) * (12 if recipe.precision == "fp32" else 14)
@@ -138,7 +143,9 @@ def generation(recipe: Recipe, sampling: Sampling, network: Network) -> int:
         return 0
     shape, width = network.language, width_of(recipe.precision)
     answers = sampling.prompts * sampling.answers
-    longest = max(1, min(recipe.data.max_tokens, shape.positions) - sampling.max_new_tokens)
+    longest = min(recipe.data.max_tokens, shape.positions)
+    if recipe.trains:  # where answers count in data.max_tokens as well
+        longest = max(1, longest - sampling.max_new_tokens)
     tokens = sampling.prompts * longest + answers * sampling.max_new_tokens
     kept = tokens * shape.layers * 2 * shape.keys * width
     scores = answers * shape.words * 32  # in fp32 and, for the draw, in fp64
@@ -149,11 +156,3 @@ def gathered(recipe: Recipe, counts: Counts) -> int:
     """Bytes of a policy at ZeRO stage 3 that other ranks keep."""
     world = recipe.trainers.world
     return counts.total * width_of(recipe.precision) * (world - 1) // world if recipe.deepspeed.stage == 3 else 0
-
-
-def _cache(recipe: Recipe, shape: Decoder, width: int) -> int:
-    """Keys and values of the prompt and of the generated tokens: generation keeps nothing else."""
-    sampling = getattr(recipe.objective, "sampling", None)
-    shares = split(recipe.batch.examples, recipe.trainers.world, recipe.batch.micro)
-    longest = min(recipe.data.max_tokens + (sampling.max_new_tokens if sampling else 0), shape.positions)
-    return (shares[0] if shares else 1) * longest * shape.layers * 2 * shape.keys * width

@@ -20,7 +20,7 @@ def contradictions(recipe: Recipe) -> list[Problem]:
     if recipe.model.projector.kind == "pixel_shuffle" and not recipe.model.pretrained and network.vision.side % 2:
         what = f"pixel_shuffle needs an even number of patches a side, and the encoder has {network.vision.side}"
         problems.append(Problem(("model", "projector"), what, "write projector: mlp, or another encoder"))
-    sources = [*recipe.data.train, *recipe.data.eval]
+    sources = [*recipe.data.train, *recipe.data.input, *recipe.data.eval]
     if network.features >= recipe.data.max_tokens and all(
         source.images != "none" and (FORMATS[source.format].image_folder or FORMATS[source.format].generated)
         for source in sources

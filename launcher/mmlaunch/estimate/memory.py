@@ -142,7 +142,7 @@ def _share(size: int, divided: bool, world: int) -> int:
 
 
 def _policy(recipe: Recipe, table: Counts) -> States:
-    trained, frozen = (0, table.total) if recipe.objective.TASK != "train" else (table.trained, table.frozen)
+    trained, frozen = (0, table.total) if not recipe.trains else (table.trained, table.frozen)
     return _of(recipe, trained, frozen, recipe.deepspeed.stage)
 
 
@@ -173,7 +173,7 @@ def _framework(recipe: Recipe, table: Counts) -> int:
     if not recipe.resources.gpus_per_node:
         return _PROCESS
     width, stage = activations.width_of(recipe.precision), recipe.deepspeed.stage
-    if recipe.objective.TASK != "train" or (recipe.trainers.world == 1 and not stage):
+    if not recipe.trains or (recipe.trainers.world == 1 and not stage):
         return _CONTEXT
     bucket = width * min(table.trained, _BUCKET)
     live = width * min(table.total, _LIVE) if stage == 3 else 0

@@ -42,7 +42,7 @@ def gigabytes(size: int) -> str:
 
 def _learns(made: Estimate) -> str:
     recipe = made.recipe
-    if recipe.objective.method == "predict":
+    if not recipe.trains:
         return "none trained"
     ways = dict.fromkeys(_way(recipe, part.name) for part in reversed(made.counts.parts) if part.trained)
     return f"{short(made.counts.trained)} trained ({' + '.join(ways)})"

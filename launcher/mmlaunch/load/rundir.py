@@ -10,6 +10,7 @@ from pathlib import Path
 
 from mmlaunch.errors import MachineError, RunNotFound, UserError
 from mmlaunch.load.recipe import Loaded
+from mmlaunch.run import shards
 from mmlaunch.run.paths import RunPaths
 
 VARIABLE = "MMLAUNCH_RUNS"
@@ -57,6 +58,11 @@ def all_runs(folder: Path) -> Iterator[RunPaths]:
 def resolve(name: str) -> RunPaths:
     """The run that a user means: a directory, a name, its beginning or its last part, or `last`."""
     folder = runs_folder()
+    task, slash, number = name.rpartition("/")
+    if slash and task and number.isdecimal() and not RunPaths(Path(name).expanduser()).resolved.exists():
+        run = resolve(task)
+        if shards.is_task(run):
+            return _shard(run, int(number))
     if os.sep in name or name in (".", ".."):
         path = Path(name).expanduser().absolute()
         if RunPaths(path).resolved.exists():
@@ -78,3 +84,10 @@ def resolve(name: str) -> RunPaths:
         )
     known = f"the newest are {', '.join(run.name for run in runs[:4])}" if runs else "it has no runs yet"
     raise RunNotFound(f"no run {name!r} in {folder}; {known}")
+
+
+def _shard(run: RunPaths, number: int) -> RunPaths:
+    count = len(shards.read(run).ranges)
+    if number >= count:
+        raise RunNotFound(f"{run.name} has no shard {number}; it has 0 to {count - 1}")
+    return shards.shard(run, number)

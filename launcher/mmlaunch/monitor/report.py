@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from mmlaunch.monitor import status
+from mmlaunch.monitor.state import FINAL
 from mmlaunch.run import heartbeats, ledger
 from mmlaunch.run.ledger import Event, kind_of
 from mmlaunch.run.paths import RunPaths
@@ -81,7 +82,7 @@ def of(run: RunPaths, now: float) -> Report:
     ends = [_end(run, part) for part in parts]
     if ends and ends[-1].event is None:  # only its scheduler knows whether it goes on
         state = status.of(run, whole=True).state
-        gone = state in (*status.FINAL, "lost", "unknown")
+        gone = state in (*FINAL, "lost", "unknown")
         ends[-1] = End(state, ends[-1].time) if gone else End("goes on", max(now, parts[-1][0]["time"]))
     attempts = []
     for index, part in enumerate(parts):

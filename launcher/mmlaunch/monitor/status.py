@@ -4,67 +4,29 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from typing import Any
 
 from mmlaunch.errors import MachineError, UserError
 from mmlaunch.monitor import silence
+from mmlaunch.monitor.shards import joined
 from mmlaunch.monitor.silence import Silence
-from mmlaunch.run import ledger
+from mmlaunch.monitor.state import Status, ends_about
+from mmlaunch.run import ledger, shards
 from mmlaunch.run.event_types import Kind
 from mmlaunch.run.ledger import Event, Events, kind_of
 from mmlaunch.run.paths import RunPaths
 from mmlaunch.schedulers import choose
 from mmlaunch.schedulers.base import Job, JobRecord, JobState
 
-FINAL = ("done", "failed", "cancelled")
 _STATES: dict[Kind, str] = {
     "submitted": "submitted", "unconfirmed": "submitted", "queued": "submitted",
     "started": "starting", "ready": "running", "step": "running",
+    "records": "running",
 }  # fmt: skip
 """The state of a run whose job lives, by its newest event."""
 _NEVER_QUEUED = "no job of this run waits or runs: its submission was interrupted, or not accepted"
 _A_MOMENT = 60.0
 """Seconds between the two events of a submission, at most."""
-_FORESEEABLE = 365 * 86400.0
-
-
-@dataclass(frozen=True)
-class Status:
-    """One line of `mmlaunch status`."""
-
-    run: str
-    state: str
-    """perhaps submitted, submitted, pending, held, starting, running, restarting, cancelling, lost, unknown, done,
-    failed, cancelled"""
-    method: str
-    attempt: int
-    step: int | None
-    steps: int | None
-    rate: float | None
-    loss: float | None
-    saved_step: int | None
-    saved_seconds_ago: float | None
-    next: str
-    reason: str
-    directory: str
-    submitted: float | None
-    torn_lines: int
-    silent: bool = False
-    """Whether the job lives and its ledger does not tell any more what it does."""
-
-    @property
-    def final(self) -> bool:
-        return self.state in FINAL
-
-    @property
-    def shown_state(self) -> str:
-        """The state, with the attempt where there was more than one."""
-        live = self.state in ("running", "starting", "restarting")
-        return f"{self.state}, attempt {self.attempt}" if live and self.attempt > 1 else self.state
-
-    def as_json(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def of(run: RunPaths, whole: bool = False) -> Status:
@@ -74,6 +36,19 @@ def of(run: RunPaths, whole: bool = False) -> Status:
 
 def of_all(runs: Sequence[RunPaths], whole: bool = False) -> list[Status]:
     """The status of many runs, with one look at each scheduler's queue for all of its runs."""
+    parts = [shards.all_shards(run) if shards.is_task(run) else [] for run in runs]
+    if not any(parts):
+        return _of_all(runs, whole)
+    everything = [*runs, *(one for of_run in parts for one in of_run)]
+    statuses = iter(_of_all(everything, whole))
+    own = [next(statuses) for _ in runs]
+    return [
+        joined(run, one, [next(statuses) for _ in of_run]) if of_run else one
+        for run, one, of_run in zip(runs, own, parts, strict=True)
+    ]
+
+
+def _of_all(runs: Sequence[RunPaths], whole: bool) -> list[Status]:
     ledgers = [_ledger(run, whole) for run in runs]
     jobs = _look(runs, [events.of_this_submission for events in ledgers])
     for index, job in jobs.items():
@@ -87,7 +62,7 @@ def _look(runs: Sequence[RunPaths], ledgers: Sequence[Events]) -> dict[int, Job]
     questions: dict[str, list[tuple[int, JobRecord]]] = {}
     jobs: dict[int, Job] = {}
     for index, (run, events) in enumerate(zip(runs, ledgers, strict=True)):
-        if events.last("ended") or not events.events:
+        if events.last("ended") or not events.events or shards.is_task(run):
             continue
         try:
             record = job_record(events) or _by_name(run, events)
@@ -156,20 +131,21 @@ def derive(run: RunPaths, events: Events, now: float, job: Job | None = None) ->
     submitted = events.last("submitted") or {}
     attempts = [int(event["attempt"]) for event in events if isinstance(event.get("attempt"), int)]
     step = events.last("step", "ready") or {}
+    records = events.last("records") or {}
     state, reason = _state(events, job or _look([run], [events]).get(0))
     quiet = Silence()
     if state in ("starting", "running") and not reason:
         quiet = silence.of(run, events, now)
         reason, furthest = quiet.reason, max((n for n in (furthest, quiet.step) if n is not None), default=None)
-    running = state == "running" and step.get("event") == "step"
+    running = state == "running" and (step.get("event") == "step" or bool(records))
     return Status(
         run=run.name,
         state=state,
         method=str(submitted.get("method", "?")),
         attempt=max(attempts, default=0),
-        step=furthest,
-        steps=step.get("steps") or submitted.get("steps"),
-        rate=step.get("rate") if running else None,
+        step=records.get("done", furthest),
+        steps=records.get("total") or step.get("steps") or submitted.get("rows") or submitted.get("steps"),
+        rate=(records or step).get("rate") if running else None,
         loss=_number(reached.get("loss")),
         saved_step=saved.get("step"),
         saved_seconds_ago=max(0.0, round(now - saved["time"], 1)) if saved else None,
@@ -179,6 +155,7 @@ def derive(run: RunPaths, events: Events, now: float, job: Job | None = None) ->
         submitted=submitted.get("time"),
         torn_lines=events.torn,
         silent=quiet.unwritten,
+        failed_rows=records.get("failed") or {},
     )
 
 
@@ -206,7 +183,16 @@ def _furthest(events: Events, reached: Event) -> int | None:
 def _state(events: Events, job: Job | None) -> tuple[str, str]:
     """The state and, where it needs one, its reason."""
     last = events.last(
-        "submitted", "unconfirmed", "queued", "started", "reference", "ready", "step", "requeued", "cancelling"
+        "submitted",
+        "unconfirmed",
+        "queued",
+        "started",
+        "reference",
+        "ready",
+        "step",
+        "records",
+        "requeued",
+        "cancelling",
     )
     if ended := events.last("ended"):  # for good, whatever a rank that was slow to die has written after it
         last = ended
@@ -245,7 +231,7 @@ def _of_job(events: Events, job: Job | None) -> tuple[str, str] | None:
 def _next(name: str, state: str, step: Event, events: Events, now: float) -> str:
     """What happens next, or what the user should type."""
     if state == "running" and (left := seconds_left(events)) is not None:
-        return _ends(now, left)
+        return ends_about(now, left)
     if state == "restarting":
         requeued = events.last("requeued") or {}
         wait = requeued.get("time", now) + requeued.get("pause", 0) - now
@@ -256,15 +242,6 @@ def _next(name: str, state: str, step: Event, events: Events, now: float) -> str
         "submitted": "starts at once", "pending": _start_condition(events), "starting": "loads the model",
         "cancelling": "saves and ends", "done": f"mmlaunch export {name}",
     }.get(state, "")  # fmt: skip
-
-
-def _ends(now: float, left: float) -> str:
-    """`ends about 14:20`; with the day where it is another one, and nothing where it is no forecast any more."""
-    if left > _FORESEEABLE:
-        return ""
-    end, today = time.localtime(now + left), time.localtime(now)
-    day = "" if end[:3] == today[:3] else time.strftime("%-d %b ", end)
-    return f"ends about {day}{time.strftime('%H:%M', end)}"
 
 
 def _start_condition(events: Events) -> str:

@@ -7,13 +7,15 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from mmlaunch.monitor import status
-from mmlaunch.monitor.status import Status
+from mmlaunch.monitor.state import Status
 from mmlaunch.restart import causes, log_patterns
-from mmlaunch.run import ledger
+from mmlaunch.run import ledger, shards
 from mmlaunch.run.ledger import Events
 from mmlaunch.run.paths import RunPaths
 from mmlaunch.schedulers import choose
 
+UNWELL = ("failed", "lost", "cancelled")
+"""The states of a shard that has to be resumed."""
 _RANK = re.compile(r"rank[ -](\d{1,9})\b")
 """How evidence names the rank that it comes from."""
 
@@ -37,6 +39,8 @@ class Story:
 def of(run: RunPaths) -> Story:
     """Explain the state of a run."""
     now, events = status.of(run, whole=True), ledger.read(run.events).of_this_submission
+    if shards.is_task(run):
+        return _of_task(run, now)
     if now.state == "failed":
         return _failed(run, now, events)
     if now.state == "lost" and (found := log_patterns.weigh(run.attempt(now.attempt or 1))):
@@ -66,6 +70,24 @@ def of(run: RunPaths) -> Story:
         following = f"see to the disk of {run.root} (df, quota): the run goes on meanwhile"
     following = following or f"mmlaunch status {run.name}"
     return Story(run.name, now.state, what, now.reason if now.state != "done" else "", "", _history(events), following)
+
+
+def _of_task(run: RunPaths, now: Status) -> Story:
+    """The story of the first shard that did not end well stands for all."""
+    states = status.of_all(shards.all_shards(run))
+    wrong = [(shard, one) for shard, one in zip(shards.all_shards(run), states, strict=True) if one.state in UNWELL]
+    if not wrong:
+        what = {"done": "Complete", "failed": "Complete, and too many rows failed"}.get(
+            now.state, f"Nothing ended it: it is {now.shown_state}"
+        )
+        return Story(run.name, now.state, what, now.reason, "", "", now.next or f"mmlaunch status {run.name}")
+    story = of(wrong[0][0])
+    what = (
+        f"{len(wrong)} of {len(states)} shards {'is' if len(wrong) == 1 else 'are'} not done. {story.run}: {story.what}"
+    )
+    place = f"shards/{wrong[0][0].root.name}/{story.place}" if story.place else ""
+    following = f"mmlaunch resume {run.name}    {story.run} alone: mmlaunch logs {story.run}"
+    return Story(run.name, now.state, what, story.evidence, place, story.done, following)
 
 
 def _last_words(run: RunPaths) -> str:

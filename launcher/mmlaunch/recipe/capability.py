@@ -13,18 +13,13 @@ _LATER = "validate and render work; this version of the trainer cannot run it ye
 
 def unsupported(recipe: Recipe) -> list[Problem]:
     """Each part of a valid recipe that the trainer would have to ignore."""
-    asked = [*_objective(recipe), *_training(recipe)]
+    asked = _training(recipe)
     return [
         Problem(path, f"{value!r} is not trained by this version", f"{_LATER}; {right}") for path, value, right in asked
     ]
 
 
 Asked = Iterator[tuple[tuple[str | int, ...], Any, str]]
-
-
-def _objective(recipe: Recipe) -> Asked:
-    if not recipe.objective.SUPPORTED:
-        yield ("objective",), recipe.objective.method, "it runs sft, reward and preference methods, ppo, grpo and rloo"
 
 
 def _training(recipe: Recipe) -> Asked:

@@ -120,7 +120,7 @@ class Source(Section):
             yield ("format",), self.format, mistake(what, "add images: data/images (or images: none for text)")
 
 
-Sources = Annotated[list[Source], OneOrMore(), Field(min_length=1)]
+Sources = Annotated[list[Source], OneOrMore()]
 
 
 class Data(Section):
@@ -131,9 +131,11 @@ class Data(Section):
         "max_seq_len": "max_tokens", "max_seq_length": "max_tokens", "num_workers": "workers",
     }  # fmt: skip
 
-    train: Sources
+    train: Sources = []
     """The data sets that are trained on: a path, a mapping, or a list of them."""
-    eval: Annotated[list[Source], OneOrMore()] = []
+    input: Sources = []
+    """The data sets that a task without training goes through, such as predict."""
+    eval: Sources = []
     """Held-out data sets, for evaluation alone."""
     on_bad: Literal["error", "skip"] = "error"
     """What a broken row or image does; skipped ones are listed in the run directory."""
@@ -145,3 +147,8 @@ class Data(Section):
     """Training prompts that also stand in the evaluation data are left out, and counted."""
     workers: Annotated[int, Field(ge=0)] = 2
     """Processes per rank that decode images and tokenise."""
+
+    @property
+    def inputs(self) -> list[Source]:
+        """What a task without training goes through."""
+        return self.input or self.train

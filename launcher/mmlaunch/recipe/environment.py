@@ -19,7 +19,7 @@ RANKS = frozenset({"RANK", "LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR
 _OWNED = RANKS | {"PYTHONPATH", "PYTHONHOME", "PYTHONSAFEPATH", "PYTHONUNBUFFERED", "PYTHONFAULTHANDLER"}
 SCRIPT = frozenset(
     {"run", "python", "rank", "opened", "step", "status", "verdict", "deadline", "head_node"}
-    | {"server", "hosts", "training", "serving"}
+    | {"server", "hosts", "training", "serving", "parent", "line", "worst"}
 )
 """The variables of the job scripts themselves."""
 _SECRET_VALUE = re.compile(

@@ -18,8 +18,6 @@ class Method(Section):
     """The file in `mmjobs/tasks` that runs it."""
     OBJECTIVE: ClassVar[str] = ""
     """The name of its loss in `mmjobs/objectives`; empty where nothing is trained."""
-    SUPPORTED: ClassVar[bool] = True
-    """Whether this version can run it; otherwise `submit` refuses it."""
     ROLLOUTS: ClassVar[bool] = False
     """Whether it learns from answers that it generates, instead of the data's own."""
     SCORING_HEAD: ClassVar[bool] = False

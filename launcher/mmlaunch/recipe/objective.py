@@ -3,14 +3,14 @@
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Union
 
-from pydantic import Discriminator, Field, Tag
+from pydantic import Discriminator, Tag
 
+from mmlaunch.recipe.inference import Correctness, DropoutNtp, Evaluate, Predict, Score
 from mmlaunch.recipe.method import Method
 from mmlaunch.recipe.preference import PREFERENCES, Preference
 from mmlaunch.recipe.reinforcement import Grpo, Ppo, Rloo
 from mmlaunch.recipe.requirements import Requirements
 from mmlaunch.recipe.rewards import TAGS as REWARD_TAGS
-from mmlaunch.recipe.sampling import Sampling
 from mmlaunch.recipe.scalars import NotNegative, Positive
 from mmlaunch.recipe.section import Mistake, mistake, rule
 
@@ -73,24 +73,6 @@ class Reward(Method):
             yield ("soft_labels",), None, mistake("margin uses the score gap already", "keep one of the two")
 
 
-class Predict(Method):
-    """No training: answers to prompts, written to a file."""
-
-    TASK: ClassVar[str] = "predict"
-    SUPPORTED: ClassVar[bool] = False
-
-    method: Literal["predict"]
-    """Answers to prompts, without training."""
-    sampling: Sampling = Field(default_factory=Sampling)
-    """How answers are generated."""
-    output: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = "predictions.jsonl"
-    """A file of this name in the run directory."""
-
-    @property
-    def requirements(self) -> Requirements:
-        return Requirements(least=0)
-
-
 def objective_method(value: Any) -> Any:
     """The method of an objective in any of its forms: a word, a mapping, a section."""
     if isinstance(value, str):
@@ -103,7 +85,7 @@ CHOOSES = ("objective", "method")
 
 SECTIONS: dict[str, type[Method]] = {
     "sft": Sft, "reward": Reward, "preference": Preference, "ppo": Ppo, "grpo": Grpo, "rloo": Rloo,
-    "predict": Predict,
+    "predict": Predict, "evaluate": Evaluate, "score": Score, "dropout_ntp": DropoutNtp, "correctness": Correctness,
 }  # fmt: skip
 """Every section that reads an `objective`. All methods that are not named here are mixtures of preference terms."""
 

@@ -32,10 +32,10 @@ def _name(value: Any) -> Any:
 
 
 def completed(data: Any) -> Any:
-    """A task that does not train needs no optimiser, and reads its data once."""
+    """A task that does not train needs no optimiser and no batch of examples, and reads its data once."""
     if isinstance(data, dict) and SECTIONS[section_name(data.get("objective"))].TASK != "train":
         length = {} if data.get("steps") is not None else {"epochs": 1}
-        return {"optim": {"lr": 1e-6}, **length, **data}
+        return {"optim": {"lr": 1e-6}, "batch": {"global": 1}, **length, **data}
     return data
 
 
@@ -91,6 +91,11 @@ class Recipe(Section):
         return completed(data)
 
     @property
+    def trains(self) -> bool:
+        """Whether a model is trained."""
+        return self.objective.TASK == "train"
+
+    @property
     def trainers(self) -> Resources:
         """The resources of the ranks: nodes that generate answers for them have none."""
         engine = self.objective.served_by
@@ -110,6 +115,28 @@ class Recipe(Section):
             yield ("objective", "engine"), None, mistake(what, "remove engine: then the trainer generates the answers")
 
     @rule
+    def _data_are_somewhere(self) -> Iterator[Mistake]:
+        data = self.data
+        if self.trains and data.input:
+            what = f"{self.objective.method} trains, and this is read by tasks without training"
+            yield ("data", "input"), None, mistake(what, "write train")
+        elif self.trains and not data.train:
+            yield ("data", "train"), None, mistake("is missing", "add train: {path: data/train.jsonl}")
+        elif not self.trains and data.input and data.train:
+            yield ("data", "train"), None, mistake("both input and train say what is read", "keep input")
+        elif not data.inputs:
+            yield ("data", "input"), None, mistake("is missing", "add input: {path: data/questions.jsonl}")
+
+    @rule
+    def _inputs_are_read_once(self) -> Iterator[Mistake]:
+        group = "input" if self.data.input else "train"
+        for index, source in enumerate([] if self.trains else self.data.inputs):
+            for key, usual in (("repeat", 1.0), ("augment", "none")):
+                if getattr(source, key) != usual:
+                    what = f"{self.objective.method} reads each row once, as it is"
+                    yield ("data", group, index, key), getattr(source, key), mistake(what, "remove it")
+
+    @rule
     def _length(self) -> Iterator[Mistake]:
         if self.epochs is not None and self.steps is not None:
             yield ("steps",), self.steps, mistake("both epochs and steps say how long to train", "keep one of the two")
@@ -118,6 +145,8 @@ class Recipe(Section):
 
     @rule
     def _batch_over_ranks(self) -> Iterator[Mistake]:
+        if not self.trains:
+            return
         world, examples = self.trainers.world, self.batch.examples
         if examples % world:
             what = f"{examples} examples do not divide over {self.trainers.describe_world()}"
@@ -262,7 +291,7 @@ class Recipe(Section):
 
     def _sources(self) -> Iterator[tuple[str, int, Source]]:
         """All sources, with the list and the place that they stand at."""
-        for group, sources in (("train", self.data.train), ("eval", self.data.eval)):
+        for group, sources in (("train", self.data.train), ("input", self.data.input), ("eval", self.data.eval)):
             for index, source in enumerate(sources):
                 yield group, index, source
 
@@ -305,11 +334,10 @@ class Recipe(Section):
     def _shapes_are_images(self) -> Iterator[Mistake]:
         if self.model.vision is not None or self.model.pretrained is not None:
             return
-        for group in ("train", "eval"):
-            for index, source in enumerate(getattr(self.data, group)):
-                if FORMATS[source.format].generated:
-                    what = mistake("shapes are images, and the model has no vision encoder", "add model.vision")
-                    yield ("data", group, index, "format"), source.format, what
+        for group, index, source in self._sources():
+            if FORMATS[source.format].generated:
+                what = mistake("shapes are images, and the model has no vision encoder", "add model.vision")
+                yield ("data", group, index, "format"), source.format, what
 
     @rule
     def _measured_on_something(self) -> Iterator[Mistake]:

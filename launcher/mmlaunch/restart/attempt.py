@@ -26,7 +26,7 @@ from mmlaunch.recipe.resources import Restarts
 from mmlaunch.recipe.scalars import format_duration
 from mmlaunch.restart import causes, log_lines, policy
 from mmlaunch.restart.policy import Ending
-from mmlaunch.run import ledger, manifest, owner
+from mmlaunch.run import ledger, manifest, owner, shards
 from mmlaunch.run.event_types import Kind
 from mmlaunch.run.exits import CANCELLED, JobExit
 from mmlaunch.run.ledger import Event
@@ -36,6 +36,8 @@ from mmlaunch.schedulers.base import BatchJob, Scheduler
 
 EXCLUDED_FOR = 86_400  # seconds: if a node is still unfit after a day, its administrator has to know
 MOST_EXCLUDED = 8
+OVER = "over"
+"""What `open` prints in the place of a number for a shard that needs no attempt."""
 EARLY = 60
 """Seconds by which a scheduler may send its warning too early."""
 
@@ -60,7 +62,7 @@ def begin(run: RunPaths, script: Path, submission: int = 0) -> tuple[int, int]:
         folder.mkdir(parents=True, exist_ok=True)
     if not attempt.script.exists():  # a restart runs the script of the attempt before
         shutil.copyfile(script, attempt.script)
-        shutil.copyfile(run.attempt(number - 1).deepspeed, attempt.deepspeed)
+        shutil.copyfile(_deepspeed_before(run, number), attempt.deepspeed)
     _note(run, "started", attempt=number, job=job.number, nodes=job.nodes, **job.process)
     print(log_lines.MARKER.format(number=number), file=sys.stderr, flush=True)
     return number, free_port(number)
@@ -99,6 +101,17 @@ def end(run: RunPaths, number: int, exit_code: int, submission: int = 0) -> int:
     state = {"state": verdict.state, "cause": ending.cause, "reason": reason, "exit_code": exit_code}
     _note(run, "ended", attempt=number, **state)
     return CANCELLED if verdict.state == "cancelled" else JobExit.STOP if exit_code == JobExit.AGAIN else exit_code
+
+
+def _deepspeed_before(run: RunPaths, number: int) -> Path:
+    """The configuration of the attempt before; a shard's first one takes that of its task."""
+    task = shards.task_of(run)
+    return run.attempt(number - 1).deepspeed if task is None else task.attempt(task.attempt_numbers[-1]).deepspeed
+
+
+def is_over(run: RunPaths) -> bool:
+    """Whether a shard has ended since it was submitted: a job that starts again goes on with its other shards."""
+    return shards.task_of(run) is not None and ledger.read(run.events).of_this_submission.last("ended") is not None
 
 
 def _note(run: RunPaths, event: Kind, **facts: Any) -> bool:
@@ -218,7 +231,12 @@ def main(arguments: list[str]) -> int:
     """The command line of job scripts; users never type it."""
     try:
         if len(arguments) in (3, 4) and arguments[0] == "open":
-            print(*begin(RunPaths(Path(arguments[1])), Path(arguments[2]), int((arguments[3:] or "0")[0])))
+            run, submission = RunPaths(Path(arguments[1])), int((arguments[3:] or "0")[0])
+            if is_over(run):
+                owner.check(run, submission)
+                print(OVER)
+            else:
+                print(*begin(run, Path(arguments[2]), submission))
             return 0
         if len(arguments) in (4, 5) and arguments[0] == "close":
             return end(RunPaths(Path(arguments[1])), *(int(number) for number in arguments[2:]))

@@ -75,7 +75,7 @@ def classify(exit_code: int, attempt: AttemptPaths, events: Sequence[Event]) -> 
 def _trained(attempt: AttemptPaths, events: Sequence[Event]) -> bool | None:
     """Whether an attempt did a step of training; None if nobody knows."""
     ours = {kind_of(event) for event in events if event.get("attempt") == attempt.number}
-    if ours & {"step", "checkpoint"} or any((error.step or 0) > 1 for error in errors(attempt)):
+    if ours & {"step", "checkpoint", "records"} or any((error.step or 0) > 1 for error in errors(attempt)):
         return True
     return log_patterns.trained(attempt) or (False if "started" in ours else None)
 
@@ -200,7 +200,9 @@ def restarts_without_progress(events: Sequence[Event]) -> int:
     for event in events:
         if kind_of(event) == "checkpoint" and int(event.get("step", 0)) > best:
             best, count = int(event["step"]), 0
-        elif kind_of(event) in ("reference", "generated") and event.get("new"):  # what was computed is kept as well
+        elif kind_of(event) in ("reference", "generated", "records") and event.get(
+            "new"
+        ):  # what was computed is kept as well
             count = 0
         elif kind_of(event) == "requeued":
             count += 1

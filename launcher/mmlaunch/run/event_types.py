@@ -14,8 +14,8 @@ from typing import Any, Literal
 
 Kind = Literal[
     "submitted", "unconfirmed", "queued", "started", "preflight", "ready", "resumed", "reference", "generated",
-    "rollout", "step", "evaluated", "checkpoint", "signal", "warning", "excluded", "cancelling", "failed", "requeued",
-    "ended",
+    "records", "rollout", "step", "evaluated", "checkpoint", "signal", "warning", "excluded", "cancelling", "failed",
+    "requeued", "ended",
 ]  # fmt: skip
 
 
@@ -34,6 +34,8 @@ class Submitted:
     activation_checkpointing: Mapping[str, Any] = {}
     submission: int = 0
     """The number of this submission in `owners/`; 0: the run is of a version without it."""
+    rows: int | None = None
+    """Of a shard: the rows that it goes through."""
 
 
 class Unconfirmed:
@@ -107,6 +109,18 @@ class Generated:
     done: int
     total: int
     new: int = 0
+
+
+class Records:
+    """Records of a shard are written. `new` counts those of this attempt: they are progress."""
+
+    done: int
+    total: int
+    new: int = 0
+    rate: float | None = None
+    """Rows per second."""
+    failed: Mapping[str, Any] = {}
+    """How many rows failed, by reason."""
 
 
 class Rollout:
@@ -219,7 +233,7 @@ class Ended:
 TYPES: dict[Kind, type] = {
     "submitted": Submitted, "unconfirmed": Unconfirmed, "queued": Queued, "started": Started,
     "preflight": Preflight, "ready": Ready,
-    "resumed": Resumed, "reference": Reference, "generated": Generated, "rollout": Rollout,
+    "resumed": Resumed, "reference": Reference, "generated": Generated, "records": Records, "rollout": Rollout,
     "step": Step, "evaluated": Evaluated, "checkpoint": Checkpoint,
     "signal": Signal, "warning": Warned, "excluded": Excluded, "cancelling": Cancelling, "failed": Failed,
     "requeued": Requeued, "ended": Ended,

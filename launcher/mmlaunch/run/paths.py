@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _CHECKPOINT = re.compile(r"step-(\d+)")
+SHARDS = "shards"
+"""The folder of a task that holds a run directory for each of its shards."""
 SERVED = "served.json"
 """The version of the weights in a folder of served weights, the names of their files, the checksum of each tensor."""
 _RANK_LOG = re.compile(r"rank-(\d+)\.out")
@@ -162,7 +164,19 @@ class RunPaths:
 
     @property
     def name(self) -> str:
+        """That of its folder; `predict-1128-6b53/3` for a shard of a task."""
+        if self.root.parent.name == SHARDS and self.definition_above.is_file():
+            return f"{self.root.parent.parent.name}/{self.root.name}"
         return self.root.name
+
+    @property
+    def definition(self) -> Path:
+        """How the rows of a task are split into shards."""
+        return self.root / "shards.json"
+
+    @property
+    def definition_above(self) -> Path:
+        return RunPaths(self.root.parent.parent).definition
 
     @property
     def recipe(self) -> Path:

@@ -85,6 +85,8 @@ class Array:
 
     tasks: int
     at_once: int = 0
+    first: int = 0
+    """How many tasks of the same submission are in arrays before this one: the second argument of the job script."""
 
 
 @dataclass(frozen=True)
@@ -112,6 +114,8 @@ class Scheduler(Protocol):
     """By which a user ends a job without mmlaunch."""
     excludes_nodes: bool
     """Whether `resubmit` can keep a job away from nodes."""
+    has_arrays: bool
+    """Whether one submission may have many tasks; otherwise one job does all of them, one after the other."""
 
     # Before a submission
 
@@ -133,6 +137,10 @@ class Scheduler(Protocol):
 
     def examine(self, profile: Cluster, runs: Path) -> list[Finding]:
         """What its configuration means for runs of this profile in this folder."""
+        ...
+
+    def most_tasks(self) -> int:
+        """The most tasks of one job array."""
         ...
 
     # Jobs

@@ -10,6 +10,8 @@ from typing import Any
 import submitit
 
 JOB = "mmjobs.main"  # by name: the launcher never imports torch
+RUN = "MMLAUNCH_RUN"
+"""The run directory, as the job script says it: all tasks of a job array share one callable."""
 
 
 @dataclass(frozen=True)
@@ -26,5 +28,5 @@ class Entry:
             LOCAL_RANK=str(here.local_rank),
             NODE_RANK=str(here.node),
         )
-        result = importlib.import_module(JOB).run(self.run)
+        result = importlib.import_module(JOB).run(os.environ.get(RUN, self.run))
         return dict(result)

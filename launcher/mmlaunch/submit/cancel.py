@@ -7,7 +7,7 @@ import time
 
 from mmlaunch.errors import MachineError
 from mmlaunch.monitor import status
-from mmlaunch.run import heartbeats, ledger
+from mmlaunch.run import heartbeats, ledger, shards
 from mmlaunch.run.exits import CANCELLED
 from mmlaunch.run.files import explained
 from mmlaunch.run.ledger import Events
@@ -28,6 +28,8 @@ def cancel(run: RunPaths, now: bool) -> str:
 
     The end is written when the ranks are gone, and not before.
     """
+    if shards.is_task(run):
+        return _cancel_task(run, now)
     state = status.of(run, whole=True)
     if state.final:
         return f"was {state.state} already"
@@ -47,6 +49,37 @@ def cancel(run: RunPaths, now: bool) -> str:
         ledger.append(run.events, "ended", state="cancelled", **facts)
     saved = status.of(run, whole=True).saved_step
     return f"cancelled; its newest checkpoint is step {saved}" if saved else "cancelled before its first checkpoint"
+
+
+def _cancel_task(run: RunPaths, now: bool) -> str:
+    """Stop all shards that have not ended; what they have committed is kept."""
+    every = shards.all_shards(run)
+    states = status.of_all(every, whole=True)
+    still = [shard for shard, one in zip(every, states, strict=True) if not one.final]
+    if not still:
+        return f"was {status.of(run).state} already"
+    events = ledger.read(run.events)
+    scheduler = choose.of_run(events)
+    records = events.all("queued")
+    for record in records:
+        if place := scheduler.out_of_reach(record):
+            raise MachineError(f"{run.name} runs on {place}; cancel it there")
+    with explained("cannot write the ledger"):
+        for paths in (run, *still):
+            ledger.append(paths.events, "cancelling", by=getpass.getuser(), now=now)
+    running = [shard for shard, one in zip(every, states, strict=True) if one.state in WITH_RANKS]
+    if running and not now:
+        warned = [_warned(scheduler, record) for record in records]
+        until = time.monotonic() + PATIENCE
+        while any(warned) and time.monotonic() < until and not all(map(_is_over, running)):
+            time.sleep(POLL)
+    for record in records:
+        scheduler.cancel(record)
+    for shard in still:
+        if not _is_over(shard):
+            facts = {"cause": "cancelled", "reason": "cancelled by a user", "exit_code": CANCELLED}
+            ledger.append(shard.events, "ended", state="cancelled", **facts)
+    return f"cancelled {len(still)} of {len(every)} shards; mmlaunch resume {run.name} goes on with them"
 
 
 def _job_without_number(run: RunPaths, scheduler: Scheduler, events: Events) -> JobRecord | None:

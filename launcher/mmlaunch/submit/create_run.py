@@ -17,7 +17,7 @@ from mmlaunch.run import ledger, owner
 from mmlaunch.run.files import READ_ONLY, explained, publish
 from mmlaunch.run.paths import RunPaths
 from mmlaunch.schedulers.process import identity
-from mmlaunch.submit import secrets, snapshot
+from mmlaunch.submit import secrets, shards, snapshot
 from mmlaunch.submit.prepare import Prepared
 
 EXECUTABLE = 0o755
@@ -74,6 +74,8 @@ def _fill(
     snapshot.snapshot(run.code)
     snapshot.reward_files(run, functions)
     owner.take(run, 1, **submitter())
+    if prepared.definition is not None:
+        shards.fill(run, prepared.definition, prepared.plan.facts, submitter())
     ledger.append(run.events, "submitted", **prepared.plan.facts, submission=1)
-    for folder in [run.root, *(path for path in run.root.rglob("*") if path.is_dir())]:
+    for folder in [run.root, *(path for path in run.root.rglob("*") if path.is_dir() and not path.is_symlink())]:
         folder.chmod(0o755)  # whatever the umask: others may read a run

@@ -50,6 +50,7 @@ class Plan:
     scratch: str | None
     mounts: tuple[str, ...]  # what a container sees of the machine: the profile's mounts, and what the job needs
     deepspeed: dict[str, Any]
+    sharded: bool  # whether the run is split into shards, each with a run directory of its own
     engine: dict[str, int] | None  # what serves answers to the ranks: nodes, servers of a node; None: nothing
     saves: tuple[bool, str]  # whether activations are computed again instead of kept, and why
 
@@ -90,7 +91,7 @@ class Plan:
 def make(recipe: Recipe, cluster: Cluster, cluster_name: str, run: RunPaths, folder: Path) -> Plan:
     """Make the plan of a recipe whose resources this cluster can give."""
     wanted, batch = recipe.resources, recipe.batch
-    shares = split(batch.examples, recipe.trainers.world, batch.micro)
+    shares = split(batch.examples, recipe.trainers.world, batch.micro) if recipe.trains else (1, 1)
     assert shares is not None  # the recipe was validated
     micro, accumulation = shares
     saves, auto = checkpointing(recipe, gigabytes(cluster)), recipe.model.activation_checkpointing == "auto"
@@ -117,6 +118,7 @@ def make(recipe: Recipe, cluster: Cluster, cluster_name: str, run: RunPaths, fol
         environment=_environment(recipe, cluster)
         | ({CHECKPOINTING: "on"} if auto and saves[0] else {})
         | ({} if gathers(recipe, gigabytes(cluster)) else {LAYERED: "1"}),
+        sharded=not recipe.trains,
         engine=_engine(recipe),
         saves=saves,
         passed=tuple(passed(recipe.env)),
@@ -141,7 +143,7 @@ def deepspeed(recipe: Recipe, micro: int, accumulation: int) -> dict[str, Any]:
     if recipe.deepspeed.offload == "all":
         zero["offload_param"] = {"device": "cpu", "pin_memory": True}
     config: dict[str, Any] = {
-        "train_batch_size": recipe.batch.examples,
+        "train_batch_size": micro * accumulation * recipe.trainers.world,
         "train_micro_batch_size_per_gpu": micro,
         "gradient_accumulation_steps": accumulation,
         "gradient_clipping": recipe.optim.clip,

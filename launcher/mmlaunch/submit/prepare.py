@@ -9,6 +9,7 @@ from mmlaunch.estimate.knowable import contradictions
 from mmlaunch.load import Loaded, rundir, trained
 from mmlaunch.load.reward_functions import Folders
 from mmlaunch.run.paths import RunPaths
+from mmlaunch.run.shards import Definition
 from mmlaunch.schedulers import choose
 from mmlaunch.submit import plan as plans
 from mmlaunch.submit.plan import Plan
@@ -32,6 +33,8 @@ class Prepared:
     texts: Texts
     beside: Path
     """The folder that the recipe stands in: its templates and the files of its reward functions are there."""
+    definition: Definition | None = None
+    """How the rows are split, where they are; counted once the recipe is about to be submitted."""
     trained: trained.Resolved | None = None
     """The trained models that the recipe starts from; None for a run that is resumed: it has pinned them."""
 
@@ -55,4 +58,5 @@ def prepare(loaded: Loaded, cluster_name: str | None) -> Prepared:
     run = RunPaths(folder / rundir.next_name(loaded, name, folder))
     plan = plans.make(recipe, cluster, name, run, Path.cwd())
     renderer = Renderer(loaded.path.parent)
-    return Prepared(loaded, plan, Texts(renderer.script(plan), renderer.deepspeed(plan)), loaded.path.parent, models)
+    texts = Texts(renderer.script(plan), renderer.deepspeed(plan))
+    return Prepared(loaded, plan, texts, loaded.path.parent, trained=models)

@@ -14,6 +14,7 @@ from mmlaunch.load.overrides import apply
 from mmlaunch.load.recipe import Loaded, validated
 from mmlaunch.load.text import read_file
 from mmlaunch.monitor import status
+from mmlaunch.monitor.state import Status
 from mmlaunch.recipe.check import recipe_of, section_of
 from mmlaunch.recipe.resolved import text_of
 from mmlaunch.restart import causes, log_patterns
@@ -37,7 +38,7 @@ PATIENCE = 600.0
 def resume(name: str, overrides: Sequence[str], cluster_name: str | None) -> Prepared:
     """Submit a run again in its own directory, with the code it was first submitted with."""
     run = rundir.resolve(name)
-    events = ledger.read(run.events)  # before the state: whatever is submitted later, `_own` notices
+    events = ledger.read(run.events)  # before the state: whatever is submitted later, `own` notices
     now = status.of(run, whole=True)
     if not now.final and now.state != "lost":
         raise UserError(f"{run.name} is {now.state}; mmlaunch cancel {run.name} first")
@@ -45,17 +46,17 @@ def resume(name: str, overrides: Sequence[str], cluster_name: str | None) -> Pre
         raise UserError(
             f"{run.name} is done; to train on: mmlaunch resume {run.name} -s steps={2 * (now.steps or 500)}"
         )
-    prepared = _prepare(run, overrides, cluster_name)
+    prepared = prepare_again(run, overrides, cluster_name)
     submission.check_here(prepared)
     _check(prepared, now, overrides)
     values = secrets.values(prepared.plan.passed)
     attempt = len(events.all("started")) + 1
-    number = _own(run, events)
+    number = own(run, events)
     try:
         with explained("cannot write into the run directory"):
-            _write(prepared, attempt, values)
+            write(prepared, attempt, values)
             owner.check(run, number)
-            _close_open(run, now, events)
+            close_open(run, now, events)
             ledger.append(run.events, "submitted", **prepared.plan.facts, submission=number)
     except BaseException:
         owner.release(run, number)
@@ -75,7 +76,7 @@ def _launch(prepared: Prepared, attempt: int, number: int) -> None:
         raise
 
 
-def _close_open(run: RunPaths, now: status.Status, events: Events) -> None:
+def close_open(run: RunPaths, now: Status, events: Events) -> None:
     """Write the end of a submission that could not write it itself: its job is gone, and only its scheduler says so."""
     if events.of_this_submission.last("ended") is not None:
         return
@@ -87,7 +88,7 @@ def _close_open(run: RunPaths, now: status.Status, events: Events) -> None:
     ledger.append(run.events, "ended", **facts)
 
 
-def _own(run: RunPaths, seen: Events) -> int:
+def own(run: RunPaths, seen: Events) -> int:
     """Make this submission the owner of the run, if nobody else is about to submit it; returns its number.
 
     `seen` is the ledger by which the run had ended.
@@ -119,7 +120,7 @@ def _submitted(run: RunPaths) -> list[Event]:
     return ledger.read(run.events).all("submitted")
 
 
-def _check(prepared: Prepared, now: status.Status, overrides: Sequence[str]) -> None:
+def _check(prepared: Prepared, now: Status, overrides: Sequence[str]) -> None:
     """Refuse what cannot continue from the run's checkpoints, before anything is written."""
     steps, name = prepared.plan.recipe.steps, prepared.plan.run.name
     saved = now.saved_step or 0
@@ -133,7 +134,8 @@ def _check(prepared: Prepared, now: status.Status, overrides: Sequence[str]) -> 
         raise UserError(f"{other}: the weights of {name} are those of its own model; {right}")
 
 
-def _prepare(run: RunPaths, overrides: Sequence[str], cluster_name: str | None) -> Prepared:
+def prepare_again(run: RunPaths, overrides: Sequence[str], cluster_name: str | None) -> Prepared:
+    """The plan of a run that exists, with a changed recipe."""
     node = apply(read_file(run.resolved), overrides)
     loaded = Loaded(validated(node, recipe_of), run.recipe, node, tuple(overrides))
     profile, cluster = _profile(run, cluster_name)
@@ -153,7 +155,7 @@ def _profile(run: RunPaths, name: str | None) -> tuple[str, Cluster]:
     return choose.profile(name or last.get("cluster"))
 
 
-def _write(prepared: Prepared, attempt: int, values: dict[str, str]) -> None:
+def write(prepared: Prepared, attempt: int, values: dict[str, str]) -> None:
     """Write the new attempt's files and the changed recipe; the recipe before it is kept beside it."""
     run, texts, resolved = prepared.plan.run, prepared.texts, text_of(prepared.plan.recipe)
     functions = reward_functions.files(prepared.plan.recipe, prepared.reward_folders)

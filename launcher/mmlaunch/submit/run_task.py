@@ -12,10 +12,13 @@ from typing import Any
 from mmlaunch.errors import MachineError, MmlaunchError
 
 
-def run(module: str, arguments: Sequence[str]) -> dict[str, Any]:
-    """The JSON object that `python -m module arguments` prints last; its progress goes to standard error."""
-    if importlib.util.find_spec("torch") is None:
-        raise MachineError("this Python has no torch; type it where runs train, or: pip install 'mmlaunch[train]'")
+def run(module: str, arguments: Sequence[str], needs: str = "torch") -> dict[str, Any]:
+    """The JSON object that `python -m module arguments` prints last; its progress goes to standard error.
+
+    `needs`: the heaviest module that it imports.
+    """
+    if importlib.util.find_spec(needs) is None:
+        raise MachineError(f"this Python has no {needs}; type it where runs train, or: pip install 'mmlaunch[train]'")
     done = subprocess.run([sys.executable, "-m", module, *arguments], stdout=subprocess.PIPE, text=True, check=False)
     try:
         result: dict[str, Any] = json.loads(done.stdout.strip().rpartition("\n")[2])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from mmlaunch.errors import MachineError, Problem
@@ -10,8 +12,10 @@ from mmlaunch.load import Loaded, reward_functions
 from mmlaunch.recipe.capability import unsupported
 from mmlaunch.run import ledger, users
 from mmlaunch.run.files import explained
+from mmlaunch.run.shards import Definition
 from mmlaunch.schedulers import choose
 from mmlaunch.schedulers.base import PerhapsSubmitted
+from mmlaunch.submit import shards
 from mmlaunch.submit.create_run import create
 from mmlaunch.submit.plan import Plan
 from mmlaunch.submit.prepare import Prepared, prepare
@@ -37,23 +41,27 @@ def check_here(prepared: Prepared) -> None:
 
 def submit(loaded: Loaded, cluster_name: str | None) -> Prepared:
     """Make the run directory and start the job. If the job is refused, nothing is left behind."""
+    definition: Definition | None = None
     for _ in range(_TRIES):
         prepared = prepare(loaded, cluster_name)
         check_here(prepared)
+        if prepared.plan.sharded:
+            definition = definition or shards.define(prepared.plan.recipe)
+            prepared = replace(prepared, definition=definition)
         try:
             create(prepared)
         except FileExistsError:  # another submission took the name in between: take the next
             continue
         for _, checkpoint in prepared.trained.pinned if prepared.trained else ():
             users.register(prepared.plan.run, checkpoint)
-        _start(prepared.plan)
+        _start(prepared.plan, len(definition.ranges) if definition else 0)
         return prepared
     raise MachineError(f"{prepared.plan.run.root}: another submission is always faster; try again")
 
 
-def _start(plan: Plan) -> None:
+def _start(plan: Plan, parts: int) -> None:
     try:
-        launch(plan, 1, submission=1)
+        launch(plan, 1, submission=1, parts=range(parts))
     except PerhapsSubmitted:
         raise
     except MachineError:
@@ -61,10 +69,14 @@ def _start(plan: Plan) -> None:
         raise
 
 
-def launch(plan: Plan, attempt: int, submission: int) -> None:
-    """Start the job of an attempt whose script and `submitted` event are written."""
+def launch(plan: Plan, attempt: int, submission: int, parts: Sequence[int] = ()) -> None:
+    """Start the job of an attempt whose script and `submitted` event are written; `parts`: of these shards."""
     run, scheduler = plan.run, choose.named(plan.cluster.executor)
     try:
+        if plan.sharded:
+            at_once = shards.settings_of(plan.recipe).at_once or 0
+            shards.launch(run, scheduler, attempt, plan.world, submission, parts, at_once)
+            return
         job = scheduler.submit(run, run.attempt(attempt).script, plan.world, submission)
     except PerhapsSubmitted as error:
         ledger.append(run.events, "unconfirmed", reason=str(error))
@@ -76,7 +88,7 @@ def launch(plan: Plan, attempt: int, submission: int) -> None:
 
 def _missing_files(prepared: Prepared) -> list[Problem]:
     problems = []
-    for group in ("train", "eval"):
+    for group in ("train", "input", "eval"):
         for index, source in enumerate(getattr(prepared.loaded.recipe.data, group)):
             for key in ("path", "images"):
                 value = getattr(source, key)

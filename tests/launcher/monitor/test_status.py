@@ -22,6 +22,7 @@ from mmlaunch.cli import group
 from mmlaunch.errors import RunNotFound
 from mmlaunch.load import rundir
 from mmlaunch.monitor import report, status, why
+from mmlaunch.monitor.state import Status
 from mmlaunch.restart import attempt
 from mmlaunch.run import ledger
 from mmlaunch.run.heartbeats import Heartbeat
@@ -266,7 +267,7 @@ def test_a_lost_run_that_is_resumed_was_not_preempted(tmp_path: Path) -> None:
     run.attempt(1).rank_log(0).write_text("ValueError: no such row\n")
     now = status.of(run)
     assert now.state == "lost"
-    resume._close_open(run, now, ledger.read(run.events))
+    resume.close_open(run, now, ledger.read(run.events))
     ledger.append(run.events, "submitted", executor="local", steps=9)
     assert attempt.begin(run, run.attempt(1).script)[0] == 2
     kinds = [one["event"] for one in ledger.read(run.events)]
@@ -274,7 +275,7 @@ def test_a_lost_run_that_is_resumed_was_not_preempted(tmp_path: Path) -> None:
     assert report.of(run, time.time()).attempts[0].cause == "program error"
     ledger.append(run.events, "ended", state="done")
     before = list(ledger.read(run.events))
-    resume._close_open(run, status.of(run), ledger.read(run.events))
+    resume.close_open(run, status.of(run), ledger.read(run.events))
     assert list(ledger.read(run.events)) == before
 
 
@@ -334,7 +335,7 @@ def test_a_ledger_that_is_behind_its_ranks_is_said(tmp_path: Path) -> None:
     steps = [{**event("step", step=n, steps=100, attempt=1), "time": NOW - 300 + n} for n in (10, 20)]
     lines = (SUBMITTED, event("started", attempt=1, **ME) | {"time": NOW - 400}, *steps)
 
-    def beat(step: int, ago: float) -> status.Status:
+    def beat(step: int, ago: float) -> Status:
         Heartbeat("training", step, False, NOW - ago, NOW - ago, rank=0).write(run.attempt(1))
         return status.derive(run, Events(lines), NOW)
 

@@ -165,7 +165,7 @@ def test_mmpo_reads_text_of_its_papers_length(name: str) -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_is_a_word(write: Callable[..., Path], method: str) -> None:
-    if method in ("ppo", "grpo", "rloo", "preference"):
+    if method in ("ppo", "grpo", "rloo", "score", "preference"):
         with pytest.raises(RecipeError, match=r"has no rewards|no term has any weight"):
             load_recipe(write(BARE + f"objective: {method}\n"))
         return

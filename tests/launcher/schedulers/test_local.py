@@ -277,9 +277,9 @@ def test_broken_recipes_write_nothing(small: Path, own_home: Path) -> None:
     assert not (own_home / "runs").exists()
 
 
-def test_what_cannot_be_run_yet_is_refused_at_submission(own_home: Path) -> None:
-    options = ["-s", "resources={nodes: 1, gpus_per_node: 0}", "-s", "env=[]"]
-    done = mmlaunch("submit", "--cluster", "local", ROOT / "recipes" / "predict_llama3.yaml", *options)
+def test_what_cannot_be_run_is_refused_at_submission(small: Path, own_home: Path) -> None:
+    options = ["-s", "checkpoint.best=eval/beauty", "-s", "data.eval={format: shapes, limit: 8}"]
+    done = mmlaunch("submit", "--cluster", "local", small, *options)
     assert done.returncode == 2 and "is not trained by this version" in done.stderr
     assert not (own_home / "runs").exists()
 

@@ -356,7 +356,7 @@ def test_the_plan_decides_about_activation_checkpointing() -> None:
 def test_no_setting_reaches_the_variables_of_the_scripts() -> None:
     """What the templates assign to is what recipes and profiles may not name; and it is assigned after theirs."""
     texts = [path.read_text() for path in (ROOT / "templates").glob("*.sh.j2")]
-    named = r"^\s*([a-z_]+)=|^mapfile -t ([a-z_]+) "
+    named = r"^\s*([a-z_]+)=|^\s*mapfile -t ([a-z_]+) "
     assigned = {name or array for text in texts for name, array in re.findall(named, text, re.MULTILINE)}
     assert assigned == SCRIPT
     cluster = clusters.choose("slurm")[1].model_copy(update={"setup": ["python=evil", "run=elsewhere"]})

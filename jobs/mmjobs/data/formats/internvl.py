@@ -46,22 +46,30 @@ SIGNS = ("conversations", "question", "chosen", "rejected")
 class Joined(LazyExamples):
     """The rows of several sets, one after the other."""
 
-    parts: tuple[Sequence[Example], ...]
+    parts: tuple[Part, ...]
 
     def __len__(self) -> int:
-        return sum(map(len, self.parts))
+        return sum(len(part.rows) for part in self.parts)
 
     def at(self, place: int) -> Example:
+        part, place = self._part(place)
+        return part.rows[place]
+
+    def values(self, place: int) -> Mapping[str, Any]:
+        part, place = self._part(place)
+        return part.values(place)
+
+    def _part(self, place: int) -> tuple[Part, int]:
         for part in self.parts:
-            if place < len(part):
-                return part[place]
-            place -= len(part)
+            if place < len(part.rows):
+                return part, place
+            place -= len(part.rows)
         raise IndexError(place)
 
 
 def rows(source: Source) -> Sequence[Example]:
     """All rows of all sets, once; how often each is shown is in `parts`."""
-    return Joined(tuple(part.rows for part in parts(source)))
+    return Joined(parts(source))
 
 
 def parts(source: Source) -> tuple[Part, ...]:

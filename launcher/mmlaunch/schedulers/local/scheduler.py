@@ -30,6 +30,7 @@ class Local:
     start_condition = "starts at once"
     cancel_command = "kill"
     excludes_nodes = False
+    has_arrays = False
 
     def is_here(self) -> bool:
         return True
@@ -56,6 +57,9 @@ class Local:
 
     def examine(self, profile: Cluster, runs: Path) -> list[Finding]:
         return []
+
+    def most_tasks(self) -> int:
+        return 1
 
     def submit(
         self,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from mmlaunch.schedulers.base import Job, JobState
 from mmlaunch.schedulers.slurm import commands
@@ -43,9 +43,15 @@ def named(name: str, folder: str, but: str = "") -> str | None:
 
     Raises `SlurmError` if Slurm does not answer.
     """
-    text = commands.call("squeue", "--noheader", f"--name={name}", "--Format=JobID:20,StdOut:2000")
+    text = commands.call("squeue", "--noheader", f"--name={name}", "--Format=ArrayJobID:20,StdOut:2000")
     numbers = [line.split()[0] for line in text.splitlines() if f"{folder}/" in line]
     return next((number for number in reversed(numbers) if number != but), None)
+
+
+def number_of(environment: Mapping[str, str]) -> str:
+    """The number of the job around a process: `4211773`, or `4211773_12` for a task of an array."""
+    array, task = environment.get("SLURM_ARRAY_JOB_ID"), environment.get("SLURM_ARRAY_TASK_ID")
+    return f"{array}_{task}" if array and task else environment.get("SLURM_JOB_ID", "")
 
 
 def taken_as(job: str, restarts: int) -> str:
@@ -78,12 +84,22 @@ def cancel(job: str) -> None:
             raise
         over.append(JobState.UNKNOWN)  # it ended so long ago that Slurm has forgotten it
     until = time.monotonic() + LEAVING
-    while _ask([job])[job].state not in over:
+    while any(one.state not in over for one in _with_tasks(job)):
         if time.monotonic() > until:
             raise SlurmError(
                 f"job {job} has not left its nodes {LEAVING:.0f} s after it was cancelled; try again later"
             )
         time.sleep(0.5)
+
+
+def _with_tasks(job: str) -> list[Job]:
+    """A job, or the tasks of an array that are in the queue, or that accounting knows."""
+    queued = _squeue([job])
+    tasks = [one for number, one in queued.items() if number.startswith(f"{job}_")]
+    if not tasks and job not in queued:
+        ended = [_job(number, word) for number, word in _sacct([job]).items() if number.startswith(f"{job}_")]
+        return ended or [_ask([job])[job]]
+    return tasks or [queued[job]]
 
 
 def _ask(numbers: list[str]) -> dict[str, Job]:

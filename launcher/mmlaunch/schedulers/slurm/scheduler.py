@@ -31,6 +31,7 @@ class Slurm:
     start_condition = "starts when Slurm has room"
     cancel_command = "scancel"
     excludes_nodes = True
+    has_arrays = True
 
     def is_here(self) -> bool:
         """Whether its programs would find a cluster: they may be installed on a machine that is part of none."""
@@ -57,6 +58,10 @@ class Slurm:
         from mmlaunch.schedulers.slurm import site_checks  # only `doctor` needs it
 
         return site_checks.examine(profile, runs, uses_slurm=profile.executor == self.name)
+
+    def most_tasks(self) -> int:
+        """MaxArraySize is the largest index, and one more (slurm.conf(5))."""
+        return max(1, int(commands.configuration().get("MaxArraySize", "1001")) - 1)
 
     def submit(
         self,
@@ -103,7 +108,7 @@ class Slurm:
     def batch(self) -> BatchJob:
         from mmlaunch.schedulers.process import identity  # ctypes takes its time, and only a job script needs it
 
-        number, restarts = os.environ.get("SLURM_JOB_ID", ""), os.environ.get("SLURM_RESTART_COUNT") or "0"
+        number, restarts = queue.number_of(os.environ), os.environ.get("SLURM_RESTART_COUNT") or "0"
         nodes = os.environ.get("SLURM_JOB_NODELIST", socket.gethostname())
         return BatchJob(number, nodes, int(restarts), identity(os.getppid()))
 

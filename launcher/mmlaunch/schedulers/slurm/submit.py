@@ -24,6 +24,8 @@ from mmlaunch.schedulers.environment import clean
 from mmlaunch.schedulers.slurm.commands import SlurmError, patiently
 from mmlaunch.schedulers.slurm.queue import named
 
+FIRST_TASK = "MMLAUNCH_FIRST_TASK"
+"""How many tasks of a submission are in arrays before that of this job, in the environment of a job script."""
 PATIENCE = 180.0
 """Seconds for sbatch: a busy controller lets its clients wait."""
 _NUMBER = re.compile(r"^(\d+)(?:;[\w.-]+)?$", re.MULTILINE)
@@ -40,13 +42,16 @@ class _Refused(_Unclear):
 class TemplateExecutor(SlurmExecutor):
     """Submits the job script, byte for byte."""
 
-    def __init__(self, run: RunPaths, script: Path, ranks: int, submission: int, options: Sequence[str] = ()) -> None:
+    def __init__(
+        self, run: RunPaths, script: Path, ranks: int, submission: int, options: Sequence[str] = (), first: int = 0
+    ) -> None:
         super().__init__(run.job)
-        self.script, self.submission, self.options = script, submission, options
+        self.script, self.options = script, options
+        self.arguments = [str(submission), *([str(first)] if first else [])]
         self.update_parameters(ntasks_per_node=ranks)  # how many results submitit expects
 
     def _submit_command(self, command: str) -> Job[Any]:
-        number = _sbatch([*self.options, str(self.script), str(self.submission)])
+        number = _sbatch([*self.options, str(self.script), *self.arguments])
         job: Job[Any] = self.job_class(folder=self.folder, job_id=number, tasks=list(range(self._num_tasks())))
         job.paths.folder.mkdir(parents=True, exist_ok=True)
         return job
@@ -62,7 +67,7 @@ def start(
 ) -> dict[str, Any]:
     """Submit; returns what the ledger keeps of the job. A job that was accepted is never submitted twice."""
     try:
-        executor = TemplateExecutor(run, script, ranks, submission, _options(after, array))
+        executor = TemplateExecutor(run, script, ranks, submission, _options(after, array), array.first if array else 0)
         job = executor.submit(Entry(str(run.root))).job_id
     except _Unclear as unclear:
         job = _accepted(run, unclear)
@@ -84,11 +89,15 @@ def adopt(run: RunPaths, job: str) -> None:
 def resubmit(run: RunPaths, attempt: int, job: str, excluded: Sequence[str], pause: int) -> dict[str, Any]:
     """From inside a job: submit its script again as a new job that stays away from some nodes."""
     options = [f"--begin=now+{pause}", f"--exclude={','.join(excluded)}"]
+    _, is_task, index = job.partition("_")  # a task of an array begins again as an array of its own
+    options += [f"--array={index}"] if is_task else []
+    arguments = [str(owner.newest(run)), os.environ.get(FIRST_TASK, "0")]
     try:
-        number = _sbatch([*options, str(run.attempt(attempt).script), str(owner.newest(run))])
+        number = _sbatch([*options, str(run.attempt(attempt).script), *arguments])
     except _Unclear as error:
         unclear = error
         number = patiently(lambda: _accepted(run, unclear, but=job))
+    number = f"{number}_{index}" if is_task else number
     _copy_callable(run, number)
     return {"job": number, "excluded": list(excluded)}
 

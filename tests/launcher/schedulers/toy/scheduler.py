@@ -33,6 +33,7 @@ class Toy:
     template = "toy.sh.j2"
     start_condition = "starts when the toy queue opens"
     cancel_command = "rm"
+    has_arrays = False
     excludes_nodes = False
 
     def is_here(self) -> bool:
@@ -49,6 +50,9 @@ class Toy:
 
     def examine(self, profile: Cluster, runs: Path) -> list[Finding]:
         return [Finding(True, f"a toy queue in {_queue()}", "")]
+
+    def most_tasks(self) -> int:
+        return 1
 
     def submit(
         self,

@@ -59,23 +59,29 @@ deadline="$(scontrol show job "$SLURM_JOB_ID" --oneliner | sed -n 's/.* EndTime=
 MMLAUNCH_DEADLINE="$(date -d "$deadline" +%s 2>/dev/null || true)"
 export MMLAUNCH_DEADLINE
 
-opened="$("$python" -m mmlaunch.attempt open "$run" "$0" "$MMLAUNCH_SUBMISSION")" || exit 93
-read -r MMLAUNCH_ATTEMPT MASTER_PORT <<<"$opened"
-export MMLAUNCH_ATTEMPT MASTER_PORT
+# One attempt: opens it, runs the ranks, asks the restart policy what its end means.
+attempt() {
+  local opened step status
+  opened="$("$python" -m mmlaunch.attempt open "$run" "$0" "$MMLAUNCH_SUBMISSION")" || return 93
+  read -r MMLAUNCH_ATTEMPT MASTER_PORT <<<"$opened"
+  export MMLAUNCH_ATTEMPT MASTER_PORT
 
-srun --cpus-per-task=6 --kill-on-bad-exit=1 --unbuffered \
-  --output="$run/attempts/$MMLAUNCH_ATTEMPT/logs/rank-%t.out" \
+  srun --cpus-per-task=6 --kill-on-bad-exit=1 --unbuffered \
+    --output="$run/attempts/$MMLAUNCH_ATTEMPT/logs/rank-%t.out" \
   --cpu-bind=none \
   "${rank[@]}" 2> >(tee -a "$run/attempts/$MMLAUNCH_ATTEMPT/logs/srun.out" >&2) &
-step=$! # what srun itself says (a node failed, a task ran out of memory) is evidence of this attempt
-# A signal that reaches only this script is passed on to the ranks; then it goes on to the restart policy.
-trap 'kill -USR2 "$step" 2>/dev/null' TERM USR1 USR2
-wait "$step"
-status=$?
-while kill -0 "$step" 2>/dev/null; do # `wait` returns early when a trapped signal arrives: ask again
+  step=$! # what srun itself says (a node failed, a task ran out of memory) is evidence of this attempt
+  # A signal that reaches only this script is passed on to the ranks; then it goes on to the restart policy.
+  trap 'kill -USR2 "$step" 2>/dev/null' TERM USR1 USR2
   wait "$step"
   status=$?
-done
+  while kill -0 "$step" 2>/dev/null; do # `wait` returns early when a trapped signal arrives: ask again
+    wait "$step"
+    status=$?
+  done
 
-"$python" -m mmlaunch.attempt close "$run" "$MMLAUNCH_ATTEMPT" "$status" "$MMLAUNCH_SUBMISSION"
+  "$python" -m mmlaunch.attempt close "$run" "$MMLAUNCH_ATTEMPT" "$status" "$MMLAUNCH_SUBMISSION"
+}
+
+attempt
 exit $?

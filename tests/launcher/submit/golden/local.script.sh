@@ -26,12 +26,19 @@ rank=(/opt/venv/bin/python -u -m mmlaunch.schedulers.rank "$run/job")
 export SUBMITIT_EXECUTOR=local SUBMITIT_LOCAL_NTASKS=8 SUBMITIT_LOCAL_JOB_ID=$$
 export SUBMITIT_LOCAL_NODEID=0 SUBMITIT_LOCAL_JOB_NUM_NODES=1 SUBMITIT_STDERR_TO_STDOUT=1 SUBMITIT_LOCAL_WITH_SHELL=''
 export SUBMITIT_LOCAL_COMMAND='' SUBMITIT_LOCAL_TIMEOUT_S=86400 SUBMITIT_LOCAL_SIGNAL_DELAY_S=60
-while :; do
-  opened="$("$python" -m mmlaunch.attempt open "$run" "$0" "$MMLAUNCH_SUBMISSION")" || exit 93
-  read -r MMLAUNCH_ATTEMPT MASTER_PORT <<<"$opened"
-  export MMLAUNCH_ATTEMPT MASTER_PORT MASTER_ADDR=127.0.0.1
-  "$python" -m mmlaunch.submit.ranks "$run/attempts/$MMLAUNCH_ATTEMPT" "${rank[@]}"
-  "$python" -m mmlaunch.attempt close "$run" "$MMLAUNCH_ATTEMPT" $? "$MMLAUNCH_SUBMISSION"
-  verdict=$?
-  [ "$verdict" -eq 90 ] || exit "$verdict"
-done
+# The attempts at this run, until the restart policy wants no other one.
+attempt() {
+  local opened verdict
+  while :; do
+    opened="$("$python" -m mmlaunch.attempt open "$run" "$0" "$MMLAUNCH_SUBMISSION")" || return 93
+    read -r MMLAUNCH_ATTEMPT MASTER_PORT <<<"$opened"
+    export MMLAUNCH_ATTEMPT MASTER_PORT MASTER_ADDR=127.0.0.1
+    "$python" -m mmlaunch.submit.ranks "$run/attempts/$MMLAUNCH_ATTEMPT" "${rank[@]}"
+    "$python" -m mmlaunch.attempt close "$run" "$MMLAUNCH_ATTEMPT" $? "$MMLAUNCH_SUBMISSION"
+    verdict=$?
+    [ "$verdict" -eq 90 ] || return "$verdict"
+  done
+}
+
+attempt
+exit $?

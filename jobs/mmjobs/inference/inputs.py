@@ -1,0 +1,122 @@
+"""The rows of a task: by their index over all sources, with the fields that the user wrote."""
+
+from __future__ import annotations
+
+import hashlib
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+from mmjobs.data.example import BadRow, Example
+from mmjobs.data.formats.registry import parts
+from mmjobs.data.readers.rows import Part
+from mmlaunch.errors import BadInput
+from mmlaunch.recipe.data import Source
+from mmlaunch.run.shards import Definition, InputFile
+
+_PIECE = 1 << 22
+
+
+class Failed(Exception):
+    """A row that has no answer: the reason in one word, by which rows are counted, and the details."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason, self.detail = reason, detail
+
+
+@dataclass(frozen=True)
+class InputRow:
+    """One row."""
+
+    index: int
+    source: str
+    values: Mapping[str, Any]
+    """The row as the user wrote it."""
+    example: Example | None
+    tiles: int | None = None
+    """The tile budget of its source."""
+    failed: Failed | None = field(default=None, compare=False)
+
+
+class InputRows(Sequence[InputRow]):
+    """All rows of some sources, one source after the other; each is read when it is needed."""
+
+    def __init__(self, sources: Sequence[Source]) -> None:
+        self._parts: list[tuple[str, Part]] = []
+        for name, source in zip(names(sources), sources, strict=True):
+            self._parts += [(name, part) for part in parts(source)]
+        self._starts = [0, *accumulate(len(part.rows) for _, part in self._parts)]
+
+    def __len__(self) -> int:
+        return self._starts[-1]
+
+    def __getitem__(self, index: Any) -> Any:
+        number = bisect_right(self._starts, index) - 1
+        name, part = self._parts[number]
+        place = index - self._starts[number]
+        try:
+            values = part.values(place)
+            return InputRow(index, name, values, part.rows[place], part.max_tiles)
+        except BadRow as error:
+            return InputRow(index, name, {}, None, part.max_tiles, Failed("row", str(error)))
+
+
+def names(sources: Sequence[Source]) -> list[str]:
+    """What sources are called: after their file or folder, with the folder above where two would be called the same."""
+    paths = [Path(source.path or source.format) for source in sources]
+    plain = [path.stem for path in paths]
+    return [
+        name if plain.count(name) == 1 else f"{path.parent.name}/{name}" if path.parent.name else f"{name}-{number}"
+        for number, (name, path) in enumerate(zip(plain, paths, strict=True), 1)
+    ]
+
+
+def measured(sources: Sequence[Source]) -> list[InputFile]:
+    """The number of rows of each source, and what tells whether it has changed."""
+    found = []
+    for name, source in zip(names(sources), sources, strict=True):
+        rows = sum(len(part.rows) for part in parts(source))
+        size, digest = content_of(source)
+        found.append(InputFile(name, source.path or "", rows, size, digest))
+    return found
+
+
+def content_of(source: Source) -> tuple[int, str]:
+    """The bytes of a source's files, and a digest of their names and their content; images are not among them."""
+    if source.path is None:
+        return 0, ""
+    path, digest, size = Path(source.path).expanduser(), hashlib.blake2b(digest_size=16), 0
+    files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if _holds_rows(file))
+    for file in files:
+        digest.update(f"{file.relative_to(path) if file != path else file.name}\0".encode())
+        with file.open("rb") as stream:
+            while piece := stream.read(_PIECE):
+                digest.update(piece)
+                size += len(piece)
+    return size, digest.hexdigest()
+
+
+def check_unchanged(definition: Definition, sources: Sequence[Source]) -> None:
+    """Refuse to go on with other rows than those that were split at submission."""
+    for known, source in zip(definition.inputs, sources, strict=True):
+        size, digest = content_of(source)
+        if (size, digest) != (known.bytes, known.digest):
+            what = f"{known.path} has changed since the task was submitted ({known.bytes:,} bytes, now {size:,})"
+            raise BadInput(f"data.input: {what}; put it back, or submit a new task")
+
+
+def _holds_rows(file: Path) -> bool:
+    return file.is_file() and file.suffix in (
+        ".json",
+        ".jsonl",
+        ".ndjson",
+        ".parquet",
+        ".arrow",
+        ".tsv",
+        ".csv",
+        ".txt",
+    )

@@ -1,0 +1,202 @@
+"""`score`: scores of the data's own answers, and what is chosen by them."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from mmjobs.data.batch import collate
+from mmjobs.data.encode import Processor
+from mmjobs.data.example import Answer, BadRow, Example
+from mmjobs.data.sampler import seed_of
+from mmjobs.inference.inputs import Failed, InputRow, InputRows, names
+from mmjobs.inference.made import Made, answered, pair
+from mmjobs.inference.records import Record
+from mmjobs.inference.verify import Verifiers
+from mmjobs.inference.work import Check, failed, record
+from mmjobs.model import trees
+from mmjobs.rank.context import Context
+from mmjobs.rank.watchdog import Phase
+from mmjobs.rollout.reward_model import RewardModel
+from mmjobs.train import pins
+from mmjobs.train.reward_models import build_reward_network
+from mmlaunch.errors import BadInput
+from mmlaunch.recipe.data import Source
+from mmlaunch.recipe.inference import Score
+from mmlaunch.recipe.requirements import Requirements
+
+EMPTY: Mapping[str, Any] = {"scores": []}
+ANSWERS = Requirements(least=1, prompts=False)
+
+
+@dataclass(frozen=True)
+class Judge:
+    """A reward model with its own way to read answers."""
+
+    weight: float
+    model: RewardModel
+    processor: Processor
+    packed: bool
+
+    def tokens(self, row: InputRow, example: Example) -> int:
+        """All tokens of a row; raises `Failed` for a row that it cannot read as a whole."""
+        try:
+            tree = self.processor.tree(example, row.tiles)
+        except BadRow as error:
+            of_image = type(error.__cause__).__name__ == "BadPicture"
+            raise Failed("image" if of_image else "row", str(error)) from None
+        longest = len(tree.prompt) + max(map(len, tree.answers))
+        if longest > self.processor.longest:
+            what = f"{longest} tokens, more than data.max_tokens ({self.processor.longest})"
+            raise Failed("overlong", f"{example.origin}: {what}")
+        return len(tree.prompt) + sum(map(len, tree.answers))
+
+    def scores(self, rows: Sequence[tuple[InputRow, Example]]) -> list[list[float] | Failed]:
+        """The scores of all answers of each row, or why there are none."""
+        scores: list[list[float] | Failed] = []
+        encoded, places = [], []
+        for place, (row, example) in enumerate(rows):
+            try:
+                encoded.append(self.processor.encode(example, row.tiles))
+                places.append(place)
+                scores.append([])
+            except BadRow as error:
+                scores.append(Failed("image", str(error)))
+        pixels, padding = self.processor.pixels, self.processor.chat.tokenizer.pad_token_id
+        # Also without rows: a model that is divided over the ranks is run by all of them together.
+        values = list(self.model(collate(encoded, pixels, padding, packed=self.packed)))
+        for place in places:
+            count = len(rows[place][1].answers)
+            scores[place], values = values[:count], values[count:]
+        return scores
+
+
+class Scores:
+    """Each answer's weighted sum of all sources of rewards."""
+
+    def __init__(self, context: Context) -> None:
+        task = context.recipe.objective
+        assert isinstance(task, Score)
+        self._task, self._seed = task, context.recipe.seed
+        context.ranks.watch.enter(Phase.START)
+        context.ranks.watch.doing("loads the reward models")
+        pins.check(context)
+        sources = names(context.recipe.data.inputs)
+        self._judges = [_judge(context, source.path, source) for source in task.rewards if source.path is not None]
+        self._functions = [
+            (source.weight, Verifiers(context, {"all": source}, sources)) for source in task.rewards if source.function
+        ]
+        self._other = _other_answers(context, task)
+
+    def length(self, row: InputRow) -> int:
+        example = self._example(row)
+        if not example.answers:
+            raise Failed("row", f"{example.origin}: has no answer to score")
+        return max([sum(len(one.text) for one in example.answers), *(j.tokens(row, example) for j in self._judges)])
+
+    def records(self, rows: Sequence[InputRow], check: Check) -> list[Record]:
+        read = [(row, self._example(row)) for row in rows]
+        totals: list[list[float | None] | Failed] = [[0.0] * len(example.answers) for _, example in read]
+        kinds: list[list[str]] = [["scored"] * len(example.answers) for _, example in read]
+        for judge in self._judges:
+            for place, scores in enumerate(judge.scores(read)):
+                totals[place] = _sum(totals[place], scores, judge.weight)
+        for weight, verifiers in self._functions:
+            for place, (row, example) in enumerate(read):
+                texts = [answer.text for answer in example.answers]
+                scored = verifiers.verify(row.source, _with_truths(example), texts, ["eos"] * len(texts))
+                totals[place] = _sum(totals[place], [one.value for one in scored], weight)
+                kinds[place] = [one.kind for one in scored]
+        return [
+            failed(row, total, EMPTY) if isinstance(total, Failed) else self._record(row, example, total, kinds[place])
+            for place, ((row, example), total) in enumerate(zip(read, totals, strict=True))
+        ]
+
+    def facts(self) -> Mapping[str, Any]:
+        return {}
+
+    def close(self) -> None:
+        for _, verifiers in self._functions:
+            verifiers.close()
+
+    def _example(self, row: InputRow) -> Example:
+        """The row's example; with a second file of predictions, the first answer of each of the two."""
+        assert row.example is not None
+        if self._other is None:
+            return row.example
+        other: InputRow = self._other[row.index]
+        if other.example is None or not other.example.answers or not row.example.answers:
+            raise Failed("row", f"{row.example.origin}: one of the two files has no answer")
+        if other.example.prompt != row.example.prompt:
+            raise Failed("row", f"{row.example.origin}: {other.example.origin} answers another prompt")
+        first, second = row.example.answers[0].text, other.example.answers[0].text
+        return replace(row.example, answers=(Answer(first), Answer(second)))
+
+    def _record(self, row: InputRow, example: Example, scores: Sequence[float | None], kinds: Sequence[str]) -> Record:
+        ranked = len(scores) > 1 and "predictions" not in row.values
+        kind = "versus" if self._other is not None else "pair" if ranked else "answers"
+        own = {"answers": [one.text for one in example.answers], "scores": list(scores), "kinds": list(kinds)}
+        made = self._chosen(row, example, scores)
+        more = {"made": made} if self._task.select != "none" else {}
+        return record(row, {**own, "kind": kind, "error": None, **more})
+
+    def _chosen(self, row: InputRow, example: Example, scores: Sequence[float | None]) -> list[Made]:
+        """What the recipe selects: pairs with both scores, the best answer, or all that are good enough."""
+        task, least = self._task, self._task.least
+        known = [(score, one.text) for score, one in zip(scores, example.answers, strict=True) if score is not None]
+        good = [(score, text) for score, text in known if least is None or score >= least]
+        facts = {"source": row.source, "index": row.index}
+        if task.select == "best" and good:
+            score, text = max(good, key=lambda one: one[0])  # the first of equal ones
+            return [answered(example, text, score=score, **facts)]
+        if task.select == "all":
+            return [answered(example, text, score=score, **facts) for score, text in dict.fromkeys(good)]
+        if task.select != "pairs":
+            return []
+        every = [
+            (b, w) for b in dict.fromkeys(good) for w in dict.fromkeys(known) if b[0] - w[0] > task.gap and b[1] != w[1]
+        ]
+        most = len(every) if task.pairs_per_row is None else min(task.pairs_per_row, len(every))
+        drawn = random.Random(seed_of("pairs", self._seed, row.index, "score")).sample(every, most)
+        return [
+            pair(example, b[1], w[1], score_chosen=b[0], score_rejected=w[0], **facts)
+            for b, w in sorted(drawn, key=every.index)
+        ]
+
+
+def _judge(context: Context, path: str, source: Any) -> Judge:
+    built = build_reward_network(context, source)
+    longest = built.model.longest(context.recipe.data.max_tokens)
+    processor = Processor(built.model.chat, built.model.pixels, longest, requirements=ANSWERS)
+    packed = trees.kind(built.model.network) == trees.NAME
+    return Judge(source.weight, built.frozen(context), processor, packed)
+
+
+def _other_answers(context: Context, task: Score) -> InputRows | None:
+    """The second file of predictions, which has a row for each of the first."""
+    if task.against is None:
+        return None
+    first, other = InputRows(context.recipe.data.inputs), InputRows([Source(path=task.against)])
+    if len(first) != len(other):
+        what = f"{task.against} has {len(other)} rows, and the input has {len(first)}"
+        raise BadInput(f"objective.against: {what}; both have to answer the same prompts")
+    return other
+
+
+def _with_truths(example: Example) -> Example:
+    """Answers of a model are compared with the truths of its row alone, never with themselves."""
+    return example if example.truths else replace(example, answers=())
+
+
+def _sum(
+    total: list[float | None] | Failed, scores: Sequence[float | None] | Failed, weight: float
+) -> list[float | None] | Failed:
+    if isinstance(total, Failed):
+        return total
+    if isinstance(scores, Failed):
+        return scores
+    return [
+        None if one is None or other is None else one + weight * other for one, other in zip(total, scores, strict=True)
+    ]

@@ -1,0 +1,65 @@
+"""Verification: reward functions say which answers are right, in processes of their own with a deadline."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+
+from mmjobs.data.example import Example
+from mmjobs.inference.records import Record
+from mmjobs.inference.work import truths_of
+from mmjobs.rank.context import Context
+from mmjobs.rollout.rewards.score import Sample, Score
+from mmjobs.rollout.rewards.workers import RewardWorkers
+from mmlaunch.errors import BadInput
+from mmlaunch.recipe.rewards import RewardSource
+
+ALL = "all"
+"""The metric of the sources that have none of their own."""
+_WORKERS = 2
+
+
+class Verifiers:
+    """The metric of each source."""
+
+    def __init__(self, context: Context, metrics: Mapping[str, RewardSource], sources: Collection[str]) -> None:
+        if ALL not in metrics and (without := [name for name in sources if name not in metrics]):
+            right = f"add objective.metric.{without[0]}, or {ALL}"
+            raise BadInput(f"objective.metric: none for {', '.join(without)}; {right}")
+        if unknown := [name for name in metrics if name != ALL and name not in sources]:
+            what = f"no source is called {', '.join(unknown)}; they are called {', '.join(dict.fromkeys(sources))}"
+            raise BadInput(f"objective.metric: {what}")
+        self._watch, self._metrics = context.ranks.watch, metrics
+        self._workers: dict[str, RewardWorkers] = {}
+        for name, source in metrics.items():
+            self._workers[name] = RewardWorkers(source, _WORKERS, context.paths)
+            self._workers[name].check()
+
+    def name_of(self, source: str) -> str:
+        """The name of the function that verifies a source's answers."""
+        return str(self._metrics[self._key(source)].function)
+
+    def verify(self, source: str, example: Example, answers: Sequence[str], finish: Sequence[str]) -> list[Score]:
+        """What the metric of a source says of each answer."""
+        truths = truths_of(example)
+        prompt = "\n".join(turn.text.strip() for turn in example.prompt)
+        samples = [
+            Sample(prompt, text, truths[0] if truths else None, str(example.origin), ended != "length", tuple(truths))
+            for text, ended in zip(answers, finish, strict=True)
+        ]
+        return self._workers[self._key(source)].score(samples, self._watch.moved)
+
+    def close(self) -> None:
+        for workers in self._workers.values():
+            workers.close()
+
+    def _key(self, source: str) -> str:
+        return source if source in self._metrics else ALL
+
+
+def described(scores: Sequence[Score]) -> Record:
+    """What a record says of verified answers; one that could not be scored has none."""
+    return {
+        "scores": [score.value for score in scores],
+        "kinds": [score.kind for score in scores],
+        "extracted": [score.extracted for score in scores],
+    }

@@ -1,0 +1,26 @@
+"""Counts the rows of the sources of a task, which is about to be split into shards. Needs no torch."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict
+
+from mmjobs.inference.inputs import measured
+from mmlaunch.errors import MmlaunchError
+from mmlaunch.recipe.data import Source
+
+
+def main() -> int:
+    """`python -m mmjobs.tasks.count_rows JSON`: prints what is known of each source."""
+    try:
+        sources = [Source.model_validate(one) for one in json.loads(sys.argv[1])]
+        print(json.dumps({"inputs": [asdict(one) for one in measured(sources)]}))
+    except (MmlaunchError, OSError) as error:
+        print(json.dumps({"error": f"data.input: {error}"}))
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,251 @@
+"""`objective` for tasks that train nothing: they go through rows of data once, split into shards."""
+
+from collections.abc import Iterator
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BeforeValidator, Field
+
+from mmlaunch.recipe.method import Method
+from mmlaunch.recipe.requirements import Requirements
+from mmlaunch.recipe.rewards import RewardSource
+from mmlaunch.recipe.sampling import Sampling
+from mmlaunch.recipe.scalars import Count, Line, NotNegative, OneOrMore, Real, Share, use_default_for_none
+from mmlaunch.recipe.section import Mistake, mistake, rule
+
+QUESTION = "{question}"
+INSTRUCTIONS = {
+    "none": QUESTION,
+    "short": f"{QUESTION}\nGive only the answer, in one word or a short phrase.",
+    "final": f"{QUESTION}\nThink step by step. Write your result in a last line that begins with 'Final answer:'.",
+    "boxed": f"{QUESTION}\nThink step by step, and put your result into \\boxed{{}}.",
+    "think": f"{QUESTION}\nThink inside <think> and </think>, then give your result inside <answer> and </answer>.",
+}
+"""What stands in the place of a question, by the name that a recipe writes."""
+
+
+class Inference(Method):
+    """Rows go through a model or a function, a batch at a time; each shard has a range of them and is a job task."""
+
+    OTHER_NAMES: ClassVar[dict[str, str]] = {
+        "num_shards": "shards", "tasks": "shards", "array": "shards", "concurrency": "at_once", "parallel": "at_once",
+        "max_failures": "max_failed", "generate": "sampling", "generation": "sampling",
+    }  # fmt: skip
+
+    TASK: ClassVar[str] = "inference"
+    ANSWERS: ClassVar[bool] = True
+    """Whether the recipe's model answers prompts."""
+    OUTPUT: ClassVar[str] = "predictions.jsonl"
+    """The file in the run directory that holds a record for each row."""
+    MADE: ClassVar[str] = ""
+    """The file in the run directory that holds the rows that were made from the records; empty: none are made."""
+
+    shards: Count = 1
+    """How many parts the rows are split into. On Slurm each is a task of a job array."""
+    at_once: Count | None = None
+    """So many shards run at the same time at most."""
+    window: Count = 512
+    """So many rows, one after the other, are sorted by length, so that a batch holds prompts of similar lengths."""
+    max_failed: Share = 0.01
+    """The share of rows that may fail: beyond it the run has failed. Each failed row is written with its reason."""
+
+    @property
+    def batch(self) -> int:
+        """Rows that a rank works on at a time."""
+        return 8
+
+    @property
+    def requirements(self) -> Requirements:
+        return Requirements(least=0)
+
+    @rule
+    def _whole_batches(self) -> Iterator[Mistake]:
+        if self.window % self.batch:
+            near = -(-self.window // self.batch) * self.batch
+            what = f"a window of {self.window} rows is not whole batches of {self.batch}"
+            yield ("window",), self.window, mistake(what, f"write {near}")
+
+
+class Generating(Inference):
+    """The model answers prompts."""
+
+    sampling: Sampling = Field(default_factory=lambda: Sampling(temperature=0.0))
+    """How answers are generated."""
+
+    @property
+    def batch(self) -> int:
+        return self.sampling.prompts
+
+
+class Predict(Generating):
+    """Answers to prompts."""
+
+    method: Literal["predict"]
+    """Answers to prompts, without training."""
+
+
+def _instruction(value: object) -> object:
+    if isinstance(value, str) and value not in INSTRUCTIONS and QUESTION not in value:
+        what = f"{value[:60]!r} says nothing of where the question goes"
+        raise mistake(what, f"write {QUESTION} in it, or one of {', '.join(INSTRUCTIONS)}")
+    return value
+
+
+class Instructed(Generating):
+    """Questions are put with an instruction, and answers compared with the data's own."""
+
+    instruction: Annotated[str, BeforeValidator(_instruction), Field(examples=["boxed"])] = "none"
+    """none, short, final, boxed, think, or your own text with {question} in it."""
+    remove: list[Line] = []
+    """Texts at the end of questions that are taken away first, such as an instruction of the data set's own."""
+
+    @property
+    def asks(self) -> str:
+        """The text around a question."""
+        return INSTRUCTIONS.get(self.instruction, self.instruction)
+
+
+FINAL: Any = "boxed"
+"""The metric where none is named."""
+Metrics = Annotated[dict[str, RewardSource], Field(min_length=1)]
+
+
+def _metrics(value: object) -> object:
+    """One metric is that of all sources."""
+    alone = isinstance(value, str) or (isinstance(value, dict) and {"function", "options", "path"} & set(value))
+    return {"all": value} if alone else value
+
+
+class Evaluate(Instructed):
+    """Answers to prompts, and how many of them are right."""
+
+    method: Literal["evaluate"]
+    """Answers to prompts, compared with the data's own answers."""
+    metric: Annotated[Metrics, BeforeValidator(_metrics), Field(examples=["relaxed"], validate_default=True)] = FINAL
+    """A reward function, or one for each source by its name: {chartqa: relaxed, all: exact}. A source is called after
+    its file or folder."""
+
+    @rule
+    def _functions(self) -> Iterator[Mistake]:
+        for name, source in self.metric.items():
+            if source.function is None:
+                what = "a reward run compares nothing with the data's answers"
+                yield ("metric", name), source.path, mistake(what, "write a function, or method: score")
+
+    @property
+    def reward_sources(self) -> list[RewardSource]:
+        return list(self.metric.values())
+
+    def metric_of(self, source: str) -> RewardSource | None:
+        """The metric of a source; None where none is named for it."""
+        return self.metric.get(source, self.metric.get("all"))
+
+
+class Score(Inference):
+    """Scores of answers that the data have, by reward runs and functions."""
+
+    ANSWERS: ClassVar[bool] = False
+    OUTPUT: ClassVar[str] = "scores.jsonl"
+    MADE: ClassVar[str] = "selected.jsonl"
+
+    method: Literal["score"]
+    """Scores of the data's own answers."""
+    rewards: Annotated[list[RewardSource], OneOrMore(), Field(examples=[["runs/rm-llama3-8b"]])] = []
+    """Reward runs and functions; scores are summed with their weights."""
+    select: Literal["none", "pairs", "best", "all"] = "none"
+    """What is made of the scored answers, in selected.jsonl. pairs: each better answer with each worse one, and the
+    scores of both (MMPO's margins); best: the best answer of each row; all: every answer of at least `least`."""
+    least: Real | None = None
+    """Answers of a lower score are never chosen, nor kept: 1 keeps right ones alone."""
+    gap: NotNegative = 0.0
+    """A pair's scores have to be further apart than this."""
+    pairs_per_row: Count | None = None
+    """The most pairs of a row, drawn by the seed. Left out: all."""
+    against: Line | None = None
+    """A second file of predictions for the same rows: both are scored, and the better answer wins its row."""
+    batch_rows: Count = 8
+    """Rows that a rank scores at a time."""
+
+    @property
+    def batch(self) -> int:
+        return self.batch_rows
+
+    @property
+    def requirements(self) -> Requirements:
+        return Requirements(least=1, prompts=False)
+
+    @property
+    def reward_sources(self) -> list[RewardSource]:
+        return self.rewards
+
+    @rule
+    def _scores_come_from_somewhere(self) -> Iterator[Mistake]:
+        if not self.rewards:
+            yield ("rewards",), None, mistake("score has no rewards", "add rewards: runs/rm, or rewards: exact")
+
+    @rule
+    def _choices_do_something(self) -> Iterator[Mistake]:
+        for name, of in (("least", ("pairs", "best", "all")), ("gap", ("pairs",)), ("pairs_per_row", ("pairs",))):
+            if name in self.model_fields_set and getattr(self, name) and self.select not in of:
+                what = f"it has a meaning with select: {' or '.join(of)} alone"
+                yield (name,), getattr(self, name), mistake(what, "remove it, or add select")
+        if self.select == "all" and self.least is None:
+            yield ("least",), None, mistake("nothing says which answers are kept", "add least: 1")
+        if self.against is not None and self.select != "none":
+            yield ("select",), self.select, mistake("answers of two models are compared, not chosen", "remove it")
+
+
+def _drawn(answers: int, longest: int) -> Sampling:
+    return Sampling(answers=answers, temperature=0.7, top_k=50, max_new_tokens=longest)
+
+
+class DropoutNtp(Generating):
+    """Worse answers for preference data: the second half of a good answer, written by a model that sees no image."""
+
+    MADE: ClassVar[str] = "pairs.jsonl"
+
+    method: Literal["dropout_ntp"]
+    """Preference pairs whose rejected answers are continued without the image (DropoutNTP of InternVL)."""
+    sampling: Annotated[Sampling, BeforeValidator(use_default_for_none)] = Field(
+        default_factory=lambda: _drawn(1, 2048)
+    )
+    """How answers are continued."""
+    start_ratio: Annotated[Real, Field(ge=0, lt=1)] = 0.5
+    """The share of the chosen answer, in words, that both answers begin with."""
+    image: Literal["remove", "keep"] = "remove"
+    """Whether the image is seen while the answer is continued."""
+
+    @property
+    def requirements(self) -> Requirements:
+        return Requirements(least=1)
+
+
+class Correctness(Instructed):
+    """Preference pairs of right and wrong answers to questions whose answers are known."""
+
+    MADE: ClassVar[str] = "pairs.jsonl"
+
+    method: Literal["correctness"]
+    """Preference pairs of answers that are right and wrong (the correctness pipeline of InternVL)."""
+    sampling: Annotated[Sampling, BeforeValidator(use_default_for_none)] = Field(
+        default_factory=lambda: _drawn(32, 4096)
+    )
+    """How answers are generated."""
+    instruction: Annotated[str, BeforeValidator(_instruction), Field(examples=["boxed"])] = "final"
+    """none, short, final, boxed, think, or your own text with {question} in it."""
+    metric: Annotated[Metrics, BeforeValidator(_metrics), Field(examples=["final"], validate_default=True)] = FINAL
+    """A reward function that says which answers are right, or one for each source by its name."""
+    right: Real = 0.9
+    """Answers of a higher score are right."""
+    pairs_per_question: Count = 15
+    """The most pairs of a question, drawn by the seed."""
+    unparsed: Literal["wrong", "format", "drop"] = "format"
+    """What an answer is from which nothing can be read. wrong: a wrong one; format: a rejected one in pairs of their
+    own; drop: it stands in no pair."""
+
+    @property
+    def reward_sources(self) -> list[RewardSource]:
+        return list(self.metric.values())
+
+    def metric_of(self, source: str) -> RewardSource | None:
+        """The metric of a source; None where none is named for it."""
+        return self.metric.get(source, self.metric.get("all"))

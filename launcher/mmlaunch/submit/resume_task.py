@@ -1,0 +1,66 @@
+"""Submits again those shards of a task that did not end well; the others keep what they have."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from mmlaunch.errors import UserError
+from mmlaunch.monitor import status
+from mmlaunch.monitor.why import UNWELL
+from mmlaunch.run import ledger, owner, shards
+from mmlaunch.run.files import explained
+from mmlaunch.run.paths import RunPaths
+from mmlaunch.submit import resume as one_run
+from mmlaunch.submit import secrets, submission
+from mmlaunch.submit.create_run import submitter
+from mmlaunch.submit.prepare import Prepared
+
+CHANGEABLE = ("resources", "restarts", "env", "checkpoint", "log", "objective.max_failed", "objective.at_once")
+"""What a resumed task may change: nothing that its records depend on."""
+
+
+def resume_task(run: RunPaths, overrides: Sequence[str], cluster_name: str | None) -> Prepared:
+    """Submit the shards that failed, were lost or were cancelled, with the code of the first submission."""
+    events, every = ledger.read(run.events), shards.all_shards(run)
+    states = status.of_all(every, whole=True)
+    again = [number for number, one in enumerate(states) if one.state in UNWELL]
+    if not again and not overrides:
+        now = status.of(run)
+        done = now.state in ("done", "failed")
+        raise UserError(
+            f"{run.name} is {now.state}: {now.reason}; mmlaunch {'results' if done else 'status'} {run.name}"
+        )
+    _check(run, overrides)
+    prepared = one_run.prepare_again(run, overrides, cluster_name)
+    submission.check_here(prepared)
+    values = secrets.values(prepared.plan.passed)
+    number = one_run.own(run, events)
+    taken: list[RunPaths] = []
+    try:
+        with explained("cannot write into the run directory"):
+            one_run.write(prepared, number, values)
+            for place in again:
+                shard = every[place]
+                owner.take(shard, number, **submitter())
+                taken.append(shard)
+                one_run.close_open(shard, states[place], ledger.read(shard.events))
+                first, stop = shards.read(run).ranges[place]
+                facts = {**prepared.plan.facts, "submission": number, "rows": stop - first}
+                ledger.append(shard.events, "submitted", **facts)
+            ledger.append(run.events, "submitted", **prepared.plan.facts, submission=number)
+    except BaseException:
+        for shard in (run, *taken):
+            owner.release(shard, number)
+        raise
+    if again:
+        submission.launch(prepared.plan, number, number, again)
+    return prepared
+
+
+def _check(run: RunPaths, overrides: Sequence[str]) -> None:
+    """Refuse what would give the rest of the records another meaning than those that are there."""
+    for override in overrides:
+        path = override.partition("=")[0]
+        if not any(path == name or path.startswith(f"{name}.") for name in CHANGEABLE):
+            what = f"the shards of {run.name} were written at submission, and some of their records may be there"
+            raise UserError(f"{override}: {what}; submit a new task, or change only {', '.join(CHANGEABLE)}")
