@@ -41,7 +41,7 @@ ONLY_IN: dict[str, str | tuple[str, ...]] = {
     "datasets": "mmjobs.data.readers.saved",
     "torch.utils.tensorboard": "mmjobs.metrics.tensorboard",
     "tensorboard": "mmjobs.metrics.event_files",
-    "math_verify": "mmjobs.rollout.rewards.functions",
+    "math_verify": "mmjobs.rollout.rewards.expressions",
     "vllm": "mmjobs.rollout.external.vllm_server",
     "click": "mmlaunch.cli",
     "rich": "mmlaunch.cli",

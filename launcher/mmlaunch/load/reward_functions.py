@@ -16,7 +16,8 @@ from pathlib import Path
 
 from mmlaunch.errors import Problem
 from mmlaunch.recipe.recipe import Recipe
-from mmlaunch.recipe.rewards import CONTEXT, FUNCTIONS, RewardSource
+from mmlaunch.recipe.reward_functions import CONTEXT, FUNCTIONS
+from mmlaunch.recipe.rewards import RewardSource
 from mmlaunch.recipe.suggest import closest
 from mmlaunch.run.paths import RunPaths
 

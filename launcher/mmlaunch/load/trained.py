@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from mmlaunch.errors import Problem
 from mmlaunch.load import reward_models, rundir
 from mmlaunch.load.recipe import Loaded
-from mmlaunch.recipe.rewards import FUNCTIONS
+from mmlaunch.recipe.reward_functions import FUNCTIONS
 from mmlaunch.recipe.scalars import HUB_NAME
 from mmlaunch.recipe.section import Section
 from mmlaunch.recipe.suggest import closest

@@ -1,15 +1,10 @@
-"""`rewards`: where the rewards of reinforcement learning come from: reward runs and functions, each with a weight.
-
-Each shipped function has one section of the same name here, with its options, and one function of that name in
-`mmjobs/rollout/rewards/functions.py`.
-"""
+"""`rewards`: where the rewards of reinforcement learning come from: reward runs and functions, each with a weight."""
 
 import re
 from collections.abc import Container, Iterator
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Union
 
 from pydantic import (
-    BeforeValidator,
     Field,
     SerializerFunctionWrapHandler,
     ValidationError,
@@ -20,93 +15,15 @@ from pydantic import (
 )
 from pydantic_core import InitErrorDetails
 
-from mmlaunch.recipe.scalars import Count, Duration, FreeForm, Line, NotNegative, Real, resolve_plain
+from mmlaunch.recipe.reward_functions import FUNCTIONS, LOWER_IS_BETTER, WITHOUT_TRUTH
+from mmlaunch.recipe.scalars import Duration, FreeForm, Line, Real, resolve_plain
 from mmlaunch.recipe.section import Mistake, Section, mistake, rule
 from mmlaunch.recipe.suggest import closest
-
-CONTEXT = ("prompt", "origin", "finished")
-"""What a function may name beside the answer, the truth and its options."""
-
-
-class Exact(Section):
-    """1 if the answer is the truth, but for spaces at its ends and in a row."""
-
-    case: bool = False
-    """Whether upper and lower case differ."""
-    punctuation: bool = False
-    """Whether punctuation counts."""
-
-
-class Numeric(Section):
-    """1 if the last number of the answer is that of the truth: 1,234 and 1/2 and 50% and 1e-3 are numbers."""
-
-    tolerance: NotNegative = 0.0
-    """How far the number may be from the truth."""
-    relative: NotNegative = 1e-6
-    """How far it may be from the truth, as a part of the truth; the larger of both holds."""
-
-
-class Choice(Section):
-    """1 if the answer chooses the letter of the truth, A to J: (B), B., "the answer is B"."""
-
-
-class Boxed(Numeric):
-    """1 if the last \\boxed{..} or "Final answer: .." is the truth: as numbers where both are, else as texts."""
-
-
-class Math(Section):
-    """1 if math-verify takes the answer and the truth for the same expression; it has to be installed."""
-
-    digits: Annotated[int, Field(ge=1, le=15)] = 6
-    """Numbers are compared after they are rounded to so many digits behind the point."""
-
-
-def _regular(value: Any) -> Any:
-    try:
-        re.compile(value if isinstance(value, str) else "")
-    except re.error as error:
-        raise mistake(
-            f"{str(value)!r} is no regular expression: {error}", "write one such as '<think>.*</think>.*'"
-        ) from None
-    return value
-
-
-class Format(Section):
-    """1 if the whole answer has a form."""
-
-    pattern: Annotated[str, BeforeValidator(_regular), Field(min_length=1, examples=["'<think>.*</think>.*'"])]
-    """A regular expression that the whole answer has to match; a point matches line ends too."""
-
-
-class Length(Section):
-    """Soft: 1 at the wanted length, less and less beyond it."""
-
-    OTHER_NAMES: ClassVar[dict[str, str]] = {"max": "most", "max_length": "most", "goal": "target"}
-
-    target: Count | None = None
-    """The wanted number of characters; 0 for an answer of none, and of twice as many."""
-    most: Count | None = None
-    """The most characters that cost nothing; 0 for an answer of twice as many."""
-
-    @rule
-    def _one_length(self) -> Iterator[Mistake]:
-        if (self.target is None) == (self.most is None):
-            what = "nothing says how long" if self.target is None else "both target and most say how long"
-            yield (), None, mistake(what, "write one of the two: target: 400, or most: 400")
-
-
-FUNCTIONS: dict[str, type[Section]] = {
-    kind.__name__.lower(): kind for kind in (Exact, Numeric, Choice, Boxed, Math, Format, Length)
-}
-"""The shipped functions, and the section that reads the options of each."""
 
 if TYPE_CHECKING:
     Options = Section | dict[str, Any]
 else:
     Options = Union[(*FUNCTIONS.values(), FreeForm)]
-
-WITHOUT_TRUTH = ("format", "length")
-"""The shipped functions that look at the answer alone."""
 
 TAGS = frozenset(f"<{name}>" for name in FUNCTIONS)
 """What stands in the place of an error to say which function's section read it."""
@@ -174,6 +91,17 @@ class RewardSource(Section):
     def needs_truth(self) -> bool:
         """Whether it is known to compare with the data's own answer."""
         return self.function in FUNCTIONS and self.function not in WITHOUT_TRUTH
+
+    @property
+    def metric(self) -> str:
+        """What its scores are called: `relaxed`, `amber_coverage`, `reward`."""
+        measure = self.keywords.get("measure") if self.function in FUNCTIONS else None
+        return "_".join(str(part) for part in (self.function, measure) if part) if self.function else "reward"
+
+    @property
+    def lower_is_better(self) -> bool:
+        """Whether its best score is 0."""
+        return self.metric in LOWER_IS_BETTER
 
     @property
     def keywords(self) -> dict[str, Any]:

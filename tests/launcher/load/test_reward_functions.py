@@ -12,7 +12,8 @@ from tests.runs import mmlaunch
 
 from mmlaunch.load import load_recipe, reward_functions
 from mmlaunch.load.reward_functions import Folders
-from mmlaunch.recipe.rewards import FUNCTIONS, RewardSource
+from mmlaunch.recipe.reward_functions import FUNCTIONS
+from mmlaunch.recipe.rewards import RewardSource
 from mmlaunch.submit.create_run import create
 from mmlaunch.submit.prepare import prepare
 

@@ -11,7 +11,8 @@ from mmlaunch.errors import RecipeError
 from mmlaunch.load import Loaded, load_recipe
 from mmlaunch.recipe.reinforcement import Ppo
 from mmlaunch.recipe.resolved import read, text_of
-from mmlaunch.recipe.rewards import FUNCTIONS, Exact, Numeric, RewardSource
+from mmlaunch.recipe.reward_functions import FUNCTIONS, Exact, Numeric
+from mmlaunch.recipe.rewards import RewardSource
 
 Write = Callable[..., Loaded]
 ANSWERED = "data: {train: {path: data/answered.json, format: llava}}\n"
@@ -61,6 +62,28 @@ def test_what_is_resolved_reads_back(write: Write, tmp_path: Path, name: str) ->
     resolved = tmp_path / "resolved.yaml"
     resolved.write_text(text_of(loaded.recipe))
     assert read(resolved) == loaded.recipe
+
+
+def test_a_table_of_synonyms_is_written_or_read_from_a_file(write: Write, tmp_path: Path) -> None:
+    table = {"dog": ["puppy", "hound"], "hot dog": []}
+    (tmp_path / "words.txt").write_text("dog, puppy, hound\n\nhot dog\n")
+    (tmp_path / "words.json").write_text('{"dog": ["puppy", "hound"], "hot dog": null}')
+    for written in ("{dog: [puppy, hound], hot dog: []}", f"{tmp_path}/words.txt", f"{tmp_path}/words.json"):
+        chair = sources(write(f"rewards: {{function: chair, options: {{synonyms: {written}}}}}"))[0]
+        assert chair.keywords == {"synonyms": table}
+    (tmp_path / "words.txt").write_text("cat\n")  # a later edit
+    assert chair.keywords == {"synonyms": table}
+    for written, message in ((f"{tmp_path}/none.txt", "none.txt cannot be read"), ("[a]", "a mapping or a file")):
+        with pytest.raises(RecipeError, match=message):
+            write(f"rewards: {{function: chair, options: {{synonyms: {written}}}}}")
+
+
+def test_a_metric_has_a_name_and_a_direction(write: Write) -> None:
+    text = "rewards: [relaxed, {function: amber, options: {measure: hallucination}}, amber, chair, 'a.py:f', runs/rm]"
+    assert [(source.metric, source.lower_is_better) for source in sources(write(text))] == [
+        ("relaxed", False), ("amber_hallucination", True), ("amber_coverage", False), ("chair", True),
+        ("a.py:f", False), ("reward", False),
+    ]  # fmt: skip
 
 
 def test_one_source_is_changed_like_a_list_of_one(write: Write) -> None:

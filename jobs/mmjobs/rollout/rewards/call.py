@@ -12,7 +12,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from mmjobs.rollout.rewards.functions import FUNCTIONS, LIBRARIES
+from mmjobs.rollout.rewards.functions import FUNCTIONS, LIBRARIES, WELCOME
 from mmjobs.rollout.rewards.score import Verdict, verdict
 
 _NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
@@ -54,7 +54,7 @@ class Function:
 
     def __call__(self, sample: Mapping[str, Any]) -> Verdict:
         """The verdict on a sample; raises whatever the function raises."""
-        named = {name: sample[name] for name in self._context}
+        named = {name: tuple(sample[name]) if name == "truths" else sample[name] for name in self._context}
         return verdict(self._call(sample["answer"], sample["truth"], **named, **self._options))
 
 
@@ -62,6 +62,8 @@ def _load(name: str, file: str | None) -> Callable[..., Any]:
     if name in FUNCTIONS:
         if name in LIBRARIES:
             _library(name, *LIBRARIES[name])
+        if name in WELCOME and importlib.util.find_spec(WELCOME[name]):
+            importlib.import_module(WELCOME[name])  # now: later its time would be that of the first answer
         return FUNCTIONS[name]
     where, _, attribute = name.rpartition(":")
     module = _module_of(Path(file)) if file is not None else importlib.import_module(where)

@@ -1,4 +1,4 @@
-"""What an answer says: its last number, its letter, what it has boxed, its text without what does not count."""
+"""What an answer says: its last number, its marked final answer, its text without what does not count."""
 
 from __future__ import annotations
 
@@ -17,18 +17,24 @@ _FRACTION = re.compile(r"\\[dt]?frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}")
 _SHORT_FRACTION = re.compile(r"\\[dt]?frac\s*(\d)\s*(\d)")
 _POWER_OF_TEN = re.compile(r"\s*(?:\\times|\\cdot|\u00d7|\*)\s*10\s*\^\s*\{?\s*([-+]?\d+)\s*\}?")
 _TEXT = re.compile(r"\\(?:text|mathrm|mathbf|textbf)\s*\{([^{}]*)\}")
-_FINAL = re.compile(r"final answer\s*(?:is)?\s*[:=]?[*_ \t]*([^\n]+)", re.IGNORECASE)
-
-_CHOICES = (
-    re.compile(r"\\boxed\s*\{\s*(?:\\\w+\s*\{)?\s*\(?([A-Ja-j])\)?\s*\}"),
-    re.compile(r"(?i:answer)(?i:\s+is)?\s*[:=]?\s*[*_`$\"']*\(?([A-J])(?![\w'])"),
-    re.compile(r"\(([A-Ja-j])\)"),
-    re.compile(r"^[ \t]*[*_`]*([A-J])[*_`]*\s*(?:[.):]|$)", re.MULTILINE),
-    re.compile(r"(?i:choice|option)\s*[*_`]*([A-J])(?![\w'])"),
-    re.compile(r"(?<![\w'])([A-HJ])[*_`.)\]]*\s*$"),
-    re.compile(r"^\s*([a-j])\s*[.)]?\s*$"),
+_FINAL = re.compile(
+    r"final answer\s{0,9}(?:is\b)?\s{0,9}[:=]?[*_\s]{0,9}(?![:=*_\s])(?:the answer is:?\s)?([^\n]+)", re.IGNORECASE
 )
-"""The forms in which an answer chooses a letter, the plainest first; of one form, the last in the answer counts."""
+_TAGGED = re.compile(r"<answer>((?:(?!<answer>).)*?)(?:</answer>|\Z)", re.IGNORECASE | re.DOTALL)
+_TAG = re.compile(r"</?answer>.*", re.IGNORECASE | re.DOTALL)
+_FORMULA = re.compile(r"\$([^$]+)\$[.,]?(?:\s+[A-Z].*)?\s*\Z", re.DOTALL)
+"""A formula at the beginning, and at most a sentence behind it."""
+_SAID = re.compile(r"\banswer(?:\s+is|\s*:|\s+would be)[:\s]*", re.IGNORECASE)
+_BETWEEN = re.compile(r"\$\$?([^$]+)\$|\\\(([^$]+?)\\\)|\\\[([^$]+?)\\\]")
+_IS = re.compile(r"\b(?:is|are|equals)\b|:\s")
+_LAST = 2000
+"""So many characters at the end of a text are read for what it says last."""
+_YES_NO = re.compile(
+    r"[\W_]*(yes|no)(?![\w'-])(?!\s*(?:/|or|and)\s*(?:yes|no)\b)"
+    r"(?!\s+(?:doubt|idea|longer|one|way|clue|problem|wonder|matter|more)\b)",
+    re.IGNORECASE,
+)
+"""A text that begins with the word; "no doubt" and "yes or no" say neither."""
 
 
 def plain(text: str) -> str:
@@ -37,7 +43,7 @@ def plain(text: str) -> str:
     text = _TEXT.sub(r" \1", text.replace("\u2212", "-"))
     text = _SHORT_FRACTION.sub(r"\1/\2", _FRACTION.sub(r"\1/\2", text))
     text = _POWER_OF_TEN.sub(r"e\1", text)
-    text = re.sub(r"\\[,;:! ]|\\left|\\right|\$", "", text.replace("\\%", "%").replace("{,}", ","))
+    text = re.sub(r"\\[,;:! ()\[\]]|\\left|\\right|\$", "", text.replace("\\%", "%").replace("{,}", ","))
     return text.strip()
 
 
@@ -49,9 +55,20 @@ def last_number(text: str) -> float | None:
 
 def number(text: str) -> float | None:
     """The number that a whole text is, with a unit and a full stop at most; None if it is more, or none."""
+    value, rest = leading_number(text)
+    return value if is_unit(rest) else None
+
+
+def leading_number(text: str) -> tuple[float | None, str]:
+    """The number that a text begins with, and what stands behind it; None and the text if it begins with none."""
     text = plain(text).rstrip(". ")
     match = _NUMBER.match(text)
-    return _value(match) if match and _UNIT.fullmatch(text, match.end()) else None
+    return (_value(match), text[match.end() :]) if match else (None, text)
+
+
+def is_unit(rest: str) -> bool:
+    """Whether what stands behind a number may be its unit: two words at most, or a currency."""
+    return _UNIT.fullmatch(rest) is not None
 
 
 def _value(match: re.Match[str]) -> float | None:
@@ -68,20 +85,51 @@ def close(first: float, truth: float, tolerance: float, relative: float) -> bool
     return abs(first - truth) <= max(tolerance, relative * abs(truth))
 
 
-def letter(text: str) -> str | None:
-    """The letter that an answer chooses, A to J; None if it chooses none."""
-    for form in _CHOICES:
-        if chosen := form.findall(text):
-            return str(chosen[-1]).upper()
+def final_answer(text: str) -> str | None:
+    """What the last \\boxed{..} or <answer>..</answer> holds, or stands behind the last "Final answer:": whichever
+    comes last."""
+    tagged = [(match.start(), match.group(1)) for match in _TAGGED.finditer(text)]
+    marked = [one for one in (_last_boxed(text), _last_named(text), *tagged[-1:]) if one]
+    if not marked:
+        return None
+    last = max(marked)[1].strip().strip("*_")
+    formula = _FORMULA.match(last)
+    return (formula.group(1) if formula else last).rstrip(".").strip()
+
+
+def _last_named(text: str) -> tuple[int, str] | None:
+    """Where the last "Final answer:" stands, and the rest of its line."""
+    for place in reversed([match.start() for match in re.finditer("final answer", text, re.IGNORECASE)]):
+        if named := _FINAL.match(text, place):
+            return place, _TAG.sub("", named.group(1))
     return None
 
 
-def final_answer(text: str) -> str | None:
-    """What the last \\boxed{..} holds, or what stands behind the last "Final answer:", whichever comes later."""
-    boxed, named = _last_boxed(text), list(_FINAL.finditer(text))
-    if boxed and (not named or boxed[0] >= named[-1].start()):
-        return boxed[1]
-    return named[-1].group(1).strip().rstrip("*_.") if named else None
+def said_last(text: str) -> str | None:
+    """What a text without a marked answer ends with: its last formula between dollar signs, or what the last "is" or
+    colon says; None if neither is there."""
+    formulas = _BETWEEN.findall(text[-_LAST:])
+    if formulas:
+        return next(part for part in formulas[-1] if part).strip()
+    said = _IS.split(text[-_LAST:].rstrip(". \n"))
+    return said[-1].strip() if len(said) > 1 and len(said[-1]) < 100 else None
+
+
+def yes_or_no(text: str) -> str | None:
+    """`yes` or `no`: the marked final answer, the last "the answer is ..", the first word, or the last line."""
+    marked = final_answer(text)
+    text = text if marked is None else marked
+    stated = [text[match.end() : match.end() + 40] for match in _SAID.finditer(text)][::-1]
+    for part in (*stated, text, text.rstrip().rpartition("\n")[2]):
+        if match := _YES_NO.match(part):
+            return match.group(1).lower()
+    return None
+
+
+def answer_of(text: str) -> str:
+    """The final answer where a text marks one, else the whole text."""
+    marked = final_answer(text)
+    return text.strip() if marked is None else marked
 
 
 def _last_boxed(text: str) -> tuple[int, str] | None:
@@ -110,4 +158,4 @@ def _bare(word: str) -> str:
     """A word without the punctuation around it; a sign or a point before a digit belongs to a number."""
     bare = re.sub(r"^[^\w%$€£°]+|[^\w%$€£°]+$", "", word)
     before = word[: word.find(bare)] if bare else ""
-    return f"{before[-1]}{bare}" if before and before[-1] in "-+." and bare[0].isdigit() else bare
+    return f"{before[-1]}{bare}" if before and before[-1] in "-+.±" and bare[0].isdigit() else bare

@@ -12,6 +12,9 @@ Judged = Literal["right", "wrong", "scored", "unparsed"]
 Kind = Literal[Judged, "timeout", "error"]
 """What is counted: timeout and error are answers that the function failed to score."""
 
+LONGEST = 500
+"""The most characters of what was extracted that are passed on."""
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -24,6 +27,14 @@ class Sample:
     """Where its prompt comes from: file and row."""
     finished: bool
     """Whether the answer ended by itself, and not at the limit of its length."""
+    truths: tuple[str, ...] = ()
+    """All answers that are acceptable; the truth alone where nothing else is said."""
+
+    def __post_init__(self) -> None:
+        if not self.truths and self.truth is not None:
+            object.__setattr__(self, "truths", (self.truth,))
+        elif self.truth is None and self.truths:
+            object.__setattr__(self, "truth", self.truths[0])
 
 
 @dataclass(frozen=True)
@@ -33,6 +44,8 @@ class Score:
     value: float | None
     kind: Kind
     detail: str = ""
+    extracted: str | None = None
+    """What was read out of the answer, where something was."""
 
     @property
     def failed(self) -> bool:
@@ -45,6 +58,8 @@ class Verdict:
 
     score: float | None
     kind: Judged = "scored"
+    extracted: str | None = None
+    """What the function has read out of the answer, for people to see."""
 
 
 def verdict(result: Any) -> Verdict:
@@ -54,7 +69,10 @@ def verdict(result: Any) -> Verdict:
     if isinstance(result, Verdict):
         if result.kind not in get_args(Judged):
             raise ValueError(f"returned a verdict of the kind {result.kind!r}; write {', '.join(get_args(Judged))}")
-        return Verdict(None if result.score is None else _finite(result.score), result.kind)
+        if result.extracted is not None and not isinstance(result.extracted, str):
+            raise TypeError(f"returned a verdict whose extracted is {_shown(result.extracted)}; write a text or None")
+        score, extracted = result.score, result.extracted
+        return Verdict(None if score is None else _finite(score), result.kind, extracted and extracted[:LONGEST])
     value = _finite(result)
     return Verdict(value, ("right" if value else "wrong") if isinstance(result, bool) else "scored")
 

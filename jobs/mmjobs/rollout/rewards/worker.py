@@ -75,7 +75,8 @@ def _scored(function: Function, sample: Line) -> tuple[Line, str]:
     process = os.getpid()
     try:
         result = function(sample)
-        reply, trace = {"value": result.score, "kind": result.kind, "detail": ""}, ""
+        reply = {"value": result.score, "kind": result.kind, "detail": "", "extracted": result.extracted}
+        trace = ""
     except BaseException as error:  # noqa: BLE001  a process boundary; SystemExit must not end the worker either
         reply, trace = {"value": None, "kind": "error", "detail": last_line(error)}, traceback.format_exc()
     if os.getpid() != process:  # a copy that the function has made of this process and left running

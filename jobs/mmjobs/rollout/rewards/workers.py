@@ -11,7 +11,8 @@ from dataclasses import asdict
 from mmjobs.rollout.rewards.process import WorkerProcess
 from mmjobs.rollout.rewards.score import Sample, Score
 from mmlaunch.errors import BadInput
-from mmlaunch.recipe.rewards import CONTEXT, RewardSource
+from mmlaunch.recipe.reward_functions import CONTEXT
+from mmlaunch.recipe.rewards import RewardSource
 from mmlaunch.run.paths import RunPaths
 
 LOADING = 120.0
@@ -124,7 +125,7 @@ class RewardWorkers:
             if message.get("number") == worker.sample:
                 worker.sample = None
                 detail = f"{sample.origin}: {message['detail']}" if message["detail"] else ""
-                return Score(message["value"], message["kind"], detail)
+                return Score(message["value"], message["kind"], detail, message.get("extracted"))
         if ended:
             return Score(None, "error", f"{sample.origin}: {self._drop(worker, ended=True)}")
         if time.monotonic() >= worker.until:

@@ -10,20 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.jobs.rollout.rewards.judging import RIGHT, UNPARSED, WRONG, judge
 
-from mmjobs.rollout.rewards import Verdict
 from mmjobs.rollout.rewards import functions as shipped
-from mmjobs.rollout.rewards.parse import last_number, letter, number
-from mmlaunch.recipe.rewards import FUNCTIONS, RewardSource
+from mmjobs.rollout.rewards.choices import chosen
+from mmjobs.rollout.rewards.parse import last_number, number
+from mmlaunch.recipe.reward_functions import CONTEXT, FUNCTIONS
 
-RIGHT, WRONG, UNPARSED = Verdict(1.0, "right"), Verdict(0.0, "wrong"), Verdict(0.0, "unparsed")
 needs_math = pytest.mark.skipif(importlib.util.find_spec("math_verify") is None, reason="math-verify is not installed")
-
-
-def judge(function: str, answer: str, truth: str | None, **options: Any) -> Any:
-    """What a recipe with these options would have the function say."""
-    source = RewardSource.model_validate({"function": function, "options": options})
-    return shipped.FUNCTIONS[function](answer, truth, **source.keywords)
 
 
 def test_names_and_options_are_those_of_the_schema() -> None:
@@ -31,7 +25,7 @@ def test_names_and_options_are_those_of_the_schema() -> None:
     for name, function in shipped.FUNCTIONS.items():
         answer, truth, *options = inspect.signature(function).parameters.values()
         assert (answer.name, truth.name) == ("answer", "truth"), name
-        assert {one.name for one in options} == set(FUNCTIONS[name].model_fields), name
+        assert {one.name for one in options} - set(CONTEXT) == set(FUNCTIONS[name].model_fields), name
         assert all(one.kind is one.KEYWORD_ONLY and one.default is one.empty for one in options), name
         assert ": " in (function.__doc__ or ""), name
 
@@ -39,11 +33,11 @@ def test_names_and_options_are_those_of_the_schema() -> None:
 def test_the_right_answers_of_the_documentation() -> None:
     page = (Path(__file__).resolve().parents[4] / "docs" / "rewards.md").read_text()
     rows = re.findall(r"^\| `(\w+)` \| `(.+?)` \|\s*(?:`(.+?)`)?\s*\|", page, re.MULTILINE)
-    assert [name for name, *_ in rows] == ["exact", "numeric", "choice", "boxed", "math", "format"]
+    assert [name for name, *_ in rows] == [name for name in FUNCTIONS if name not in ("chair", "amber", "length")]
     for name, answer, truth in rows:
         options = {"pattern": "<think>.*</think>.*"} if name == "format" else {}
         if name != "math" or importlib.util.find_spec("math_verify"):
-            assert judge(name, answer.strip('"'), truth, **options) == RIGHT, name
+            assert judge(name, answer.strip('"'), truth or None, **options) == RIGHT, name
 
 
 @pytest.mark.parametrize(
@@ -79,7 +73,7 @@ def test_parsing_takes_no_longer_for_long_texts() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "chosen"),
+    ("text", "letter"),
     [
         ("(B)", "B"), ("B.", "B"),
         ("B) red", "B"), ("B: red", "B"), ("B", "B"), ("b", "B"), ("(b)", "B"), ("**B**", "B"),
@@ -91,8 +85,8 @@ def test_parsing_takes_no_longer_for_long_texts() -> None:
         ("I think it is a dog", None), ("", None),
     ],
 )  # fmt: skip
-def test_the_letter_of_an_answer(text: str, chosen: str | None) -> None:
-    assert letter(text) == chosen
+def test_the_letter_of_an_answer(text: str, letter: str | None) -> None:
+    assert chosen(text, {}) == letter
 
 
 @pytest.mark.parametrize(
@@ -126,20 +120,43 @@ def test_the_letter_of_an_answer(text: str, chosen: str | None) -> None:
         ("format", "so <think>a</think> 3", None, {"pattern": "<think>.*</think>.*"}, WRONG),
     ],
 )
-def test_verdicts(function: str, answer: str, truth: str | None, options: dict[str, Any], wanted: Verdict) -> None:
+def test_verdicts(
+    function: str, answer: str, truth: str | None, options: dict[str, Any], wanted: tuple[float, str]
+) -> None:
     assert judge(function, answer, truth, **options) == wanted
 
 
 def test_length_is_soft() -> None:
     values = {size: judge("length", "x" * size, None, target=400) for size in (0, 200, 400, 600, 800, 2000)}
-    assert values == {0: 0.0, 200: 0.5, 400: 1.0, 600: 0.5, 800: 0.0, 2000: 0.0}
-    assert [judge("length", "x" * size, None, most=400) for size in (0, 400, 500, 900)] == [1.0, 1.0, 0.75, 0.0]
+    assert {size: score for size, (score, _) in values.items()} == {
+        0: 0.0,
+        200: 0.5,
+        400: 1.0,
+        600: 0.5,
+        800: 0.0,
+        2000: 0.0,
+    }
+    assert [judge("length", "x" * size, None, most=400)[0] for size in (0, 400, 500, 900)] == [1.0, 1.0, 0.75, 0.0]
 
 
-@pytest.mark.parametrize("function", ["exact", "numeric", "choice", "boxed", pytest.param("math", marks=needs_math)])
+@pytest.mark.parametrize(
+    "function",
+    [
+        "exact",
+        "numeric",
+        "relaxed",
+        "choice",
+        "yes_no",
+        "vqa",
+        "anls",
+        "boxed",
+        "final",
+        pytest.param("math", marks=needs_math),
+    ],
+)
 def test_a_truth_that_cannot_be_read_is_an_error_and_no_wrong_answer(function: str) -> None:
     """D23: a failure of the verifier must not look like a wrong answer."""
-    for truth in (None, "  ") + ((" none at all ",) if function in ("numeric", "choice") else ()):
+    for truth in (None, "  ") + ((" none at all ",) if function in ("numeric", "choice", "yes_no") else ()):
         with pytest.raises(ValueError, match="truth"):
             judge(function, r"\boxed{3}", truth)
 
@@ -155,5 +172,5 @@ def test_a_truth_that_cannot_be_read_is_an_error_and_no_wrong_answer(function: s
         ("I do not know", "3", UNPARSED),
     ],
 )
-def test_math_verify(answer: str, truth: str, wanted: Verdict) -> None:
+def test_math_verify(answer: str, truth: str, wanted: tuple[float, str]) -> None:
     assert judge("math", answer, truth) == wanted

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -146,8 +147,23 @@ def test_a_function_gets_what_it_names(make: Make) -> None:
     code = "def reward(a, b, finished, *, origin, scale): return scale * (finished + len(origin) + len(b or ''))"
     source = {"options": {"scale": 2}}
     assert one(make(code, **source).score([sample("x", truth="abc")])).value == 2 * (1 + 12 + 3)
-    code = "def reward(answer, truth, **named): return len(named['prompt']) if len(named) == 3 else -1"
+    code = "def reward(answer, truth, **named): return len(named['prompt']) if len(named) == 4 else -1"
     assert one(make(code).score([sample("x", truth=None)])).value == 11
+    code = "def reward(answer, truth, truths): return len(truths) if truth == truths[0] else -1"
+    several = replace(sample("x", truth=None), truths=("a", "b"))
+    assert [score.value for score in make(code).score([sample("x", "a"), several])] == [1, 2]
+
+
+def test_what_was_extracted_arrives(make: Make) -> None:
+    code = """
+from mmjobs.rollout.rewards import Verdict
+def reward(answer, truth):
+    return Verdict(1.0, "right", {"text": "B", "long": "x" * 900, "list": ["B"]}.get(answer))
+"""
+    text, nothing, long, wrong = make(code).score([sample(word) for word in ("text", "nothing", "long", "list")])
+    assert text == Score(1.0, "right", extracted="B") and nothing.extracted is None
+    assert long.extracted == "x" * 500
+    assert wrong.kind == "error" and "a verdict whose extracted is a list; write a text or None" in wrong.detail
     assert one(make(code="from operator import eq as reward").score([sample("x", "x")])).kind == "right"
 
 
