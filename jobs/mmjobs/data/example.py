@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Final, Literal, Protocol, overload
+from typing import Any, Final, Literal, Protocol, overload
 
 from PIL import Image
 
@@ -20,6 +20,9 @@ class Picture(Protocol):
 
     def size(self, max_side: int | None = None) -> tuple[int, int]:
         """(width, height) of what `open` gives, without decoding it; raises `BadPicture`."""
+
+    def read(self) -> bytes:
+        """The bytes of its file as they are; raises `BadPicture`."""
 
     @property
     def identity(self) -> str:
@@ -111,6 +114,10 @@ class Example:
     answers: tuple[Answer, ...]
     origin: Origin
     label: str | None = None
+    truths: tuple[str, ...] = ()
+    """Every answer that the data call right, as a benchmark has them: the ten answers of VQA, a letter, a number."""
+    followups: tuple[str, ...] = ()
+    """What the user says next, whatever is answered before."""
 
 
 class LazyExamples(Sequence[Example]):
@@ -119,6 +126,10 @@ class LazyExamples(Sequence[Example]):
     @abstractmethod
     def at(self, place: int) -> Example:
         """The example at a place, counted from 0; raises `BadRow` where the row cannot be used."""
+
+    def values(self, place: int) -> Mapping[str, Any]:
+        """The row at a place as it was read, for whoever passes its fields on; raises `BadRow`."""
+        return {}
 
     @overload
     def __getitem__(self, index: int) -> Example: ...

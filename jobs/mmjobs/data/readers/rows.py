@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from mmjobs.data.example import BadRow, Example, LazyExamples
-from mmjobs.data.readers import lines, saved
+from mmjobs.data.readers import lines, saved, tsv, xlsx
 from mmjobs.data.readers.row import Row
 from mmlaunch.errors import BadInput
 from mmlaunch.recipe.data import Source
@@ -40,6 +40,9 @@ class Rows(LazyExamples):
     def at(self, place: int) -> Example:
         return self.make(self.table.row(self.chosen[place]))
 
+    def values(self, place: int) -> Mapping[str, Any]:
+        return self.table.row(self.chosen[place]).values
+
 
 @dataclass(frozen=True)
 class Part:
@@ -52,6 +55,10 @@ class Part:
     augment: Literal["none", "jpeg"] = "none"
     max_tiles: int | None = None
     """A smaller tile budget than the model's."""
+
+    def values(self, place: int) -> Mapping[str, Any]:
+        """The row at a place as it was read; raises `BadRow`."""
+        return self.rows.values(place) if isinstance(self.rows, LazyExamples) else {}
 
 
 def file_of(source: Source) -> Path:
@@ -71,6 +78,10 @@ def table_of(path: Path, split: str | None = None, count: int | None = None, tex
         return saved.opened(path, split)
     if split is not None:
         raise BadInput(f"{path}: is one file without splits; remove split: {split}")
+    if path.suffix == ".tsv" and not text:
+        return tsv.opened(path, count)
+    if path.suffix == ".xlsx" and not text:
+        return xlsx.opened(path)
     return lines.opened(path, count, text)
 
 
