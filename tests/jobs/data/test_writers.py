@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ PIECES = (
     *("a", "B", " ", "\n", "\r", "\t", '"', "'", "<image>", "[", "]", ",", "é", "中", "\u2028", "ASSISTANT:", "USER: "),
 )
 TEXT = st.lists(st.sampled_from(PIECES), min_size=1, max_size=6).map("".join) | st.text(
-    st.characters(exclude_categories=("Cs",), exclude_characters="\0"), min_size=1, max_size=12
+    st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=12
 )
 WORDS = TEXT.filter(lambda text: bool(text.strip()))
 
@@ -58,9 +59,10 @@ def any_example(draw: st.DrawFn) -> Example:
         turns.append(Turn("user", joined(parts)))
         turns += [Turn("assistant", (draw(WORDS),), learnt)] if number < rounds - 1 else []
     texts = draw(st.lists(WORDS, max_size=3, unique=True))
-    scores: list[float | None] = [None] * len(texts)
+    scores: Sequence[float | None] = [None] * len(texts)
     if draw(st.booleans()):
-        scores = sorted(draw(st.lists(st.floats(-9, 9), min_size=len(texts), max_size=len(texts))), reverse=True)
+        drawn = draw(st.lists(st.floats(-9, 9), min_size=len(texts), max_size=len(texts)))
+        scores = sorted(drawn, reverse=True)
     answers = tuple(Answer(text, score) for text, score in zip(texts, scores, strict=True))
     return Example(
         tuple(images), tuple(turns), answers, Origin("drawn", 0), draw(st.none() | WORDS),
@@ -119,9 +121,8 @@ def test_what_is_written_is_read_again(name: str, tmp_path_factory: pytest.TempP
 
 def test_what_does_not_fit_is_named_and_dropped_on_demand() -> None:
     turns = (Turn("user", (IMAGE, "Q")), Turn("assistant", ("A",)), Turn("user", ("R",)))
-    full = Example(
-        (png(1),), turns, (Answer("a", 2.0), Answer("b", 1.0), Answer("c", 0.0)), Origin("f", 3), "x", ("t", "u"), ("v",)
-    )  # fmt: skip
+    answers = (Answer("a", 2.0), Answer("b", 1.0), Answer("c", 0.0))
+    full = Example((png(1),), turns, answers, Origin("f", 3), "x", ("t", "u"), ("v",))
     holds = FORMATS["rlaif_v"].holds
     drop: list[str] = []
     said = []
@@ -140,7 +141,7 @@ def test_what_does_not_fit_is_named_and_dropped_on_demand() -> None:
     assert example == Example((), (Turn("user", ("R",)),), (Answer("a"), Answer("b")), Origin("f", 3))
     for bare, what in (
         (replace(full, answers=full.answers[:1]), "has 1 answer, and 2 are needed"),
-        (replace(full, answers=()), "has no answer, and 2 are needed"),
+        (replace(full, answers=()), "has no answers, and 2 are needed"),
         (replace(full, answers=(Answer("a"), Answer("a"))), "has the same answer twice"),
         (replace(full, answers=(Answer("a"), Answer(" "))), "has an empty answer"),
         (
@@ -156,7 +157,7 @@ def test_what_does_not_fit_is_named_and_dropped_on_demand() -> None:
 def test_the_parts_that_may_be_dropped_are_those_of_the_command() -> None:
     from mmlaunch.cli.convert import DROPS
 
-    assert DROPS == (*PARTS, "rows")
+    assert (*PARTS, "rows") == DROPS
 
 
 def test_a_file_of_rows_is_whole_or_not_there(tmp_path: Path) -> None:

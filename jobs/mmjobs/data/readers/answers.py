@@ -88,8 +88,8 @@ def truths(row: Row, *columns: str) -> tuple[str, ...]:
 
 
 def _truth(row: Row, value: Any, what: str) -> str:
-    if isinstance(value, dict):
-        value = value.get("answer")
+    if isinstance(value, dict) and "answer" in value:
+        value = value["answer"]
     if isinstance(value, bool):
         return str(value).lower()
     return str(value) if isinstance(value, (int, float)) else row.clean(value, what)
