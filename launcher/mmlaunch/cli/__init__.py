@@ -19,7 +19,8 @@ from mmlaunch.errors import MachineError, MmlaunchError, RecipeError
 
 USUAL = (
     "validate", "render", "estimate", "submit", "status", "logs", "cancel", "resume", "why", "results", "board",
-    "report", "doctor", "export", "compare", "data", "runs", "schema", "completion",
+    "report", "doctor", "export", "compare", "data", "convert", "split", "decontaminate",
+    "runs", "schema", "completion",
 )  # fmt: skip
 """The order in which --help lists the commands; those that are not named here come behind them."""
 
@@ -55,7 +56,7 @@ OTHER_TOOLS = {
     "kill": "cancel", "rm": "cancel", "check": "validate", "lint": "validate", "plan": "render",
     "dry-run": "render", "dryrun": "render", "preview": "render", "tail": "logs", "log": "logs", "restart": "resume",
     "continue": "resume", "retry": "resume", "tensorboard": "board", "explain": "why", "debug": "why",
-    "memory": "estimate", "convert": "export",
+    "memory": "estimate", "dedup": "decontaminate",
 }  # fmt: skip
 """What people type who come from another tool."""
 OPTIONS = {"--dry-run": "mmlaunch render RECIPE shows what submit would do", "--dryrun": "mmlaunch render RECIPE",

@@ -66,3 +66,33 @@ def cluster(function: F) -> F:
 
 def as_json(function: F) -> F:
     return click.option("--json", "as_json", is_flag=True, help="Machine-readable output.")(function)
+
+
+def overwrite(function: F) -> F:
+    return click.option("--overwrite", is_flag=True, help="Replace what stands there already.")(function)
+
+
+def rows(function: F) -> F:
+    """The rows that a command on data reads."""
+    options = (
+        click.argument("input", type=click.Path()),
+        click.option(
+            "--from", "format", default="auto", show_default=True, metavar="FORMAT", help="The format of INPUT."
+        ),
+        click.option(
+            "--images", type=click.Path(), help="The folder to which image paths are relative. Default: INPUT's folder."
+        ),
+        click.option(
+            "--on-bad", type=click.Choice(["error", "skip"]), default="error", show_default=True,
+            help="What a row or an image that cannot be read does; skipped ones are counted and listed.",
+        ),
+    )  # fmt: skip
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+def row_arguments(format: str, images: str | None, on_bad: str, overwrite: bool) -> list[str]:
+    """The same for the program that reads them, whose last arguments are the paths."""
+    arguments = [f"--from={format}", f"--on-bad={on_bad}", *(["--overwrite"] if overwrite else [])]
+    return [*arguments, *([f"--images={images}"] if images else [])]

@@ -65,6 +65,36 @@ FORMATS: dict[str, Format] = {
         answers=False,
         example='{"prompt": "What is it?", "image": "a.jpg"}',
     ),
+    "vlmevalkit": Format(
+        scores=False,
+        answers=False,
+        example='{"index": 1, "image_path": "a.jpg", "question": "What is it?", "A": "A cat", "B": "A dog", '
+        '"answer": "A"}',
+    ),
+    "lmms_eval": Format(
+        scores=False,
+        example='{"doc_id": 1, "input": "What is it?", "target": "cat", "resps": [["A cat."]], '
+        '"filtered_resps": ["A cat."]}',
+    ),
+    "llava_answers": Format(
+        scores=False,
+        answers=False,
+        example='{"question_id": 1, "image": "a.jpg", "text": "What is it?", "category": "conv"}',
+    ),
+    "rewardbench": Format(
+        scores=False,
+        example='{"id": 1, "prompt": "What is it?", "chosen": "A cat.", "rejected": "A dog.", "subset": "refusals"}',
+    ),
+    "mt_bench": Format(
+        scores=False,
+        answers=False,
+        example='{"question_id": 81, "category": "writing", "turns": ["Write a poem.", "Make it shorter."]}',
+    ),
+    "predictions": Format(
+        example='{"index": 0, "source": "data/test.jsonl", "prompt": "What is it?", "images": ["/data/a.jpg"], '
+        '"truths": ["cat"], "predictions": ["A cat."], "finish": ["eos"], "tokens": {"prompt": 600, "answer": [4]}, '
+        '"log_probs": [-1.2], "error": null}',
+    ),
     "shapes": Format(generated=True),
 }
 """By the name that a recipe writes."""

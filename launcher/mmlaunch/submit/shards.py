@@ -19,7 +19,7 @@ def define(recipe: Recipe) -> Definition:
     """Count the rows of all sources, and split them."""
     task = settings_of(recipe)
     sources = [source.model_dump(mode="json", by_alias=True) for source in recipe.data.inputs]
-    counted = run_task.run("mmjobs.tasks.count_rows", [json.dumps(sources)], needs="numpy")["inputs"]
+    counted = run_task.run("mmjobs.tasks.count_rows", [json.dumps(sources)], needs=("numpy", "PIL"))["inputs"]
     inputs = tuple(InputFile(**one) for one in counted)
     rows = sum(one.rows for one in inputs)
     return Definition(rows, task.window, task.batch, shards.split(rows, task.shards, task.window), inputs)

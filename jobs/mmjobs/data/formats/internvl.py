@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mmjobs.data.example import Example, LazyExamples
+from mmjobs.data.formats import llava
 from mmjobs.data.formats.llava import conversation
 from mmjobs.data.readers import lines
 from mmjobs.data.readers.answers import columns_pair
@@ -17,6 +18,8 @@ from mmjobs.data.readers.folder import Folder
 from mmjobs.data.readers.row import Row, kind
 from mmjobs.data.readers.rows import Part, Rows, chosen, file_of, must_be
 from mmjobs.data.readers.turns import Message, prompt
+from mmjobs.data.writers.fit import Holds
+from mmjobs.data.writers.words import Facts, named, question
 from mmlaunch.errors import BadInput
 from mmlaunch.recipe.data import Source
 
@@ -37,6 +40,8 @@ def recognises(path: Path) -> bool:
         return False  # lines of JSON, each an object, or what `lines` has more to say about
     return isinstance(content, dict) and any(isinstance(one, dict) and "annotation" in one for one in content.values())
 
+
+HOLDS = Holds(fewest=1, most=2, turns=1)
 
 EXPECTED = '{"name": {"root": "images", "annotation": "rows.jsonl", "repeat_time": 1}}'
 SIGNS = ("conversations", "question", "chosen", "rejected")
@@ -132,3 +137,18 @@ def _example(row: Row, folder: Folder) -> Example:
     images = folder.pictures(row, "image")
     asked = Message("user", row.clean(row.need("question"), "question"), "question")
     return Example(images, prompt(row, [asked], len(images)), columns_pair(row), row.origin)
+
+
+def row_of(example: Example, images: Sequence[str], facts: Facts) -> dict[str, Any]:
+    """A row of a set: a conversation, or a pair for MPO."""
+    if len(example.answers) == 1:
+        return llava.row_of(example, images, facts)
+    chosen, rejected = example.answers
+    row = {"id": facts.name, **named(images), "question": question(example)}
+    return row | {"chosen": chosen.text, "rejected": rejected.text}
+
+
+def meta_of(rows: Path, count: int, root: str) -> dict[str, Any]:
+    """The meta file of one file of rows, which lies beside it."""
+    one = {"root": root, "annotation": rows.name, "data_augment": False, "repeat_time": 1, "length": count}
+    return {rows.stem: one}

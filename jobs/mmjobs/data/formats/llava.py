@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 from mmjobs.data.example import Answer, Example
 from mmjobs.data.readers.answers import last, ranked, spoken, worded
@@ -11,13 +12,18 @@ from mmjobs.data.readers.folder import Folder
 from mmjobs.data.readers.row import Row
 from mmjobs.data.readers.rows import Rows, examples, file_of
 from mmjobs.data.readers.turns import PLACEHOLDER, Message, messages, prompt
+from mmjobs.data.writers.fit import MANY, Holds
+from mmjobs.data.writers.words import Facts, marked, named
 from mmlaunch.recipe.data import Source
 
 COLUMNS: tuple[tuple[str, ...], ...] = (("conversations",),)
 """Rows with all of one of these columns are in this format, unless a format of a lower `ORDER` matches."""
 ORDER = 10
 
+HOLDS = Holds(fewest=1, turns=MANY, unlearnt=True, scores=1, label=True)
+
 COLUMN = "conversations"
+NAMES = {"user": "human", "assistant": "gpt", "system": "system"}
 
 
 def rows(source: Source) -> Rows:
@@ -72,3 +78,15 @@ def _scores(row: Row, answers: int) -> Sequence[float | None]:
     if answers > 1:
         raise row.bad(f"one score for {answers} answers; write scores: [...] with one for each")
     return [row.number(row.get("score"), "score")]
+
+
+def row_of(example: Example, images: Sequence[str], facts: Facts) -> dict[str, Any]:
+    """One row; a single answer is a list of one where earlier answers are not trained on."""
+    texts, scores = [one.text for one in example.answers], [one.score for one in example.answers]
+    learnt = all(turn.in_loss for turn in example.prompt if turn.role == "assistant")
+    talk = [{"from": NAMES[turn.role], "value": marked(turn) if images else turn.text} for turn in example.prompt]
+    final: Any = texts[0] if len(texts) == 1 and learnt else texts
+    row: dict[str, Any] = {"id": facts.name, **named(images), COLUMN: [*talk, {"from": "gpt", "value": final}]}
+    if scores[0] is not None:
+        row |= {"score": scores[0]} if len(scores) == 1 else {"scores": scores}
+    return row | ({"label": example.label} if example.label is not None else {})

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 from mmjobs.data.example import Example
 from mmjobs.data.readers.answers import columns_pair
@@ -10,11 +12,15 @@ from mmjobs.data.readers.folder import Folder
 from mmjobs.data.readers.row import Row
 from mmjobs.data.readers.rows import Rows, examples, file_of
 from mmjobs.data.readers.turns import Message, prompt
+from mmjobs.data.writers.fit import Holds
+from mmjobs.data.writers.words import Facts, question
 from mmlaunch.recipe.data import Source
 
 COLUMNS: tuple[tuple[str, ...], ...] = (("img_path", "prompt", "chosen", "rejected"),)
 """Rows with all of one of these columns are in this format, unless a format of a lower `ORDER` matches."""
 ORDER = 20
+
+HOLDS = Holds(fewest=2, most=2)
 
 USER, ASSISTANT, END = "USER: ", "ASSISTANT:", "</s>"
 
@@ -58,3 +64,13 @@ def messages_of(row: Row, text: str, column: str) -> tuple[Message, ...]:
 
 def _less_one_blank(text: str) -> str:
     return text[:-1] if text.endswith((" ", "\n")) else text
+
+
+def row_of(example: Example, images: Sequence[str], facts: Facts) -> dict[str, Any]:
+    """One row; a question that ends with the template's own word is written inside of the template."""
+    chosen, rejected = example.answers
+    words = question(example)
+    if words.removesuffix("\n").removesuffix(" ").endswith(ASSISTANT):
+        words = f"{USER}{words} {ASSISTANT}"
+    held = list(images) if len(images) > 1 or any("," in name for name in images) else next(iter(images), None)
+    return {"id": facts.name, "img_path": held, "prompt": words, "chosen": chosen.text, "rejected": rejected.text}

@@ -2,7 +2,7 @@
 
 A format is one file. It must have `rows(source)`: the rows that a source names, after its `skip` and `limit`. It may
 have `parts(source)`, where its own files name several sets. For `format: auto` it has `COLUMNS` and `ORDER`, or
-`recognises(path)`.
+`recognises(path)`. To be written it has `HOLDS`, what its rows hold of an example, and `row_of`, such a row.
 """
 
 from __future__ import annotations
@@ -12,10 +12,13 @@ import pkgutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from mmjobs.data import formats
 from mmjobs.data.example import BadRow, Example
 from mmjobs.data.readers.rows import LOOK, Part, Table, columns, file_of, table_of
+from mmjobs.data.writers.fit import Holds
+from mmjobs.data.writers.words import Facts
 from mmlaunch.errors import BadInput
 from mmlaunch.recipe.data import Source
 
@@ -31,6 +34,8 @@ class Format:
     columns: tuple[tuple[str, ...], ...]
     order: int
     needed: str
+    holds: Holds
+    row_of: Callable[[Example, Sequence[str], Facts], dict[str, Any]] | None
 
     @classmethod
     def of(cls, name: str) -> Format | None:
@@ -46,6 +51,8 @@ class Format:
             columns=signs,
             order=getattr(module, "ORDER", 100),
             needed=getattr(module, "NEEDED", " ".join(signs[0]) if signs else ""),
+            holds=getattr(module, "HOLDS", Holds()),
+            row_of=getattr(module, "row_of", None),
         )
 
 

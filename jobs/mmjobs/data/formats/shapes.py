@@ -5,6 +5,7 @@ The right answer comes first, then one that is wrong, then one to another questi
 
 from __future__ import annotations
 
+import io
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -40,6 +41,11 @@ class Drawing:
 
     def size(self, max_side: int | None = None) -> tuple[int, int]:
         return CANVAS, CANVAS
+
+    def read(self) -> bytes:
+        stream = io.BytesIO()
+        self.open().save(stream, "PNG")
+        return stream.getvalue()
 
     def open(self, max_side: int | None = None) -> Image.Image:
         image = Image.new("RGB", (CANVAS, CANVAS), (self.ground,) * 3)

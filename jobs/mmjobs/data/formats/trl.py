@@ -12,11 +12,16 @@ from mmjobs.data.readers.folder import Folder
 from mmjobs.data.readers.row import Row
 from mmjobs.data.readers.rows import Rows, examples, file_of
 from mmjobs.data.readers.turns import INLINE, Message, messages, prompt
+from mmjobs.data.writers.fit import Holds
+from mmjobs.data.writers.words import Facts
+from mmjobs.data.writers.words import messages as written
 from mmlaunch.recipe.data import Source
 
 COLUMNS: tuple[tuple[str, ...], ...] = (("chosen", "rejected"), ("prompt", "completion"), ("messages",))
 """Rows with all of one of these columns are in this format, unless a format of a lower `ORDER` matches."""
 ORDER = 60
+
+HOLDS = Holds(fewest=1, most=2, typed=True, turns=2, scores=2, label=True)
 
 
 def rows(source: Source) -> Rows:
@@ -24,11 +29,11 @@ def rows(source: Source) -> Rows:
 
     Conversations may leave `prompt` out: it is then what chosen and rejected share. Plain text may not.
     """
-    make = partial(_example, folder=Folder.of(source, file_of(source)))
+    make = partial(example, folder=Folder.of(source, file_of(source)))
     return examples(source, "trl", ["chosen", "rejected", "completion", "messages"], make)
 
 
-def _example(row: Row, folder: Folder) -> Example:
+def example(row: Row, folder: Folder) -> Example:
     in_loss = False
     conversation: Sequence[Message]
     answers: tuple[Answer, ...]
@@ -47,6 +52,18 @@ def _example(row: Row, folder: Folder) -> Example:
         raise row.bad("has an answer and nothing that it answers; add the column prompt")
     images = pictures(row, conversation, folder)
     return Example(images, prompt(row, conversation, len(images), in_loss), answers, row.origin, row.label())
+
+
+def row_of(example: Example, images: Sequence[str], facts: Facts) -> dict[str, Any]:
+    """One row of messages: a pair, or a completion."""
+    row: dict[str, Any] = {"id": facts.name, **({"images": list(images)} if images else {})}
+    row["prompt"] = written(example.prompt)
+    columns = ("chosen", "rejected") if len(example.answers) == 2 else ("completion",)
+    for column, answer in zip(columns, example.answers, strict=True):
+        row[column] = written((), answer.text)
+    if example.answers[0].score is not None:
+        row |= {f"score_{column}": one.score for column, one in zip(columns, example.answers, strict=True)}
+    return row | ({"label": example.label} if example.label is not None else {})
 
 
 def prompt_messages(row: Row) -> tuple[Message, ...]:

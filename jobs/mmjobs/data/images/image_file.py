@@ -65,6 +65,13 @@ class FilePicture:
     def identity(self) -> str:
         return self.path
 
+    def read(self) -> bytes:
+        with self._bytes() as stream:
+            try:
+                return stream.read()
+            except OSError as error:
+                raise BadPicture(f"{self.path}: cannot be read: {_reason(error)}") from None
+
     def open(self, max_side: int | None = None) -> Image.Image:
         with self._bytes() as stream:
             return _decoded(stream, self.path, max_side)
@@ -121,6 +128,9 @@ class BytesPicture:
     @property
     def identity(self) -> str:
         return self.digest.hex()
+
+    def read(self) -> bytes:
+        return self._stream().read()
 
     def open(self, max_side: int | None = None) -> Image.Image:
         return _decoded(self._stream(), self.name, max_side)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import math
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
@@ -68,6 +70,51 @@ def _scores(row: Row) -> tuple[float | None, float | None]:
         if chosen is not None or rejected is not None:
             return row.number(chosen, names[0]), row.number(rejected, names[1])
     return None, None
+
+
+def truths(row: Row, *columns: str) -> tuple[str, ...]:
+    """What the first of these columns that has anything calls right: one answer, or a list of them.
+
+    A number is its text; an item of a list may be an object with `answer`, as in VQA.
+    """
+    for column in columns:
+        if (value := row.get(column)) is not None and value not in ("", []):
+            listed = isinstance(value, list)
+            items = value if listed else [value]
+            return tuple(
+                _truth(row, item, f"{column}[{place}]" if listed else column) for place, item in enumerate(items)
+            )
+    return ()
+
+
+def _truth(row: Row, value: Any, what: str) -> str:
+    if isinstance(value, dict) and "answer" in value:
+        value = value["answer"]
+    if isinstance(value, bool):
+        return str(value).lower()
+    return str(value) if isinstance(value, (int, float)) else row.clean(value, what)
+
+
+def listed(text: str) -> list[str] | None:
+    """The texts of a list that is written as text, in Python or JSON; None for any other text."""
+    if not (text.startswith("[") and text.endswith("]")):
+        return None
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return None
+    texts = isinstance(value, list) and value and all(isinstance(item, str) for item in value)
+    return value if texts else None
+
+
+def merged(texts: Sequence[str], scores: Sequence[float | None]) -> tuple[Answer, ...]:
+    """What a model said, each text once with its best score, best first; what has no score comes last."""
+    best: dict[str, float | None] = {}
+    for text, score in zip(texts, scores, strict=True):
+        known = best.get(text)
+        best[text] = score if known is None else known if score is None else max(known, score)
+    said = [Answer(text, score) for text, score in best.items()]
+    return tuple(sorted(said, key=lambda one: -math.inf if one.score is None else one.score, reverse=True))
 
 
 def compared(row: Row) -> tuple[Sequence[Message], str, str]:

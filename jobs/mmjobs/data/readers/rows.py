@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from mmjobs.data.example import BadRow, Example, LazyExamples
-from mmjobs.data.readers import lines, saved
+from mmjobs.data.readers import lines, saved, tsv, xlsx
 from mmjobs.data.readers.row import Row
 from mmlaunch.errors import BadInput
 from mmlaunch.recipe.data import Source
@@ -57,7 +57,7 @@ class Part:
     """A smaller tile budget than the model's."""
 
     def values(self, place: int) -> Mapping[str, Any]:
-        """The row at a place as it was read."""
+        """The row at a place as it was read; raises `BadRow`."""
         return self.rows.values(place) if isinstance(self.rows, LazyExamples) else {}
 
 
@@ -78,6 +78,10 @@ def table_of(path: Path, split: str | None = None, count: int | None = None, tex
         return saved.opened(path, split)
     if split is not None:
         raise BadInput(f"{path}: is one file without splits; remove split: {split}")
+    if path.suffix == ".tsv" and not text:
+        return tsv.opened(path, count)
+    if path.suffix == ".xlsx" and not text:
+        return xlsx.opened(path)
     return lines.opened(path, count, text)
 
 

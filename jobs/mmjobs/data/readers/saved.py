@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +37,16 @@ class Saved:
             raise BadRow(origin, f"cannot be read from the table: {_reason(error)}") from None
         return Row(origin, values)
 
+    def copy(self, places: Sequence[int], path: Path) -> None:
+        """Some of the rows as one parquet file, which appears when it is whole."""
+        temporary = path.with_name(f".{path.name}.{os.urandom(4).hex()}.tmp")
+        try:
+            with _library():
+                self.data.with_format(None).select(places).to_parquet(str(temporary))
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
 
 def is_table(path: Path) -> bool:
     """Whether this is for `datasets` to read: a folder, or a file by its ending."""
@@ -42,21 +55,29 @@ def is_table(path: Path) -> bool:
 
 def opened(path: Path, split: str | None) -> Saved:
     """The table at `path`, which exists; raises `BadInput`."""
+    with _library() as datasets:
+        try:
+            table = _read(datasets, path, split)
+        except (OSError, ValueError, TypeError, LookupError, datasets.exceptions.DatasetsError) as error:
+            cause = error.__cause__ or error
+            raise BadInput(f"{path}: cannot be read as a table: {_reason(cause)}; is the file complete?") from None
+    if not len(table):
+        raise BadInput(f"{path}: holds no rows; it needs at least one")
+    return Saved(str(path), table.with_format("arrow"))
+
+
+@contextmanager
+def _library() -> Iterator[Any]:
+    """The library `datasets`, without its progress bars."""
     import datasets  # type: ignore[import-untyped]  # has no types; it takes a second, and most sources do without
 
     shown = datasets.is_progress_bar_enabled()
     datasets.disable_progress_bars()
     try:
-        table = _read(datasets, path, split)
-    except (OSError, ValueError, TypeError, LookupError, datasets.exceptions.DatasetsError) as error:
-        cause = error.__cause__ or error
-        raise BadInput(f"{path}: cannot be read as a table: {_reason(cause)}; is the file complete?") from None
+        yield datasets
     finally:
         if shown:
             datasets.enable_progress_bars()
-    if not len(table):
-        raise BadInput(f"{path}: holds no rows; it needs at least one")
-    return Saved(str(path), table.with_format("arrow"))
 
 
 def _read(datasets: Any, path: Path, split: str | None) -> Any:

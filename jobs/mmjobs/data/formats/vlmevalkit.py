@@ -1,0 +1,134 @@
+"""The `vlmevalkit` format: benchmarks as VLMEvalKit keeps them, and the predictions that it writes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from string import ascii_uppercase
+from typing import Any
+
+from mmjobs.data.example import Answer, BadRow, Example, Picture
+from mmjobs.data.readers.answers import listed, truths
+from mmjobs.data.readers.folder import Folder
+from mmjobs.data.readers.row import Row
+from mmjobs.data.readers.rows import Rows, Table, chosen, file_of, must_be, table_of
+from mmjobs.data.readers.turns import Message, prompt
+from mmjobs.data.writers.fit import MANY, Holds
+from mmjobs.data.writers.words import Facts, question
+from mmlaunch.recipe.data import Source
+
+COLUMNS: tuple[tuple[str, ...], ...] = (("index", "question"),)
+"""Rows with all of one of these columns are in this format, unless a format of a lower `ORDER` matches."""
+ORDER = 75
+
+WRITTEN = ("index", "image", "image_path", "question", "answer", "category", "prediction")
+HOLDS = Holds(most=1, truths=MANY, embeds=True, columns=WRITTEN)
+
+SHORT = 64
+"""A shorter text in `image` is the `index` of the row that has the image; so VLMEvalKit tells the two apart."""
+
+
+def rows(source: Source) -> Rows:
+    """`index`, `question`, and `image` (base64) or `image_path`; options A, B, ...; `hint`, `answer`, `prediction`.
+
+    A list that is written as text, `['...', '...']`, holds several images, or several right answers.
+    """
+    path = file_of(source)
+    table = table_of(path, source.split, None)  # an image may stand in any row
+    must_be(table, path, "vlmevalkit", ["question"])
+    return Rows(table, chosen(source, len(table), path), _Maker(table, Folder.of(source, path)))
+
+
+@dataclass(frozen=True)
+class _Maker:
+    table: Table
+    folder: Folder
+
+    def __call__(self, row: Row) -> Example:
+        images = self._images(row)
+        asked = Message("user", _question(row), "question")
+        said = row.get("prediction")
+        answers = () if said is None else (Answer(_text(row, said, "prediction")),)
+        return Example(
+            images, prompt(row, [asked], len(images)), answers, row.origin, truths=_truths(row),
+        )  # fmt: skip
+
+    def _images(self, row: Row) -> tuple[Picture, ...]:
+        held = row.get("image")
+        if isinstance(held, str) and len(held) <= SHORT and held in self._places:
+            held = self._row(self._places[held]).get("image")
+        elif isinstance(held, int):
+            held = self._row(self._places[str(held)]).get("image") if str(held) in self._places else held
+        if held is not None:
+            several = listed(held) if isinstance(held, str) else None
+            return self.folder.collected(row, several or [held], "image")
+        paths = row.get("image_path")
+        several = listed(paths) if isinstance(paths, str) else None
+        return self.folder.collected(row, several, "image_path") if several else self.folder.pictures(row, "image_path")
+
+    def _row(self, place: int) -> Row:
+        return self.table.row(place)
+
+    @cached_property
+    def _places(self) -> dict[str, int]:
+        """Where the rows with images of their own are, by `index`; asked for only where a row points at another."""
+        places = {}
+        for place in range(len(self.table)):
+            try:
+                row = self.table.row(place)
+            except BadRow:
+                continue
+            held = row.get("image")
+            if isinstance(held, str) and len(held) > SHORT:
+                places[str(row.get("index"))] = place
+        return places
+
+
+def _question(row: Row) -> str:
+    """The question alone, or with its hint and its options as VLMEvalKit lays them out."""
+    words = row.text("question")
+    options = [
+        (letter, _text(row, row.get(letter), letter)) for letter in ascii_uppercase if row.get(letter) is not None
+    ]
+    hint = row.get("hint")
+    if hint is None and not options:
+        return words
+    laid = [f"Hint: {_text(row, hint, 'hint')}"] if hint is not None else []
+    laid.append(f"Question: {words}")
+    if options:
+        laid += ["Options:", *(f"{letter}. {text}" for letter, text in options)]
+        laid.append("Please select the correct answer from the options above.")
+    return "\n".join(laid)
+
+
+def _truths(row: Row) -> tuple[str, ...]:
+    value = row.get("answer")
+    several = listed(value) if isinstance(value, str) else None
+    return tuple(several) if several else truths(row, "answer")
+
+
+def _text(row: Row, value: Any, what: str) -> str:
+    """A cell as text: sheets and JSON hold numbers where a table of text has letters."""
+    return str(value) if isinstance(value, (int, float)) else row.clean(value, what)
+
+
+def row_of(example: Example, images: Sequence[str], facts: Facts) -> dict[str, Any]:
+    """One row; `images` are in base64, and get the names that VLMEvalKit gives them on a disk."""
+    names = [f"{facts.name}.jpg"] if len(images) == 1 else [f"{facts.name}_{n}.jpg" for n in range(1, len(images) + 1)]
+    return {
+        "index": facts.name,
+        "image": _cell(images),
+        "image_path": _cell(names) if images else None,
+        "question": question(example),
+        "answer": _cell(example.truths),
+        "category": facts.category,
+        "prediction": example.answers[0].text if example.answers else None,
+    }
+
+
+def _cell(texts: Sequence[str]) -> str | None:
+    if len(texts) == 1 and listed(texts[0]) is None:
+        return texts[0]
+    return json.dumps(list(texts), ensure_ascii=False) if texts else None

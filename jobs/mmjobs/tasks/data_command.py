@@ -1,0 +1,98 @@
+"""What the commands on files of rows share: how they are opened, progress, what is left out, and how a program ends."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from mmjobs.data.example import BadRow
+from mmjobs.data.formats.registry import FORMATS, Format, recognised
+from mmjobs.data.readers.rows import Part
+from mmlaunch.errors import BadInput, MachineError, MmlaunchError, UserError
+from mmlaunch.recipe.data import Source
+
+LISTED = 20
+"""So many rows that are left out are listed; all are counted."""
+
+
+def opened(path: str, format: str, images: str | None, split: str | None = None) -> tuple[Format, Part]:
+    """The rows of a file or folder, whatever its format says of their images; each set of a meta file once."""
+    if format not in ("auto", *FORMATS):
+        raise UserError(f"--from: there is no format {format}; one of auto, {', '.join(FORMATS)}")
+    source = Source(path=path, images=images, split=split)
+    kind = FORMATS[recognised(source) if format == "auto" else format]
+    return kind, Part(path, kind.rows(source))
+
+
+class LeftOut:
+    """Rows that were left out, counted by why, with the first few in words."""
+
+    def __init__(self, skip: bool) -> None:
+        self.skip, self.counts, self.reasons = skip, Counter[str](), list[dict[str, str]]()
+
+    def bad(self, error: BadRow) -> None:
+        """A row that cannot be read: an error, unless the user says `--on-bad skip`."""
+        if not self.skip:
+            raise BadInput(f"{error}; mend it, or leave such rows out with --on-bad skip")
+        self.add("bad", str(error.origin), error.what)
+
+    def add(self, why: str, row: str, reason: str) -> None:
+        self.counts[why] += 1
+        if len(self.reasons) < LISTED:
+            self.reasons.append({"row": row, "why": why, "reason": reason})
+
+    def facts(self) -> dict[str, Any]:
+        return {"left_out": dict(self.counts), "reasons": self.reasons}
+
+
+class Progress:
+    """Rows done, on standard error, for a terminal."""
+
+    def __init__(self, what: str, total: int) -> None:
+        self.what, self.total, self.done, self.shown = what, total, 0, time.monotonic()
+
+    def __call__(self) -> None:
+        self.done += 1
+        if sys.stderr.isatty() and time.monotonic() - self.shown > 0.2:
+            self.shown = time.monotonic()
+            print(f"\r{self.what}: {self.done:,} of {self.total:,} rows", end="", file=sys.stderr, flush=True)
+
+
+def add_source(parser: argparse.ArgumentParser) -> None:
+    """The arguments that say which rows."""
+    parser.add_argument("input")
+    parser.add_argument("--from", dest="format", default="auto")
+    parser.add_argument("--images")
+    parser.add_argument("--on-bad", choices=("error", "skip"), default="error")
+    parser.add_argument("--overwrite", action="store_true")
+
+
+def end(parser: argparse.ArgumentParser, run: Callable[[argparse.Namespace], dict[str, Any]]) -> int:
+    """Run a program: one JSON object on standard output, and the exit code that the command ends with."""
+    try:
+        result = run(parser.parse_args())
+    except BadInput as error:
+        result = {"error": str(error), "exit_code": UserError.exit_code}  # no job: the user names the file
+    except MmlaunchError as error:
+        result = {"error": str(error), "exit_code": error.exit_code}
+    except OSError as error:
+        result = {"error": str(error), "exit_code": MachineError.exit_code}
+    except KeyboardInterrupt:
+        return 130
+    if sys.stderr.isatty():
+        print("\r\033[K", end="", file=sys.stderr)
+    print(json.dumps(result))
+    code: int = result.get("exit_code", 0)
+    return code
+
+
+def must_differ(input: str, output: Path) -> None:
+    """Refuse to write over what is read."""
+    if Path(input).expanduser().exists() and output.exists() and output.samefile(Path(input).expanduser()):
+        raise UserError(f"{output}: is the file that is read; name another one")
