@@ -9,10 +9,14 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 from mmlaunch.run import ledger
 from mmlaunch.run.ledger import Event
 from mmlaunch.run.paths import RunPaths
+
+
+T = TypeVar("T")
 
 
 def mmlaunch(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -60,3 +64,12 @@ def before_the_resume(events: list[Event]) -> tuple[int, list[int], list[int]]:
     index = next(number for number, event in enumerate(events) if event["event"] == "resumed")
     saved = [e["step"] for e in events[:index] if e["event"] == "checkpoint" and "rejected" not in e]
     return events[index]["step"], saved, [e["step"] for e in events[:index] if e["event"] == "step"]
+
+
+def until(look: Callable[[], T], seconds: float = 180) -> T:
+    """What `look` says, once it says something."""
+    limit = time.monotonic() + seconds
+    while not (said := look()):
+        assert time.monotonic() < limit, f"still waiting for {look} after {seconds:g} s"
+        time.sleep(0.3)
+    return said

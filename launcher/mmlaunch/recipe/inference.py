@@ -104,7 +104,7 @@ class Instructed(Generating):
         return INSTRUCTIONS.get(self.instruction, self.instruction)
 
 
-FINAL: Any = "boxed"
+FINAL: Any = "final"
 """The metric where none is named."""
 Metrics = Annotated[dict[str, RewardSource], Field(min_length=1)]
 
