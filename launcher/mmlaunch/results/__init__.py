@@ -1,1 +1,1 @@
-"""What came of a task: the records of all its shards in one file, and what they say."""
+"""What evaluations and scorings came to: summaries of their records, as JSON, as tables and as a page."""

@@ -110,7 +110,7 @@ def said_last(text: str) -> str | None:
     colon says; None if neither is there."""
     formulas = _BETWEEN.findall(text[-_LAST:])
     if formulas:
-        return next(part for part in formulas[-1] if part).strip()
+        return str(next(part for part in formulas[-1] if part)).strip()
     said = _IS.split(text[-_LAST:].rstrip(". \n"))
     return said[-1].strip() if len(said) > 1 and len(said[-1]) < 100 else None
 
