@@ -71,7 +71,7 @@ def text(example: Example) -> str:
 def test_vlmevalkit_reads_questions_with_options(tmp_path: Path) -> None:
     (tmp_path / "b.png").write_bytes(png("blue"))
     options = {"hint": "Look\nup.", "A": "red", "B": 'the "blue"', "C": None}
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "index": 5,
             "image": RED,
