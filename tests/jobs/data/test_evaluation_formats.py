@@ -101,6 +101,22 @@ def test_vlmevalkit_reads_questions_with_options(tmp_path: Path) -> None:
     assert part.values(0)["index"] == "1000005" and part.values(2)["answer"] == "4", "rows stay reachable as they are"
 
 
+def test_vlmevalkit_puts_numbered_images_in_their_places(tmp_path: Path) -> None:
+    pictures = f"['{RED}', '{BLUE}']"
+    path = table(
+        tmp_path,
+        {"index": 1, "image": pictures, "question": "Is <image 2> like <image 1>?"},
+        {"index": 2, "image": pictures, "question": "Only <image 2>"},
+        {"index": 3, "image": pictures, "question": "No <image 3>"},
+    )
+    both, one, none = read(path, "vlmevalkit")
+    assert both.prompt[0].content == ("Is ", IMAGE, " like ", IMAGE, "?")
+    assert [image.read() for image in both.images] == [png("blue"), png("red")]
+    assert one.prompt[0].content == (IMAGE, "Only ", IMAGE)
+    assert [image.read() for image in one.images] == [png("red"), png("blue")]
+    assert none.prompt[0].content == (IMAGE, IMAGE, "No <image 3>")
+
+
 def test_vlmevalkit_reads_sheets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "model_MMStar.xlsx"
     with monkeypatch.context() as context:
