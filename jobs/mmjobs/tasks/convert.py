@@ -7,10 +7,11 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mmjobs.data.example import BadRow, Example
+from mmjobs.data.example import Answer, BadRow, Example
 from mmjobs.data.formats.internvl import meta_of
 from mmjobs.data.formats.registry import FORMATS, Format
 from mmjobs.data.writers.files import RowFile, free
@@ -38,7 +39,10 @@ def convert(given: argparse.Namespace) -> dict[str, Any]:
         for place in range(len(part.rows)):
             moved()
             try:
-                if (kept := _fit(part.rows[place], target, given.drop, left_out, dropped)) is not None:
+                example = part.rows[place]
+                if given.truths_as_answers and example.truths and not example.answers:
+                    example = replace(example, answers=(Answer(example.truths[0]),), truths=())
+                if (kept := _fit(example, target, given.drop, left_out, dropped)) is not None:
                     facts = Facts.of(part.values(place), place)
                     rows.write(WRITTEN[target.name](kept, images.names(kept), facts))
             except BadRow as error:
@@ -47,11 +51,10 @@ def convert(given: argparse.Namespace) -> dict[str, Any]:
             first = f": {one['row']}: {one['reason']}" if (one := next(iter(left_out.reasons), None)) else ""
             raise BadInput(f"{given.input}: no row is left to write{first}")
     if file != out:
-        whole = not images.outside
-        meta = meta_of(file, rows.count, images.folder if whole and images.inside else "")
+        meta = meta_of(file, rows.count, images.folder if images.short and not images.full else "")
         with explained(f"{out}: cannot be written"):
             publish(out, json.dumps(meta, indent=2) + "\n")
-    where = {"folder": images.folder, "inside": images.inside, "outside": images.outside, "made": images.made}
+    where = {"folder": images.folder, "short": images.short, "full": images.full, "made": images.made}
     result = {"rows": rows.count, "from": origin.name, "to": target.name, "output": str(out), "images": where}
     return {**result, "dropped": dict(dropped), **left_out.facts()}
 
@@ -93,7 +96,7 @@ def main() -> int:
     add_source(parser)
     parser.add_argument("output")
     parser.add_argument("--to", required=True)
-    parser.add_argument("--split")
+    parser.add_argument("--truths-as-answers", action="store_true")
     parser.add_argument("--drop", action="append", default=[], choices=(*PARTS, "rows"))
     parser.add_argument("--absolute", action="store_true")
     return end(parser, convert)

@@ -15,6 +15,7 @@ from mmjobs.data.example import BadRow
 from mmjobs.data.formats.registry import FORMATS, Format, recognised
 from mmjobs.data.readers.rows import Part
 from mmlaunch.errors import BadInput, MachineError, MmlaunchError, UserError
+from mmlaunch.recipe.data import FORMATS as RECIPE_FORMATS
 from mmlaunch.recipe.data import Source
 
 LISTED = 20
@@ -23,9 +24,13 @@ LISTED = 20
 
 def opened(path: str, format: str, images: str | None, split: str | None = None) -> tuple[Format, Part]:
     """The rows of a file or folder, whatever its format says of their images; each set of a meta file once."""
-    if format not in ("auto", *FORMATS):
-        raise UserError(f"--from: there is no format {format}; one of auto, {', '.join(FORMATS)}")
-    source = Source(path=path, images=images, split=split)
+    readable = [name for name, kind in RECIPE_FORMATS.items() if not kind.generated]
+    if format not in readable:
+        raise UserError(f"--from: no file is in the format {format}; one of {', '.join(readable)}")
+    try:
+        source = Source(path=path, images=images, split=split)
+    except ValueError as error:  # pydantic's: a path that no recipe could hold either
+        raise UserError(f"{path!r}: is no path that can be read: {str(error).splitlines()[2].strip()}") from None
     kind = FORMATS[recognised(source) if format == "auto" else format]
     return kind, Part(path, kind.rows(source))
 
@@ -69,6 +74,7 @@ def add_source(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("input")
     parser.add_argument("--from", dest="format", default="auto")
     parser.add_argument("--images")
+    parser.add_argument("--split")
     parser.add_argument("--on-bad", choices=("error", "skip"), default="error")
     parser.add_argument("--overwrite", action="store_true")
 

@@ -18,7 +18,7 @@ from mmjobs.tasks.data_command import LeftOut, Progress, add_source, end, must_d
 def decontaminate(given: argparse.Namespace) -> dict[str, Any]:
     """Learn the test sets, then copy every row that shares nothing with them."""
     out, report = Path(given.output), Path(given.report or f"{Path(given.output).with_suffix('')}.removed.jsonl")
-    kind, part = opened(given.input, given.format, given.images)
+    kind, part = opened(given.input, given.format, given.images, given.split)
     rows, left_out = one_table(part), LeftOut(given.on_bad == "skip")
     free(out, given.overwrite, kinds(rows))
     free(report, given.overwrite, (".jsonl",))

@@ -68,7 +68,7 @@ def shared(sizes: Mapping[int, int], shares: Mapping[str, float], seed: int) -> 
 def split(given: argparse.Namespace) -> dict[str, Any]:
     """Group the rows, share the groups among the parts, and copy each row to its part."""
     shares, folder = _shares(given.parts), Path(given.output)
-    kind, part = opened(given.input, given.format, given.images)
+    kind, part = opened(given.input, given.format, given.images, given.split)
     rows, ending = one_table(part), kinds(one_table(part))
     suffix = Path(given.input).suffix if Path(given.input).suffix in ending else ending[0]
     with explained(f"{folder}: cannot be made"):

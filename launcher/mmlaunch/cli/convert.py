@@ -26,28 +26,30 @@ DROPS = ("answers", "scores", "images", "turns", "label", "truths", "followups",
 @options.rows
 @click.argument("output", type=click.Path())
 @click.option("--to", required=True, metavar="FORMAT", help="The format to write; mmlaunch data --formats shows all.")
-@click.option("--split", metavar="NAME", help="The split of a Hugging Face data set.")
 @click.option(
     "--drop", multiple=True, type=click.Choice(DROPS),
     help="Write rows without what the format cannot hold: their surplus answers, scores, ... `rows` leaves out rows "
     "that still do not fit. Everything that is dropped is counted.",
 )  # fmt: skip
 @click.option("--absolute", is_flag=True, help="Write all image paths in full. Default: those beside OUTPUT are short.")
+@click.option(
+    "--truths-as-answers", is_flag=True, help="Rows without an answer get the first that the data call right."
+)
 @options.overwrite
 @options.as_json
 def command(
-    input: str, output: str, format: str, images: str | None, on_bad: str, to: str, split: str | None,
-    drop: tuple[str, ...], absolute: bool, overwrite: bool, as_json: bool,
+    input: str, output: str, format: str, images: str | None, split: str | None, on_bad: str, to: str,
+    drop: tuple[str, ...], absolute: bool, truths_as_answers: bool, overwrite: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Write the rows of INPUT to OUTPUT in another format: .jsonl, .json, or .tsv for vlmevalkit.
 
     What the format cannot hold is refused with its row and reason, unless --drop names it. Images keep their files;
     those that stand in the rows themselves become files beside OUTPUT.
     """
-    arguments = [*options.row_arguments(format, images, on_bad, overwrite), f"--to={to}"]
-    arguments += [f"--split={split}"] if split else []
+    arguments = [*options.row_arguments(format, images, split, on_bad, overwrite), f"--to={to}"]
     arguments += [f"--drop={part}" for part in drop]
-    arguments += [*(["--absolute"] if absolute else []), "--", input, output]
+    arguments += ["--absolute"] if absolute else []
+    arguments += [*(["--truths-as-answers"] if truths_as_answers else []), "--", input, output]
     result = run_task.run("mmjobs.tasks.convert", arguments, needs=("PIL", "numpy"))
     if as_json:
         click.echo(json.dumps(result))
@@ -65,9 +67,9 @@ def _images(result: dict[str, Any]) -> str:
     """What a recipe says of the images, where the format needs it."""
     from mmlaunch.recipe.data import FORMATS
 
-    found = result["images"]
+    paths = result["images"]
     if not FORMATS[result["to"]].image_folder:
         return ""
-    if not found["inside"] and not found["outside"]:
-        return ", images: none"
-    return f", images: {found['folder'] if found['inside'] else '/'}"
+    if paths["short"] and paths["full"]:
+        click.echo(f"images: some lie outside of {paths['folder']}; with --absolute, images: / holds all of them")
+    return f", images: {paths['folder'] if paths['short'] else '/' if paths['full'] else 'none'}"

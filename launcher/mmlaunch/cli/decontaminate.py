@@ -46,14 +46,14 @@ Examples:
 @options.overwrite
 @options.as_json
 def command(
-    input: str, format: str, images: str | None, on_bad: str, against: tuple[str, ...], output: str, ngram: int,
-    compare: str, distance: int, report: str | None, overwrite: bool, as_json: bool,
+    input: str, format: str, images: str | None, split: str | None, on_bad: str, against: tuple[str, ...],
+    output: str, ngram: int, compare: str, distance: int, report: str | None, overwrite: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Copy the rows of INPUT that share nothing with test sets, every field as it was.
 
     A row is removed when its question or one of its answers has the words of a test row, or when it shows its image.
     """
-    arguments = options.row_arguments(format, images, on_bad, overwrite)
+    arguments = options.row_arguments(format, images, split, on_bad, overwrite)
     arguments += [f"--ngram={ngram}", f"--compare={compare}", f"--distance={distance}"]
     arguments += [*(f"--against={one}" for one in against), *([f"--report={report}"] if report else [])]
     result = run_task.run("mmjobs.tasks.decontaminate", [*arguments, "--", input, output], needs=("PIL", "numpy"))

@@ -82,6 +82,7 @@ def rows(function: F) -> F:
         click.option(
             "--images", type=click.Path(), help="The folder to which image paths are relative. Default: INPUT's folder."
         ),
+        click.option("--split", metavar="NAME", help="The split of a Hugging Face data set."),
         click.option(
             "--on-bad", type=click.Choice(["error", "skip"]), default="error", show_default=True,
             help="What a row or an image that cannot be read does; skipped ones are counted and listed.",
@@ -92,7 +93,8 @@ def rows(function: F) -> F:
     return function
 
 
-def row_arguments(format: str, images: str | None, on_bad: str, overwrite: bool) -> list[str]:
+def row_arguments(format: str, images: str | None, split: str | None, on_bad: str, overwrite: bool) -> list[str]:
     """The same for the program that reads them, whose last arguments are the paths."""
     arguments = [f"--from={format}", f"--on-bad={on_bad}", *(["--overwrite"] if overwrite else [])]
-    return [*arguments, *([f"--images={images}"] if images else [])]
+    arguments += [f"--images={images}"] if images else []
+    return arguments + ([f"--split={split}"] if split else [])

@@ -31,15 +31,15 @@ Examples:
 @options.overwrite
 @options.as_json
 def command(
-    input: str, output: str, format: str, images: str | None, on_bad: str, parts: str, by: str, seed: int,
-    overwrite: bool, as_json: bool,
+    input: str, output: str, format: str, images: str | None, split: str | None, on_bad: str, parts: str, by: str,
+    seed: int, overwrite: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Divide the rows of INPUT into files of the folder OUTPUT, every field as it was.
 
     Rows that share an image (the same bytes, whatever the file is called) or the words of a question stay together,
     and so do rows that are joined by others. So parts may be a little larger or smaller than their shares.
     """
-    arguments = [*options.row_arguments(format, images, on_bad, overwrite), f"--parts={parts}", f"--by={by}"]
+    arguments = [*options.row_arguments(format, images, split, on_bad, overwrite), f"--parts={parts}", f"--by={by}"]
     arguments += [f"--seed={seed}", "--", input, output]
     result = run_task.run("mmjobs.tasks.split", arguments, needs=("PIL", "numpy"))
     if as_json:

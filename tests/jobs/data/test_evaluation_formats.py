@@ -71,7 +71,7 @@ def text(example: Example) -> str:
 def test_vlmevalkit_reads_questions_with_options(tmp_path: Path) -> None:
     (tmp_path / "b.png").write_bytes(png("blue"))
     options = {"hint": "Look\nup.", "A": "red", "B": 'the "blue"', "C": None}
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "index": 5,
             "image": RED,
@@ -99,6 +99,22 @@ def test_vlmevalkit_reads_questions_with_options(tmp_path: Path) -> None:
         assert bare.images == () and bare.truths == ()
     (part,) = parts(Source(path=str(table(tmp_path, *rows)), skip=1))
     assert part.values(0)["index"] == "1000005" and part.values(2)["answer"] == "4", "rows stay reachable as they are"
+
+
+def test_vlmevalkit_puts_numbered_images_in_their_places(tmp_path: Path) -> None:
+    pictures = f"['{RED}', '{BLUE}']"
+    path = table(
+        tmp_path,
+        {"index": 1, "image": pictures, "question": "Is <image 2> like <image 1>?"},
+        {"index": 2, "image": pictures, "question": "Only <image 2>"},
+        {"index": 3, "image": pictures, "question": "No <image 3>"},
+    )
+    both, one, none = read(path, "vlmevalkit")
+    assert both.prompt[0].content == ("Is ", IMAGE, " like ", IMAGE, "?")
+    assert [image.read() for image in both.images] == [png("blue"), png("red")]
+    assert one.prompt[0].content == (IMAGE, "Only ", IMAGE)
+    assert [image.read() for image in one.images] == [png("red"), png("blue")]
+    assert none.prompt[0].content == (IMAGE, IMAGE, "No <image 3>")
 
 
 def test_vlmevalkit_reads_sheets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,7 +22,7 @@ from mmjobs.data.formats.registry import FORMATS, recognised
 from mmjobs.data.images.image_file import BytesPicture
 from mmjobs.data.readers.turns import joined
 from mmjobs.data.writers.files import RowFile
-from mmjobs.data.writers.fit import PARTS, Unfit, fitted
+from mmjobs.data.writers.fit import PARTS, Holds, Unfit, fitted
 from mmjobs.data.writers.images import Placed
 from mmjobs.data.writers.words import Facts
 from mmlaunch.recipe.data import Source
@@ -30,7 +30,26 @@ from mmlaunch.recipe.data import Source
 WRITTEN = [name for name, kind in FORMATS.items() if kind.row_of is not None]
 
 PIECES = (
-    *("a", "B", " ", "\n", "\r", "\t", '"', "'", "<image>", "[", "]", ",", "é", "中", "\u2028", "ASSISTANT:", "USER: "),
+    *(
+        "a",
+        "B",
+        " ",
+        "\n",
+        "\r",
+        "\t",
+        '"',
+        "'",
+        "<image>",
+        "<image 1>",
+        "[",
+        "]",
+        ",",
+        "é",
+        "中",
+        "\u2028",
+        "ASSISTANT:",
+        "USER: ",
+    ),
 )
 TEXT = st.lists(st.sampled_from(PIECES), min_size=1, max_size=6).map("".join) | st.text(
     st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=12
@@ -45,8 +64,8 @@ def png(shade: int) -> BytesPicture:
 
 
 @st.composite
-def any_example(draw: st.DrawFn) -> Example:
-    """An example as some format may have read it."""
+def any_example(draw: st.DrawFn, holds: Holds) -> Example:
+    """An example as some format may have read it; with what this one needs, so that it can often be written."""
     images: list[BytesPicture] = []
     turns = [Turn("system", (draw(WORDS),))] if draw(st.booleans()) else []
     learnt = draw(st.booleans())
@@ -58,9 +77,9 @@ def any_example(draw: st.DrawFn) -> Example:
             parts.insert(draw(st.integers(0, len(parts))), draw(TEXT))
         turns.append(Turn("user", joined(parts)))
         turns += [Turn("assistant", (draw(WORDS),), learnt)] if number < rounds - 1 else []
-    texts = draw(st.lists(WORDS, max_size=3, unique=True))
+    texts = draw(st.lists(WORDS, min_size=holds.fewest, max_size=3, unique=True))
     scores: Sequence[float | None] = [None] * len(texts)
-    if draw(st.booleans()):
+    if holds.scored or draw(st.booleans()):
         drawn = draw(st.lists(st.floats(-9, 9), min_size=len(texts), max_size=len(texts)))
         scores = sorted(drawn, reverse=True)
     answers = tuple(Answer(text, score) for text, score in zip(texts, scores, strict=True))
@@ -98,7 +117,7 @@ def test_what_is_written_is_read_again(name: str, tmp_path_factory: pytest.TempP
     count = 0
 
     @settings(max_examples=examples(15), deadline=None, database=None)
-    @given(drawn=any_example())
+    @given(drawn=any_example(FORMATS[name].holds))
     def holds(drawn: Example) -> None:
         nonlocal count
         try:
@@ -140,8 +159,8 @@ def test_what_does_not_fit_is_named_and_dropped_on_demand() -> None:
     assert dropped == tuple(drop)
     assert example == Example((), (Turn("user", ("R",)),), (Answer("a"), Answer("b")), Origin("f", 3))
     for bare, what in (
-        (replace(full, answers=full.answers[:1]), "has 1 answer, and 2 are needed"),
-        (replace(full, answers=()), "has no answers, and 2 are needed"),
+        (replace(full, answers=full.answers[:1]), "has 1 answer where 2 are needed"),
+        (replace(full, answers=()), "has no answers where 2 are needed"),
         (replace(full, answers=(Answer("a"), Answer("a"))), "has the same answer twice"),
         (replace(full, answers=(Answer("a"), Answer(" "))), "has an empty answer"),
         (

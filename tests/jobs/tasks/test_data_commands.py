@@ -84,7 +84,7 @@ def test_rows_go_from_format_to_format_and_back(run: Run) -> None:
         out = f"{name}.json" if name == "internvl" else f"{name}.jsonl"
         made = run("convert", "--to", name, path, out)
         assert made["code"] == 0 and made["rows"] == 2 and made["dropped"] == made["left_out"] == {}
-        assert made["images"]["inside"] == 1 and made["images"]["outside"] == made["images"]["made"] == 0
+        assert made["images"]["short"] == 1 and made["images"]["full"] == made["images"]["made"] == 0
         after = list(read(out, name))
         assert list(map(matters, after)) == list(map(matters, before))
         path = out
@@ -97,9 +97,9 @@ def test_images_get_the_paths_that_the_new_file_needs(run: Run) -> None:
         Path(folder).mkdir()
     Path("in/a.png").write_bytes(picture(1))
     lines("in/a.jsonl", [{"image": "a.png", "question": "What?", **PAIR}])
-    assert run("convert", "--to", "trl", "in/a.jsonl", "out/b.jsonl")["images"]["outside"] == 1
+    assert run("convert", "--to", "trl", "in/a.jsonl", "out/b.jsonl")["images"]["full"] == 1
     assert loaded("out/b.jsonl")[0]["images"] == [str(Path("in/a.png").absolute())]
-    assert run("convert", "--to", "trl", "in/a.jsonl", "c.jsonl")["images"]["inside"] == 1
+    assert run("convert", "--to", "trl", "in/a.jsonl", "c.jsonl")["images"]["short"] == 1
     assert loaded("c.jsonl")[0]["images"] == ["in/a.png"]
     run("convert", "--to", "trl", "--absolute", "in/a.jsonl", "d.jsonl")
     assert loaded("d.jsonl")[0]["images"] == [str(Path("in/a.png").absolute())]
@@ -122,12 +122,19 @@ def test_what_a_format_cannot_hold_is_refused_or_dropped(run: Run) -> None:
     assert refused["error"].startswith("a.jsonl:1: has 3 answers, which no row of rlaif_v holds; --drop answers ")
     refused = run("convert", "--to", "rlaif_v", "--drop", "answers", "--drop", "label", "a.jsonl", "b.jsonl")
     assert refused["error"].startswith(
-        "a.jsonl:2: has 1 answer, and 2 are needed, which no row of rlaif_v holds; --drop rows"
+        "a.jsonl:2: has 1 answer where 2 are needed, which no row of rlaif_v holds; --drop rows"
     )
     drops = [word for part in ("answers", "label", "rows") for word in ("--drop", part)]
     made = run("convert", "--to", "rlaif_v", *drops, "a.jsonl", "b.jsonl")
     assert made["rows"] == 1 and made["dropped"] == {"answers": 1, "label": 1}
     assert made["left_out"] == {"does not fit": 1} and made["reasons"][0]["row"] == "a.jsonl:2"
+
+
+def test_what_is_right_becomes_the_answer_to_learn(run: Run) -> None:
+    lines("a.jsonl", [{"prompt": "Q", "answers": ["cat", "kitty"]}, {"prompt": "R", "answer": 4}])
+    assert "has no answers where 1 is needed" in run("convert", "--to", "llava", "a.jsonl", "b.jsonl")["error"]
+    assert run("convert", "--to", "llava", "--truths-as-answers", "a.jsonl", "b.jsonl")["dropped"] == {}
+    assert [row["conversations"][1]["value"] for row in loaded("b.jsonl")] == ["cat", "4"]
 
 
 def test_broken_rows_and_images_are_named_or_counted(run: Run) -> None:
@@ -149,7 +156,9 @@ def test_nothing_is_overwritten_unless_it_is_said(run: Run) -> None:
     assert "is the file that is read" in run("convert", "--to", "prompts", "--overwrite", "a.jsonl", "a.jsonl")["error"]
     for arguments, what in (
         (("--to", "shp", "a.jsonl", "c.jsonl"), "rows of the format shp are not written; one of internvl, llava"),
-        (("--to", "trl", "--from", "nope", "a.jsonl", "c.jsonl"), "there is no format nope"),
+        (("--to", "trl", "--from", "nope", "a.jsonl", "c.jsonl"), "no file is in the format nope"),
+        (("--to", "trl", "--from", "shapes", "a.jsonl", "c.jsonl"), "no file is in the format shapes"),
+        (("--to", "trl", "a\nb", "c.jsonl"), "is no path that can be read"),
         (("--to", "trl", "a.jsonl", "c.tsv"), "its name has to end with .jsonl or .json"),
         (("--to", "trl", "a.jsonl", "no/c.jsonl"), "there is no folder"),
         (("--to", "trl", "gone.jsonl", "c.jsonl"), "no such file"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,7 +25,9 @@ COLUMNS: tuple[tuple[str, ...], ...] = (("index", "question"),)
 ORDER = 75
 
 WRITTEN = ("index", "image", "image_path", "question", "answer", "category", "prediction")
-HOLDS = Holds(most=1, truths=MANY, embeds=True, columns=WRITTEN)
+HOLDS = Holds(most=1, truths=MANY, embeds=True, columns=WRITTEN, marks=r"<image( \d+)?>")
+
+NUMBERED = re.compile(r"<image (\d+)>")
 
 SHORT = 64
 """A shorter text in `image` is the `index` of the row that has the image; so VLMEvalKit tells the two apart."""
@@ -48,7 +51,8 @@ class _Maker:
 
     def __call__(self, row: Row) -> Example:
         images = self._images(row)
-        asked = Message("user", _question(row), "question")
+        content, images = _placed(_question(row), images)
+        asked = Message("user", content, "question")
         said = row.get("prediction")
         answers = () if said is None else (Answer(_text(row, said, "prediction")),)
         return Example(
@@ -101,6 +105,19 @@ def _question(row: Row) -> str:
         laid += ["Options:", *(f"{letter}. {text}" for letter, text in options)]
         laid.append("Please select the correct answer from the options above.")
     return "\n".join(laid)
+
+
+def _placed(words: str, images: tuple[Picture, ...]) -> tuple[str | list[dict[str, str]], tuple[Picture, ...]]:
+    """`<image 2>` among the words is the place of the second image, as in MMMU; images without a place come first."""
+    pieces = NUMBERED.split(words)
+    numbers = [int(piece) - 1 for piece in pieces[1::2]]
+    if not numbers or not all(0 <= number < len(images) for number in numbers):
+        return words, images
+    order = [number for number in range(len(images)) if number not in numbers] + numbers
+    items = [{"type": "image"}] * (len(order) - len(numbers))
+    for place, piece in enumerate(pieces):
+        items.append({"type": "image"} if place % 2 else {"type": "text", "text": piece})
+    return items, tuple(images[number] for number in order)
 
 
 def _truths(row: Row) -> tuple[str, ...]:

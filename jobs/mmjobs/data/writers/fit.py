@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from typing import Final
@@ -24,6 +25,8 @@ class Holds:
     images: bool = True
     typed: bool = False
     """The places of images are items of their own, and not `<image>` among the words of the user."""
+    marks: str = PLACEHOLDER
+    """What reads as the place of an image among the words."""
     turns: int = -1
     """A conversation fits, with so many answers at most; -1: one question alone."""
     unlearnt: bool = False
@@ -51,6 +54,9 @@ class Unfit(Exception):
 
 def fitted(example: Example, holds: Holds, drop: Collection[str] = ()) -> tuple[Example, tuple[str, ...]]:
     """The example without what `drop` names where it does not fit, and what was dropped; raises `Unfit`."""
+    needed = f"{holds.fewest} {'is' if holds.fewest == 1 else 'are'}"
+    if (count := len(example.answers)) < holds.fewest:
+        raise Unfit("rows", f"has {count or 'no'} answer{'' if count == 1 else 's'} where {needed} needed")
     dropped = []
     for part, (surplus, less) in PARTS.items():
         if what := surplus(example, holds):
@@ -136,8 +142,6 @@ PARTS: Final[dict[str, tuple[Callable[[Example, Holds], str], Callable[[Example,
 
 def _lacks(example: Example, holds: Holds) -> str:
     """What no dropping mends: only the whole row can be left out."""
-    if (count := len(example.answers)) < holds.fewest:
-        return f"has {count or 'no'} answer{'' if count == 1 else 's'}, and {holds.fewest} are needed"
     if holds.scored and any(answer.score is None for answer in example.answers):
         return "has no scores, and they are needed"
     if any(not answer.text.strip() for answer in example.answers):
@@ -152,6 +156,6 @@ def _lacks(example: Example, holds: Holds) -> str:
     if example.images and not holds.typed:
         if any(isinstance(part, Slot) for turn in example.prompt if turn.role != "user" for part in turn.content):
             return "has an image outside of what the user says"
-        if any(PLACEHOLDER in turn.text for turn in example.prompt if turn.role == "user"):
+        if any(re.search(holds.marks, turn.text) for turn in example.prompt if turn.role == "user"):
             return f"has {PLACEHOLDER} among its words, and images as well"
     return ""

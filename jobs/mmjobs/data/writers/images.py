@@ -22,7 +22,7 @@ class Placed:
         self.folder = os.path.abspath(beside.parent)  # noqa: PTH100  links stay as they are
         self.own = Path(self.folder) / f"{beside.stem}-images"
         self.embedded, self.absolute = embedded, absolute
-        self.inside = self.outside = self.made = 0
+        self.short = self.full = self.made = 0
 
     def names(self, example: Example) -> list[str]:
         """What stands in the row for each image; raises `BadRow` for one that is missing or no image."""
@@ -36,10 +36,10 @@ class Placed:
         if self.embedded:
             return base64.b64encode(picture.read()).decode()
         path = os.path.abspath(picture.path) if isinstance(picture, FilePicture) else self._written(picture)  # noqa: PTH100
-        below = path.startswith(self.folder.rstrip("/") + "/")
-        self.inside += below
-        self.outside += not below
-        return os.path.relpath(path, self.folder) if below and not self.absolute else path
+        short = path.startswith(self.folder.rstrip("/") + "/") and not self.absolute
+        self.short += short
+        self.full += not short
+        return os.path.relpath(path, self.folder) if short else path
 
     def _written(self, picture: Picture) -> str:
         """The file of an image that had none, named by its content: the same image is one file."""
