@@ -15,7 +15,6 @@ from mmlaunch.run import ledger
 from mmlaunch.run.ledger import Event
 from mmlaunch.run.paths import RunPaths
 
-
 T = TypeVar("T")
 
 

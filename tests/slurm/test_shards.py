@@ -48,6 +48,12 @@ def running(run: RunPaths) -> list[RunPaths]:
     return [one for one, now in zip(every, states, strict=True) if now.state == "running" and now.step != now.steps]
 
 
+def nodes(run: RunPaths) -> list[str]:
+    """The nodes of the shards that run."""
+    started = (ledger.read(one.events).last("started") for one in running(run))
+    return [str(event["nodes"]) for event in started if event is not None]
+
+
 def rank_of(shard: RunPaths) -> int:
     """The process of a shard's only rank."""
     named = f"MMLAUNCH_RUN={shard.root}\0".encode()
@@ -91,10 +97,10 @@ def test_ten_thousand_rows_over_twenty_tasks(tmp_path: Path, slurm: SlurmCluster
     victim = until(lambda: running(run), seconds=120)[0]
     os.kill(rank_of(victim), signal.SIGKILL)
     until(lambda: "crash" in causes(run), seconds=60)
-    node = until(lambda: [ledger.read(one.events).last("started") for one in running(run)], seconds=120)[0]["nodes"]
+    node = until(lambda: nodes(run), seconds=120)[0]
     slurm.run("sbatch", "-p", "urgent", "-N1", "--exclusive", f"--nodelist={node}", "--wrap", "sleep 1")
     until(lambda: {"saved", "preempted"} & set(causes(run)), seconds=120)
-    node = until(lambda: [ledger.read(one.events).last("started") for one in running(run)], seconds=120)[0]["nodes"]
+    node = until(lambda: nodes(run), seconds=120)[0]
     slurm.kill_node(node)
     until(lambda: "node" in causes(run), seconds=120)
     slurm.revive_node(node)

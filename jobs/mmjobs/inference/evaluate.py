@@ -38,7 +38,7 @@ class Verified(Predict):
         self.verifiers.close()
 
     def _verified(self, row: InputRow, made: Record) -> Record:
-        metric = {"metric": self.verifiers.name_of(row.source)}
+        metric = self.verifiers.facts(row.source)
         if made.get("error") or row.example is None:
             return {**made, **metric}
         scores = self.verifiers.verify(row.source, row.example, made["predictions"], made["finish"])

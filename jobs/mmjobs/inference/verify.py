@@ -36,7 +36,12 @@ class Verifiers:
 
     def name_of(self, source: str) -> str:
         """The name of the function that verifies a source's answers."""
-        return str(self._metrics[self._key(source)].function)
+        return self._metrics[self._key(source)].metric
+
+    def facts(self, source: str) -> Record:
+        """What a record says of its metric."""
+        lower = {"better": "lower"} if self._metrics[self._key(source)].lower_is_better else {}
+        return {"metric": self.name_of(source), **lower}
 
     def verify(self, source: str, example: Example, answers: Sequence[str], finish: Sequence[str]) -> list[Score]:
         """What the metric of a source says of each answer."""

@@ -14,6 +14,7 @@ from mmlaunch.cli.columns import wrapped
 from mmlaunch.load import load_recipe
 from mmlaunch.load.cluster import gigabytes
 from mmlaunch.recipe import Recipe
+from mmlaunch.recipe.inference import Inference
 from mmlaunch.schedulers import choose
 from mmlaunch.submit.plan import Plan
 from mmlaunch.submit.prepare import Prepared
@@ -69,10 +70,15 @@ def _say(prepared: Prepared, follow: bool) -> None:
         **elsewhere,
         **({"model": sizes, "parts": describe_model(recipe)} if sizes else {"model": describe_model(recipe)}),
         **({"from": "; ".join(prepared.trained.notes)} if prepared.trained and prepared.trained.pinned else {}),
-        "data": describe_data(recipe),
-        "batch": f"{describe_batch(plan)}; {_length(recipe)}",
+        **(_task(prepared) if plan.sharded else {}),
+        **({} if plan.sharded else {"data": describe_data(recipe)}),
+        **({} if plan.sharded else {"batch": f"{describe_batch(plan)}; {_length(recipe)}"}),
         **({"engine": engine.describe(recipe.resources.gpus_per_node)} if engine is not None else {}),
-        "memory": f"activation checkpointing {'on' if plan.saves[0] else 'off'}: {plan.saves[1]}",
+        **(
+            {}
+            if plan.sharded
+            else {"memory": f"activation checkpointing {'on' if plan.saves[0] else 'off'}: {plan.saves[1]}"}
+        ),
         "run": f"{plan.run.root} (others may read it)",
     }
     if hurry := too_short_a_time(recipe, plan.cluster):
@@ -85,6 +91,22 @@ def _say(prepared: Prepared, follow: bool) -> None:
         click.echo(wrapped(f"  {label}  {text}", 12).replace(label, click.style(label, dim=True), 1))
     if not follow:
         click.echo(f"next: mmlaunch status {plan.run.name}    mmlaunch logs -f {plan.run.name}")
+
+
+def _task(prepared: Prepared) -> dict[str, str]:
+    """How the rows of a task are split, and what is made of them."""
+    task, definition = prepared.plan.recipe.objective, prepared.definition
+    assert isinstance(task, Inference) and definition is not None
+    count, wanted = len(definition.ranges), task.shards
+    sources = ", ".join(f"{one.name} ({one.rows:,})" for one in definition.inputs)
+    parts = f"{count} shard{'s' if count > 1 else ''}" + (f", {task.at_once} at once" if task.at_once else "")
+    fewer = f" (not {wanted}: there are only {count} windows of {definition.window} rows)" if count < wanted else ""
+    made = f", {task.MADE}" if task.makes_rows else ""
+    return {
+        "data": f"{definition.rows:,} rows: {sources}",
+        "shards": f"{parts}{fewer}, {definition.batch} rows at a time",
+        "output": f"{task.OUTPUT}{made}, by mmlaunch results {prepared.plan.run.name}",
+    }
 
 
 def describe_model(recipe: Recipe) -> str:
@@ -104,8 +126,8 @@ def describe_model(recipe: Recipe) -> str:
 def describe_data(recipe: Recipe) -> str:
     """`2 sources (rlaif_v, internvl), 1 for evaluation`."""
     data = recipe.data
-    kinds = ", ".join(dict.fromkeys(source.format for source in data.train))
-    count = len(data.train)
+    kinds = ", ".join(dict.fromkeys(source.format for source in data.inputs))
+    count = len(data.inputs)
     held_out = f", {len(data.eval)} for evaluation" if data.eval else ", none for evaluation"
     return f"{count} source{'s' if count > 1 else ''} ({kinds}){held_out}"
 

@@ -54,6 +54,11 @@ class Inference(Method):
         return 8
 
     @property
+    def makes_rows(self) -> bool:
+        """Whether rows are made of the records."""
+        return bool(self.MADE)
+
+    @property
     def requirements(self) -> Requirements:
         return Requirements(least=0)
 
@@ -172,6 +177,10 @@ class Score(Inference):
     @property
     def requirements(self) -> Requirements:
         return Requirements(least=1, prompts=False)
+
+    @property
+    def makes_rows(self) -> bool:
+        return self.select != "none"
 
     @property
     def reward_sources(self) -> list[RewardSource]:

@@ -60,7 +60,7 @@ def merge(run: RunPaths, look: Callable[[Record], None] = lambda record: None) -
         raise UserError(f"{run.name} is a run of {task.method}, and has no records; mmlaunch status {run.name}")
     definition, footers = shards.read(run), _footers(run)
     merged = Merged(run.root / task.OUTPUT, allowed=task.max_failed)
-    merged.made = run.root / task.MADE if task.MADE else None
+    merged.made = run.root / task.MADE if task.makes_rows else None
     with ExitStack() as stack:
         output = stack.enter_context(_replacing(merged.output))
         made = stack.enter_context(_replacing(merged.made)) if merged.made else None
