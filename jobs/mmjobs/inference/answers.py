@@ -13,7 +13,7 @@ from mmjobs.data.chat import Tokens
 from mmjobs.data.encode import Encoded, Processor
 from mmjobs.data.example import BadRow, Example, Turn
 from mmjobs.engine.frozen import frozen_model
-from mmjobs.inference.inputs import Failed, InputRow
+from mmjobs.inference.inputs import Failed, InputRow, of_row
 from mmjobs.inference.work import Check
 from mmjobs.model import parts
 from mmjobs.model.build import BuiltModel
@@ -69,7 +69,7 @@ class Answers:
         try:
             tokens = len(self._ids(question, row))
         except BadRow as error:
-            raise Failed("image" if _is_of_image(error) else "row", str(error)) from None
+            raise of_row(error) from None
         space = self.built.positions - self._sampling.max_new_tokens
         if tokens > min(self.processor.longest, space):
             what = f"the prompt has {tokens} tokens"
@@ -148,7 +148,7 @@ class Answers:
         try:
             encoded = self.processor.encode(question.example, row.tiles)
         except BadRow as error:
-            return Failed("image", str(error))
+            return of_row(error)
         if not question.begun:
             return encoded
         ids = self._ids(question, row)
@@ -167,8 +167,3 @@ def with_turn(example: Example, answer: str, question: str) -> Example:
     return replace(
         example, prompt=(*example.prompt, Turn("assistant", (answer,)), Turn("user", (question,))), answers=()
     )
-
-
-def _is_of_image(error: BadRow) -> bool:
-    """Whether a row failed because of its image file."""
-    return isinstance(error.__cause__, Exception) and type(error.__cause__).__name__ == "BadPicture"

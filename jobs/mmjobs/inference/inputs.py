@@ -10,7 +10,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from mmjobs.data.example import BadRow, Example
+from mmjobs.data.example import BadPicture, BadRow, Example
 from mmjobs.data.formats.registry import parts
 from mmjobs.data.readers.rows import Part
 from mmlaunch.errors import BadInput
@@ -26,6 +26,12 @@ class Failed(Exception):
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(f"{reason}: {detail}")
         self.reason, self.detail = reason, detail
+
+
+def of_row(error: BadRow) -> Failed:
+    """Why a row cannot be used: its image, or something else in it."""
+    of_image = isinstance(error.__cause__ or error.__context__, BadPicture)
+    return Failed("image" if of_image else "row", str(error))
 
 
 @dataclass(frozen=True)
@@ -58,11 +64,12 @@ class InputRows(Sequence[InputRow]):
         number = bisect_right(self._starts, index) - 1
         name, part = self._parts[number]
         place = index - self._starts[number]
+        values: Mapping[str, Any] = {}
         try:
             values = part.values(place)
             return InputRow(index, name, values, part.rows[place], part.max_tiles)
         except BadRow as error:
-            return InputRow(index, name, {}, None, part.max_tiles, Failed("row", str(error)))
+            return InputRow(index, name, values, None, part.max_tiles, of_row(error))
 
 
 def names(sources: Sequence[Source]) -> list[str]:

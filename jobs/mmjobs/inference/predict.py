@@ -12,6 +12,8 @@ from mmjobs.inference.work import Check, failed, record
 from mmjobs.rank.context import Context
 from mmlaunch.recipe.inference import Generating
 
+TURNS = "turn_predictions"
+"""The field of a record with the answers to each turn of a conversation."""
 EMPTY: Mapping[str, Any] = {"predictions": []}
 
 
@@ -62,14 +64,14 @@ class Predict:
             for place, (question, answers) in enumerate(zip(asked, answered, strict=True)):
                 if question is None or isinstance(answers, Failed):
                     continue
-                earlier = made[place].get("turns", [made[place]["predictions"]])
+                earlier = made[place].get(TURNS, [made[place]["predictions"]])
                 texts = [self.answers.text(answer) for answer in answers]
-                made[place] = {**made[place], "turns": [*earlier, texts]}
+                made[place] = {**made[place], TURNS: [*earlier, texts]}
         return made
 
     @staticmethod
     def _next(question: Question | None, before: Record, followups: Sequence[str], turn: int) -> Question | None:
         if question is None or before.get("error") or turn >= len(followups):
             return None
-        said = before["turns"][-1][0] if "turns" in before else before["predictions"][0]
+        said = before[TURNS][-1][0] if TURNS in before else before["predictions"][0]
         return Question(with_turn(question.example, said, followups[turn]))

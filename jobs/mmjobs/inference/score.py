@@ -11,7 +11,7 @@ from mmjobs.data.batch import collate
 from mmjobs.data.encode import Processor
 from mmjobs.data.example import Answer, BadRow, Example
 from mmjobs.data.sampler import seed_of
-from mmjobs.inference.inputs import Failed, InputRow, InputRows, names
+from mmjobs.inference.inputs import Failed, InputRow, InputRows, names, of_row
 from mmjobs.inference.made import Made, answered, pair
 from mmjobs.inference.records import Record
 from mmjobs.inference.verify import Verifiers
@@ -45,8 +45,7 @@ class Judge:
         try:
             tree = self.processor.tree(example, row.tiles)
         except BadRow as error:
-            of_image = type(error.__cause__).__name__ == "BadPicture"
-            raise Failed("image" if of_image else "row", str(error)) from None
+            raise of_row(error) from None
         longest = len(tree.prompt) + max(map(len, tree.answers))
         if longest > self.processor.longest:
             what = f"{longest} tokens, more than data.max_tokens ({self.processor.longest})"
@@ -63,7 +62,7 @@ class Judge:
                 places.append(place)
                 scores.append([])
             except BadRow as error:
-                scores.append(Failed("image", str(error)))
+                scores.append(of_row(error))
         pixels, padding = self.processor.pixels, self.processor.chat.tokenizer.pad_token_id
         # Also without rows: a model that is divided over the ranks is run by all of them together.
         values = list(self.model(collate(encoded, pixels, padding, packed=self.packed)))

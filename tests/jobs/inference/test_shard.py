@@ -1,0 +1,188 @@
+"""Shards: each row has one record, the same whatever the shards, the ranks and the kills."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.jobs.inference.conftest import Task
+
+from mmlaunch.errors import BadInput
+from mmlaunch.results.merge import NotWhole
+from mmlaunch.run import shards
+
+Make = Callable[..., Task]
+Rows = Callable[..., dict[str, Any]]
+SAMPLING = {"max_new_tokens": 6, "temperature": 0, "prompts": 4}
+PREDICT = {"method": "predict", "window": 16, "sampling": SAMPLING}
+SHAPES = {"format": "shapes", "limit": 50}
+
+
+def predict(**changes: Any) -> dict[str, Any]:
+    return {**PREDICT, **changes}
+
+
+@pytest.mark.parametrize("sampling", [{}, {"temperature": 1.0, "answers": 3}], ids=["greedy", "sampled"])
+def test_records_depend_on_neither_shards_nor_ranks(task: Make, sampling: dict[str, Any]) -> None:
+    settings = {"sampling": {**SAMPLING, **sampling}}
+    alone = task(predict(**settings), SHAPES).work()
+    split = task(predict(shards=3, **settings), SHAPES).work(world=2)
+    assert len(split.jobs) == 3
+    assert split.merge().output.read_bytes() == alone.merge().output.read_bytes()
+    records = alone.records()
+    assert [record["index"] for record in records] == list(range(50))
+    assert all(len(record["predictions"]) == settings["sampling"].get("answers", 1) for record in records)
+    if sampling:
+        assert any(len(set(record["predictions"])) > 1 for record in records)
+
+
+def test_a_batch_of_one_says_the_same(task: Make) -> None:
+    """Greedy answers to prompts of several lengths, with images: alone, and sixteen at a time."""
+    one = task(predict(sampling={**SAMPLING, "prompts": 1}), SHAPES).work().records()
+    many = task(predict(sampling={**SAMPLING, "prompts": 16}), SHAPES).work().records()
+    assert [record["predictions"] for record in one] == [record["predictions"] for record in many]
+
+
+def test_killed_anywhere_it_goes_on_to_the_same_bytes(task: Make) -> None:
+    whole = task(predict(), SHAPES).work()
+    broken = task(predict(), SHAPES)
+    job, path = broken.jobs[0], shards.records(broken.jobs[0].paths)
+    for size in (1, 6000, 12000):
+        job.start(broken.recipe, 1)
+        until = time.monotonic() + 60
+        while not path.exists() or path.stat().st_size < size:
+            assert time.monotonic() < until and job.ranks[0].is_alive(), job.log()
+        pid = job.ranks[0].pid
+        assert pid is not None
+        os.kill(pid, signal.SIGKILL)
+        job.wait()
+        with path.open("ab") as file:
+            file.write(b'{"index": 7, "torn')
+    broken.work()
+    assert broken.merge().output.read_bytes() == whole.merge().output.read_bytes()
+
+
+def test_told_to_stop_it_asks_for_another_attempt(task: Make) -> None:
+    one = task(predict(sampling={**SAMPLING, "max_new_tokens": 64}), {"format": "shapes", "limit": 400})
+    job = one.jobs[0]
+    job.start(one.recipe, 2)
+    until = time.monotonic() + 60
+    while not shards.commits(job.paths).exists():
+        assert time.monotonic() < until, job.log()
+    pid = job.ranks[1].pid
+    assert pid is not None
+    os.kill(pid, signal.SIGUSR2)
+    assert job.wait() == [90, 90]
+    committed = job.events("records")[-1]
+    assert 0 < committed["done"] < 400 and committed["new"] == committed["done"]
+    assert job.events("signal")[-1]["name"] == "SIGUSR2"
+
+
+def test_a_bad_row_costs_that_row_alone(task: Make, rows: Rows, tmp_path: Path) -> None:
+    """A damaged image, a prompt that is too long, a row without a prompt, a row without an image, among fifty."""
+    values: list[dict[str, Any]] = [
+        {"id": f"q{number}", "prompt": "What? " * (number % 4 + 1), "image": "red", "mine": [number]}
+        for number in range(50)
+    ]
+    (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n torn")
+    values[3] |= {"image": "broken.png"}
+    values[9] |= {"prompt": "word " * 20_000}
+    values[20] |= {"prompt": None}
+    del values[30]["image"]
+    done = task(predict(max_failed="10%"), rows(values, format="prompts")).work()
+    records, merged = done.records(), done.merge()
+    assert [record["index"] for record in records] == list(range(50))
+    reasons = {record["index"]: record["error"]["reason"] for record in records if record["error"]}
+    assert reasons == {3: "image", 9: "overlong", 20: "row"} and dict(merged.failed) == {
+        "image": 1, "overlong": 1, "row": 1,
+    }  # fmt: skip
+    assert "broken.png" in records[3]["error"]["detail"] and not merged.too_many_failed
+    assert all(record["id"] == f"q{record['index']}" and record["mine"] == [record["index"]] for record in records)
+    assert records[30]["images"] == [] and len(records[30]["predictions"]) == 1
+
+
+def test_fields_of_the_users_that_bear_our_names_are_kept(task: Make, rows: Rows) -> None:
+    values = [{"prompt": "Hi", "index": 99, "error": "none", "tokens": 5, "predictions": ["old"], "extra": {"a": 1}}]
+    (record,) = task(predict(), rows(values, format="prompts")).work().records()
+    assert (record["input_index"], record["input_error"], record["input_tokens"]) == (99, "none", 5)
+    assert record["input_predictions"] == ["old"] and record["extra"] == {"a": 1} and record["index"] == 0
+
+
+def test_too_many_failed_rows_end_the_shard(task: Make, rows: Rows) -> None:
+    source = rows([{"prompt": "word " * 5000, "id": number} for number in range(40)], format="prompts")
+    one = task(predict(), source)
+    assert one.jobs[0].run(one.recipe) == [94]
+    assert "objective.max_failed (1.0%)" in one.jobs[0].log() and "16 x overlong" in one.jobs[0].log()
+    assert "tokens, more than data.max_tokens" in one.jobs[0].log()
+
+
+def test_a_changed_input_is_refused(task: Make, rows: Rows) -> None:
+    source = rows([{"prompt": f"Question {number}"} for number in range(20)], format="prompts")
+    one = task(predict(), source)
+    path = Path(source["path"])
+    path.write_text(path.read_text().replace("Question 7", "Question 8"))
+    assert one.jobs[0].run(one.recipe) == [94]
+    assert f"{path} has changed since the task was submitted" in one.jobs[0].log()
+
+
+def test_the_merge_refuses_what_is_not_whole(task: Make) -> None:
+    one = task(predict(shards=2), SHAPES)
+    one.jobs[0].run(one.recipe)
+    with pytest.raises(NotWhole, match=rf"1 of 2 shards are not whole: {one.run.name}/1"):
+        one.merge()
+    one.jobs[1].run(one.recipe)
+    output = one.merge().output.read_bytes()
+    path = shards.records(one.jobs[1].paths)
+    records = path.read_bytes().splitlines(keepends=True)
+    for wrong, message in (
+        ([*records, records[0]], "double: "),
+        (records[1:], "missing: "),
+        ([*records, b'{"index": 1}\n'], "of other rows: 1"),
+        ([records[0].replace(b'"error": null', b'"error": nul1'), *records[1:]], "is no record"),
+        ([records[0].replace(b"shapes", b"shaped"), *records[1:]], "was changed after it was written"),
+    ):
+        path.write_bytes(b"".join(wrong))
+        with pytest.raises(BadInput, match=message):
+            one.merge()
+        assert (one.run.root / "predictions.jsonl").read_bytes() == output, "nothing is overwritten"
+    path.write_bytes(b"".join(records))
+    assert one.merge().output.read_bytes() == output
+
+
+def test_damaged_records_are_not_gone_on_with(task: Make) -> None:
+    one = task(predict(), SHAPES).work()
+    path = shards.records(one.jobs[0].paths)
+    path.write_bytes(path.read_bytes().replace(b"shapes", b"shaped", 1))
+    shards.footer(one.jobs[0].paths).unlink()
+    assert one.jobs[0].run(one.recipe) == [94]
+    assert "its records are not those that were committed" in one.jobs[0].log()
+
+
+def test_what_ran_stands_beside_the_output(task: Make) -> None:
+    one = task(predict(), SHAPES, seed=5).work()
+    merged = one.merge()
+    about = json.loads(merged.output.with_suffix(".about.json").read_text())
+    assert (about["rows"], about["seed"], about["method"], about["shards"]) == (50, 5, "predict", 1)
+    assert about["inputs"][0]["name"] == "shapes" and about["content"] == {}
+    assert about["recipe"]["objective"]["sampling"]["max_new_tokens"] == 6
+
+
+def test_several_turns(task: Make, rows: Rows) -> None:
+    source = rows(
+        [
+            {"question_id": 81, "category": "writing", "turns": ["Write a line.", "Now another.", "And a last one."]},
+            {"question_id": 82, "category": "math", "turns": ["What is 1 + 1?"]},
+        ],
+        format="mt_bench",
+    )
+    first, second = task(predict(), source).work().records()
+    said = first["turn_predictions"]
+    assert len(said) == 3 and said[0] == first["predictions"] and "turn_predictions" not in second
+    alone = task(predict(), rows([{"prompt": "Write a line."}], "alone", format="prompts")).work().records()
+    assert alone[0]["predictions"] == first["predictions"]
