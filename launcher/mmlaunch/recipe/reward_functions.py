@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, WithJsonSchema
 
 from mmlaunch.recipe.scalars import Count, NotNegative, Share, listed
 from mmlaunch.recipe.section import Mistake, Section, mistake, rule
@@ -105,7 +105,12 @@ def _table_of(path: Path) -> Any:
 class Chair(Section):
     """CHAIR, lower is better: the share of the known objects that an answer mentions which are not in the image."""
 
-    synonyms: Annotated[dict[str, list[str]], BeforeValidator(_synonyms)] = {}
+    synonyms: Annotated[
+        dict[str, list[str]],
+        BeforeValidator(_synonyms),
+        Field(min_length=1, examples=["{dog: [puppy, hound]}"]),
+        WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "object"}]}),
+    ]
     """The known objects with their synonyms, or a file of them, which is read when the recipe is."""
 
 

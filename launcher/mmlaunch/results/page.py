@@ -56,7 +56,10 @@ Pictures = Callable[[str], str | None]
 
 
 def page(name: str, evaluation: Evaluation, samples: Samples, picture: Pictures = pictures.source_of) -> str:
-    """The page as text. `picture` gives what an <img> shows of a file, or None for a link to it."""
+    """The page as text, of records that were added one by one: `samples.add(record, evaluation.add(record))`.
+
+    `picture` gives what an <img> shows of a file, or None for a link to it.
+    """
     title = escape(f"{name}: results")
     shown = list(samples)
     sources, states = samples.sources, [state for state in STATES if any(state == one for one, *_ in shown)]

@@ -93,6 +93,7 @@ def test_what_is_wrong_is_told(write: Write, elsewhere: Path, code: str | bytes,
     "code",
     [
         "def reward(answer, truth, prompt, *, finished, scale=1): pass",
+        "def reward(answer, truth, *, truths, origin): pass",
         "def reward(*everything, **named): pass",
         "try:\n    from math import fsum as reward\nexcept ImportError:\n    reward = None",
         "import functools\nif True:\n    reward = functools.partial(print, 'x')",

@@ -56,8 +56,9 @@ def test_options_are_read_by_the_function_that_is_shipped(write: Write) -> None:
 
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_what_is_resolved_reads_back(write: Write, tmp_path: Path, name: str) -> None:
-    options = {"format": "{pattern: 'a.*'}", "length": "{most: 400}"}.get(name, "{}")
-    source = f"{{function: {name}, options: {options}}}"
+    options = {"format": "{pattern: 'a.*'}", "length": "{most: 400}"}
+    options |= dict.fromkeys(("chair", "amber"), "{synonyms: {dog: [puppy]}}")
+    source = f"{{function: {name}, options: {options.get(name, '{}')}}}"
     loaded = write(f"rewards: [{source}, {{path: runs/rm, standardise: false}}, 'a.py:f']")
     resolved = tmp_path / "resolved.yaml"
     resolved.write_text(text_of(loaded.recipe))
@@ -79,8 +80,12 @@ def test_a_table_of_synonyms_is_written_or_read_from_a_file(write: Write, tmp_pa
 
 
 def test_a_metric_has_a_name_and_a_direction(write: Write) -> None:
-    text = "rewards: [relaxed, {function: amber, options: {measure: hallucination}}, amber, chair, 'a.py:f', runs/rm]"
-    assert [(source.metric, source.lower_is_better) for source in sources(write(text))] == [
+    text = "rewards: [relaxed, {function: amber, options: {measure: hallucination, synonyms: {a: b}}}, "
+    text += (
+        "{function: amber, options: {synonyms: {a: b}}}, {function: chair, options: {synonyms: {a: b}}}, 'a.py:f', rm]"
+    )
+    named = [(source.metric, source.lower_is_better) for source in sources(write(text))]
+    assert named == [
         ("relaxed", False), ("amber_hallucination", True), ("amber_coverage", False), ("chair", True),
         ("a.py:f", False), ("reward", False),
     ]  # fmt: skip
@@ -119,6 +124,9 @@ def test_one_source_is_changed_like_a_list_of_one(write: Write) -> None:
         ("rewards: [{function: numeric, options: {tolerance: -1}}]", "tolerance: '-1' is out of range"),
         ("rewards: [{function: format}]", "options.pattern: missing; write pattern:"),
         ("rewards: [{function: format, options: {pattern: '('}}]", r"'\(' is no regular expression: missing \)"),
+        ("rewards: chair", r"options.synonyms: missing; write synonyms: \{dog: \[puppy, hound\]\}"),
+        ("rewards: [{function: amber, options: {synonyms: {}}}]", "options.synonyms: "),
+        ("rewards: [{function: amber, options: {synonyms: {a: b}, measure: x}}]", "options.measure: "),
         ("rewards: [{function: length}]", "options: nothing says how long"),
         ("rewards: [{function: length, options: {target: 1, most: 2}}]", "both target and most"),
         ("rewards: [{function: 'a.py:f', options: 3}]", "a mapping is wanted here"),

@@ -6,8 +6,10 @@ import itertools
 import json
 import math
 import random
+import re
 from collections.abc import Iterable
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -265,3 +267,25 @@ def test_tables_show_counts_and_both_means() -> None:
     ]
     assert lines["b"][shown["scores"].head.index("unparsed")] == "1"
     assert tables(Evaluation()) == []
+
+
+def test_the_record_of_the_documentation_is_one() -> None:
+    page = (Path(__file__).resolve().parents[3] / "docs" / "results.md").read_text()
+    (text,) = re.findall(r"```json\n(.*?)\n```", page)
+    facts = source([json.loads(text)], "chartqa")
+    assert (facts["metric"], facts["n"], facts["score"]) == ("relaxed", 1, 1.0)
+    assert not [
+        name for name in json.loads(text) if name not in ("index", "id", "prompt", "truths") and f"`{name}`" not in page
+    ]
+
+
+def test_records_that_anybody_may_have_written() -> None:
+    failed: list[Record] = [{}, {"scores": None}, {"scores": "1"}, {"images": None}, {"error": "why", "scores": [1]}]
+    wrong: list[Record] = [{"scores": ["1"]}, {"scores": [10**400]}]
+    right: list[Record] = [
+        {"scores": [True]}, {"images": "a.png", "scores": [1]}, {"kinds": None, "scores": [1]}, {"error": {}, "scores": [1]},
+        {"images": ["\ud800"], "scores": [1.0], "kinds": ["right"] * 2, "extracted": "x"},
+        {"source": None, "scores": [1]},
+    ]  # fmt: skip
+    facts = source([*failed, *wrong, *right], "all")
+    assert (facts["n"], facts["failed"], facts["errors"], facts["score"]) == (13, 5, 2, 6 / 13)

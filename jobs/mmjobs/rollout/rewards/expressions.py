@@ -11,7 +11,7 @@ import logging
 import re
 from typing import Any
 
-from mmjobs.rollout.rewards.parse import plain
+from mmjobs.rollout.rewards.parse import in_ascii, plain
 
 INSTALLED = importlib.util.find_spec("math_verify") is not None
 
@@ -23,6 +23,10 @@ sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh log ln lg exp sqrt p
 _NAMES = frozenset(_FUNCTIONS.split())
 _ENGLISH = "or and is to of in the not no if are an as at by on it be we so yes nor but for"
 _SHORT_WORDS = frozenset(_ENGLISH.split())
+_NO_EXPRESSION = re.compile(
+    r"[?@#;\"~]|[+\-*/^=<>_]\s*$|\\(?:triangle|angle|overline|overrightarrow|widehat|odot|parallel|perp|cong|sim)\b"
+)
+"""What an expression has not: signs of a text, an operator at its end, and figures, whose letters have an order."""
 _SIGN = re.compile(r"[\d+\-*/^=<>_(){}\[\]|!\\]")
 
 
@@ -30,14 +34,13 @@ def looks_like_one(text: str) -> bool:
     """Whether a text may be an expression: no words but names of functions, and a digit or a sign, or one letter."""
     bare = _COMMAND.sub(" ", plain(text))
     words = [word.lower() for word in _WORD.findall(bare) if word.lower() not in _NAMES]
-    if any(len(word) > 3 or word in _SHORT_WORDS for word in words):
-        return False
-    return has_signs(text)
+    return not is_text(text) and not any(len(word) > 3 or word in _SHORT_WORDS for word in words)
 
 
-def has_signs(text: str) -> bool:
-    """Whether a text has a digit or a sign, or is one letter: "cat" is a text, and no product of c, a and t."""
-    return bool(_SIGN.search(text)) or len(plain(text)) == 1
+def is_text(text: str) -> bool:
+    """Whether a text can only be compared as one: "cat" is no product of c, a and t, and "5+" no 5."""
+    letter = len(plain(text)) == 1 and plain(text).isalpha()
+    return bool(_NO_EXPRESSION.search(text)) or not (letter or _SIGN.search(text))
 
 
 def read(text: str) -> list[Any]:
@@ -46,7 +49,7 @@ def read(text: str) -> list[Any]:
 
     logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns that its time limits are off
     # Its own time limits are signals, which do nothing in some processes and everything in others: ours kill.
-    expressions: list[Any] = parse(text, parsing_timeout=None, raise_on_error=True)
+    expressions: list[Any] = parse(in_ascii(text), parsing_timeout=None, raise_on_error=True)
     return expressions
 
 

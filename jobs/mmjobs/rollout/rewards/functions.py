@@ -107,7 +107,7 @@ def math(answer: str, truth: str | None, *, digits: int) -> Verdict:
     if not read:
         return UNPARSED
     own = own or str(read[-1])
-    if not expressions.has_signs(known):
+    if expressions.is_text(known) or expressions.is_text(own):
         return _judged(_equal_plain(own, known), own)
     by_value = values.same(own, known, partial(_rounded, digits=digits))
     return _judged(expressions.same(read, right, digits) if by_value is None else by_value, own)
@@ -203,6 +203,8 @@ def _rounded(own: float, truth: float, digits: int) -> bool:
 
 def _equal_plain(own: str, truth: str) -> bool:
     """Whether two short answers are the same text. Punctuation counts where it may be mathematics: 5! is not 5."""
+    if not any(letter.isalnum() for letter in own):  # nothing but signs, which would be left out
+        return own.strip() == truth.strip()
     own, truth = (parse.plain(text).strip(" .,;:*_`\"'") for text in (own, truth))
     return _equal(own, truth, case=False, punctuation=bool(_MATHEMATICS.search(own + truth)))
 

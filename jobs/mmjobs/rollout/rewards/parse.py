@@ -17,6 +17,8 @@ _FRACTION = re.compile(r"\\[dt]?frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}")
 _SHORT_FRACTION = re.compile(r"\\[dt]?frac\s*(\d)\s*(\d)")
 _POWER_OF_TEN = re.compile(r"\s*(?:\\times|\\cdot|\u00d7|\*)\s*10\s*\^\s*\{?\s*([-+]?\d+)\s*\}?")
 _TEXT = re.compile(r"\\(?:text|mathrm|mathbf|textbf)\s*\{([^{}]*)\}")
+_VULGAR = re.compile("[\u00bc-\u00be\u2150-\u215e]")
+_OTHER_DIGIT = re.compile(r"(?![0-9])\d")
 _FINAL = re.compile(
     r"final answer\s{0,9}(?:is\b)?\s{0,9}[:=]?[*_\s]{0,9}(?![:=*_\s])(?:the answer is:?\s)?([^\n]+)", re.IGNORECASE
 )
@@ -40,11 +42,18 @@ _YES_NO = re.compile(
 def plain(text: str) -> str:
     """The text without the LaTeX around its numbers: `\\frac{1}{2}` as 1/2, `\\text{ cm}` as cm, no dollar signs."""
     text = "\n".join(" ".join(line.split()) for line in text.splitlines() if line.strip())
-    text = _TEXT.sub(r" \1", text.replace("\u2212", "-"))
+    text = _TEXT.sub(r" \1", in_ascii(text))
     text = _SHORT_FRACTION.sub(r"\1/\2", _FRACTION.sub(r"\1/\2", text))
     text = _POWER_OF_TEN.sub(r"e\1", text)
     text = re.sub(r"\\[,;:! ()\[\]]|\\left|\\right|\$", "", text.replace("\\%", "%").replace("{,}", ","))
     return text.strip()
+
+
+def in_ascii(text: str) -> str:
+    """The digits of all scripts as 0 to 9, ½ as 1/2, ² as ^2, and the minus sign as a hyphen."""
+    text = _VULGAR.sub(lambda sign: " " + unicodedata.normalize("NFKC", sign.group()).replace("\u2044", "/"), text)
+    text = text.replace("\u00b2", "^2").replace("\u00b3", "^3").replace("\u2212", "-")
+    return _OTHER_DIGIT.sub(lambda digit: str(unicodedata.decimal(digit.group())), text)
 
 
 def last_number(text: str) -> float | None:

@@ -10,7 +10,17 @@ from mmjobs.rollout.rewards.parse import is_unit, leading_number, plain
 
 _PREFIXES = {"": ("", 1.0), "m": ("milli", 1e-3), "c": ("centi", 1e-2), "d": ("deci", 1e-1), "k": ("kilo", 1e3)}
 _BASES = {"length": ("m", "metre", "meter"), "mass": ("g", "gram"), "volume": ("l", "litre", "liter")}
-_TIMES = {"s": 1.0, "sec": 1.0, "second": 1.0, "min": 60.0, "minute": 60.0, "h": 3600.0, "hour": 3600.0, "day": 86400.0}
+_TIMES = {
+    "ms": 1e-3,
+    "s": 1.0,
+    "sec": 1.0,
+    "second": 1.0,
+    "min": 60.0,
+    "minute": 60.0,
+    "h": 3600.0,
+    "hour": 3600.0,
+    "day": 86400.0,
+}
 _SCALES = {"hundred": 1e2, "thousand": 1e3, "million": 1e6, "billion": 1e9, "trillion": 1e12}
 UNITS = {
     name: (dimension, factor)
@@ -23,7 +33,11 @@ UNITS = {
 _ABOUT = re.compile(r"(?:about|approximately|around|roughly|exactly|\\approx|≈|~|=)\s*", re.IGNORECASE)
 _NAME = re.compile(r"\\?([A-Za-z]\w{0,3})\s*=\s*(?!=)")
 _CLOCK = re.compile(r"(\d{1,2}):(\d{2})(?::(\d{2}))?\s*(?:([ap])\.?m\.?)?", re.IGNORECASE)
-_DATE = re.compile(r"\d+([-/.])\d+\1\d+")
+_DATE = re.compile(r"\d+([-/.])\d+\1\d+|\d+0'?s")
+"""A date or a decade, such as 1990s."""
+_INEQUALITY = re.compile(r"[<>≤≥≠]|\\(?:l|g|n)eq?\b")
+_POWER = re.compile(r"(?:(square|sq\.?|cubic)\s+)?([a-z]+)(?:\^?\{?([23])\}?)?")
+_POWERS = {"square": 2, "sq": 2, "sq.": 2, "cubic": 3}
 _BRACKETS = {"(": ")", "[": "]", "{": "}"}
 _SEPARATOR = re.compile(r"\s*(?:,\s+(?:and|or)\s|,(?!\d{3}(?!\d))|,\s|;|\s(?:and|or)\s)\s*", re.IGNORECASE)
 
@@ -55,9 +69,9 @@ class Values:
 
     @property
     def quantities(self) -> list[Quantity] | None:
-        """None where a part is no number."""
+        """None where a part is no number, or none is there."""
         read = [quantity(part) for part in self.parts]
-        return [one for one in read if one] if all(read) else None
+        return [one for one in read if one] if read and all(read) else None
 
 
 def quantity(text: str) -> Quantity | None:
@@ -71,10 +85,20 @@ def quantity(text: str) -> Quantity | None:
         value, rest, words = value * _SCALES[words[0]], rest.lstrip()[len(words[0]) :], words[1:]
     if not words:
         return Quantity(value)
-    unit = UNITS.get(words[0]) or UNITS.get(words[0].removesuffix("s")) if len(words) == 1 else None
-    if unit:
+    if unit := _unit(" ".join(words)):
         return Quantity(value, *unit)
     return Quantity(value) if is_unit(rest) else None
+
+
+def _unit(text: str) -> tuple[str, float] | None:
+    """What a known unit measures, and its size: `cm^2`, `square metres`, `h`."""
+    match = _POWER.fullmatch(text)
+    name = match.group(2) if match else ""
+    unit = UNITS.get(name) or UNITS.get(name.removesuffix("s"))
+    if match is None or unit is None:
+        return None
+    power = int(match.group(3) or _POWERS.get(match.group(1) or "", 1))
+    return (unit[0], unit[1]) if power == 1 else (f"{unit[0]}^{power}", unit[1] ** power)
 
 
 def equal(own: Quantity, truth: Quantity, close: Close) -> bool:
@@ -95,7 +119,8 @@ def same(own: str, truth: str, close: Close) -> bool | None:
     first, second = values(own), values(truth)
     numbers, wanted = first.quantities, second.quantities
     if numbers is None or wanted is None:
-        return None
+        one_sided = (_INEQUALITY.search(own) and wanted) or (_INEQUALITY.search(truth) and numbers)
+        return False if one_sided and not (first.brackets or second.brackets) else None
     if (first.name and second.name and first.name != second.name) or len(numbers) != len(wanted):
         return False
     if len(numbers) == 1:

@@ -22,6 +22,7 @@ SAME = [
     ("1 m", "100 cm"), ("2 hours", "120 min"), ("1:00 pm", "13:00"), ("(0, 1.5)", "(0,1.5)"), ("-2021, 2021", "±2021"),
     (r"\pm 2021", "2021 or -2021"), ("n=3,2,1", "n=1,2,3"), ("x = 2", "2"), ("5 million", "5,000,000"),
     (r"\frac12", "50%"), ("about 12", "12"), ("3 apples", "3"), (r"\{1, 2\}", r"\{2, 1\}"), ("{1, 2, 3}", "1, 2 and 3"),
+    ("1½", "1.5"), ("7 cm^2", "0.0007 square metres"), ("5 ms", "0.005 seconds"), ("90°", "90"),
 ]  # fmt: skip
 """Answers that are worth the same as their truth."""
 DIFFERENT = [
@@ -30,7 +31,8 @@ DIFFERENT = [
     (r"\pm 2021", "2021"), ("2021", "±2021"), ("n=2,3,4", "n=1,2,3"), ("x = 2", "y = 2"), ("1/2004!", "1/2006!"),
     (r"\frac{1}{2004!}", r"\frac{1}{2006!}"), ("1e-7", "2e-7"), ("5", "5!"), ("5", "5 million"), ("y=2x+1", "y=3x+1"),
     ("x+y=0", "x-y=0"), ("2021-03-04", "2021-4-3"), ("@@ ??", "##"), ("cat", "act"), ("3 and 4", "4"), ("-5", "5"),
-    ("1000", "1,000,000"),
+    ("1000", "1,000,000"), ("1", "1½"), ("7 cm^2", "7 cm"), ("< 5", "5"), ("5+", "5"), ("1990s", "1990"),
+    (r"10 \pm 2", "10"), (r"2\pi", "2"), ("3x", "3"), (r"\triangle ABC", r"\triangle ACB"), ("2, 3", "2"),
 ]  # fmt: skip
 """Answers that are not, though one contains the other, or a parser reads nothing or the same out of both."""
 
@@ -41,7 +43,7 @@ def test_pairs_by_value(function: str, answer: str, truth: str, wanted: tuple[fl
     for form in (r"\boxed{%s}", "so\nFinal answer: %s", "<answer>%s</answer>"):
         judged = verdict(function, form % answer, truth)
         assert (judged.score, judged.kind, judged.extracted) == (*wanted, answer), form
-    if function == "math" and not {"?", "c"} & set(answer):
+    if function == "math" and not any(sign in answer for sign in ("?", "cat", "tri")):
         assert judge(function, f"thus it is ${answer}$.", truth) == wanted, "the last formula"
 
 
@@ -73,6 +75,13 @@ def test_expressions_where_values_do_not_decide() -> None:
 )  # fmt: skip
 def test_the_last_mark_wins(answer: str, extracted: str) -> None:
     assert verdict("final", answer, "17").extracted == extracted
+
+
+def test_two_that_cannot_be_read_are_not_the_same() -> None:
+    """False == False: an answer of signs only would be right where the truth is one too."""
+    for answer, truth in ((",", "."), ("'", "*"), ("{}", "[]"), (r"\quad", r"\,"), ("?", "!"), ("-", "+")):
+        assert judge("final", rf"\boxed{{{answer}}}", truth)[1] != "right", answer
+        assert judge("boxed", rf"\boxed{{{answer}}}", truth)[1] != "right", answer
 
 
 def test_an_answer_that_marks_nothing_is_unparsed() -> None:
