@@ -18,6 +18,7 @@ from PIL import Image
 
 from mmjobs.data.example import IMAGE, Answer, BadRow, Example, Turn
 from mmjobs.data.formats.registry import FORMATS, parts, recognised
+from mmjobs.data.images.image_file import BytesPicture
 from mmjobs.data.readers import tsv
 from mmlaunch.errors import BadInput
 from mmlaunch.recipe.data import Source
@@ -243,6 +244,27 @@ def test_predictions_are_answers_best_first(tmp_path: Path) -> None:
     assert wrong(path, "predictions", 4).startswith("scores has 1 values for 3 predictions")
     assert rows[5].answers == (Answer(""),), "a model may say nothing"
     assert parts(Source(path=str(path)))[0].values(1)["id"] == "7"
+
+
+def test_scored_predictions_are_those_that_were_scored(tmp_path: Path) -> None:
+    scored = {"answers": ["b", "a"], "scores": [1.0, None], "kinds": ["right", "timeout"], "kind": "answers"}
+    failed = said(error={"reason": "image", "detail": "a.png: no such file"})
+    bare = {
+        key: value for key, value in said(**scored).items() if key not in ("predictions", "conversations", "finish")
+    }
+    path = jsonl(tmp_path, said(**scored), bare, failed)
+    for row in read(path, "predictions")[0:2]:
+        assert row.answers == (Answer("b", 1.0), Answer("a"))
+    assert wrong(path, "predictions", 2) == "was not answered: image: a.png: no such file"
+    path.write_text(json.dumps({key: value for key, value in failed.items() if key != "finish"}))
+    assert recognised(Source(path=str(path))) == "predictions", "also where every row has failed"
+
+
+def test_predictions_find_the_images_that_stood_in_their_rows(tmp_path: Path) -> None:
+    name = BytesPicture(png("red"), "red").identity
+    path = jsonl(tmp_path, said(images=[name], image=f"['{BLUE}', '{RED}']"), said(images=[name], input_images=[RED]))
+    for row in read(path, "predictions"):
+        assert [image.read() for image in row.images] == [png("red")]
 
 
 def test_prompts_know_what_is_right(tmp_path: Path) -> None:
