@@ -30,7 +30,7 @@ class Failed(Exception):
 
 def of_row(error: BadRow) -> Failed:
     """Why a row cannot be used: its image, or something else in it."""
-    of_image = isinstance(error.__cause__ or error.__context__, BadPicture)
+    of_image = any(isinstance(one, BadPicture) for one in (error.__cause__, error.__context__))
     return Failed("image" if of_image else "row", str(error))
 
 

@@ -1,0 +1,196 @@
+"""What each task makes of its rows: verified answers, scores, pairs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.jobs.conftest import Job
+from tests.jobs.inference.conftest import Task
+
+from mmjobs.data.example import Answer, Example, Origin, Turn
+from mmjobs.data.formats.registry import parts
+from mmjobs.inference.dropout_ntp import begun
+from mmjobs.inference.evaluate import instructed
+from mmlaunch.recipe import Recipe
+from mmlaunch.recipe.data import Source
+from mmlaunch.recipe.inference import INSTRUCTIONS
+from mmlaunch.results.summary import summary
+
+Make = Callable[..., Task]
+Rows = Callable[..., dict[str, Any]]
+SHORT = {"max_new_tokens": 6, "temperature": 0}
+DRAWN = {"max_new_tokens": 6, "temperature": 1.0, "prompts": 4}
+
+
+@pytest.fixture
+def trained(job: Callable[[str], Job], tiny: Callable[..., Recipe]) -> Path:
+    """A model that answers: the three colours, shapes and places are still guesses, but words."""
+    run = job("sft")
+    assert run.run(tiny(steps=60, data__train={"format": "shapes", "limit": 400}, optim={"lr": 1e-2})) == [0]
+    return run.paths.root
+
+
+def test_evaluate(task: Make, rows: Rows, tmp_path: Path) -> None:
+    """Functions by source; failed rows are there and count as wrong."""
+    first = rows([{"prompt": f"{n}?", "answer": "yes", "image": "red"} for n in range(12)], "easy", format="prompts")
+    second = rows([{"prompt": "Say.", "answers": ["a", "b"]} for _ in range(4)], "open", format="prompts")
+    (tmp_path / "gone.png").write_bytes(b"no image")
+    broken = rows([{"prompt": "?", "answer": "yes", "image": "gone.png"}], "broken", format="prompts")
+    metric = {"all": "exact", "easy": {"function": "format", "options": {"pattern": ".*"}}}
+    objective = {"method": "evaluate", "window": 16, "sampling": SHORT, "metric": metric, "max_failed": "50%"}
+    records = task(objective, [first, second, broken]).work().records()
+    assert [record["source"] for record in records] == ["easy"] * 12 + ["open"] * 4 + ["broken"]
+    assert {record["metric"] for record in records[:12]} == {"format"} and records[12]["truths"] == ["a", "b"]
+    assert all(record["scores"] == [1.0] and record["kinds"] == ["right"] for record in records[:12])
+    assert records[16]["error"]["reason"] == "image"
+    facts = summary(records).as_json()
+    assert {name: one["score"] for name, one in facts["by_source"].items()} == {"easy": 1, "open": 0, "broken": 0}
+    assert facts["overall"]["n"] == 17 and facts["overall"]["score"] == pytest.approx(12 / 17)
+    assert facts["macro"]["score"] == pytest.approx(1 / 3)
+
+
+def test_a_source_without_a_metric_is_named(task: Make, rows: Rows) -> None:
+    one = task(
+        {"method": "evaluate", "sampling": SHORT, "window": 16, "metric": {"other": "exact"}},
+        rows([{"prompt": "?", "answer": "yes"}], "mine", format="prompts"),
+    )
+    assert one.jobs[0].run(one.recipe) == [94]
+    assert "objective.metric: none for mine; add objective.metric.mine, or all" in one.jobs[0].log()
+
+
+def test_instructions_stand_around_the_question() -> None:
+    def asked(*content: Any, asks: str = INSTRUCTIONS["boxed"], remove: tuple[str, ...] = ()) -> str:
+        example = Example((), (Turn("user", content),), (), Origin("here", 1))
+        return instructed(example, asks, remove).prompt[-1].text
+
+    assert asked("How many?") == "How many?\nThink step by step, and put your result into \\boxed{}."
+    own = "Answer briefly.\nHow many? Answer briefly."
+    assert asked(own, asks="Q: {question} A:", remove=("Answer briefly.",)) == "Q: Answer briefly.\nHow many? A:"
+    assert asked("How many?", asks=INSTRUCTIONS["none"]) == "How many?"
+
+
+@pytest.mark.parametrize(
+    ("answer", "ratio", "prefix"),
+    [
+        ("The cat sits on the mat.", 0.5, "The cat sits"),
+        ("The cat  sits\non the mat.", 0.67, "The cat  sits\non"),
+        ("One.", 0.5, ""),
+        ("\u732b\u5750\u5728\u57ab\u5b50\u4e0a", 0.5, "\u732b\u5750\u5728"),
+        ("The cat", 0.0, ""),
+    ],
+)
+def test_where_an_answer_is_cut(answer: str, ratio: float, prefix: str) -> None:
+    assert begun(answer, ratio) == prefix
+
+
+def test_dropout_ntp_pairs_differ_behind_the_cut_alone(task: Make, rows: Rows, trained: Path) -> None:
+    chosen = "red circle top left and so on"
+    values = [{"prompt": "What?", "image": "red", "completion": chosen} for _ in range(12)]
+    objective = {"method": "dropout_ntp", "window": 16, "sampling": {**DRAWN, "answers": 4, "max_new_tokens": 40}}
+    one = task(objective, rows(values, format="trl"), model__init_from=str(trained)).work()
+    pairs, (record, *_) = one.made(), one.records()
+    assert record["begun"] == "red circle top" and "made" not in record
+    assert pairs and all(pair["chosen"][0]["content"] == chosen for pair in pairs)
+    rejected = [pair["rejected"][0]["content"] for pair in pairs]
+    assert all(text.startswith("red circle top") and text != chosen for text in rejected)
+    counts = one.merge().notes
+    assert counts["rows"] == 12 and counts["pairs"] == len(pairs)
+    assert sum(count for name, count in counts.items() if name != "rows") == 48
+    made = one.merge().made
+    (part,) = parts(Source(path=str(made)))
+    assert [answer.text for answer in part.rows[0].answers] == [chosen, rejected[0]] and len(part.rows[0].images) == 1
+    blind, seeing = (
+        one.records(),
+        task({**objective, "image": "keep"}, rows(values, format="trl"), model__init_from=str(trained))
+        .work()
+        .records(),
+    )
+    assert blind[0]["tokens"]["image"] == 0 and seeing[0]["tokens"]["image"] > 0
+
+
+def test_correctness_pairs(task: Make, trained: Path) -> None:
+    """Pairs of right and wrong answers; everything that was generated is counted; the seed decides."""
+    objective = {
+        "method": "correctness", "metric": "exact", "instruction": "none", "window": 16, "pairs_per_question": 2,
+        "sampling": {**DRAWN, "answers": 6, "max_new_tokens": 16},
+    }  # fmt: skip
+    one = task(objective, {"format": "shapes", "limit": 60}, model__init_from=str(trained)).work()
+    pairs, counts = one.made(), one.merge().notes
+    assert pairs and counts["pairs"] == len(pairs) and counts["answers"] == 360 and counts["questions"] == 60
+    judged = sum(counts[name] for name in ("right answers", "wrong answers", "unparsed answers"))
+    assert judged + sum(count for name, count in counts.items() if name.startswith("answers dropped")) == 360
+    for pair in pairs:
+        assert pair["chosen"][0]["content"].strip() == pair["truth"] != pair["rejected"][0]["content"].strip()
+    per_question = [sum(pair["index"] == number for pair in pairs) for number in range(60)]
+    assert max(per_question) == 2
+    split = task({**objective, "shards": 3}, {"format": "shapes", "limit": 60}, model__init_from=str(trained))
+    assert split.work().made() == pairs
+
+
+def test_score_by_functions_selects(task: Make, rows: Rows) -> None:
+    """Answers of a model to one question: which are right, pairs with margins, the best, all that are right."""
+    values = [
+        {"index": 0, "source": "s", "prompt": "1 + 1?", "images": [], "truths": ["2"], "predictions": ["3", "2", "two"],
+         "finish": ["eos"] * 3, "error": None},
+    ]  # fmt: skip
+    source = rows(values, format="predictions")
+    scored = {"method": "score", "rewards": "numeric", "window": 16}
+
+    def made(**choice: Any) -> list[dict[str, Any]]:
+        return task({**scored, **choice}, source).work().made()
+
+    (record,) = task(scored, source).work().records()
+    assert record["scores"] == [0.0, 1.0, 0.0] and record["kinds"] == ["wrong", "right", "unparsed"]
+    pairs = made(select="pairs")
+    assert {(pair["chosen"][0]["content"], pair["rejected"][0]["content"]) for pair in pairs} == {
+        ("2", "3"),
+        ("2", "two"),
+    }
+    assert {(pair["score_chosen"], pair["score_rejected"]) for pair in pairs} == {(1.0, 0.0)}
+    assert len(made(select="pairs", pairs_per_row=1)) == 1
+    assert [row["completion"][0]["content"] for row in made(select="best")] == ["2"]
+    assert [row["completion"][0]["content"] for row in made(select="all", least=1)] == ["2"]
+    assert made(select="best", least=2) == []
+
+
+def test_a_reward_run_judges_pairs_and_models(
+    task: Make, rows: Rows, job: Callable[[str], Job], tiny: Callable[..., Recipe]
+) -> None:
+    """Scores of a reward run: those of its own evaluation; accuracy over pairs; which of two models it prefers."""
+    reward = job("rm")
+    recipe = tiny(objective="reward", steps=40, data__train={"format": "shapes", "limit": 400}, optim={"lr": 1e-2})
+    assert reward.run(recipe) == [0]
+    objective = {"method": "score", "rewards": [str(reward.paths.root / "checkpoints" / "step-40")], "window": 16}
+    scored = task(objective, {"format": "shapes", "skip": 1000, "limit": 40}).work(world=2)
+    records = scored.records()
+    assert all(record["kind"] == "pair" and len(record["scores"]) == 3 for record in records)
+    accuracy = summary(records).as_json()["pairs"]["shapes"]["score"]
+    right = sum(record["scores"][0] > max(record["scores"][1:]) for record in records)
+    assert accuracy == pytest.approx(right / 40) and accuracy > 1 / 3
+
+    def predictions(name: str, place: int) -> dict[str, Any]:
+        values = [
+            {"prompt": record["prompt"].replace("<image>", ""), "images": [], "truths": [], "finish": ["eos"],
+             "predictions": [record["answers"][place]], "error": None}
+            for record in records
+        ]  # fmt: skip
+        return rows(values, name, format="predictions", images="none")
+
+    first, second = predictions("first", 0), predictions("second", 1)
+    versus = task({**objective, "against": second["path"]}, first).work().records()
+    assert all(record["kind"] == "versus" and len(record["scores"]) == 2 for record in versus)
+    rate = summary(versus).as_json()["versus"]["first"]
+    wins = sum(record["scores"][0] > record["scores"][1] for record in versus)
+    ties = sum(record["scores"][0] == record["scores"][1] for record in versus)
+    assert rate["score"] == pytest.approx((wins + ties / 2) / 40)
+
+
+def test_answers_of_the_data_are_no_truths_of_themselves() -> None:
+    """An answer that is scored by `exact` is compared with the row's truth; without one there is none."""
+    from mmjobs.inference.score import _with_truths
+
+    example = Example((), (Turn("user", ("Q",)),), (Answer("a"), Answer("b")), Origin("here", 1))
+    assert _with_truths(example).answers == ()
