@@ -177,7 +177,7 @@ def _other_answers(context: Context, task: Score) -> InputRows | None:
     """The second file of predictions, which has a row for each of the first."""
     if task.against is None:
         return None
-    first, other = InputRows(context.recipe.data.inputs), InputRows([Source(path=task.against)])
+    first, other = InputRows(context.recipe.data.inputs), InputRows([Source(path=task.against, format="predictions")])
     if len(first) != len(other):
         what = f"{task.against} has {len(other)} rows, and the input has {len(first)}"
         raise BadInput(f"objective.against: {what}; both have to answer the same prompts")

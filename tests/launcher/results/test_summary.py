@@ -283,7 +283,8 @@ def test_records_that_anybody_may_have_written() -> None:
     failed: list[Record] = [{}, {"scores": None}, {"scores": "1"}, {"images": None}, {"error": "why", "scores": [1]}]
     wrong: list[Record] = [{"scores": ["1"]}, {"scores": [10**400]}]
     right: list[Record] = [
-        {"scores": [True]}, {"images": "a.png", "scores": [1]}, {"kinds": None, "scores": [1]}, {"error": {}, "scores": [1]},
+        {"scores": [True]}, {"images": "a.png", "scores": [1]}, {"kinds": None, "scores": [1]},
+        {"error": {}, "scores": [1]},
         {"images": ["\ud800"], "scores": [1.0], "kinds": ["right"] * 2, "extracted": "x"},
         {"source": None, "scores": [1]},
     ]  # fmt: skip
