@@ -136,7 +136,7 @@ class Scores:
     def _record(self, row: InputRow, example: Example, scores: Sequence[float | None], kinds: Sequence[str]) -> Record:
         ranked = len(scores) > 1 and "predictions" not in row.values
         kind = "versus" if self._other is not None else "pair" if ranked else "prediction"
-        own = {"answers": [one.text for one in example.answers], "scores": list(scores), "kinds": list(kinds)}
+        own = {"scored": [one.text for one in example.answers], "scores": list(scores), "kinds": list(kinds)}
         made = self._chosen(row, example, scores)
         more = {"made": made} if self._task.select != "none" else {}
         return record(row, {**own, "kind": kind, "error": None, **more})

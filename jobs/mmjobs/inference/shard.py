@@ -159,13 +159,13 @@ class Shard:
 
     def _check_failed(self, file: RecordFile | None) -> None:
         """End a shard that alone has failed more rows than the whole task may: the input or the recipe is wrong."""
-        allowed = self._task.max_failed * self._definition.rows
-        too_many = file is not None and file.failed.total() > allowed
-        if self._ranks.from_first(too_many):
-            reasons = ", ".join(f"{count} x {reason}" for reason, count in (file.failed if file else {}).items())
-            some = "; ".join(_details(self._context)) if file else ""
+        wrong = None
+        if file is not None and file.failed.total() > self._task.max_failed * self._definition.rows:
+            reasons = ", ".join(f"{count} x {reason}" for reason, count in file.failed.items())
             what = f"more rows have failed than objective.max_failed ({self._task.max_failed:.1%}) allows: {reasons}"
-            raise BadInput(f"{what}: {some}")
+            wrong = f"{what}: {'; '.join(_details(self._context))}"
+        if wrong := self._ranks.from_first(wrong):
+            raise BadInput(wrong)
 
 
 def _details(context: Context) -> Iterator[str]:

@@ -41,7 +41,7 @@ class Verifiers:
     def facts(self, source: str) -> Record:
         """What a record says of its metric."""
         lower = {"better": "lower"} if self._metrics[self._key(source)].lower_is_better else {}
-        return {"metric": self.name_of(source), **lower}
+        return {"kind": "prediction", "metric": self.name_of(source), **lower}
 
     def verify(self, source: str, example: Example, answers: Sequence[str], finish: Sequence[str]) -> list[Score]:
         """What the metric of a source says of each answer."""

@@ -31,6 +31,8 @@ TICK = 16
 """Tokens of an answer between two calls of what the caller wants to be called."""
 _NOTHING = Encoded(Tokens([0], [False]), (), (), {}, Origin("nothing", 0))
 """What a rank without prompts answers, in lockstep with the others."""
+Stream = Callable[[int, int], None]
+"""Called with the number of an answer and its next token, as soon as it is drawn."""
 Tick = Callable[[bool], bool]
 """Called every few tokens with whether any answer here goes on; returns whether any goes on anywhere."""
 _FEWER = 0.5
@@ -88,9 +90,11 @@ def _added(tokenizer: Any) -> set[int]:
 class _Answers:
     """The answers while they grow."""
 
-    def __init__(self, draws: Sequence[Draws], vocabulary: Vocabulary, sampling: Sampling) -> None:
+    def __init__(
+        self, draws: Sequence[Draws], vocabulary: Vocabulary, sampling: Sampling, stream: Stream | None = None
+    ) -> None:
         self.all = [Generated() for _ in draws]
-        self._draws, self._vocabulary, self._sampling = draws, vocabulary, sampling
+        self._draws, self._vocabulary, self._sampling, self._stream = draws, vocabulary, sampling, stream
         self.going_on = list(range(len(draws)))
         """The numbers of those that have not ended."""
 
@@ -110,6 +114,8 @@ class _Answers:
             answer.ids.append(token)
             answer.log_probs.append(value)
             answer.ended = token in vocabulary.stops
+            if self._stream is not None:
+                self._stream(row, token)
         self.going_on = [row for row in self.going_on if not self._done(row)]
         return drawn.tokens
 
@@ -129,6 +135,7 @@ def generate(
     blank: bool = False,
     tick: Tick = bool,
     lockstep: bool = False,
+    stream: Stream | None = None,
 ) -> list[Generated]:
     """The answers to each prompt, one after the other; there is one of `draws` for each of them.
 
@@ -138,7 +145,7 @@ def generate(
     """
     if idle := lockstep and not prompts:
         prompts, draws = [_NOTHING], [Draws(0, 0, number) for number in range(sampling.answers)]
-    answers = _Answers(draws, vocabulary.to(next(network.parameters()).device), sampling)
+    answers = _Answers(draws, vocabulary.to(next(network.parameters()).device), sampling, stream)
     if idle:
         answers.going_on = []
     network.eval()

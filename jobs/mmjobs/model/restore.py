@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from mmjobs.model import adapters, heads, parts, weights
 from mmjobs.model.build import BuiltModel, skeleton
-from mmlaunch.recipe import Recipe
+from mmlaunch.recipe import Recipe, resolved
+from mmlaunch.recipe.model import Model
+from mmlaunch.run.paths import of_checkpoint
 
 
 def restore(recipe: Recipe, checkpoint: Path) -> BuiltModel:
@@ -17,4 +22,19 @@ def restore(recipe: Recipe, checkpoint: Path) -> BuiltModel:
     adapters.add(built.network, recipe.model)
     parts.freeze(built.network, recipe.model, recipe.precision)
     weights.load(built.network, checkpoint)
+    return built
+
+
+def opened(name: str, precision: str | None = None) -> BuiltModel:
+    """A model that only answers: of a run's checkpoint, of an export, or of any folder or hub name that transformers
+    reads. `precision`: left out, that of the run, or fp32."""
+    checkpoint = of_checkpoint(Path(name))
+    if checkpoint is None:
+        built = skeleton(Model(pretrained=name), precision or "fp32", empty=False)
+    else:
+        recipe = resolved.read(checkpoint[0].resolved)
+        built = restore(recipe.model_copy(update={"precision": precision or recipe.precision}), Path(name))
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    network: Any = built.network.requires_grad_(False).eval()
+    network.to(device)
     return built

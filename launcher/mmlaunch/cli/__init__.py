@@ -18,7 +18,7 @@ from mmlaunch import __version__
 from mmlaunch.errors import MachineError, MmlaunchError, RecipeError
 
 USUAL = (
-    "validate", "render", "estimate", "submit", "status", "logs", "cancel", "resume", "why", "results", "board",
+    "validate", "render", "estimate", "submit", "status", "logs", "cancel", "resume", "why", "results", "chat", "board",
     "report", "doctor", "export", "compare", "data", "convert", "split", "decontaminate",
     "runs", "schema", "completion",
 )  # fmt: skip

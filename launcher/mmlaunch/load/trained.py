@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from mmlaunch.errors import Problem
+from mmlaunch.errors import Problem, UserError
 from mmlaunch.load import reward_models, rundir
 from mmlaunch.load.recipe import Loaded
 from mmlaunch.recipe.reward_functions import FUNCTIONS
@@ -70,6 +70,14 @@ def resolve(loaded: Loaded) -> Resolved:
             recipe = _with(recipe, place, str(path))
             pinned.append((".".join(map(str, place)), path))
     return Resolved(replace(loaded, recipe=recipe), tuple(pinned), tuple(missing))
+
+
+def named(name: str) -> str:
+    """The checkpoint or the folder that a name means, or the name itself where only the hub can know it."""
+    try:
+        return str(find(name) or name)
+    except _Missing as error:
+        raise UserError(f"{error}; {error.right}") from None
 
 
 def find(name: str) -> Path | None:

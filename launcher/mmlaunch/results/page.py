@@ -153,7 +153,7 @@ def _facts(record: Record) -> str:
 
 def _answers(record: Record) -> list[tuple[str, str]]:
     """Each answer with its verdict and what was read out of it."""
-    written = next((texts for name in ("predictions", "answers") if (texts := read.texts(record, name))), [])
+    written = next((texts for name in ("scored", "predictions") if (texts := read.texts(record, name))), [])
     if not written and read.kind(record) == read.PAIR:
         written = [*read.texts(record, "chosen"), *read.texts(record, "rejected")]
     kinds, finish, scores = (read.texts(record, "kinds"), read.texts(record, "finish"), read.scores(record))

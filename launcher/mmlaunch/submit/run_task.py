@@ -17,9 +17,7 @@ def run(module: str, arguments: Sequence[str], needs: Sequence[str] = ("torch",)
 
     The program may say which `exit_code` an error of its own has.
     """
-    if missing := [name for name in needs if importlib.util.find_spec(name) is None]:
-        what = f"this Python has no {' and no '.join(missing)}"
-        raise MachineError(f"{what}; type it where runs train, or: pip install 'mmlaunch[train]'")
+    _check(needs)
     done = subprocess.run([sys.executable, "-m", module, *arguments], stdout=subprocess.PIPE, text=True, check=False)
     try:
         result: dict[str, Any] = json.loads(done.stdout.strip().rpartition("\n")[2])
@@ -30,3 +28,21 @@ def run(module: str, arguments: Sequence[str], needs: Sequence[str] = ("torch",)
         error.exit_code = result.get("exit_code", error.exit_code)
         raise error
     return result
+
+
+def _check(needs: Sequence[str]) -> None:
+    """Refuse where this Python lacks what a program needs."""
+    if missing := [name for name in needs if importlib.util.find_spec(name) is None]:
+        what = f"this Python has no {' and no '.join(missing)}"
+        raise MachineError(f"{what}; type it where runs train, or: pip install 'mmlaunch[train]'")
+
+
+def interact(module: str, arguments: Sequence[str]) -> int:
+    """Run a program that talks with the user; returns its exit code."""
+    _check(("torch",))
+    with subprocess.Popen([sys.executable, "-m", module, *arguments]) as program:
+        while True:
+            try:
+                return program.wait()
+            except KeyboardInterrupt:  # it is the program's to answer
+                continue

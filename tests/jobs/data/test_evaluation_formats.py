@@ -247,7 +247,7 @@ def test_predictions_are_answers_best_first(tmp_path: Path) -> None:
 
 
 def test_scored_predictions_are_those_that_were_scored(tmp_path: Path) -> None:
-    scored = {"answers": ["b", "a"], "scores": [1.0, None], "kinds": ["right", "timeout"], "kind": "answers"}
+    scored = {"scored": ["b", "a"], "scores": [1.0, None], "kinds": ["right", "timeout"], "kind": "answers"}
     failed = said(error={"reason": "image", "detail": "a.png: no such file"})
     bare = {
         key: value for key, value in said(**scored).items() if key not in ("predictions", "conversations", "finish")

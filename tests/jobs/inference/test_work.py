@@ -174,7 +174,7 @@ def test_a_reward_run_judges_pairs_and_models(
     def predictions(name: str, place: int) -> dict[str, Any]:
         values = [
             {"prompt": record["prompt"].replace("<image>", ""), "images": [], "truths": [], "finish": ["eos"],
-             "predictions": [record["answers"][place]], "error": None}
+             "predictions": [record["scored"][place]], "error": None}
             for record in records
         ]  # fmt: skip
         return rows(values, name, format="predictions", images="none")

@@ -18,7 +18,7 @@ from mmlaunch.recipe.data import Source
 
 COLUMNS: tuple[tuple[str, ...], ...] = (
     ("index", "source", "prompt", "truths", "predictions"),
-    ("index", "source", "prompt", "truths", "answers", "kinds"),
+    ("index", "source", "prompt", "truths", "scored"),
 )
 """Rows with all of one of these columns are in this format, unless a format of a lower `ORDER` matches."""
 ORDER = 5
@@ -32,10 +32,10 @@ def rows(source: Source) -> Rows:
     """JSON lines with `prompt` (text, or messages with `<image>` in them), `images`, `predictions`, and `truths`.
 
     Answers are the predictions, each text once, best first where `scores` has one for each; scored rows list the texts
-    that were scored as `answers`. A row with an `error` is a bad row, for its reason.
+    that were scored as `scored`. A row with an `error` is a bad row, for its reason.
     """
     make = partial(_example, folder=Folder.of(source, file_of(source)))
-    return examples(source, "predictions", ["predictions", "answers"], make)
+    return examples(source, "predictions", ["predictions", "scored"], make)
 
 
 def _example(row: Row, folder: Folder) -> Example:
@@ -63,7 +63,7 @@ def _found(row: Row, image: Picture, folder: Folder) -> Picture:
 
 
 def _answers(row: Row) -> tuple[Answer, ...]:
-    column = "answers" if isinstance(row.get("kinds"), list) else "predictions"
+    column = "scored" if row.get("scored") is not None else "predictions"
     said, scores = row.need(column), row.get("scores")
     if not isinstance(said, list):
         raise row.bad(f"{column} is {kind(said)}; it has to be a list of texts")
