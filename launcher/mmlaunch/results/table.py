@@ -95,9 +95,12 @@ def _categories(source: str, pairs: Pairs) -> Table:
     rows: list[list[str]] = []
     for category in pairs.categories:
         rows.append([category.name, f"{category.count:,}", number(category.score), ""])
-        rows += [
-            [f"  {name}", f"{one.count:,}", number(one.score), interval(one)] for name, one in category.subsets.items()
-        ]
+        for name, one in category.subsets.items():
+            bounds = interval(one)
+            if name == category.name:  # no benchmark has it
+                rows[-1][-1] = bounds
+            else:
+                rows.append([f"  {name}", f"{one.count:,}", number(one.score), bounds])
     if rows:
         rows.append(["macro, by categories", "", number(pairs.macro), ""])
     return Table(f"pairs of {source}", ["category", "pairs", "accuracy", "95 %"], rows)

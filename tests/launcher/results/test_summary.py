@@ -269,6 +269,12 @@ def test_tables_show_counts_and_both_means() -> None:
     assert tables(Evaluation()) == []
 
 
+def test_a_subset_that_no_benchmark_has_is_one_line() -> None:
+    table = tables(summary([pair(1.0, 0.0, subset="own"), pair(1.0, 0.0, subset="povid")]))[-1]
+    assert [line[0] for line in table.rows] == ["hallucination", "  povid", "own", "macro, by categories"]
+    assert table.rows[2] == ["own", "1", "1.0000", "0.2065 to 1.0000"]
+
+
 def test_the_record_of_the_documentation_is_one() -> None:
     page = (Path(__file__).resolve().parents[3] / "docs" / "results.md").read_text()
     (text,) = re.findall(r"```json\n(.*?)\n```", page)

@@ -17,13 +17,15 @@ Options = dict[str, str]
 _LINE = re.compile(r"^[ \t]*[*_]{0,2}\(?([A-J])[.):][*_]{0,2}[ \t]+(\S[^\n]*)", re.MULTILINE)
 _INLINE = re.compile(r"(?<!\w)\(([A-J])\)\s*([^()\n]+)")
 _ANCHOR = re.compile(
-    r"(?:\b(?:answer|choice|option)\b(?:\s+(?:is|was|would be|should be|must be))?|答案[是为]?)\s{0,9}[:\uff1a=]?", re.I
+    r"(?:\b(?:answer|choice|option)\b(?:\s(?:(?:to|for|of)\s[^.\n]{1,80}?\s)?(?:is|was|would be|should be|must be)\b)?"
+    r"|答案[是为]?)\s{0,9}[:\uff1a=]?",
+    re.I,
 )
 _WRAP = r"[\s*_`$\"'\[]*"
 _FOLLOWS = r"(?:because|since|as|for|which|given|from|based|due|so|but|is|in|with)\b"
 _STATED = re.compile(
-    rf"{_WRAP}(?:(?:option|choice)\s+)?{_WRAP}(?:\((?P<round>[A-Ja-j])\)|(?P<bare>[B-HJ])(?![\w'-])|"
-    rf"(?P<word>[AI])(?![\w'-])(?!\s+(?!{_FOLLOWS})\w)|(?P<small>[a-j])(?=\W*$))"
+    rf"{_WRAP}(?:(?:option|choice)\s+)?{_WRAP}(?:\((?P<round>[A-Ja-j])\)|(?P<bare>[B-HJ])(?![\w'+#-])|"
+    rf"(?P<word>[AI])(?![\w'+#-])(?!\s+(?!{_FOLLOWS})\w)|(?P<small>[a-j])(?=\W*$))"
 )
 _SEVERAL = re.compile(
     r"[\s*_`$\"')\]]*(?:(?:or|and|/|&)[\s*_`$\"'(]*[A-J](?![\w'])|,[\s*_`$\"'(]*[A-J]\)?[\s*_`$\"'.]*$)"
@@ -33,6 +35,7 @@ _NEGATED = re.compile(r"\b(?:not|n't|neither|nor|than)\s+(?:option\s+|choice\s+)
 _REFUSED = re.compile(r"[*_\"')]*\s+(?:is|are|was|can)\s*(?:not|n't|wrong|incorrect|false|ruled)", re.I)
 _ALONE = re.compile(r"[\s*_`$\"'(\[]*([A-Ja-j])[\s*_`$\"')\].:]*")
 _WEAK = (
+    re.compile(r"(?<![\w'])\(?([A-J])\)?\s+is\s+(?:the\s+)?(?:correct|right|best)\b"),
     re.compile(r"\(([A-J])\)"),
     re.compile(r"^[ \t]*[*_`]*([A-J])[*_`]*(?:[.):]|[ \t]*$)", re.MULTILINE),
     re.compile(
@@ -102,7 +105,8 @@ def _refused(answer: str, anchor: re.Match[str], letter: str) -> bool:
 
 def _stated(text: str, listed: Options) -> str | None:
     """The letter that a statement begins with; empty if it names several, None if it names none."""
-    end = _SENTENCE.search(text, 1) if text else None
+    text = text.lstrip()
+    end = _SENTENCE.search(text)
     span = text[: end.start()] if end else text
     if letter := _by_text(span, listed):
         return letter

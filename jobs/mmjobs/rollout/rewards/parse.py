@@ -26,7 +26,9 @@ _TAGGED = re.compile(r"<answer>((?:(?!<answer>).)*?)(?:</answer>|\Z)", re.IGNORE
 _TAG = re.compile(r"</?answer>.*", re.IGNORECASE | re.DOTALL)
 _FORMULA = re.compile(r"\$([^$]+)\$[.,]?(?:\s+[A-Z].*)?\s*\Z", re.DOTALL)
 """A formula at the beginning, and at most a sentence behind it."""
-_SAID = re.compile(r"\banswer(?:\s+is|\s*:|\s+would be)[:\s]*", re.IGNORECASE)
+_SAID = re.compile(
+    r"\banswer(?:\s(?:(?:to|for|of)\s[^.\n]{1,80}?\s)?(?:is|would be)\b|\s{0,9}:)[:\s]{0,9}", re.IGNORECASE
+)
 _BETWEEN = re.compile(r"\$\$?([^$]+)\$|\\\(([^$]+?)\\\)|\\\[([^$]+?)\\\]")
 _IS = re.compile(r"\b(?:is|are|equals)\b|:\s")
 _LAST = 2000

@@ -41,14 +41,17 @@ _COMMA = re.compile(r"\d,\d")
 
 
 def normalised(text: str) -> str:
-    """The text as it is compared: without articles and punctuation, numbers as digits, contractions as in books."""
+    """The text as it is compared: without articles and punctuation, numbers as digits, contractions as in books.
+
+    A text of which nothing would be left stays as it is: an "a" may be the letter.
+    """
     text = re.sub(r"[\n\t]", " ", text).strip().lower()
     whole, comma = text, _COMMA.search(text) is not None
     for sign in _PUNCTUATION:
         at_edge = f"{sign} " in whole or f" {sign}" in whole or comma
         text = text.replace(sign, "" if at_edge else " ")
     words = (_NUMBERS.get(word, word) for word in _POINT.sub("", text).split())
-    return " ".join(_CONTRACTIONS.get(word, word) for word in words if word not in _ARTICLES)
+    return " ".join(_CONTRACTIONS.get(word, word) for word in words if word not in _ARTICLES) or whole
 
 
 def score(answer: str, truths: Sequence[str]) -> float:

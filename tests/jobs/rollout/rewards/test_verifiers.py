@@ -105,6 +105,8 @@ OPTIONS = "Which is it?\nA. cat\nB. dog\nC. a red bird\nD. both A and B"
         ("A. cat\nB. dog\nSo the answer is B.", "B"), ("I looked at it.\n\ndog", "B"), ("I pick B", "B"),
         ("The answer is A, since it purrs", "A"), ("The best option is: **(B) dog**", "B"), ("答案是B", "B"),
         ("The answer is:\n\nB", "B"), ("The answer is A because it purrs", "A"),
+        ("The answer to the question is B", "B"), ("Thus B is the correct one, and (A) is not.", "B"),
+        ("The answer is A+", None), ("B is not right", None),
         ("The answer: A dog is there", None), ("The answer is not A", None), ("A or B", None), ("(A) or (B)", None),
         ("The answer is A or B", None), ("The answer is A, B", None), ("It has vitamin C", None),
         ("This is hepatitis B", None), ("Because it flies, cat", None), ("The options are A, B, C", None),
@@ -136,7 +138,8 @@ def test_a_truth_may_be_the_text_of_its_option() -> None:
     [
         ("Yes, a dog", "yes"), ("no", "no"), ("No, I see a notice", "no"), ("**No**.", "no"),
         ("The answer is yes.", "yes"),
-        ("Yes. Wait. Answer: No", "no"), ("I looked.\nYes", "yes"), (r"\boxed{no}", "no"),
+        ("Yes. Wait. Answer: No", "no"), ("I looked.\nYes", "yes"),
+        ("The answer to this is no.", "no"), (r"\boxed{no}", "no"),
         ("<answer>Yes</answer>", "yes"),
         ("notice", None), ("Not sure", None), ("Nothing", None), ("yesterday", None), ("yes or no", None),
         ("Yes and no.", None), ("No doubt", None), ("no one", None), ("yes-man", None),
@@ -176,7 +179,8 @@ def test_the_vqa_score_leaves_one_out() -> None:
     for answer, truth in (("4", "14"), ("3.5", "35"), ("it's", "its"), ("well", "we'll"), ("dogs", "dog")):
         assert judge("vqa", answer, truth) == WRONG, answer
     assert judge("vqa", "a cat", "dog", "cat") == RIGHT, "fewer than ten are alternatives"
-    assert judge("vqa", "the", "x") == UNPARSED
+    assert judge("vqa", "A", "a") == RIGHT and judge("vqa", "the", "a") == WRONG, "nothing would be left of them"
+    assert judge("vqa", " ", "a") == UNPARSED
 
 
 def test_anls_is_a_similarity_and_no_distance() -> None:
