@@ -8,7 +8,7 @@ import click
 
 from mmlaunch.cli import options
 from mmlaunch.errors import UserError
-from mmlaunch.load import trained
+from mmlaunch.load import find_model
 from mmlaunch.submit import run_task
 
 
@@ -54,7 +54,7 @@ def command(
     """
     if missing := [path for path in image if not Path(path).expanduser().is_file()]:
         raise UserError(f"--image: no such file: {', '.join(missing)}")
-    arguments = [trained.named(model), "--temperature", str(temperature), "--top-p", str(top_p)]
+    arguments = [find_model.named(model), "--temperature", str(temperature), "--top-p", str(top_p)]
     arguments += ["--max-new-tokens", str(max_new_tokens), "--seed", str(seed)]
     arguments += [word for path in image for word in ("--image", path)]
     arguments += ["--top-k", str(top_k)] if top_k is not None else []

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from mmlaunch.errors import Problem, RecipeError
+from mmlaunch.load.model_of_run import with_model
 from mmlaunch.load.node import Node, Place, Source
 from mmlaunch.load.overrides import apply
 from mmlaunch.load.text import read_file
@@ -54,7 +55,7 @@ def load_recipe(
     file = find(str(path))
     problems: list[Problem] = []
     node = _extended(read_file(file, str(path) if file == Path(path) else None, problems), file, (), problems, {})
-    node = apply(node, overrides)
+    node = with_model(apply(node, overrides))
 
     def check(data: Any) -> Recipe:
         more = list(also(data))

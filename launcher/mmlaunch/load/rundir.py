@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mmlaunch.errors import MachineError, RunNotFound, UserError
-from mmlaunch.load.recipe import Loaded
+from mmlaunch.recipe import Recipe
 from mmlaunch.run import shards
 from mmlaunch.run.paths import RunPaths
 
@@ -26,10 +26,10 @@ def runs_folder() -> Path:
     return folder
 
 
-def next_name(loaded: Loaded, cluster_name: str, folder: Path) -> str:
+def next_name(recipe: Recipe, cluster_name: str, folder: Path) -> str:
     """`<name>-<month and day>-<hex>`: the hex is of the content, so that `render` names the run that `submit` makes."""
-    stem = f"{loaded.recipe.name}-{time.strftime('%m%d')}"
-    content = f"{loaded.recipe.model_dump_json()}\0{cluster_name}\0{Path.cwd()}"
+    stem = f"{recipe.name}-{time.strftime('%m%d')}"
+    content = f"{recipe.model_dump_json()}\0{cluster_name}\0{Path.cwd()}"
     for count in range(100_000):
         digest = hashlib.sha256(f"{content}\0{count}".encode()).hexdigest()[:4]
         if not (folder / f"{stem}-{digest}").exists():

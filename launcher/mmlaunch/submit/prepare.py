@@ -55,7 +55,7 @@ def prepare(loaded: Loaded, cluster_name: str | None) -> Prepared:
     if misfit := choose.problem(cluster, recipe.resources):
         raise loaded.placed(misfit.problems)
     folder = rundir.runs_folder()
-    run = RunPaths(folder / rundir.next_name(loaded, name, folder))
+    run = RunPaths(folder / rundir.next_name(recipe, name, folder))
     plan = plans.make(recipe, cluster, name, run, Path.cwd())
     renderer = Renderer(loaded.path.parent)
     texts = Texts(renderer.script(plan), renderer.deepspeed(plan))

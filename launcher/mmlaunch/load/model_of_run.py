@@ -1,0 +1,46 @@
+"""The model of a task without training: where a recipe names only what it starts from, that says what model it is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mmlaunch.load.find_model import Missing, find
+from mmlaunch.load.node import Node
+from mmlaunch.load.text import read_file
+from mmlaunch.recipe.objective import SECTIONS, section_name
+from mmlaunch.run.paths import RunPaths, of_checkpoint
+
+PARTS = ("vision", "language", "pretrained", "projector")
+"""The fields by which a recipe describes a model itself."""
+
+
+def with_model(node: Node) -> Node:
+    """The same recipe with the model of the run or the folder that `model.init_from` names, where it trains nothing and
+    says nothing else of its model."""
+    objective, model = node.child("objective"), node.child("model")
+    if objective is None or SECTIONS[section_name(objective.plain())].TASK == "train":
+        return node
+    start = model.child("init_from") if model is not None else None
+    if model is None or start is None or not isinstance(start.value, str) or any(model.child(part) for part in PARTS):
+        return node
+    try:
+        folder = find(start.value)
+    except Missing:  # told with its place, once the rest of the recipe is known to be right
+        return node
+    described = _of_folder(folder, start) if folder is not None else None
+    if described is None or not isinstance(node.value, dict) or not isinstance(model.value, dict):
+        return node
+    if described.child("pretrained") is not None and described.child("vision") is None:  # the folder is all of it
+        model = Node({k: v for k, v in model.value.items() if k != "init_from"}, model.place, model.key_places)
+    return Node({**node.value, "model": described.merged(model, ("model",))}, node.place, node.key_places)
+
+
+def _of_folder(folder: Path, start: Node) -> Node | None:
+    """What a checkpoint's run, or a folder that transformers reads, says of its model."""
+    checkpoint = of_checkpoint(folder)
+    if checkpoint is None:
+        if not (folder / "config.json").is_file():
+            return None
+        name = Node(str(folder), start.place)
+        return Node({"pretrained": name}, start.place, {"pretrained": start.place})
+    return read_file(RunPaths(checkpoint[0].root).resolved).child("model")
