@@ -256,6 +256,8 @@ def test_scored_predictions_are_those_that_were_scored(tmp_path: Path) -> None:
     for row in read(path, "predictions")[0:2]:
         assert row.answers == (Answer("b", 1.0), Answer("a"))
     assert wrong(path, "predictions", 2) == "was not answered: image: a.png: no such file"
+    exact = said(prompt="Look:\n<image>\n\nWhat?")
+    assert read(jsonl(tmp_path, exact), "predictions")[0].prompt[0].content == ("Look:\n", IMAGE, "\n\nWhat?")
     path.write_text(json.dumps({key: value for key, value in failed.items() if key != "finish"}))
     assert recognised(Source(path=str(path))) == "predictions", "also where every row has failed"
 

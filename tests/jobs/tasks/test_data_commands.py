@@ -23,6 +23,7 @@ from mmjobs.data.formats.registry import FORMATS
 from mmjobs.data.images.image_file import BytesPicture
 from mmjobs.data.images.likeness import Near, fingerprint
 from mmjobs.data.overlap import words
+from mmjobs.data.readers.rows import Rows
 from mmjobs.tasks.split import Groups, shared
 from mmlaunch.recipe.data import Source
 
@@ -128,6 +129,38 @@ def test_what_a_format_cannot_hold_is_refused_or_dropped(run: Run) -> None:
     made = run("convert", "--to", "rlaif_v", *drops, "a.jsonl", "b.jsonl")
     assert made["rows"] == 1 and made["dropped"] == {"answers": 1, "label": 1}
     assert made["left_out"] == {"does not fit": 1} and made["reasons"][0]["row"] == "a.jsonl:2"
+
+
+def test_predictions_go_back_to_the_table_that_was_asked(run: Run) -> None:
+    """VLMEvalKit scores a prediction by the index, the question and the options beside it."""
+    held = base64.b64encode(picture(1)).decode()
+    Path("t.tsv").write_text(
+        f"index\timage\tquestion\thint\tA\tB\tanswer\tsplit\n7\t{held}\tWhat?\tLook.\tcat\tdog\tA\tdev\n"
+        f"9\t{held}\tWho?\t\t\t\tme\tdev\n"
+    )
+    asked = read("t.tsv", "vlmevalkit")
+    assert isinstance(asked, Rows)
+    predicted = [
+        {**asked.values(place), "input_index": asked.values(place)["index"], "index": place, "source": "t",
+         "prompt": "<image>" + example.prompt[0].text, "images": [example.images[0].identity],
+         "truths": list(example.truths), "predictions": [f"Answer {place}"], "error": None}
+        for place, example in enumerate(asked)
+    ]  # fmt: skip
+    lines("p.jsonl", predicted)
+    assert run("convert", "--to", "vlmevalkit", "p.jsonl", "out.tsv")["from"] == "predictions"
+    back = read("out.tsv", "vlmevalkit")
+    assert isinstance(back, Rows)
+    for place in range(2):
+        kept = dict(back.values(place))
+        assert kept.pop("prediction") == f"Answer {place}" and kept.pop("image_path") == f"{kept['index']}.jpg"
+        assert kept.pop("category") is None and kept == dict(asked.values(place))
+        assert back[place].prompt == asked[place].prompt and back[place].truths == asked[place].truths
+    assert "C" not in Path("out.tsv").read_text().splitlines()[0].split("\t")
+    plain = lines("plain.jsonl", [{"question_id": 1, "text": "Q"}])
+    run("convert", "--to", "vlmevalkit", plain, "plain.tsv")
+    assert Path("plain.tsv").read_text().splitlines()[0].split("\t") == list(FORMATS["vlmevalkit"].holds.columns)
+    late = [{"index": n, "question": "Q"} for n in range(30)] + [{"index": 31, "question": "Q", "A": "a"}]
+    assert "has the columns A" in run("convert", "--to", "vlmevalkit", lines("late.jsonl", late), "late.tsv")["error"]
 
 
 def test_what_is_right_becomes_the_answer_to_learn(run: Run) -> None:

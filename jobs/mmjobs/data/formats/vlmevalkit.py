@@ -24,8 +24,14 @@ COLUMNS: tuple[tuple[str, ...], ...] = (("index", "question"),)
 """Rows with all of one of these columns are in this format, unless a format of a lower `ORDER` matches."""
 ORDER = 75
 
-WRITTEN = ("index", "image", "image_path", "question", "answer", "category", "prediction")
-HOLDS = Holds(most=1, truths=MANY, embeds=True, columns=WRITTEN, marks=r"<image( \d+)?>")
+HOLDS = Holds(
+    most=1,
+    truths=MANY,
+    embeds=True,
+    marks=r"<image( \d+)?>",
+    columns=("index", "image", "image_path", "question", "answer", "category", "prediction"),
+    carried=("hint", *ascii_uppercase, "l2-category", "split"),
+)
 
 NUMBERED = re.compile(r"<image (\d+)>")
 
@@ -134,15 +140,32 @@ def _text(row: Row, value: Any, what: str) -> str:
 def row_of(example: Example, images: Sequence[str], facts: Facts) -> dict[str, Any]:
     """One row; `images` are in base64, and get the names that VLMEvalKit gives them on a disk."""
     names = [f"{facts.name}.jpg"] if len(images) == 1 else [f"{facts.name}_{n}.jpg" for n in range(1, len(images) + 1)]
+    words = question(example)
+    asked = _as_read(example, facts, words)
+    own = {"question": words} if asked is None else asked
     return {
+        **{column: facts.values.get(column) for column in ("l2-category", "split")},
+        **own,
         "index": facts.name,
         "image": _cell(images),
         "image_path": _cell(names) if images else None,
-        "question": question(example),
         "answer": _cell(example.truths),
         "category": facts.category,
         "prediction": example.answers[0].text if example.answers else None,
     }
+
+
+def _as_read(example: Example, facts: Facts, words: str) -> dict[str, Any] | None:
+    """The question, its hint and its options in columns of their own, where the row that was read has just these.
+
+    VLMEvalKit scores a prediction by the options beside it.
+    """
+    row = Row(example.origin, facts.values)
+    try:
+        same = _question(row) == words
+    except BadRow:
+        return None
+    return {name: row.get(name) for name in ("question", "hint", *ascii_uppercase)} if same else None
 
 
 def _cell(texts: Sequence[str]) -> str | None:
