@@ -256,6 +256,46 @@ def test_one_question_for_all_images_is_one_group(run: Run) -> None:
         assert run("split", "--parts", parts, "a.jsonl", "parts")["code"] == 2
 
 
+def test_tables_and_lists_are_copied_in_their_layout(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets  # type: ignore[import-untyped]
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    rows = [
+        {"image": {"bytes": picture(n), "path": f"{n}.png"}, "question": f"Q {n}", "extra": n, **PAIR} for n in range(6)
+    ]
+    features = datasets.Features(
+        {name: datasets.Value("string") for name in ("question", "chosen", "rejected")}
+        | {"image": datasets.Image(), "extra": datasets.Value("int64")}
+    )
+    datasets.Dataset.from_list(rows, features=features).to_parquet("a.parquet")
+    run("split", "--parts", "train=2,test=1", "a.parquet", "parts")
+    parts = {name: read(f"parts/{name}.parquet", "rlaif_v") for name in ("train", "test")}
+    assert {name: len(part) for name, part in parts.items()} == {"train": 4, "test": 2}
+    for part in parts.values():
+        for place, example in enumerate(part):
+            assert isinstance(part, Rows)
+            assert example.images[0].read() == picture(part.values(place)["extra"])
+    Path("a.json").write_text(json.dumps([{"prompt": f"Q {n}", "n": [n]} for n in range(4)]))
+    run("split", "--parts", "train=3,test=1", "a.json", "listed")
+    assert len(json.loads(Path("listed/train.json").read_text())) == 3
+    Path("a.txt").write_text("one\ntwo\n\nthree\n")
+    run("split", "--from", "prompts", "--parts", "train=2,test=1", "a.txt", "text")
+    assert sorted((Path("text/train.txt").read_text() + Path("text/test.txt").read_text()).split()) == [
+        "one",
+        "three",
+        "two",
+    ]
+
+
+def test_a_copied_row_keeps_the_image_that_another_row_held(run: Run) -> None:
+    held = base64.b64encode(picture(1)).decode()
+    Path("t.tsv").write_text(f"index\timage\tquestion\n1\t{held}\tShared words\n2\t1\tOther words\n")
+    lines("test.jsonl", [{"prompt": "shared words"}])
+    assert run("decontaminate", "--against", "test.jsonl", "t.tsv", "clean.tsv")["removed"] == 1
+    (kept,) = read("clean.tsv", "vlmevalkit")
+    assert kept.images[0].read() == picture(1)
+
+
 # --- decontaminate
 
 

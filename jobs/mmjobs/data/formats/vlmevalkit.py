@@ -5,16 +5,16 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from functools import partial
 from string import ascii_uppercase
 from typing import Any
 
 from mmjobs.data.example import Answer, BadRow, Example, Picture
 from mmjobs.data.readers.answers import listed, truths
 from mmjobs.data.readers.folder import Folder
+from mmjobs.data.readers.references import Resolved
 from mmjobs.data.readers.row import Row
-from mmjobs.data.readers.rows import Rows, Table, chosen, file_of, must_be, table_of
+from mmjobs.data.readers.rows import Rows, chosen, file_of, must_be, table_of
 from mmjobs.data.readers.turns import Message, prompt
 from mmjobs.data.writers.fit import MANY, Holds
 from mmjobs.data.writers.words import Facts, question
@@ -35,9 +35,6 @@ HOLDS = Holds(
 
 NUMBERED = re.compile(r"<image (\d+)>")
 
-SHORT = 64
-"""A shorter text in `image` is the `index` of the row that has the image; so VLMEvalKit tells the two apart."""
-
 
 def rows(source: Source) -> Rows:
     """`index`, `question`, and `image` (base64) or `image_path`; options A, B, ...; `hint`, `answer`, `prediction`.
@@ -47,53 +44,25 @@ def rows(source: Source) -> Rows:
     path = file_of(source)
     table = table_of(path, source.split, None)  # an image may stand in any row
     must_be(table, path, "vlmevalkit", ["question"])
-    return Rows(table, chosen(source, len(table), path), _Maker(table, Folder.of(source, path)))
+    make = partial(_example, folder=Folder.of(source, path))
+    return Rows(Resolved(table), chosen(source, len(table), path), make)
 
 
-@dataclass(frozen=True)
-class _Maker:
-    table: Table
-    folder: Folder
+def _example(row: Row, folder: Folder) -> Example:
+    content, images = _placed(_question(row), _images(row, folder))
+    asked = Message("user", content, "question")
+    said = row.get("prediction")
+    answers = () if said is None else (Answer(_text(row, said, "prediction")),)
+    return Example(images, prompt(row, [asked], len(images)), answers, row.origin, truths=_truths(row))
 
-    def __call__(self, row: Row) -> Example:
-        images = self._images(row)
-        content, images = _placed(_question(row), images)
-        asked = Message("user", content, "question")
-        said = row.get("prediction")
-        answers = () if said is None else (Answer(_text(row, said, "prediction")),)
-        return Example(
-            images, prompt(row, [asked], len(images)), answers, row.origin, truths=_truths(row),
-        )  # fmt: skip
 
-    def _images(self, row: Row) -> tuple[Picture, ...]:
-        held = row.get("image")
-        if isinstance(held, str) and len(held) <= SHORT and held in self._places:
-            held = self._row(self._places[held]).get("image")
-        elif isinstance(held, int):
-            held = self._row(self._places[str(held)]).get("image") if str(held) in self._places else held
-        if held is not None:
+def _images(row: Row, folder: Folder) -> tuple[Picture, ...]:
+    """One in a cell, or a list that is written as text."""
+    for column in ("image", "image_path"):
+        if (held := row.get(column)) is not None:
             several = listed(held) if isinstance(held, str) else None
-            return self.folder.collected(row, several or [held], "image")
-        paths = row.get("image_path")
-        several = listed(paths) if isinstance(paths, str) else None
-        return self.folder.collected(row, several, "image_path") if several else self.folder.pictures(row, "image_path")
-
-    def _row(self, place: int) -> Row:
-        return self.table.row(place)
-
-    @cached_property
-    def _places(self) -> dict[str, int]:
-        """Where the rows with images of their own are, by `index`; asked for only where a row points at another."""
-        places = {}
-        for place in range(len(self.table)):
-            try:
-                row = self.table.row(place)
-            except BadRow:
-                continue
-            held = row.get("image")
-            if isinstance(held, str) and len(held) > SHORT:
-                places[str(row.get("index"))] = place
-        return places
+            return folder.collected(row, several, column) if several else folder.pictures(row, column)
+    return ()
 
 
 def _question(row: Row) -> str:
