@@ -67,7 +67,8 @@ def read(path: str, name: str) -> Sequence[Example]:
 
 
 def matters(example: Example) -> Any:
-    return example.prompt, example.answers, [picture.read() for picture in example.images]
+    pictures = [picture.read() for picture in example.images]
+    return example.prompt, example.answers, example.truths, example.label, pictures
 
 
 PAIR = {"chosen": "A cat.", "rejected": "A dog."}
@@ -91,6 +92,41 @@ def test_rows_go_from_format_to_format_and_back(run: Run) -> None:
         path = out
     assert loaded("rlaif_v.jsonl")[0]["image"] == "a.png"
     assert json.loads(Path("internvl.json").read_text())["internvl"]["length"] == 2
+
+
+BASES: dict[str, tuple[str, list[dict[str, Any]]]] = {
+    "pairs": ("rlaif_v", [{"image": "a.png", "question": "What?", **PAIR}, {"question": "Hi\n", **PAIR}]),
+    "talks": ("llava", [{"conversations": [
+        {"from": "human", "value": "Look: <image>"}, {"from": "gpt", "value": "Yes"}, {"from": "human", "value": "So?"},
+        {"from": "gpt", "value": "No"}], "image": "a.png"}]),
+    "questions": ("prompts", [{"prompt": "See <image>!", "image": "a.png", "answers": ["cat"]}, {"prompt": "Who?"}]),
+    "answered": ("llava_answers", [{"question_id": 5, "image": "a.png", "prompt": "Q", "text": "A", "answers": ["x"]}]),
+}  # fmt: skip
+PAIRS = {"pairs": 42, "talks": 6, "questions": 20, "answered": 6}
+"""So many ways there are from one format that holds these rows to another."""
+
+
+@pytest.mark.parametrize("base", BASES)
+def test_what_goes_to_another_format_comes_back_the_same(run: Run, base: str) -> None:
+    """From each format that holds some rows to each other one and back; the others refuse them."""
+    Path("a.png").write_bytes(picture(1))
+    name, rows = BASES[base]
+    first = list(map(matters, read(lines("a.jsonl", rows), name)))
+    ways = 0
+    for one, kind in FORMATS.items():
+        start = f"{one}.tsv" if kind.holds.columns else f"{one}.json"
+        if kind.row_of is None or run("convert", "--from", name, "--to", one, "a.jsonl", start)["code"]:
+            continue
+        for other, another in FORMATS.items():
+            if other == one or another.row_of is None:
+                continue
+            there, back = f"{one}-{other}.json", f"{one}-{other}-{start}"
+            if run("convert", "--from", one, "--to", other, start, there)["code"]:
+                continue
+            made = run("convert", "--from", other, "--to", one, there, back)
+            assert made["code"] == 0 and list(map(matters, read(back, one))) == first
+            ways += 1
+    assert ways == PAIRS[base]
 
 
 def test_images_get_the_paths_that_the_new_file_needs(run: Run) -> None:
