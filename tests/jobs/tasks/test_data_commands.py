@@ -249,7 +249,7 @@ def test_the_programs_need_no_torch(tmp_path: Path) -> None:
 def test_no_two_parts_share_anything(rows: list[tuple[int, int]], seed: int) -> None:
     groups = Groups()
     for image, question in rows:
-        groups.add(iter([b"i%d" % image, b"q%d" % question]))
+        groups.add([b"i%d" % image, b"q%d" % question])
     sizes = groups.sizes()
     parts = shared(sizes, {"train": 9, "test": 1}, seed)
     assert sum(sizes.values()) == len(rows) and parts == shared(sizes, {"train": 9, "test": 1}, seed)

@@ -18,8 +18,8 @@ from mmjobs.data.readers.turns import PLACEHOLDER, Message, prompt
 from mmlaunch.recipe.data import Source
 
 COLUMNS: tuple[tuple[str, ...], ...] = (
-    ("index", "source", "prompt", "truths", "predictions"),
-    ("index", "source", "prompt", "truths", "answers", "kinds"),
+    ("predictions", "prompt", "truths"),
+    ("answers", "kinds", "prompt", "truths"),
 )
 """Rows with all of one of these columns are in this format, unless a format of a lower `ORDER` matches."""
 ORDER = 5
