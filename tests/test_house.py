@@ -40,6 +40,7 @@ ONLY_IN: dict[str, str | tuple[str, ...]] = {
     "deepspeed": "mmjobs.engine",
     "peft": "mmjobs.model.adapters",
     "datasets": "mmjobs.data.readers.saved",
+    "openpyxl": "mmjobs.data.readers.xlsx",
     "torch.utils.tensorboard": "mmjobs.metrics.tensorboard",
     "tensorboard": "mmjobs.metrics.event_files",
     "math_verify": "mmjobs.rollout.rewards.expressions",

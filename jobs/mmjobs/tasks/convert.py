@@ -7,6 +7,7 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 from mmjobs.data.example import Answer, BadRow, Example
 from mmjobs.data.formats.internvl import meta_of
 from mmjobs.data.formats.registry import FORMATS, Format
+from mmjobs.data.readers.rows import LOOK, Part
 from mmjobs.data.writers.files import RowFile, free
 from mmjobs.data.writers.fit import PARTS, Unfit, fitted
 from mmjobs.data.writers.images import Placed
@@ -35,7 +37,7 @@ def convert(given: argparse.Namespace) -> dict[str, Any]:
     images = Placed(file, target.holds.embeds, given.absolute)
     left_out, dropped = LeftOut(given.on_bad == "skip"), Counter[str]()
     moved = Progress("convert", len(part.rows))
-    with RowFile(file, target.holds.columns) as rows:
+    with RowFile(file, _columns(target, part)) as rows:
         for place in range(len(part.rows)):
             moved()
             try:
@@ -71,6 +73,15 @@ def _places(given: argparse.Namespace, target: Format, out: Path) -> Path:
     free(file, given.overwrite, kinds)
     must_differ(given.input, file)
     return file
+
+
+def _columns(target: Format, part: Part) -> tuple[str, ...]:
+    """The columns of a table of text: the format's, and those of its own that the first rows have."""
+    seen: set[str] = set()
+    for place in range(min(LOOK, len(part.rows)) if target.holds.carried else 0):
+        with suppress(BadRow):
+            seen.update(part.values(place))
+    return target.holds.columns + tuple(name for name in target.holds.carried if name in seen)
 
 
 def _fit(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
 import time
 from collections import Counter
@@ -81,6 +82,7 @@ def add_source(parser: argparse.ArgumentParser) -> None:
 
 def end(parser: argparse.ArgumentParser, run: Callable[[argparse.Namespace], dict[str, Any]]) -> int:
     """Run a program: one JSON object on standard output, and the exit code that the command ends with."""
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # half a file is removed
     try:
         result = run(parser.parse_args())
     except BadInput as error:
@@ -91,6 +93,8 @@ def end(parser: argparse.ArgumentParser, run: Callable[[argparse.Namespace], dic
         result = {"error": str(error), "exit_code": MachineError.exit_code}
     except KeyboardInterrupt:
         return 130
+    finally:
+        signal.signal(signal.SIGTERM, before)
     if sys.stderr.isatty():
         print("\r\033[K", end="", file=sys.stderr)
     print(json.dumps(result))

@@ -6,7 +6,8 @@ import argparse
 import hashlib
 import sys
 from array import array
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any, Literal, get_args
 from mmjobs.data.example import BadPicture, BadRow, Example
 from mmjobs.data.images.likeness import content
 from mmjobs.data.overlap import words
+from mmjobs.data.readers.rows import Rows
 from mmjobs.data.writers.copies import copied, kinds, one_table
 from mmjobs.data.writers.files import free
 from mmjobs.tasks.data_command import LeftOut, Progress, add_source, end, must_differ, opened
@@ -32,7 +34,7 @@ class Groups:
     first: dict[bytes, int] = field(default_factory=dict)
     """The first row that had each image and each question."""
 
-    def add(self, keys: Iterator[bytes]) -> None:
+    def add(self, keys: Sequence[bytes]) -> None:
         """The next row, with what it may share."""
         row = len(self.parent)
         self.parent.append(row)
@@ -67,25 +69,12 @@ def shared(sizes: Mapping[int, int], shares: Mapping[str, float], seed: int) -> 
 
 def split(given: argparse.Namespace) -> dict[str, Any]:
     """Group the rows, share the groups among the parts, and copy each row to its part."""
-    shares, folder = _shares(given.parts), Path(given.output)
+    shares = _shares(given.parts)
     kind, part = opened(given.input, given.format, given.images, given.split)
-    rows, ending = one_table(part), kinds(one_table(part))
-    suffix = Path(given.input).suffix if Path(given.input).suffix in ending else ending[0]
-    with explained(f"{folder}: cannot be made"):
-        folder.mkdir(parents=True, exist_ok=True)
-    files = {name: folder / f"{name}{suffix}" for name in shares}
-    for file in files.values():
-        free(file, given.overwrite, ending)
-        must_differ(given.input, file)
-    left_out, groups, usable = LeftOut(given.on_bad == "skip"), Groups(), array("q")
-    moved = Progress("split", 2 * len(rows))
-    for place in range(len(rows)):
-        moved()
-        try:
-            groups.add(iter(_keys(rows[place], given.by)))
-            usable.append(place)
-        except BadRow as error:
-            left_out.bad(error)
+    rows = one_table(part)
+    files = _files(given, list(shares), kinds(rows))
+    left_out, moved = LeftOut(given.on_bad == "skip"), Progress("split", 2 * len(rows))
+    groups, usable = _grouped(rows, given.by, left_out, moved)
     sizes = groups.sizes()
     parts = shared(sizes, shares, given.seed)
     counts = {name: sum(sizes[root] for root, part in parts.items() if part == name) for name in shares}
@@ -98,12 +87,35 @@ def split(given: argparse.Namespace) -> dict[str, Any]:
         for row, place in enumerate(usable):
             moved()
             copies[parts[groups.root(row)]](place)
-    made = {
-        name: {"file": str(files[name]), "rows": counts[name], "groups": sum(p == name for p in parts.values())}
-        for name in shares
-    }
+    whole = Counter(parts.values())
+    made = {name: {"file": str(files[name]), "rows": counts[name], "groups": whole[name]} for name in shares}
     images = given.images or str(Path(given.input).absolute().parent)
     return {"format": kind.name, "parts": made, "largest": largest, "images": images, **left_out.facts()}
+
+
+def _files(given: argparse.Namespace, names: list[str], endings: tuple[str, ...]) -> dict[str, Path]:
+    """The file of each part, in the layout of what is read; none of them may stand there already."""
+    folder, suffix = Path(given.output), Path(given.input).suffix
+    with explained(f"{folder}: cannot be made"):
+        folder.mkdir(parents=True, exist_ok=True)
+    files = {name: folder / f"{name}{suffix if suffix in endings else endings[0]}" for name in names}
+    for file in files.values():
+        free(file, given.overwrite, endings)
+        must_differ(given.input, file)
+    return files
+
+
+def _grouped(rows: Rows, by: By, left_out: LeftOut, moved: Progress) -> tuple[Groups, array[int]]:
+    """The rows that can be read, and which of them may not be parted."""
+    groups, usable = Groups(), array("q")
+    for place in range(len(rows)):
+        moved()
+        try:
+            groups.add(_keys(rows[place], by))
+            usable.append(place)
+        except BadRow as error:
+            left_out.bad(error)
+    return groups, usable
 
 
 def _keys(example: Example, by: By) -> list[bytes]:

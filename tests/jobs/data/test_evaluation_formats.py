@@ -256,6 +256,8 @@ def test_scored_predictions_are_those_that_were_scored(tmp_path: Path) -> None:
     for row in read(path, "predictions")[0:2]:
         assert row.answers == (Answer("b", 1.0), Answer("a"))
     assert wrong(path, "predictions", 2) == "was not answered: image: a.png: no such file"
+    exact = said(prompt="Look:\n<image>\n\nWhat?")
+    assert read(jsonl(tmp_path, exact), "predictions")[0].prompt[0].content == ("Look:\n", IMAGE, "\n\nWhat?")
     path.write_text(json.dumps({key: value for key, value in failed.items() if key != "finish"}))
     assert recognised(Source(path=str(path))) == "predictions", "also where every row has failed"
 
@@ -269,13 +271,18 @@ def test_predictions_find_the_images_that_stood_in_their_rows(tmp_path: Path) ->
 
 def test_prompts_know_what_is_right(tmp_path: Path) -> None:
     ten = [{"answer": word, "answer_id": number} for number, word in enumerate(["yes"] * 9 + ["no"])]
-    path = jsonl(
-        tmp_path, {"prompt": "Q", "answer": 4}, {"prompt": "Q", "answers": ten}, {"prompt": "Q", "ground_truth": "x"},
-        {"prompt": "Q", "answer": True}, {"prompt": "Q", "answer": None}, {"prompt": "Q", "answer": {"value": 1}},
-    )  # fmt: skip
-    rows = read(path, "prompts")
-    assert [rows[place].truths for place in range(5)] == [("4",), ("yes",) * 9 + ("no",), ("x",), ("true",), ()]
-    assert "answer is an object; it has to be text" in wrong(path, "prompts", 5)
+    given: list[tuple[dict[str, Any], tuple[str, ...]]] = [
+        ({"answer": 4}, ("4",)),
+        ({"answers": ten}, ("yes",) * 9 + ("no",)),
+        ({"ground_truth": "x"}, ("x",)),
+        ({"answer": True}, ("true",)),
+        ({"answer": None, "answers": ["a", None]}, ("a",)),
+        ({"ground_truth": {"target": 24, "numbers": [1, 2]}}, ('{"target": 24, "numbers": [1, 2]}',)),
+    ]
+    rows = read(jsonl(tmp_path, *({"prompt": "Q", **columns} for columns, _ in given)), "prompts")
+    assert [row.truths for row in rows] == [truths for _, truths in given]
+    broken = jsonl(tmp_path, {"prompt": "Q", "answer": "\ud83d"})
+    assert wrong(broken, "prompts").startswith("answer holds half a character")
 
 
 def test_no_format_takes_the_rows_of_another(tmp_path: Path) -> None:

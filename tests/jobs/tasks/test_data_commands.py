@@ -23,6 +23,7 @@ from mmjobs.data.formats.registry import FORMATS
 from mmjobs.data.images.image_file import BytesPicture
 from mmjobs.data.images.likeness import Near, fingerprint
 from mmjobs.data.overlap import words
+from mmjobs.data.readers.rows import Rows
 from mmjobs.tasks.split import Groups, shared
 from mmlaunch.recipe.data import Source
 
@@ -66,7 +67,8 @@ def read(path: str, name: str) -> Sequence[Example]:
 
 
 def matters(example: Example) -> Any:
-    return example.prompt, example.answers, [picture.read() for picture in example.images]
+    pictures = [picture.read() for picture in example.images]
+    return example.prompt, example.answers, example.truths, example.label, pictures
 
 
 PAIR = {"chosen": "A cat.", "rejected": "A dog."}
@@ -90,6 +92,41 @@ def test_rows_go_from_format_to_format_and_back(run: Run) -> None:
         path = out
     assert loaded("rlaif_v.jsonl")[0]["image"] == "a.png"
     assert json.loads(Path("internvl.json").read_text())["internvl"]["length"] == 2
+
+
+BASES: dict[str, tuple[str, list[dict[str, Any]]]] = {
+    "pairs": ("rlaif_v", [{"image": "a.png", "question": "What?", **PAIR}, {"question": "Hi\n", **PAIR}]),
+    "talks": ("llava", [{"conversations": [
+        {"from": "human", "value": "Look: <image>"}, {"from": "gpt", "value": "Yes"}, {"from": "human", "value": "So?"},
+        {"from": "gpt", "value": "No"}], "image": "a.png"}]),
+    "questions": ("prompts", [{"prompt": "See <image>!", "image": "a.png", "answers": ["cat"]}, {"prompt": "Who?"}]),
+    "answered": ("llava_answers", [{"question_id": 5, "image": "a.png", "prompt": "Q", "text": "A", "answers": ["x"]}]),
+}  # fmt: skip
+PAIRS = {"pairs": 42, "talks": 6, "questions": 20, "answered": 6}
+"""So many ways there are from one format that holds these rows to another."""
+
+
+@pytest.mark.parametrize("base", BASES)
+def test_what_goes_to_another_format_comes_back_the_same(run: Run, base: str) -> None:
+    """From each format that holds some rows to each other one and back; the others refuse them."""
+    Path("a.png").write_bytes(picture(1))
+    name, rows = BASES[base]
+    first = list(map(matters, read(lines("a.jsonl", rows), name)))
+    ways = 0
+    for one, kind in FORMATS.items():
+        start = f"{one}.tsv" if kind.holds.columns else f"{one}.json"
+        if kind.row_of is None or run("convert", "--from", name, "--to", one, "a.jsonl", start)["code"]:
+            continue
+        for other, another in FORMATS.items():
+            if other == one or another.row_of is None:
+                continue
+            there, back = f"{one}-{other}.json", f"{one}-{other}-{start}"
+            if run("convert", "--from", one, "--to", other, start, there)["code"]:
+                continue
+            made = run("convert", "--from", other, "--to", one, there, back)
+            assert made["code"] == 0 and list(map(matters, read(back, one))) == first
+            ways += 1
+    assert ways == PAIRS[base]
 
 
 def test_images_get_the_paths_that_the_new_file_needs(run: Run) -> None:
@@ -128,6 +165,38 @@ def test_what_a_format_cannot_hold_is_refused_or_dropped(run: Run) -> None:
     made = run("convert", "--to", "rlaif_v", *drops, "a.jsonl", "b.jsonl")
     assert made["rows"] == 1 and made["dropped"] == {"answers": 1, "label": 1}
     assert made["left_out"] == {"does not fit": 1} and made["reasons"][0]["row"] == "a.jsonl:2"
+
+
+def test_predictions_go_back_to_the_table_that_was_asked(run: Run) -> None:
+    """VLMEvalKit scores a prediction by the index, the question and the options beside it."""
+    held = base64.b64encode(picture(1)).decode()
+    Path("t.tsv").write_text(
+        f"index\timage\tquestion\thint\tA\tB\tanswer\tsplit\n7\t{held}\tWhat?\tLook.\tcat\tdog\tA\tdev\n"
+        f"9\t{held}\tWho?\t\t\t\tme\tdev\n"
+    )
+    asked = read("t.tsv", "vlmevalkit")
+    assert isinstance(asked, Rows)
+    predicted = [
+        {**asked.values(place), "input_index": asked.values(place)["index"], "index": place, "source": "t",
+         "prompt": "<image>" + example.prompt[0].text, "images": [example.images[0].identity],
+         "truths": list(example.truths), "predictions": [f"Answer {place}"], "error": None}
+        for place, example in enumerate(asked)
+    ]  # fmt: skip
+    lines("p.jsonl", predicted)
+    assert run("convert", "--to", "vlmevalkit", "p.jsonl", "out.tsv")["from"] == "predictions"
+    back = read("out.tsv", "vlmevalkit")
+    assert isinstance(back, Rows)
+    for place in range(2):
+        kept = dict(back.values(place))
+        assert kept.pop("prediction") == f"Answer {place}" and kept.pop("image_path") == f"{kept['index']}.jpg"
+        assert kept.pop("category") is None and kept == dict(asked.values(place))
+        assert back[place].prompt == asked[place].prompt and back[place].truths == asked[place].truths
+    assert "C" not in Path("out.tsv").read_text().splitlines()[0].split("\t")
+    plain = lines("plain.jsonl", [{"question_id": 1, "text": "Q"}])
+    run("convert", "--to", "vlmevalkit", plain, "plain.tsv")
+    assert Path("plain.tsv").read_text().splitlines()[0].split("\t") == list(FORMATS["vlmevalkit"].holds.columns)
+    late = [{"index": n, "question": "Q"} for n in range(30)] + [{"index": 31, "question": "Q", "A": "a"}]
+    assert "has the columns A" in run("convert", "--to", "vlmevalkit", lines("late.jsonl", late), "late.tsv")["error"]
 
 
 def test_what_is_right_becomes_the_answer_to_learn(run: Run) -> None:
@@ -180,7 +249,7 @@ def test_the_programs_need_no_torch(tmp_path: Path) -> None:
 def test_no_two_parts_share_anything(rows: list[tuple[int, int]], seed: int) -> None:
     groups = Groups()
     for image, question in rows:
-        groups.add(iter([b"i%d" % image, b"q%d" % question]))
+        groups.add([b"i%d" % image, b"q%d" % question])
     sizes = groups.sizes()
     parts = shared(sizes, {"train": 9, "test": 1}, seed)
     assert sum(sizes.values()) == len(rows) and parts == shared(sizes, {"train": 9, "test": 1}, seed)
@@ -221,6 +290,46 @@ def test_one_question_for_all_images_is_one_group(run: Run) -> None:
     assert {name: part["rows"] for name, part in made["parts"].items()} == {"train": 8, "test": 2}
     for parts in ("train=80", "train=1,train=2", "train=-1,test=2", "train,test"):
         assert run("split", "--parts", parts, "a.jsonl", "parts")["code"] == 2
+
+
+def test_tables_and_lists_are_copied_in_their_layout(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets  # type: ignore[import-untyped]
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    rows = [
+        {"image": {"bytes": picture(n), "path": f"{n}.png"}, "question": f"Q {n}", "extra": n, **PAIR} for n in range(6)
+    ]
+    features = datasets.Features(
+        {name: datasets.Value("string") for name in ("question", "chosen", "rejected")}
+        | {"image": datasets.Image(), "extra": datasets.Value("int64")}
+    )
+    datasets.Dataset.from_list(rows, features=features).to_parquet("a.parquet")
+    run("split", "--parts", "train=2,test=1", "a.parquet", "parts")
+    parts = {name: read(f"parts/{name}.parquet", "rlaif_v") for name in ("train", "test")}
+    assert {name: len(part) for name, part in parts.items()} == {"train": 4, "test": 2}
+    for part in parts.values():
+        for place, example in enumerate(part):
+            assert isinstance(part, Rows)
+            assert example.images[0].read() == picture(part.values(place)["extra"])
+    Path("a.json").write_text(json.dumps([{"prompt": f"Q {n}", "n": [n]} for n in range(4)]))
+    run("split", "--parts", "train=3,test=1", "a.json", "listed")
+    assert len(json.loads(Path("listed/train.json").read_text())) == 3
+    Path("a.txt").write_text("one\ntwo\n\nthree\n")
+    run("split", "--from", "prompts", "--parts", "train=2,test=1", "a.txt", "text")
+    assert sorted((Path("text/train.txt").read_text() + Path("text/test.txt").read_text()).split()) == [
+        "one",
+        "three",
+        "two",
+    ]
+
+
+def test_a_copied_row_keeps_the_image_that_another_row_held(run: Run) -> None:
+    held = base64.b64encode(picture(1)).decode()
+    Path("t.tsv").write_text(f"index\timage\tquestion\n1\t{held}\tShared words\n2\t1\tOther words\n")
+    lines("test.jsonl", [{"prompt": "shared words"}])
+    assert run("decontaminate", "--against", "test.jsonl", "t.tsv", "clean.tsv")["removed"] == 1
+    (kept,) = read("clean.tsv", "vlmevalkit")
+    assert kept.images[0].read() == picture(1)
 
 
 # --- decontaminate

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -13,12 +14,12 @@ from mmjobs.data.readers.answers import listed, merged, truths
 from mmjobs.data.readers.folder import Folder
 from mmjobs.data.readers.row import Row, kind
 from mmjobs.data.readers.rows import Rows, examples, file_of
-from mmjobs.data.readers.turns import prompt
+from mmjobs.data.readers.turns import PLACEHOLDER, Message, prompt
 from mmlaunch.recipe.data import Source
 
 COLUMNS: tuple[tuple[str, ...], ...] = (
-    ("index", "source", "prompt", "truths", "predictions"),
-    ("index", "source", "prompt", "truths", "scored"),
+    ("predictions", "prompt", "truths"),
+    ("scored", "prompt", "truths"),
 )
 """Rows with all of one of these columns are in this format, unless a format of a lower `ORDER` matches."""
 ORDER = 5
@@ -45,8 +46,22 @@ def _example(row: Row, folder: Folder) -> Example:
         )
         raise row.bad(f"was not answered: {': '.join(told) or error}")
     images = tuple(_found(row, image, folder) for image in folder.pictures(row, "images"))
-    turns = prompt(row, prompt_messages(row), len(images))
+    conversation = prompt_messages(row)
+    if images and sum(str(message.content).count(PLACEHOLDER) for message in conversation) == len(images):
+        conversation = tuple(map(_placed, conversation))
+    turns = prompt(row, conversation, len(images))
     return Example(images, turns, _answers(row), row.origin, row.label(), truths(row, "truths"))
+
+
+def _placed(message: Message) -> Message:
+    """`predict` writes `<image>` among the words as they are: a newline beside it is one of theirs."""
+    if not isinstance(message.content, str):
+        return message
+    items: list[dict[str, str]] = []
+    for place, words in enumerate(message.content.split(PLACEHOLDER)):
+        items += [{"type": "image"}] if place else []
+        items += [{"type": "text", "text": words}] if words else []
+    return replace(message, content=items)
 
 
 def _found(row: Row, image: Picture, folder: Folder) -> Picture:

@@ -5,16 +5,16 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from functools import partial
 from string import ascii_uppercase
 from typing import Any
 
 from mmjobs.data.example import Answer, BadRow, Example, Picture
 from mmjobs.data.readers.answers import listed, truths
 from mmjobs.data.readers.folder import Folder
+from mmjobs.data.readers.references import Resolved
 from mmjobs.data.readers.row import Row
-from mmjobs.data.readers.rows import Rows, Table, chosen, file_of, must_be, table_of
+from mmjobs.data.readers.rows import Rows, chosen, file_of, must_be, table_of
 from mmjobs.data.readers.turns import Message, prompt
 from mmjobs.data.writers.fit import MANY, Holds
 from mmjobs.data.writers.words import Facts, question
@@ -24,13 +24,16 @@ COLUMNS: tuple[tuple[str, ...], ...] = (("index", "question"),)
 """Rows with all of one of these columns are in this format, unless a format of a lower `ORDER` matches."""
 ORDER = 75
 
-WRITTEN = ("index", "image", "image_path", "question", "answer", "category", "prediction")
-HOLDS = Holds(most=1, truths=MANY, embeds=True, columns=WRITTEN, marks=r"<image( \d+)?>")
+HOLDS = Holds(
+    most=1,
+    truths=MANY,
+    embeds=True,
+    marks=r"<image( \d+)?>",
+    columns=("index", "image", "image_path", "question", "answer", "category", "prediction"),
+    carried=("hint", *ascii_uppercase, "l2-category", "split"),
+)
 
 NUMBERED = re.compile(r"<image (\d+)>")
-
-SHORT = 64
-"""A shorter text in `image` is the `index` of the row that has the image; so VLMEvalKit tells the two apart."""
 
 
 def rows(source: Source) -> Rows:
@@ -41,53 +44,25 @@ def rows(source: Source) -> Rows:
     path = file_of(source)
     table = table_of(path, source.split, None)  # an image may stand in any row
     must_be(table, path, "vlmevalkit", ["question"])
-    return Rows(table, chosen(source, len(table), path), _Maker(table, Folder.of(source, path)))
+    make = partial(_example, folder=Folder.of(source, path))
+    return Rows(Resolved(table), chosen(source, len(table), path), make)
 
 
-@dataclass(frozen=True)
-class _Maker:
-    table: Table
-    folder: Folder
+def _example(row: Row, folder: Folder) -> Example:
+    content, images = _placed(_question(row), _images(row, folder))
+    asked = Message("user", content, "question")
+    said = row.get("prediction")
+    answers = () if said is None else (Answer(_text(row, said, "prediction")),)
+    return Example(images, prompt(row, [asked], len(images)), answers, row.origin, truths=_truths(row))
 
-    def __call__(self, row: Row) -> Example:
-        images = self._images(row)
-        content, images = _placed(_question(row), images)
-        asked = Message("user", content, "question")
-        said = row.get("prediction")
-        answers = () if said is None else (Answer(_text(row, said, "prediction")),)
-        return Example(
-            images, prompt(row, [asked], len(images)), answers, row.origin, truths=_truths(row),
-        )  # fmt: skip
 
-    def _images(self, row: Row) -> tuple[Picture, ...]:
-        held = row.get("image")
-        if isinstance(held, str) and len(held) <= SHORT and held in self._places:
-            held = self._row(self._places[held]).get("image")
-        elif isinstance(held, int):
-            held = self._row(self._places[str(held)]).get("image") if str(held) in self._places else held
-        if held is not None:
+def _images(row: Row, folder: Folder) -> tuple[Picture, ...]:
+    """One in a cell, or a list that is written as text."""
+    for column in ("image", "image_path"):
+        if (held := row.get(column)) is not None:
             several = listed(held) if isinstance(held, str) else None
-            return self.folder.collected(row, several or [held], "image")
-        paths = row.get("image_path")
-        several = listed(paths) if isinstance(paths, str) else None
-        return self.folder.collected(row, several, "image_path") if several else self.folder.pictures(row, "image_path")
-
-    def _row(self, place: int) -> Row:
-        return self.table.row(place)
-
-    @cached_property
-    def _places(self) -> dict[str, int]:
-        """Where the rows with images of their own are, by `index`; asked for only where a row points at another."""
-        places = {}
-        for place in range(len(self.table)):
-            try:
-                row = self.table.row(place)
-            except BadRow:
-                continue
-            held = row.get("image")
-            if isinstance(held, str) and len(held) > SHORT:
-                places[str(row.get("index"))] = place
-        return places
+            return folder.collected(row, several, column) if several else folder.pictures(row, column)
+    return ()
 
 
 def _question(row: Row) -> str:
@@ -134,15 +109,32 @@ def _text(row: Row, value: Any, what: str) -> str:
 def row_of(example: Example, images: Sequence[str], facts: Facts) -> dict[str, Any]:
     """One row; `images` are in base64, and get the names that VLMEvalKit gives them on a disk."""
     names = [f"{facts.name}.jpg"] if len(images) == 1 else [f"{facts.name}_{n}.jpg" for n in range(1, len(images) + 1)]
+    words = question(example)
+    asked = _as_read(example, facts, words)
+    own = {"question": words} if asked is None else asked
     return {
+        **{column: facts.values.get(column) for column in ("l2-category", "split")},
+        **own,
         "index": facts.name,
         "image": _cell(images),
         "image_path": _cell(names) if images else None,
-        "question": question(example),
         "answer": _cell(example.truths),
         "category": facts.category,
         "prediction": example.answers[0].text if example.answers else None,
     }
+
+
+def _as_read(example: Example, facts: Facts, words: str) -> dict[str, Any] | None:
+    """The question, its hint and its options in columns of their own, where the row that was read has just these.
+
+    VLMEvalKit scores a prediction by the options beside it.
+    """
+    row = Row(example.origin, facts.values)
+    try:
+        same = _question(row) == words
+    except BadRow:
+        return None
+    return {name: row.get(name) for name in ("question", "hint", *ascii_uppercase)} if same else None
 
 
 def _cell(texts: Sequence[str]) -> str | None:

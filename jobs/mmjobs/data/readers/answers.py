@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import math
 from collections.abc import Sequence
 from itertools import pairwise
@@ -75,23 +76,25 @@ def _scores(row: Row) -> tuple[float | None, float | None]:
 def truths(row: Row, *columns: str) -> tuple[str, ...]:
     """What the first of these columns that has anything calls right: one answer, or a list of them.
 
-    A number is its text; an item of a list may be an object with `answer`, as in VQA.
+    A number is its text. An object with `answer` is that, as in VQA; any other one is its JSON, for a reward function
+    that knows it.
     """
     for column in columns:
         if (value := row.get(column)) is not None and value not in ("", []):
-            listed = isinstance(value, list)
-            items = value if listed else [value]
-            return tuple(
-                _truth(row, item, f"{column}[{place}]" if listed else column) for place, item in enumerate(items)
-            )
+            if not isinstance(value, list):
+                return (_truth(row, value, column),)
+            return tuple(_truth(row, item, f"{column}[{n}]") for n, item in enumerate(value) if item is not None)
     return ()
 
 
 def _truth(row: Row, value: Any, what: str) -> str:
-    if isinstance(value, dict) and "answer" in value:
+    if isinstance(value, dict) and isinstance(value.get("answer"), (str, int, float)):
         value = value["answer"]
-    if isinstance(value, bool):
-        return str(value).lower()
+    if isinstance(value, (bool, dict, list)):
+        try:
+            value = json.dumps(value, ensure_ascii=False)
+        except TypeError:
+            raise row.bad(f"{what} holds what is neither text nor a number; it has to be JSON") from None
     return str(value) if isinstance(value, (int, float)) else row.clean(value, what)
 
 

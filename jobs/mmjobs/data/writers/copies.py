@@ -8,7 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from mmjobs.data.readers.lines import Lines
-from mmjobs.data.readers.rows import Part, Rows
+from mmjobs.data.readers.references import Resolved
+from mmjobs.data.readers.rows import Part, Rows, Table
 from mmjobs.data.readers.saved import Saved
 from mmjobs.data.readers.tsv import Tsv
 from mmjobs.data.readers.xlsx import Sheet
@@ -24,9 +25,14 @@ def one_table(part: Part) -> Rows:
     return part.rows
 
 
+def _file(rows: Rows) -> Table:
+    """What the rows are read from."""
+    return rows.table.table if isinstance(rows.table, Resolved) else rows.table
+
+
 def kinds(rows: Rows) -> tuple[str, ...]:
     """How the name of a copy may end: its layout is that of what is copied."""
-    table = rows.table
+    table = _file(rows)
     if isinstance(table, Saved):
         return (".parquet",)
     if isinstance(table, (Tsv, Sheet)):
@@ -39,7 +45,7 @@ def kinds(rows: Rows) -> tuple[str, ...]:
 @contextmanager
 def copied(rows: Rows, path: Path) -> Iterator[Callable[[int], None]]:
     """Gives what copies the row at a place; the file appears when the block ends without an error."""
-    table = rows.table
+    table = _file(rows)
     if isinstance(table, Saved):
         places = array("q")
         yield lambda place: places.append(rows.chosen[place])

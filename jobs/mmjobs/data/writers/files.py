@@ -46,6 +46,9 @@ class RowFile:
         """One row more."""
         kind = self.path.suffix
         if kind == ".tsv":
+            if more := [name for name, value in row.items() if value is not None and name not in self.columns]:
+                what = f"a row has the columns {', '.join(more)}, and the first rows had none of them"
+                raise UserError(f"{self.path}: {what}; write .jsonl")
             text = "\t".join(_cell(row.get(column)) for column in self.columns) + "\n"
         elif kind == ".txt":
             text = f"{row['prompt']}\n"

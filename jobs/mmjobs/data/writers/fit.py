@@ -42,6 +42,8 @@ class Holds:
     """The images themselves stand in the row, in base64."""
     columns: tuple[str, ...] = ()
     """Those of a table of text; without them there is no such table."""
+    carried: tuple[str, ...] = ()
+    """Columns that such a table has where the rows that are read have them."""
 
 
 class Unfit(Exception):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from mmjobs.data.example import Example, Slot, Turn
 from mmjobs.data.readers.turns import PLACEHOLDER
 
-NAMES = ("id", "question_id", "index", "doc_id")
+NAMES = ("id", "question_id", "input_index", "index", "doc_id")
+"""`predict` numbers its rows with `index`, and keeps another number of the data as `input_index`."""
 GROUPS = ("category", "subset")
 
 
@@ -19,13 +20,15 @@ class Facts:
 
     name: str | int
     category: str | None = None
+    values: Mapping[str, Any] = field(default_factory=dict)
+    """The row as it was read, for columns that the format has of its own."""
 
     @classmethod
     def of(cls, values: Mapping[str, Any], place: int) -> Facts:
         """From the row as it was read; a row without a name is called by its place."""
         names = [values[column] for column in NAMES if isinstance(values.get(column), (str, int))]
         groups = [values[column] for column in GROUPS if isinstance(values.get(column), str)]
-        return cls(names[0] if names else place, groups[0] if groups else None)
+        return cls(names[0] if names else place, groups[0] if groups else None, values)
 
 
 def marked(turn: Turn) -> str:
