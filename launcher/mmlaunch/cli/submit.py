@@ -68,7 +68,7 @@ def _say(prepared: Prepared, follow: bool) -> None:
     elsewhere = {} if path.is_relative_to(Path.cwd()) else {"recipe": str(path)}  # perhaps one that comes with mmlaunch
     rows = {
         **elsewhere,
-        **({"model": sizes, "parts": describe_model(recipe)} if sizes else {"model": describe_model(recipe)}),
+        **(_model(recipe, sizes) if getattr(recipe.objective, "ANSWERS", True) else {}),
         **({"from": "; ".join(prepared.trained.notes)} if prepared.trained and prepared.trained.pinned else {}),
         **(_task(prepared) if plan.sharded else {}),
         **({} if plan.sharded else {"data": describe_data(recipe)}),
@@ -91,6 +91,10 @@ def _say(prepared: Prepared, follow: bool) -> None:
         click.echo(wrapped(f"  {label}  {text}", 12).replace(label, click.style(label, dim=True), 1))
     if not follow:
         click.echo(f"next: mmlaunch status {plan.run.name}    mmlaunch logs -f {plan.run.name}")
+
+
+def _model(recipe: Recipe, sizes: str | None) -> dict[str, str]:
+    return {"model": sizes, "parts": describe_model(recipe)} if sizes else {"model": describe_model(recipe)}
 
 
 def _task(prepared: Prepared) -> dict[str, str]:

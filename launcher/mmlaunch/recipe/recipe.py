@@ -11,6 +11,7 @@ from mmlaunch.recipe.checkpoint import Checkpoint, Evaluate, Log
 from mmlaunch.recipe.data import FORMATS, Data, Source
 from mmlaunch.recipe.deepspeed import DeepSpeed
 from mmlaunch.recipe.environment import Env
+from mmlaunch.recipe.method import Method
 from mmlaunch.recipe.model import Model
 from mmlaunch.recipe.objective import SECTIONS, Objective, section_name
 from mmlaunch.recipe.optim import Optim, PartRates
@@ -32,11 +33,14 @@ def _name(value: Any) -> Any:
 
 
 def completed(data: Any) -> Any:
-    """A task that does not train needs no optimiser and no batch of examples, and reads its data once."""
-    if isinstance(data, dict) and SECTIONS[section_name(data.get("objective"))].TASK != "train":
-        length = {} if data.get("steps") is not None else {"epochs": 1}
-        return {"optim": {"lr": 1e-6}, "batch": {"global": 1}, **length, **data}
-    return data
+    """A task that does not train needs no optimiser and no batch of examples, and reads its data once; one that scores
+    answers reads the models of its rewards, and none of its own."""
+    section = SECTIONS[section_name(data.get("objective"))] if isinstance(data, dict) else Method
+    if section.TASK == "train":
+        return data
+    length = {} if data.get("steps") is not None else {"epochs": 1}
+    unread = {} if getattr(section, "ANSWERS", True) else {"model": {"language": {"random": {"width": 32}}}}
+    return {"optim": {"lr": 1e-6}, "batch": {"global": 1}, **unread, **length, **data}
 
 
 class Recipe(Section):
