@@ -138,7 +138,7 @@ class Answers:
         pixels, chat = self.processor.pixels, self.built.chat
         return generate(
             self._network, prompts, draws, self._vocabulary, self._sampling, pixels,
-            chat.tokenizer.pad_token_id, False, tick, self._lockstep,
+            chat.tokenizer.pad_token_id, self._lockstep and chat.image_token is not None, tick, self._lockstep,
         )  # fmt: skip
 
     def _ids(self, question: Question, row: InputRow) -> list[int]:

@@ -39,6 +39,9 @@ class Judge:
     model: RewardModel
     processor: Processor
     packed: bool
+    blank: bool
+    """Whether an image that nothing is read from stands for those that no row of a batch has: a model that is divided
+    over the ranks is run by all of them alike."""
 
     def tokens(self, row: InputRow, example: Example) -> int:
         """All tokens of a row; raises `Failed` for a row that it cannot read as a whole."""
@@ -65,7 +68,7 @@ class Judge:
                 scores.append(of_row(error))
         pixels, padding = self.processor.pixels, self.processor.chat.tokenizer.pad_token_id
         # Also without rows: a model that is divided over the ranks is run by all of them together.
-        values = list(self.model(collate(encoded, pixels, padding, packed=self.packed)))
+        values = list(self.model(collate(encoded, pixels, padding, packed=self.packed, blank=self.blank)))
         for place in places:
             count = len(rows[place][1].answers)
             scores[place], values = values[:count], values[count:]
@@ -170,7 +173,9 @@ def _judge(context: Context, path: str, source: Any) -> Judge:
     longest = built.model.longest(context.recipe.data.max_tokens)
     processor = Processor(built.model.chat, built.model.pixels, longest, requirements=ANSWERS)
     packed = trees.kind(built.model.network) == trees.NAME
-    return Judge(source.weight, built.frozen(context), processor, packed)
+    divided = context.deepspeed["zero_optimization"]["stage"] == 3
+    blank = divided and built.model.chat.image_token is not None
+    return Judge(source.weight, built.frozen(context), processor, packed, blank)
 
 
 def _other_answers(context: Context, task: Score) -> InputRows | None:

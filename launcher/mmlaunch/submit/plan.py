@@ -143,7 +143,7 @@ def deepspeed(recipe: Recipe, micro: int, accumulation: int) -> dict[str, Any]:
     if recipe.deepspeed.offload == "all":
         zero["offload_param"] = {"device": "cpu", "pin_memory": True}
     config: dict[str, Any] = {
-        "train_batch_size": micro * accumulation * recipe.trainers.world,
+        "train_batch_size": recipe.batch.examples if recipe.trains else recipe.trainers.world,
         "train_micro_batch_size_per_gpu": micro,
         "gradient_accumulation_steps": accumulation,
         "gradient_clipping": recipe.optim.clip,

@@ -94,3 +94,11 @@ def rows(tmp_path: Path) -> Callable[..., dict[str, Any]]:
         return {"path": str(tmp_path / f"{name}.jsonl"), **source}
 
     return _rows
+
+
+@pytest.fixture
+def trained(job: Callable[[str], Job], tiny: Callable[..., Recipe]) -> Path:
+    """A model that answers: the three colours, shapes and places are still guesses, but words."""
+    run = job("sft")
+    assert run.run(tiny(steps=60, data__train={"format": "shapes", "limit": 400}, optim={"lr": 1e-2})) == [0]
+    return run.paths.root

@@ -186,3 +186,19 @@ def test_several_turns(task: Make, rows: Rows) -> None:
     assert len(said) == 3 and said[0] == first["predictions"] and "turn_predictions" not in second
     alone = task(predict(), rows([{"prompt": "Write a line."}], "alone", format="prompts")).work().records()
     assert alone[0]["predictions"] == first["predictions"]
+
+
+def test_a_model_that_is_divided_over_the_ranks_of_a_shard(task: Make, trained: Path) -> None:
+    """At ZeRO stage 3 all ranks answer together, layer by layer, also when one of them has no batch left."""
+    source = {"format": "shapes", "limit": 20}
+    whole = task(predict(), source, model__init_from=str(trained)).work().records()
+    divided = task(
+        predict(),
+        source,
+        model__init_from=str(trained),
+        deepspeed={"stage": 3},
+        batch={"global": 2},
+        resources__tasks_per_node=2,
+    )
+    records = divided.work(world=2).records()
+    assert [record["predictions"] for record in records] == [record["predictions"] for record in whole]

@@ -25,14 +25,6 @@ SHORT = {"max_new_tokens": 6, "temperature": 0}
 DRAWN = {"max_new_tokens": 6, "temperature": 1.0, "prompts": 4}
 
 
-@pytest.fixture
-def trained(job: Callable[[str], Job], tiny: Callable[..., Recipe]) -> Path:
-    """A model that answers: the three colours, shapes and places are still guesses, but words."""
-    run = job("sft")
-    assert run.run(tiny(steps=60, data__train={"format": "shapes", "limit": 400}, optim={"lr": 1e-2})) == [0]
-    return run.paths.root
-
-
 def test_evaluate(task: Make, rows: Rows, tmp_path: Path) -> None:
     """Functions by source; failed rows are there and count as wrong."""
     first = rows([{"prompt": f"{n}?", "answer": "yes", "image": "red"} for n in range(12)], "easy", format="prompts")
