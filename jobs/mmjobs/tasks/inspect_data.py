@@ -35,8 +35,9 @@ def inspect(recipe: Recipe, samples: int, page: Path | None, decode: bool) -> di
     result: dict[str, Any] = {"longest": processor.longest, "groups": {}}
     shown: list[tuple[Any, int | None]] = []
     questions: set[bytes] = set()
-    for group in ("eval", "train"):
-        sources = getattr(recipe.data, group)
+    read = "train" if recipe.trains else "input"
+    for group in ("eval", read):
+        sources = recipe.data.inputs if group == "input" else getattr(recipe.data, group)
         held_out = questions if group == "train" and recipe.data.deduplicate else set()
         surveyed = survey(sum((parts(source) for source in sources), ()), processor, held_out, moved=_Dots(group))
         if group == "eval":
@@ -46,10 +47,10 @@ def inspect(recipe: Recipe, samples: int, page: Path | None, decode: bool) -> di
         result["groups"][group] = [_part(surveyed, number, recipe.seed) for number in range(len(surveyed.parts))]
         if surveyed.usable:
             mixed = mixture(surveyed, recipe.seed, tolerant=True)
-            if group == "train":
+            if group == read:
                 result["examples"] = len(mixed)
                 result["fill"] = _fill(mixed, recipe)
-            if group == "train" or not shown:
+            if group == read or not shown:
                 shown = [(mixed[place], mixed.part(place).max_tiles) for place in range(min(samples, len(mixed)))]
     if shown:
         from mmjobs.tasks.inspect_page import page_of, sample

@@ -14,5 +14,5 @@ from mmlaunch.submit import cancel
 @click.option("--now", is_flag=True, help="Do not let it save first.")
 def command(run: tuple[str, ...], now: bool) -> None:
     """Stop each RUN. It saves a checkpoint first and keeps its directory."""
-    for paths in [rundir.resolve(name) for name in run]:
+    for paths in [rundir.resolve_whole(name, "cancel") for name in run]:
         click.echo(f"{paths.name}: {cancel.cancel(paths, now)}")

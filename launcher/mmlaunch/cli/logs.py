@@ -13,6 +13,7 @@ from mmlaunch.errors import UserError
 from mmlaunch.load import rundir
 from mmlaunch.monitor import status
 from mmlaunch.monitor.state import FINAL
+from mmlaunch.run import shards
 from mmlaunch.run.paths import RunPaths, rank_of_log
 
 POLL = 0.3
@@ -32,6 +33,9 @@ _COLOURS = ("cyan", "magenta", "yellow", "green", "blue", "red")
 def command(run: str, follow: bool, rank: int | None, attempt: int | None, lines: int | None) -> None:
     """Show what the ranks of RUN print, with the rank's number before each line, and what srun prints."""
     paths = rundir.resolve(run)
+    if shards.is_task(paths):
+        _show_shards(paths, rank, lines)
+        return
     attempts = paths.attempt_numbers
     if attempt is not None and attempt not in attempts:
         raise UserError(f"{paths.name} has no attempt {attempt}; it has {', '.join(map(str, attempts)) or 'none'}")
@@ -43,6 +47,18 @@ def command(run: str, follow: bool, rank: int | None, attempt: int | None, lines
         if rank is not None and (known := sorted(view.ranks())) and rank not in known:
             raise UserError(f"{paths.name} has no rank {rank}; it has {known[0]} to {known[-1]}")
         click.echo(f"{paths.name} has printed nothing yet; next: mmlaunch status {paths.name}", err=True)
+
+
+def _show_shards(run: RunPaths, rank: int | None, lines: int | None) -> None:
+    """The newest attempts of those shards that run, or that did not end well; of all where there are none."""
+    every = shards.all_shards(run)
+    states = status.of_all(every)
+    chosen = [shard for shard, one in zip(every, states, strict=True) if one.attempt and one.state != "done"]
+    for shard in chosen or [shard for shard in every if shard.attempt_numbers]:
+        click.secho(shard.name, bold=True)
+        view = View(shard, rank, None, lines, first=max(shard.attempt_numbers, default=1))
+        view.print_new()
+    View(run, None, None, lines, first=1).print_batch()
 
 
 @dataclass

@@ -9,9 +9,11 @@ import click
 
 from mmlaunch.cli import options
 from mmlaunch.cli.columns import show
+from mmlaunch.errors import UserError
 from mmlaunch.load import rundir
 from mmlaunch.monitor import report, rollouts
 from mmlaunch.recipe.scalars import format_duration
+from mmlaunch.run import shards
 
 
 @click.command(epilog="\b\nExamples:\n  mmlaunch report dpo-llama3-8b\n  mmlaunch report last --json | jq .goodput")
@@ -23,6 +25,9 @@ def command(run: str, as_json: bool) -> None:
     A run of reinforcement learning shows its rollouts too: reward against KL, and some answers of the newest.
     """
     paths = rundir.resolve(run)
+    if shards.is_task(paths):
+        right = f"mmlaunch status {paths.name}, mmlaunch results {paths.name}, or mmlaunch report {paths.name}/0"
+        raise UserError(f"{paths.name} is split into shards, and each has attempts of its own; {right}")
     summary, made = report.of(paths, time.time()), rollouts.of(paths)
     if as_json:
         more = (

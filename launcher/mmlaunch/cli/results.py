@@ -37,7 +37,7 @@ def command(run: str, samples: int, as_json: bool) -> None:
     Where answers have scores, evaluation.json and the page evaluation.html are written beside it. The exit code is 1 if
     more rows have failed than objective.max_failed allows.
     """
-    raise SystemExit(show(rundir.resolve(run), samples, as_json))
+    raise SystemExit(show(rundir.resolve_whole(run, "results"), samples, as_json))
 
 
 def show(run: RunPaths, most: int = SAMPLES, as_json: bool = False) -> int:

@@ -32,7 +32,7 @@ def command(run: str, overrides: tuple[str, ...], cluster: str | None, follow: b
 
     A run of another version of mmlaunch is resumed by the launcher in its own snapshot of the code.
     """
-    paths = rundir.resolve(run)
+    paths = rundir.resolve_whole(run, "resume")
     if version := other_version(paths):
         _resume_with(paths, version, overrides, cluster, follow)
     seen = paths.events.stat().st_size if paths.events.exists() else 0

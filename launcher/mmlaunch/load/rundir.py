@@ -86,6 +86,14 @@ def resolve(name: str) -> RunPaths:
     raise RunNotFound(f"no run {name!r} in {folder}; {known}")
 
 
+def resolve_whole(name: str, doing: str) -> RunPaths:
+    """The same for what is done to a task as a whole, and not to one of its shards."""
+    run = resolve(name)
+    if (task := shards.task_of(run)) is not None:
+        raise UserError(f"{run.name} is a shard of a task; type mmlaunch {doing} {task.name}")
+    return run
+
+
 def _shard(run: RunPaths, number: int) -> RunPaths:
     count = len(shards.read(run).ranges)
     if number >= count:

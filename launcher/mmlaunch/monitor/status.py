@@ -240,8 +240,14 @@ def _next(name: str, state: str, step: Event, events: Events, now: float) -> str
         "failed": f"mmlaunch why {name}", "lost": f"mmlaunch why {name}", "held": f"mmlaunch status {name}",
         "perhaps submitted": f"mmlaunch status {name}", "unknown": f"mmlaunch cancel {name}",
         "submitted": "starts at once", "pending": _start_condition(events), "starting": "loads the model",
-        "cancelling": "saves and ends", "done": f"mmlaunch export {name}",
+        "cancelling": "saves and ends", "done": _when_done(name, events),
     }.get(state, "")  # fmt: skip
+
+
+def _when_done(name: str, events: Events) -> str:
+    task, is_shard, _ = name.rpartition("/")
+    of_task = is_shard and (events.last("submitted") or {}).get("rows") is not None
+    return f"mmlaunch results {task}" if of_task else f"mmlaunch export {name}"
 
 
 def _start_condition(events: Events) -> str:

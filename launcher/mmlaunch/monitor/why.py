@@ -61,8 +61,9 @@ def of(run: RunPaths) -> Story:
         "pending": "It waits for its turn",
         "held": "It waits for a human",
     }.get(now.state, f"Nothing ended it: it is {now.shown_state}{but}")
+    task = shards.task_of(run)
     following = {
-        "done": f"mmlaunch resume {run.name} -s steps=MORE",
+        "done": f"mmlaunch results {task.name}" if task else f"mmlaunch resume {run.name} -s steps=MORE",
         "cancelled": f"mmlaunch resume {run.name}",
         "lost": f"mmlaunch logs {run.name}    then mmlaunch resume {run.name}",
     }.get(now.state, f"mmlaunch logs {run.name}; a hang is ended and restarted by itself" if still else "")
