@@ -1,0 +1,141 @@
+"""Shards at submission: how rows are split, how tasks are spread over job arrays, what a resumed task may change."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as some
+from tests.runs import mmlaunch, submit, until
+
+from mmlaunch.errors import BadInput, UserError
+from mmlaunch.load import load_recipe, rundir
+from mmlaunch.monitor import status
+from mmlaunch.run import ledger, manifest, shards
+from mmlaunch.run.paths import RunPaths
+from mmlaunch.run.shards import Definition, InputFile
+from mmlaunch.schedulers.base import Array, Scheduler
+from mmlaunch.submit.resume_task import resume_task
+from mmlaunch.submit.shards import fill, launch
+
+RECIPE = """\
+name: answers
+model: {vision: {random: {width: 32}}, language: {random: {width: 32}}}
+data: {input: {format: shapes, limit: 40}}
+objective: {method: predict, shards: 2, window: 16, sampling: {temperature: 0, max_new_tokens: 4}}
+precision: fp32
+resources: {nodes: 1, gpus_per_node: 0, tasks_per_node: 1, time: 10m}
+"""
+
+
+@given(some.integers(1, 5000), some.integers(1, 60), some.integers(1, 300))
+def test_rows_are_split_into_whole_windows(rows: int, count: int, window: int) -> None:
+    ranges = shards.split(rows, count, window)
+    assert [row for first, stop in ranges for row in range(first, stop)] == list(range(rows))
+    assert all(first % window == 0 and first < stop for first, stop in ranges)
+    assert len(ranges) == min(count, -(-rows // window))
+    sizes = [-(-(stop - first) // window) for first, stop in ranges]
+    assert max(sizes) - min(sizes) <= 1
+
+
+@dataclass
+class Arrays:
+    """A scheduler whose arrays hold three tasks; it takes every job."""
+
+    has_arrays: bool = True
+    submitted: list[Array | None] = field(default_factory=list)
+
+    def most_tasks(self) -> int:
+        return 3
+
+    def submit(
+        self, run: RunPaths, script: Path, ranks: int, submission: int, array: Array | None = None
+    ) -> dict[str, Any]:
+        self.submitted.append(array)
+        return {"job": str(100 + len(self.submitted))}
+
+
+def made(root: Path, count: int) -> RunPaths:
+    run = RunPaths(root / "task")
+    run.root.mkdir()
+    ranges = shards.split(16 * count, count, 16)
+    inputs = (InputFile("rows", "rows.jsonl", 16 * count, 7, "d"),)
+    fill(run, Definition(16 * count, 16, 8, ranges, inputs), {"executor": "slurm", "method": "predict"}, {})
+    return run
+
+
+def test_as_many_arrays_as_the_site_needs(tmp_path: Path) -> None:
+    """Eight shards in arrays of three tasks: each job script finds its shard by the tasks before its array."""
+    run, scheduler = made(tmp_path, 8), Arrays()
+    launch(run, cast(Scheduler, scheduler), 1, 1, 1, range(8), at_once=2)
+    assert scheduler.submitted == [Array(3, 2, 0), Array(3, 2, 3), Array(2, 2, 6)]
+    lines = shards.tasks_file(run, 1).read_text().splitlines()
+    jobs = {str(ledger.read(one.events).all("queued")[0]["job"]): one for one in shards.all_shards(run)}
+    for number, array in enumerate(scheduler.submitted):
+        assert array is not None
+        for index in range(array.tasks):
+            assert lines[array.first + index] == jobs[f"{101 + number}_{index}"].root.name
+
+
+def test_one_job_does_all_where_there_are_no_arrays(tmp_path: Path) -> None:
+    run, scheduler = made(tmp_path, 4), Arrays(has_arrays=False)
+    launch(run, cast(Scheduler, scheduler), 1, 1, 2, [1, 3], at_once=0)
+    assert scheduler.submitted == [None] and shards.tasks_file(run, 2).read_text() == "1 3\n"
+    assert [len(ledger.read(one.events).all("queued")) for one in shards.all_shards(run)] == [0, 1, 0, 1]
+
+
+def test_a_damaged_definition_is_named(tmp_path: Path) -> None:
+    run = made(tmp_path, 2)
+    assert shards.read(run).rows == 32 and shards.task_of(shards.shard(run, 1)) == run
+    assert shards.shard(run, 1).name == "task/1"
+    run.definition.chmod(0o644)
+    run.definition.write_text('{"rows": 32}')
+    with pytest.raises(BadInput, match=r"shards\.json: is no definition of shards"):
+        shards.read(run)
+
+
+def test_a_task_on_this_machine(tmp_path: Path, own_home: Path, write: Callable[..., Path]) -> None:
+    """From the recipe to one file; names of shards; what cannot be changed; nothing left to resume."""
+    run = submit(write(RECIPE))
+    assert mmlaunch("results", run.name).returncode != 0
+    until(lambda: status.of(run).state == "done", seconds=120)
+    assert rundir.resolve(f"{run.name}/1").root == shards.shard(run, 1).root
+    refused = mmlaunch("resume", run.name, "-s", "objective.sampling.max_new_tokens=8")
+    assert refused.returncode == 2 and "were written at submission" in refused.stderr
+    with pytest.raises(UserError, match="is done: 2 shards: 2 done"):
+        resume_task(run, [], None)
+    for command in ("resume", "cancel", "results"):
+        of_shard = mmlaunch(command, f"{run.name}/0")
+        assert of_shard.returncode == 2 and f"mmlaunch {command} {run.name}" in of_shard.stderr
+    shown = mmlaunch("results", run.name)
+    assert shown.returncode == 0 and "predictions.jsonl: 40 records" in shown.stdout
+    assert {f"{run.name}/0", f"{run.name}/1"} <= set(mmlaunch("logs", run.name).stdout.splitlines())
+    assert mmlaunch("export", run.name).returncode == 2 and mmlaunch("report", run.name).returncode == 2
+
+
+def test_the_model_of_the_run_that_a_task_starts_from(
+    tmp_path: Path, own_home: Path, write: Callable[..., Path]
+) -> None:
+    """`init_from` alone: the parts come from that run; a folder of transformers is read as it is."""
+    run = RunPaths(own_home / "runs" / "sft-1128-aaaa")
+    run.root.mkdir(parents=True)
+    run.resolved.write_text("name: sft\nmodel: {vision: {random: {width: 48}}, language: {random: {width: 48}}}\n")
+    run.checkpoints.mkdir()
+    folder = tmp_path / "export"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    short = RECIPE.replace(RECIPE.splitlines()[1], "model: {init_from: FROM}")
+    with pytest.raises(UserError, match="names no language model"):
+        load_recipe(write(short.replace("FROM", "sft")))  # it has no valid checkpoint yet
+    aside = manifest.staging(run.checkpoints, 5)
+    aside.mkdir(exist_ok=True)
+    manifest.seal(aside, run.checkpoint(5), 5, 1)
+    model = load_recipe(write(short.replace("FROM", "sft"))).recipe.model
+    assert model.language is not None and model.language.random is not None and model.language.random.width == 48
+    assert model.init_from == "sft"
+    exported = load_recipe(write(short.replace("FROM", str(folder)))).recipe.model
+    assert exported.pretrained == str(folder) and exported.init_from is None
