@@ -112,7 +112,7 @@ def test_ten_thousand_rows_over_twenty_tasks(tmp_path: Path, slurm: SlurmCluster
 
 def test_only_what_failed_is_submitted_again(tmp_path: Path, slurm: SlurmCluster) -> None:
     """A shard whose rank is killed twice fails; the others end; resume submits that one alone."""
-    recipe, few = write(tmp_path), ["-s", "data.input.limit=2000", "-s", "objective.shards=3"]
+    recipe, few = write(tmp_path), ["-s", "data.input.limit=900", "-s", "objective.shards=3"]
     run = submit(recipe, *few, "-s", "restarts.crash=0", cluster="slurm")
     victim = until(lambda: running(run), seconds=120)[0]
     os.kill(rank_of(victim), signal.SIGKILL)
@@ -124,4 +124,4 @@ def test_only_what_failed_is_submitted_again(tmp_path: Path, slurm: SlurmCluster
     until(lambda: all_ended(run), seconds=120)
     attempts = [len(one.attempt_numbers) for one in shards.all_shards(run)]
     assert sum(attempts) == 4 and len(victim.attempt_numbers) == 2
-    assert len(output(run).splitlines()) == 2000
+    assert len(output(run).splitlines()) == 900

@@ -95,12 +95,16 @@ def test_a_node_that_dies(small: Path, slurm: SlurmCluster, submit_stub: SubmitS
     assert next(e for e in events if e["event"] == "failed")["evidence"] == "Slurm says NODE_FAIL: a node went down"
 
 
-def test_dpo_on_four_nodes_is_preempted_and_ends_as_if_it_were_not(small: Path, slurm: SlurmCluster) -> None:
-    whole = finished(submit(small, *DPO, cluster="slurm"))
+@pytest.mark.parametrize("nodes", [2, pytest.param(4, marks=pytest.mark.nightly)])
+def test_dpo_on_several_nodes_is_preempted_and_ends_as_if_it_were_not(
+    small: Path, slurm: SlurmCluster, nodes: int
+) -> None:
+    size = [*DPO, "-s", f"resources.nodes={nodes}"]
+    whole = finished(submit(small, *size, cluster="slurm"))
     assert whole[-1]["state"] == "done"
-    assert next(event for event in whole if event["event"] == "ready")["world"] == 4
+    assert next(event for event in whole if event["event"] == "ready")["world"] == nodes
     assert abs(losses(whole)[1] - 0.6931) < 0.02, "but for dropout"
-    run = submit(small, *DPO, "-s", "resources.partition=gentle", cluster="slurm")
+    run = submit(small, *size, "-s", "resources.partition=gentle", cluster="slurm")
     wait_for(run, saved_at(5), seconds=180)
     slurm.run("sbatch", "-p", "urgent", "-N4", "--exclusive", "--wrap", "true")
     events = finished(run)

@@ -28,7 +28,13 @@ def predict(**changes: Any) -> dict[str, Any]:
     return {**PREDICT, **changes}
 
 
-@pytest.mark.parametrize("sampling", [{}, {"temperature": 1.0, "answers": 3}], ids=["greedy", "sampled"])
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        pytest.param({}, id="greedy", marks=pytest.mark.nightly),
+        pytest.param({"temperature": 1.0, "answers": 3}, id="sampled"),
+    ],
+)
 def test_records_depend_on_neither_shards_nor_ranks(task: Make, sampling: dict[str, Any]) -> None:
     settings = {"sampling": {**SAMPLING, **sampling}}
     alone = task(predict(**settings), SHAPES).work()
