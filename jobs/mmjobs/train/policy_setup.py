@@ -16,6 +16,8 @@ from mmjobs.engine.reference_copy import ReferenceCopy
 from mmjobs.metrics import mfu
 from mmjobs.model import parts, served
 from mmjobs.model.build import BuiltModel
+from mmjobs.model.heads import SCORE
+from mmjobs.model.sharded import whole
 from mmjobs.model.vision_memory import VisionMemory
 from mmjobs.objectives.adapter_off import adapter_off
 from mmjobs.objectives.objective import Reference
@@ -36,7 +38,7 @@ from mmjobs.train.datasets import Datasets, build_datasets
 from mmjobs.train.evaluate_rollouts import RolloutEvaluation
 from mmjobs.train.learner import ObjectiveLearner
 from mmjobs.train.policy import PolicyLearner
-from mmjobs.train.reward_models import build_reward_network
+from mmjobs.train.reward_models import build_reward_network, shared_reward_model
 from mmjobs.train.setup import build_engine, build_model, build_network, build_services, check_served, introduce
 from mmjobs.train.source import DatasetSource
 from mmjobs.train.trainer import Trainer
@@ -58,11 +60,11 @@ def build_policy_trainer(context: Context) -> Trainer:
     check_served(context, built, datasets)
     steps = total_steps(context.recipe, datasets)
     actor = ObjectiveLearner(build_engine(context, built, steps), Policy(settings), ranks)
-    critic = build_critic(context, steps, seen)
+    critic, head = build_critic(context, steps, seen)
     roles = Roles(actor.engine, critic.engine if critic else None, build_reference(context, seen))
     prompts = Prompts(datasets.training, seen, partial(skipped_rows.add, context.paths))
     rows = Rows(prompts, context.recipe.batch, settings.sampling.answers, ranks)
-    scorer = build_scorer(context, built, seen)
+    scorer = build_scorer(context, built, seen, critic, head)
     generator = build_generator(context, built, roles.actor, datasets.training.mixture.has_images)
     collector = Collector(context, prompts, roles, generator, scorer, rows)
     source = RolloutSource(
@@ -144,11 +146,16 @@ def with_stage(
     return {**settings, "bf16": {**settings.get("bf16", {}), **half}, "zero_optimization": zero}
 
 
-def build_critic(context: Context, steps: int, seen: VisionMemory) -> ObjectiveLearner | None:
-    """A value model of the policy's shape, from the reward model or the policy; None for methods without one."""
+def build_critic(
+    context: Context, steps: int, seen: VisionMemory
+) -> tuple[ObjectiveLearner | None, torch.Tensor | None]:
+    """A value model of the policy's shape, from the reward model or the policy; None for methods without one.
+
+    Beside it the head that it starts with, before it is set to 0: that of the reward model, where it starts there.
+    """
     recipe, settings = context.recipe, settings_of(context.recipe)
     if not isinstance(settings, Ppo):
-        return None
+        return None, None
     context.ranks.watch.enter(Phase.START)
     context.ranks.watch.doing("builds the critic")
     own, models = settings.critic, settings.models_of_rewards
@@ -158,14 +165,23 @@ def build_critic(context: Context, steps: int, seen: VisionMemory) -> ObjectiveL
     zero = with_stage(context.deepspeed, recipe, own.stage, own.offload)
     critic = build_network(recipe.model_copy(update={"model": model}), zero, scoring_head=True)
     seen.serve(critic.network)
-    with torch.no_grad():
-        critic.network.get_parameter("score.weight").zero_()
+    weight = critic.network.get_parameter(f"{SCORE}.weight")
+    with torch.no_grad(), whole([weight]):
+        head = weight.detach().clone()
+        weight.zero_()
     engine = Engine(critic.network, optim, steps, recipe.precision, zero, context.ranks, context.position)
-    return ObjectiveLearner(engine, Value(settings.value_clip), context.ranks)
+    return ObjectiveLearner(engine, Value(settings.value_clip), context.ranks), head
 
 
-def build_scorer(context: Context, built: BuiltModel, seen: VisionMemory) -> Scorer:
-    """The reward functions in processes of their own, and the reward models."""
+def build_scorer(
+    context: Context,
+    built: BuiltModel,
+    seen: VisionMemory,
+    critic: ObjectiveLearner | None = None,
+    head: torch.Tensor | None = None,
+) -> Scorer:
+    """The reward functions in processes of their own, and the reward models; the first of them may be the critic
+    without its adapter, with this head."""
     settings = settings_of(context.recipe)
     context.ranks.watch.enter(Phase.START)
     context.ranks.watch.doing("prepares the rewards")
@@ -175,7 +191,10 @@ def build_scorer(context: Context, built: BuiltModel, seen: VisionMemory) -> Sco
             workers = RewardWorkers(source, 2, context.paths)
             workers.check()
             functions.append((source, workers))
-    models = [(source, _reward_model(context, source, built, seen)) for source in settings.models_of_rewards]
+    sources, models = settings.models_of_rewards, list[tuple[RewardSource, RewardModel]]()
+    if isinstance(settings, Ppo) and settings.critic.shares_reward_model and critic is not None and head is not None:
+        models.append((sources[0], shared_reward_model(context, sources[0], critic.engine, head)))
+    models += [(source, _reward_model(context, source, built, seen)) for source in sources[len(models) :]]
     return Scorer(context.ranks, functions, models, settings.max_failed)
 
 

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+from torch import nn
+
 from mmjobs.checkpoint.train_state import TrainState
+from mmjobs.data.batch import Batch
+from mmjobs.engine.engine import Engine
 from mmjobs.engine.frozen import frozen_model
+from mmjobs.model import adapters
 from mmjobs.model.build import BuiltModel
 from mmjobs.model.heads import STATISTICS
+from mmjobs.objectives.forward import hidden_states
 from mmjobs.rank.context import Context
 from mmjobs.rollout.reward_model import RewardModel
 from mmjobs.train.setup import build_network
@@ -44,6 +52,33 @@ def build_reward_network(context: Context, source: RewardSource) -> RewardNetwor
     built = build_network(context.recipe.model_copy(update={"model": model}), context.deepspeed, scoring_head=True)
     given = (mean, spread or 1.0) if source.standardise else (0.0, 1.0)
     return RewardNetwork(built, *given)
+
+
+class CriticWithoutAdapter(nn.Module):
+    """The backbone that a critic has in common with its reward model: called as a frozen model is."""
+
+    def __init__(self, critic: Engine, head: torch.Tensor) -> None:
+        super().__init__()
+        self._critic, self._head = critic, head
+
+    def forward(self, read: Callable[[nn.Module, Batch], torch.Tensor], batch: Batch) -> torch.Tensor:
+        """What `read` would say of the reward model: the scores of all answers."""
+
+        def scores(network: nn.Module, batch: Batch) -> torch.Tensor:
+            with adapters.off(network):
+                hidden = hidden_states(network, batch, batch.answers.last)
+            exact = hidden if hidden.dtype == torch.float64 else hidden.float()
+            with torch.autocast(hidden.device.type, enabled=False):
+                return nn.functional.linear(exact, self._head.to(exact)).squeeze(-1)
+
+        return self._critic.compute(batch, scores)
+
+
+def shared_reward_model(context: Context, source: RewardSource, critic: Engine, head: torch.Tensor) -> RewardModel:
+    """The reward model that a critic has started from, without weights of its own."""
+    _, mean, spread = _of_run(context.recipe, Path(str(source.path)))
+    given = (mean, spread or 1.0) if source.standardise else (0.0, 1.0)
+    return RewardModel(CriticWithoutAdapter(critic, head), *given)
 
 
 def _of_run(recipe: Recipe, folder: Path) -> tuple[Recipe, float, float]:

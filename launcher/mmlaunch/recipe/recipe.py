@@ -16,7 +16,7 @@ from mmlaunch.recipe.model import Model
 from mmlaunch.recipe.objective import SECTIONS, Objective, section_name
 from mmlaunch.recipe.optim import Optim, PartRates
 from mmlaunch.recipe.parts import training_of
-from mmlaunch.recipe.reinforcement import Reinforcement
+from mmlaunch.recipe.reinforcement import Ppo, Reinforcement
 from mmlaunch.recipe.resources import Resources, Restarts
 from mmlaunch.recipe.scalars import Count, Positive, use_default_for_none
 from mmlaunch.recipe.section import Mistake, Section, mistake, rule
@@ -205,6 +205,17 @@ class Recipe(Section):
             yield ("model", "lora", "dropout"), self.model.lora.dropout, mistake(what, "remove it")
         if self.precision == "fp16":
             yield ("precision",), "fp16", mistake("two engines cannot skip the same steps", "write bf16 or fp32")
+
+    @rule
+    def _critic_shares_what_stays(self) -> Iterator[Mistake]:
+        learnt = self.objective
+        if not isinstance(learnt, Ppo) or not learnt.critic.shares_reward_model:
+            return
+        place, full = ("objective", "critic", "shares_reward_model"), self.model.learnt_in_full
+        if not self.model.learns_adapter_alone:
+            why = f"it learns {', '.join(full)} in full" if full else "it has no adapter"
+            what = f"the critic without its adapter is not the reward model: {why}"
+            yield place, True, mistake(what, "train with LoRA alone, or remove it")
 
     @rule
     def _row_holds_example(self) -> Iterator[Mistake]:

@@ -134,6 +134,8 @@ class Critic(Section):
     """What of it is kept in CPU memory; left out: as for the policy."""
     warmup_steps: Annotated[int, Field(ge=0)] = 0
     """Steps at the beginning that train only the critic."""
+    shares_reward_model: bool = False
+    """Keep the weights of the first reward model once: it is the critic without its adapter. Needs LoRA alone."""
 
 
 class Reinforcement(Method):
@@ -316,11 +318,18 @@ class Ppo(Reinforcement):
     def critic_offload(self, policy_offload: str) -> str:
         return self.critic.offload or policy_offload
 
+    def frozen_models(self, adapter_alone: bool) -> int:
+        return super().frozen_models(adapter_alone) - int(self.critic.shares_reward_model)
+
     @rule
     def _critic_starts_somewhere(self) -> Iterator[Mistake]:
-        if self.critic.init_from == "reward" and self.rewards and not self.models_of_rewards:
+        critic = self.critic
+        if critic.init_from == "reward" and self.rewards and not self.models_of_rewards:
             what = "the critic is to start from the reward model, and no reward is a model"
             yield ("critic", "init_from"), "reward", mistake(what, "write policy, or remove it")
+        if critic.shares_reward_model and (critic.init_from == "policy" or not self.models_of_rewards):
+            what = "the critic does not start from a reward model, and has no weights of one"
+            yield ("critic", "shares_reward_model"), True, mistake(what, "remove it, or add a reward run to rewards")
 
 
 class Grpo(Reinforcement):

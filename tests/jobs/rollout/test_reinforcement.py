@@ -363,3 +363,24 @@ def test_other_families_run(runs: Any, tmp_path: Path, kind: str) -> None:
         event["metrics"]["generation_gap"] < 1e-4 for event in run.events("rollout")
     )
     assert len(run.losses()) == 6
+
+
+@pytest.mark.parametrize("stage", [0, pytest.param(3, marks=pytest.mark.nightly)])
+def test_the_critic_and_its_reward_model_share_their_weights(runs: Any, tiny: Recipes, stage: int) -> None:
+    """Every number is that of a run with a reward model of its own: the critic without its adapter is the same."""
+    data = {"format": "shapes", "limit": 200}
+    reward = runs("reward")
+    assert reward.run(tiny(objective="reward", steps=20, optim__lr=1e-2, data__train=data)) == [0], reward.log()
+    rewards = str(reward.paths.checkpoint(20))
+    lora: dict[str, Any] = {
+        "model__train": {"vision": "frozen", "projector": "frozen", "language": "lora"}, "model__lora": {"rank": 2},
+        "deepspeed": {"stage": stage}, "steps": 6, "optim__lr": 1e-2, "batch__global": 16,
+    }  # fmt: skip
+    numbers = []
+    for shares in (False, True):
+        run = runs(f"shares-{shares}")
+        critic = {"lr": 1e-2, "shares_reward_model": shares}
+        recipe = tiny(objective={**PPO, "rewards": [rewards], "critic": critic}, **lora)
+        assert run.run(recipe) == [0], run.log()
+        numbers.append(steps(run))
+    assert numbers[0] == numbers[1] and len(numbers[0]) == 6
