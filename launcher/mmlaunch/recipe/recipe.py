@@ -213,7 +213,7 @@ class Recipe(Section):
             return
         place, full = ("objective", "critic", "shares_reward_model"), self.model.learnt_in_full
         if not self.model.learns_adapter_alone:
-            why = f"it learns {', '.join(full)} in full" if full else "it has no adapter"
+            why = "it has no adapter" if self.model.lora is None else f"it learns {', '.join(full)} in full"
             what = f"the critic without its adapter is not the reward model: {why}"
             yield place, True, mistake(what, "train with LoRA alone, or remove it")
 

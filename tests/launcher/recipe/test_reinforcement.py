@@ -145,3 +145,25 @@ def test_only_an_adapter_that_learns_alone_saves_the_copy() -> None:
 def test_the_names_of_other_libraries(word: str, below: str, right: str) -> None:
     section = Sampling if below else Grpo
     assert suggest.key(word, section, Recipe, f"objective.{below}".rstrip(".")) == f"did you mean {right}?"
+
+
+def test_a_critic_shares_the_weights_of_a_reward_model_that_stays_as_it_is() -> None:
+    for rewards, critic in ((["exact"], {}), (["runs/rm"], {"init_from": "policy"})):
+        with pytest.raises(ValidationError, match="the critic does not start from a reward model"):
+            read("ppo", rewards=rewards, critic={"shares_reward_model": True, **critic})
+    shared, own = (read("ppo", rewards=["runs/rm"], critic={"shares_reward_model": on}) for on in (True, False))
+    assert (shared.frozen_models(True), own.frozen_models(True)) == (0, 1)
+    data: dict[str, Any] = {
+        "name": "r", "model": {"language": {"random": {"width": 32}}},
+        "data": {"train": {"path": "x", "format": "prompts"}},
+        "objective": {"method": "ppo", "rewards": ["runs/rm"], "critic": {"shares_reward_model": True}},
+        "optim": {"lr": 1e-5}, "batch": {"global": 8}, "steps": 1,
+        "resources": {"nodes": 1, "gpus_per_node": 0, "tasks_per_node": 1},
+    }  # fmt: skip
+    for model, why in (
+        ({}, "it has no adapter"),
+        ({"lora": {"rank": 4}, "train": {"language": "lora", "projector": "full"}}, ""),
+    ):
+        changed = {**data, "model": {**data["model"], "vision": {"random": {"width": 32}}, **model}}
+        with pytest.raises(ValidationError, match=rf"the critic without its adapter is not the reward model: {why}"):
+            Recipe.model_validate(changed)
