@@ -188,7 +188,7 @@ class Collector:
         indices = [int(index) for index in rollout.prompts]
         groups = self.generate(indices, greedy, parts, check, rollout.step, "greedy")
         baseline = of_groups(rollout.step, groups, greedy.max_new_tokens)
-        scores = self._scorer.score(baseline, self._prompts, self._rows.of_prompts(self._prompts, 1), check)
+        scores = self._scorer.score_aside(baseline, self._prompts, self._rows.of_prompts(self._prompts, 1), check)
         penalties = baseline.lengths.double(), baseline.ended, greedy.max_new_tokens, self._settings.shaping
         rollout.numbers[BASELINE] = penalised(scores, *penalties).repeat_interleave(rollout.answers)[:, None]
 

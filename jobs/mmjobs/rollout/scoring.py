@@ -39,6 +39,13 @@ class Scorer:
     _sums: dict[str, list[float]] = field(default_factory=dict)
     """By source: the sum of its scores since it was last read, and their number."""
 
+    def score_aside(self, rollout: Rollout, prompts: Prompts, rows: Rows, check: Callable[[], None]) -> torch.Tensor:
+        """The same for answers that nothing is learnt from: they are not among what `measured` tells."""
+        kinds, sums = Counter(self._kinds), {name: list(values) for name, values in self._sums.items()}
+        scores = self.score(rollout, prompts, rows, check)
+        self._kinds, self._sums = kinds, sums
+        return scores
+
     def score(self, rollout: Rollout, prompts: Prompts, rows: Rows, check: Callable[[], None]) -> torch.Tensor:
         """The score of each answer; NaN where a source has none: [A]"""
         total = torch.zeros(len(rollout.lengths), dtype=torch.float64)

@@ -76,9 +76,7 @@ class Estimate:
             parameters=own.parameters + critic.parameters,
             gradients=own.gradients + critic.gradients,
             optimiser=own.optimiser + critic.optimiser,
-            reference=recipe.objective.frozen_models(recipe.model.learns_adapter_alone)
-            * (self.counts.total - self._adapters)
-            * kept(recipe),
+            reference=self._frozen,
             activations=activations.activations(recipe, self.network, self.counts, self.row, checkpointing),
             logits=activations.logits(recipe, self.network.language, self.row),
             framework=_framework(recipe, self.counts),
@@ -93,6 +91,13 @@ class Estimate:
             return 0
         kept = activations.generation(self.recipe, objective.sampling, self.network)
         return kept + activations.gathered(self.recipe, self.counts)
+
+    @property
+    def _frozen(self) -> int:
+        """Bytes of the models that are not trained; each is divided over the ranks at stage 3."""
+        recipe, whole = self.recipe, (self.counts.total - self._adapters) * kept(self.recipe)
+        stages = recipe.objective.frozen_stages(recipe.model.learns_adapter_alone, recipe.deepspeed.stage)
+        return sum(_share(whole, stage == 3, recipe.trainers.world) for stage in stages)
 
     @property
     def _adapters(self) -> int:

@@ -35,6 +35,8 @@ class Checkpoint(Section):
 class Evaluate(Section):
     """`evaluate`"""
 
+    OTHER_NAMES: ClassVar[dict[str, str]] = {"num_sample_generations": "samples"}
+
     every: Interval | None = None
     """Left out: at the end only."""
     samples: Annotated[int, Field(ge=0)] = 4

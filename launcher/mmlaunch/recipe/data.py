@@ -158,7 +158,8 @@ class Data(Section):
 
     OTHER_NAMES: ClassVar[dict[str, str]] = {
         "training": "train", "validation": "eval", "val": "eval", "test": "eval", "max_length": "max_tokens",
-        "max_seq_len": "max_tokens", "max_seq_length": "max_tokens", "num_workers": "workers",
+        "max_seq_len": "max_tokens", "max_seq_length": "max_tokens",
+        "max_prompt_length": "max_tokens", "num_workers": "workers",
     }  # fmt: skip
 
     train: Sources = []

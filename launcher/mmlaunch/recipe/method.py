@@ -71,9 +71,9 @@ class Method(Section):
         """What generates answers, where the ranks do not."""
         return None
 
-    def frozen_models(self, adapter_alone: bool) -> int:
-        """How many whole models that are not trained stand beside the policy in memory."""
-        return 0
+    def frozen_stages(self, adapter_alone: bool, stage: int) -> list[int]:
+        """The ZeRO stage of each whole model that is not trained and stands beside the policy, which is at `stage`."""
+        return []
 
     def critic_stage(self, policy_stage: int) -> int | None:
         """The ZeRO stage of a value model that is trained beside the policy; None where there is none."""

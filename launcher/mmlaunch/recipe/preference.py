@@ -108,8 +108,9 @@ class Preference(Method):
     def reference_copy(self) -> ReferenceCopy | None:
         return ReferenceCopy(self.reference_stage, self.reference_sync) if self.reference == "copy" else None
 
-    def frozen_models(self, adapter_alone: bool) -> int:
-        return int(self.reference == "copy")
+    def frozen_stages(self, adapter_alone: bool, stage: int) -> list[int]:
+        copy = self.reference_copy
+        return [] if copy is None else [stage if copy.stage is None else copy.stage]
 
     @model_validator(mode="before")
     @classmethod

@@ -234,10 +234,11 @@ class Reinforcement(Method):
     def reference_source(self) -> str:
         return self.reference or "none"
 
-    def frozen_models(self, adapter_alone: bool) -> int:
+    def frozen_stages(self, adapter_alone: bool, stage: int) -> list[int]:
         """Reward models, and the reference: where the policy learns an adapter alone, it is the policy without it."""
         copied = self.kl.used and (self.reference == "copy" or (self.reference is None and not adapter_alone))
-        return len(self.models_of_rewards) + int(copied)
+        reference = stage if self.reference_stage is None else self.reference_stage
+        return [stage] * len(self.models_of_rewards) + [reference] * copied
 
     @rule
     def _has_reward(self) -> Iterator[Mistake]:
@@ -318,8 +319,8 @@ class Ppo(Reinforcement):
     def critic_offload(self, policy_offload: str) -> str:
         return self.critic.offload or policy_offload
 
-    def frozen_models(self, adapter_alone: bool) -> int:
-        return super().frozen_models(adapter_alone) - int(self.critic.shares_reward_model)
+    def frozen_stages(self, adapter_alone: bool, stage: int) -> list[int]:
+        return super().frozen_stages(adapter_alone, stage)[int(self.critic.shares_reward_model) :]
 
     @rule
     def _critic_starts_somewhere(self) -> Iterator[Mistake]:

@@ -227,7 +227,9 @@ def test_advice_takes_the_cheapest_change_that_is_enough() -> None:
     alone = shipped("sft_llama3", "resources.nodes=1", "resources.gpus_per_node=1", "deepspeed.stage=0")
     assert fit(estimate(alone), 141).change == ("model.activation_checkpointing=on",)
     assert fit(estimate(alone), 80).change == ("deepspeed.stage=2", "deepspeed.offload=optimizer")
-    assert "model.train.language=lora" in fit(estimate(shipped("ppo_llama3")), 40).change
+    assert "deepspeed.stage=3" in fit(estimate(shipped("ppo_llama3")), 40).change, "frozen models are divided too"
+    two = shipped("ppo_llama3", "resources.nodes=1", "resources.gpus_per_node=2")
+    assert "model.train.language=lora" in fit(estimate(two), 24).change
 
 
 def test_a_critic_may_be_kept_in_cpu_memory() -> None:

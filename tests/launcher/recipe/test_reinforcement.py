@@ -126,7 +126,7 @@ def test_only_an_adapter_that_learns_alone_saves_the_copy() -> None:
         ({"language": "lora", "projector": "frozen"}, True, 0),
     ):
         recipe = whole(train, lora)
-        assert recipe.objective.frozen_models(recipe.model.learns_adapter_alone) == copies
+        assert len(recipe.objective.frozen_stages(recipe.model.learns_adapter_alone, 2)) == copies
     text = Model.model_validate({"language": {"random": {}}, "train": {"language": "lora"}, "lora": {"rank": 4}})
     assert text.learns_adapter_alone, "a language model has no projector"
 
@@ -152,7 +152,7 @@ def test_a_critic_shares_the_weights_of_a_reward_model_that_stays_as_it_is() -> 
         with pytest.raises(ValidationError, match="the critic does not start from a reward model"):
             read("ppo", rewards=rewards, critic={"shares_reward_model": True, **critic})
     shared, own = (read("ppo", rewards=["runs/rm"], critic={"shares_reward_model": on}) for on in (True, False))
-    assert (shared.frozen_models(True), own.frozen_models(True)) == (0, 1)
+    assert (shared.frozen_stages(True, 2), own.frozen_stages(True, 2)) == ([], [2])
     data: dict[str, Any] = {
         "name": "r", "model": {"language": {"random": {"width": 32}}},
         "data": {"train": {"path": "x", "format": "prompts"}},
