@@ -90,7 +90,8 @@ class Scores:
         self._functions = [
             (source.weight, Verifiers(context, {"all": source}, sources)) for source in task.rewards if source.function
         ]
-        self._other = _other_answers(context, task)
+        self._rows, self._readable = InputRows(context.recipe.data.inputs), dict[str, InputRow]()
+        self._other = _other_answers(self._rows, task)
 
     def length(self, row: InputRow) -> int:
         example = self._example(row)
@@ -112,9 +113,12 @@ class Scores:
                 totals[place] = _sum(totals[place], [one.value for one in scored], weight)
                 kinds[place] = [one.kind for one in scored]
         return [
-            failed(row, total, EMPTY) if isinstance(total, Failed) else self._record(row, example, total, kinds[place])
+            self.failed(row, total) if isinstance(total, Failed) else self._record(row, example, total, kinds[place])
             for place, ((row, example), total) in enumerate(zip(read, totals, strict=True))
         ]
+
+    def failed(self, row: InputRow, reason: Failed) -> Record:
+        return failed(row, reason, {**EMPTY, "kind": self._kind(row)})
 
     def facts(self) -> Mapping[str, Any]:
         return {}
@@ -137,12 +141,22 @@ class Scores:
         return replace(row.example, answers=(Answer(first), Answer(second)))
 
     def _record(self, row: InputRow, example: Example, scores: Sequence[float | None], kinds: Sequence[str]) -> Record:
-        ranked = len(scores) > 1 and "predictions" not in row.values
-        kind = "versus" if self._other is not None else "pair" if ranked else "prediction"
         own = {"scored": [one.text for one in example.answers], "scores": list(scores), "kinds": list(kinds)}
         made = self._chosen(row, example, scores)
         more = {"made": made} if self._task.select != "none" else {}
-        return record(row, {**own, "kind": kind, "error": None, **more})
+        return record(row, {**own, "kind": self._kind(row), "error": None, **more})
+
+    def _kind(self, row: InputRow) -> str:
+        """What a row is counted as; one that cannot be read, as the first row of its source that can."""
+        if self._other is not None:
+            return "versus"
+        if row.example is None:
+            if row.source not in self._readable:
+                same = (one for one in self._rows if one.source == row.source and one.example is not None)
+                self._readable[row.source] = next(same, row)
+            row = self._readable[row.source]
+        ranked = row.example is not None and len(row.example.answers) > 1 and "predictions" not in row.values
+        return "pair" if ranked else "prediction"
 
     def _chosen(self, row: InputRow, example: Example, scores: Sequence[float | None]) -> list[Made]:
         """What the recipe selects: pairs with both scores, the best answer, or all that are good enough."""
@@ -178,11 +192,11 @@ def _judge(context: Context, path: str, source: Any) -> Judge:
     return Judge(source.weight, built.frozen(context), processor, packed, blank)
 
 
-def _other_answers(context: Context, task: Score) -> InputRows | None:
+def _other_answers(first: InputRows, task: Score) -> InputRows | None:
     """The second file of predictions, which has a row for each of the first."""
     if task.against is None:
         return None
-    first, other = InputRows(context.recipe.data.inputs), InputRows([Source(path=task.against, format="predictions")])
+    other = InputRows([Source(path=task.against, format="predictions")])
     if len(first) != len(other):
         what = f"{task.against} has {len(other)} rows, and the input has {len(first)}"
         raise BadInput(f"objective.against: {what}; both have to answer the same prompts")
