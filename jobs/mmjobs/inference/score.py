@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import PurePath
 from typing import Any
 
 from mmjobs.data.batch import collate
@@ -135,8 +136,10 @@ class Scores:
         other: InputRow = self._other[row.index]
         if other.example is None or not other.example.answers or not row.example.answers:
             raise Failed("row", f"{row.example.origin}: one of the two files has no answer")
-        if other.example.prompt != row.example.prompt:
-            raise Failed("row", f"{row.example.origin}: {other.example.origin} answers another prompt")
+        if _asked(other.example) != _asked(row.example):
+            raise Failed(
+                "row", f"{row.example.origin}: {other.example.origin} answers another prompt, or has other images"
+            )
         first, second = row.example.answers[0].text, other.example.answers[0].text
         return replace(row.example, answers=(Answer(first), Answer(second)))
 
@@ -201,6 +204,11 @@ def _other_answers(first: InputRows, task: Score) -> InputRows | None:
         what = f"{task.against} has {len(other)} rows, and the input has {len(first)}"
         raise BadInput(f"objective.against: {what}; both have to answer the same prompts")
     return other
+
+
+def _asked(example: Example) -> tuple[object, ...]:
+    """What two models have to be asked alike: the words, and images of the same names, wherever their folders are."""
+    return example.prompt, *(PurePath(image.identity).name for image in example.images)
 
 
 def _with_truths(example: Example) -> Example:

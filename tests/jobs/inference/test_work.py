@@ -171,6 +171,31 @@ def test_a_row_that_cannot_be_scored_is_counted_among_its_like(task: Make, rows:
     assert (facts["n"], facts["ties"], facts["failed"]) == (3, 3, 1)
 
 
+def test_answers_to_other_images_are_not_compared(task: Make, rows: Rows) -> None:
+    """Two models answered the same words about images in another order: no row is compared, and the shard ends."""
+    images = ["/data/a.png", "/data/b.png"]
+    answers = [
+        {
+            "prompt": "<image>Q",
+            "images": [image],
+            "truths": ["a"],
+            "predictions": ["a"],
+            "finish": ["eos"],
+            "error": None,
+        }
+        for image in images
+    ]
+    first = rows(answers, "first", format="predictions")
+    moved = [{**one, "images": [f"/other/{Path(str(one['images'][0])).name}"]} for one in answers]
+    second = rows(moved, "second", format="predictions")
+    scored = {"method": "score", "rewards": "exact", "window": 16}
+    assert not any(one["error"] for one in task({**scored, "against": second["path"]}, first).work().records())
+    turned = rows(moved[::-1], "turned", format="predictions")
+    one = task({**scored, "against": turned["path"]}, first)
+    assert one.jobs[0].run(one.recipe) == [94]
+    assert "turned.jsonl:1 answers another prompt, or has other images" in one.jobs[0].log()
+
+
 def test_a_reward_run_judges_pairs_and_models(
     task: Make, rows: Rows, job: Callable[[str], Job], tiny: Callable[..., Recipe]
 ) -> None:
