@@ -144,7 +144,10 @@ class Scores:
         return replace(row.example, answers=(Answer(first), Answer(second)))
 
     def _record(self, row: InputRow, example: Example, scores: Sequence[float | None], kinds: Sequence[str]) -> Record:
-        own = {"scored": [one.text for one in example.answers], "scores": list(scores), "kinds": list(kinds)}
+        texts = [one.text for one in example.answers]
+        every = texts if self._other is not None else _every_answer(row, texts)
+        places = [texts.index(text) for text in every]
+        own = {"scored": every, "scores": [scores[one] for one in places], "kinds": [kinds[one] for one in places]}
         made = self._chosen(row, example, scores)
         more = {"made": made} if self._task.select != "none" else {}
         return record(row, {**own, "kind": self._kind(row), "error": None, **more})
@@ -204,6 +207,12 @@ def _other_answers(first: InputRows, task: Score) -> InputRows | None:
         what = f"{task.against} has {len(other)} rows, and the input has {len(first)}"
         raise BadInput(f"objective.against: {what}; both have to answer the same prompts")
     return other
+
+
+def _every_answer(row: InputRow, texts: list[str]) -> list[str]:
+    """The answers of a model as they were drawn: one that it gave three times counts three times."""
+    said = row.values.get("predictions")
+    return said if isinstance(said, list) and set(said) == set(texts) else texts
 
 
 def _asked(example: Example) -> tuple[object, ...]:

@@ -132,8 +132,8 @@ def test_correctness_pairs(task: Make, trained: Path) -> None:
 def test_score_by_functions_selects(task: Make, rows: Rows) -> None:
     """Answers of a model to one question: which are right, pairs with margins, the best, all that are right."""
     values = [
-        {"index": 0, "source": "s", "prompt": "1 + 1?", "images": [], "truths": ["2"], "predictions": ["3", "2", "two"],
-         "finish": ["eos"] * 3, "error": None},
+        {"index": 0, "source": "s", "prompt": "1 + 1?", "images": [], "truths": ["2"],
+         "predictions": ["3", "2", "two", "2"], "finish": ["eos", "eos", "eos", "length"], "error": None},
     ]  # fmt: skip
     source = rows(values, format="predictions")
     scored = {"method": "score", "rewards": "numeric", "window": 16}
@@ -142,7 +142,9 @@ def test_score_by_functions_selects(task: Make, rows: Rows) -> None:
         return task({**scored, **choice}, source).work().made()
 
     (record,) = task(scored, source).work().records()
-    assert record["scores"] == [0.0, 1.0, 0.0] and record["kinds"] == ["wrong", "right", "unparsed"]
+    assert record["scores"] == [0.0, 1.0, 0.0, 1.0] and record["kinds"] == ["wrong", "right", "unparsed", "right"]
+    facts = summary([record]).as_json()["by_source"]["rows"]  # each answer that was drawn counts
+    assert (facts["score"], facts["truncated"], facts["pass_at"]["4"]) == (0.5, 1, 1)
     pairs = made(select="pairs")
     assert {(pair["chosen"][0]["content"], pair["rejected"][0]["content"]) for pair in pairs} == {
         ("2", "3"),
