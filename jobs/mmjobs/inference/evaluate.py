@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from mmjobs.data.example import Example, Turn
 from mmjobs.inference.answers import Question
-from mmjobs.inference.inputs import InputRow, names
+from mmjobs.inference.inputs import Failed, InputRow, names
 from mmjobs.inference.predict import Predict
 from mmjobs.inference.records import Record
 from mmjobs.inference.verify import Verifiers, described
@@ -34,15 +34,17 @@ class Verified(Predict):
         made = super().records(rows, check)
         return [self._verified(row, one) for row, one in zip(rows, made, strict=True)]
 
+    def failed(self, row: InputRow, reason: Failed) -> Record:
+        return {**super().failed(row, reason), **self.verifiers.facts(row.source)}
+
     def close(self) -> None:
         self.verifiers.close()
 
     def _verified(self, row: InputRow, made: Record) -> Record:
-        metric = self.verifiers.facts(row.source)
         if made.get("error") or row.example is None:
-            return {**made, **metric}
+            return made
         scores = self.verifiers.verify(row.source, row.example, made["predictions"], made["finish"])
-        return {**made, **metric, **described(scores)}
+        return {**made, **self.verifiers.facts(row.source), **described(scores)}
 
 
 def instructed(example: Example, asks: str, remove: Sequence[str] = ()) -> Example:

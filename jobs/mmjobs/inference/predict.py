@@ -40,10 +40,13 @@ class Predict:
         made = []
         for row, question, answers in zip(rows, questions, answered, strict=True):
             if isinstance(answers, Failed):
-                made.append(failed(row, answers, EMPTY))
+                made.append(self.failed(row, answers))
             else:
                 made.append(record(row, {**self.answers.described(question, row, answers), "error": None}))
         return self._with_turns(rows, questions, made, check)
+
+    def failed(self, row: InputRow, reason: Failed) -> Record:
+        return failed(row, reason, EMPTY)
 
     def facts(self) -> Mapping[str, Any]:
         return {}

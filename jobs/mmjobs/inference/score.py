@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import PurePath
 from typing import Any
 
 from mmjobs.data.batch import collate
@@ -90,7 +91,8 @@ class Scores:
         self._functions = [
             (source.weight, Verifiers(context, {"all": source}, sources)) for source in task.rewards if source.function
         ]
-        self._other = _other_answers(context, task)
+        self._rows, self._readable = InputRows(context.recipe.data.inputs), dict[str, InputRow]()
+        self._other = _other_answers(self._rows, task)
 
     def length(self, row: InputRow) -> int:
         example = self._example(row)
@@ -112,9 +114,12 @@ class Scores:
                 totals[place] = _sum(totals[place], [one.value for one in scored], weight)
                 kinds[place] = [one.kind for one in scored]
         return [
-            failed(row, total, EMPTY) if isinstance(total, Failed) else self._record(row, example, total, kinds[place])
+            self.failed(row, total) if isinstance(total, Failed) else self._record(row, example, total, kinds[place])
             for place, ((row, example), total) in enumerate(zip(read, totals, strict=True))
         ]
+
+    def failed(self, row: InputRow, reason: Failed) -> Record:
+        return failed(row, reason, {**EMPTY, "kind": self._kind(row)})
 
     def facts(self) -> Mapping[str, Any]:
         return {}
@@ -131,18 +136,33 @@ class Scores:
         other: InputRow = self._other[row.index]
         if other.example is None or not other.example.answers or not row.example.answers:
             raise Failed("row", f"{row.example.origin}: one of the two files has no answer")
-        if other.example.prompt != row.example.prompt:
-            raise Failed("row", f"{row.example.origin}: {other.example.origin} answers another prompt")
+        if _asked(other.example) != _asked(row.example):
+            raise Failed(
+                "row", f"{row.example.origin}: {other.example.origin} answers another prompt, or has other images"
+            )
         first, second = row.example.answers[0].text, other.example.answers[0].text
         return replace(row.example, answers=(Answer(first), Answer(second)))
 
     def _record(self, row: InputRow, example: Example, scores: Sequence[float | None], kinds: Sequence[str]) -> Record:
-        ranked = len(scores) > 1 and "predictions" not in row.values
-        kind = "versus" if self._other is not None else "pair" if ranked else "prediction"
-        own = {"scored": [one.text for one in example.answers], "scores": list(scores), "kinds": list(kinds)}
+        texts = [one.text for one in example.answers]
+        every = texts if self._other is not None else _every_answer(row, texts)
+        places = [texts.index(text) for text in every]
+        own = {"scored": every, "scores": [scores[one] for one in places], "kinds": [kinds[one] for one in places]}
         made = self._chosen(row, example, scores)
         more = {"made": made} if self._task.select != "none" else {}
-        return record(row, {**own, "kind": kind, "error": None, **more})
+        return record(row, {**own, "kind": self._kind(row), "error": None, **more})
+
+    def _kind(self, row: InputRow) -> str:
+        """What a row is counted as; one that cannot be read, as the first row of its source that can."""
+        if self._other is not None:
+            return "versus"
+        if row.example is None:
+            if row.source not in self._readable:
+                same = (one for one in self._rows if one.source == row.source and one.example is not None)
+                self._readable[row.source] = next(same, row)
+            row = self._readable[row.source]
+        ranked = row.example is not None and len(row.example.answers) > 1 and "predictions" not in row.values
+        return "pair" if ranked else "prediction"
 
     def _chosen(self, row: InputRow, example: Example, scores: Sequence[float | None]) -> list[Made]:
         """What the recipe selects: pairs with both scores, the best answer, or all that are good enough."""
@@ -178,15 +198,26 @@ def _judge(context: Context, path: str, source: Any) -> Judge:
     return Judge(source.weight, built.frozen(context), processor, packed, blank)
 
 
-def _other_answers(context: Context, task: Score) -> InputRows | None:
+def _other_answers(first: InputRows, task: Score) -> InputRows | None:
     """The second file of predictions, which has a row for each of the first."""
     if task.against is None:
         return None
-    first, other = InputRows(context.recipe.data.inputs), InputRows([Source(path=task.against, format="predictions")])
+    other = InputRows([Source(path=task.against, format="predictions")])
     if len(first) != len(other):
         what = f"{task.against} has {len(other)} rows, and the input has {len(first)}"
         raise BadInput(f"objective.against: {what}; both have to answer the same prompts")
     return other
+
+
+def _every_answer(row: InputRow, texts: list[str]) -> list[str]:
+    """The answers of a model as they were drawn: one that it gave three times counts three times."""
+    said = row.values.get("predictions")
+    return said if isinstance(said, list) and set(said) == set(texts) else texts
+
+
+def _asked(example: Example) -> tuple[object, ...]:
+    """What two models have to be asked alike: the words, and images of the same names, wherever their folders are."""
+    return example.prompt, *(PurePath(image.identity).name for image in example.images)
 
 
 def _with_truths(example: Example) -> Example:

@@ -15,7 +15,7 @@ from typing import Any
 
 from mmjobs.inference.inputs import Failed, InputRow, InputRows, check_unchanged
 from mmjobs.inference.records import Record, RecordFile
-from mmjobs.inference.work import Work, failed
+from mmjobs.inference.work import Work
 from mmjobs.rank.boundary import Interrupted, RequeueRequested
 from mmjobs.rank.context import Context
 from mmjobs.rank.signals import name_of
@@ -133,11 +133,7 @@ class Shard:
         self._context.position.samples = tuple(row.example.origin for row in batch.rows if row.example)
         made = self._work.records(batch.rows, self._check)
         self._context.position.samples = ()
-        return [*made, *(failed(row, reason, self._empty) for row, reason in batch.failed)]
-
-    @property
-    def _empty(self) -> dict[str, Any]:
-        return {"predictions": []} if self._task.ANSWERS else {"scores": []}
+        return [*made, *(self._work.failed(row, reason) for row, reason in batch.failed)]
 
     def _check(self) -> None:
         """Called by all ranks together."""

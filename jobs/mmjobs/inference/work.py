@@ -23,6 +23,9 @@ class Work(Protocol):
     def records(self, rows: Sequence[InputRow], check: Check) -> list[Record]:
         """One record for each row, in their order."""
 
+    def failed(self, row: InputRow, reason: Failed) -> Record:
+        """The record of a row that has no answer: it is counted as all others of its source are."""
+
     def facts(self) -> Mapping[str, Any]:
         """What the records were made with, for the footer of the shard."""
 

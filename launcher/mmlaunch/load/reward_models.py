@@ -1,4 +1,4 @@
-"""Reward models that a recipe names: whether they can score what its policy writes, as far as their recipes tell."""
+"""Reward models that a recipe names: whether they can score what it gives them, as far as their recipes tell."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from pathlib import Path
 
 from mmlaunch.errors import BadInput
 from mmlaunch.recipe import Recipe, resolved
+from mmlaunch.recipe.inference import Score
 from mmlaunch.run.paths import of_checkpoint
 
 STATISTICS = "reward.json"
@@ -27,6 +28,8 @@ def unfit(recipe: Recipe, folder: Path) -> tuple[str, str] | None:
         return None
     if not own.objective.SCORING_HEAD:
         return f"{run.name} is a run of {own.objective.method}, its model gives no scores", right
+    if isinstance(recipe.objective, Score):  # there is no policy: the reward model reads the data itself
+        return None
     policy, reward = recipe.model, own.model
     for name, mine, its in (
         ("chat template", policy.chat_template, reward.chat_template),

@@ -30,17 +30,24 @@ def test_evaluate(task: Make, rows: Rows, tmp_path: Path) -> None:
     first = rows([{"prompt": f"{n}?", "answer": "yes", "image": "red"} for n in range(12)], "easy", format="prompts")
     second = rows([{"prompt": "Say.", "answers": ["a", "b"]} for _ in range(4)], "open", format="prompts")
     (tmp_path / "gone.png").write_bytes(b"no image")
-    broken = rows([{"prompt": "?", "answer": "yes", "image": "gone.png"}], "broken", format="prompts")
+    bad: list[dict[str, Any]] = [
+        {"prompt": "?", "image": "gone.png"},
+        {"prompt": "?", "image": "nowhere.png"},
+        {"prompt": None},
+    ]
+    bad += [{"prompt": "word " * 5000}]
+    broken = rows([{"answer": "yes", **one} for one in bad], "broken", format="prompts")
     metric = {"all": "exact", "easy": {"function": "format", "options": {"pattern": ".*"}}}
     objective = {"method": "evaluate", "window": 16, "sampling": SHORT, "metric": metric, "max_failed": "50%"}
     records = task(objective, [first, second, broken]).work().records()
-    assert [record["source"] for record in records] == ["easy"] * 12 + ["open"] * 4 + ["broken"]
+    assert [record["source"] for record in records] == ["easy"] * 12 + ["open"] * 4 + ["broken"] * 4
     assert {record["metric"] for record in records[:12]} == {"format"} and records[12]["truths"] == ["a", "b"]
     assert all(record["scores"] == [1.0] and record["kinds"] == ["right"] for record in records[:12])
-    assert records[16]["error"]["reason"] == "image"
+    assert [one["error"]["reason"] for one in records[16:]] == ["image", "image", "row", "overlong"]
     facts = summary(records).as_json()
     assert {name: one["score"] for name, one in facts["by_source"].items()} == {"easy": 1, "open": 0, "broken": 0}
-    assert facts["overall"]["n"] == 17 and facts["overall"]["score"] == pytest.approx(12 / 17)
+    assert facts["by_source"]["broken"]["n"] == facts["by_source"]["broken"]["failed"] == 4
+    assert facts["overall"]["n"] == 20 and facts["overall"]["score"] == pytest.approx(12 / 20)
     assert facts["macro"]["score"] == pytest.approx(1 / 3)
 
 
@@ -125,8 +132,8 @@ def test_correctness_pairs(task: Make, trained: Path) -> None:
 def test_score_by_functions_selects(task: Make, rows: Rows) -> None:
     """Answers of a model to one question: which are right, pairs with margins, the best, all that are right."""
     values = [
-        {"index": 0, "source": "s", "prompt": "1 + 1?", "images": [], "truths": ["2"], "predictions": ["3", "2", "two"],
-         "finish": ["eos"] * 3, "error": None},
+        {"index": 0, "source": "s", "prompt": "1 + 1?", "images": [], "truths": ["2"],
+         "predictions": ["3", "2", "two", "2"], "finish": ["eos", "eos", "eos", "length"], "error": None},
     ]  # fmt: skip
     source = rows(values, format="predictions")
     scored = {"method": "score", "rewards": "numeric", "window": 16}
@@ -135,7 +142,9 @@ def test_score_by_functions_selects(task: Make, rows: Rows) -> None:
         return task({**scored, **choice}, source).work().made()
 
     (record,) = task(scored, source).work().records()
-    assert record["scores"] == [0.0, 1.0, 0.0] and record["kinds"] == ["wrong", "right", "unparsed"]
+    assert record["scores"] == [0.0, 1.0, 0.0, 1.0] and record["kinds"] == ["wrong", "right", "unparsed", "right"]
+    facts = summary([record]).as_json()["by_source"]["rows"]  # each answer that was drawn counts
+    assert (facts["score"], facts["truncated"], facts["pass_at"]["4"]) == (0.5, 1, 1)
     pairs = made(select="pairs")
     assert {(pair["chosen"][0]["content"], pair["rejected"][0]["content"]) for pair in pairs} == {
         ("2", "3"),
@@ -146,6 +155,47 @@ def test_score_by_functions_selects(task: Make, rows: Rows) -> None:
     assert [row["completion"][0]["content"] for row in made(select="best")] == ["2"]
     assert [row["completion"][0]["content"] for row in made(select="all", least=1)] == ["2"]
     assert made(select="best", least=2) == []
+
+
+def test_a_row_that_cannot_be_scored_is_counted_among_its_like(task: Make, rows: Rows) -> None:
+    """A pair that cannot be read is a wrong pair; a row that one of two models has not answered is left out."""
+    good = {"question": "Q", "chosen": "aa", "rejected": "a"}
+    pairs = rows([good, {"question": "Q"}, good, good], "pairs", format="rlaif_v")
+    scored = {"method": "score", "rewards": {"function": "length", "options": {"target": 2}}, "max_failed": "75%"}
+    facts = summary(task({**scored, "window": 16}, pairs).work().records()).as_json()
+    assert (facts["pairs"]["pairs"]["n"], facts["pairs"]["pairs"]["failed"], facts["overall"]["score"]) == (4, 1, 0.75)
+    assert not facts["by_source"]
+    answers = [{"prompt": "Q", "images": [], "truths": [], "predictions": ["a"], "finish": ["eos"], "error": None}] * 3
+    first = rows([*answers, {**answers[0], "predictions": []}], "first", format="predictions")
+    second = rows([*answers, answers[0]], "second", format="predictions")
+    versus = task({**scored, "window": 16, "against": second["path"]}, first).work().records()
+    facts = summary(versus).as_json()["versus"]["first"]
+    assert (facts["n"], facts["ties"], facts["failed"]) == (3, 3, 1)
+
+
+def test_answers_to_other_images_are_not_compared(task: Make, rows: Rows) -> None:
+    """Two models answered the same words about images in another order: no row is compared, and the shard ends."""
+    images = ["/data/a.png", "/data/b.png"]
+    answers = [
+        {
+            "prompt": "<image>Q",
+            "images": [image],
+            "truths": ["a"],
+            "predictions": ["a"],
+            "finish": ["eos"],
+            "error": None,
+        }
+        for image in images
+    ]
+    first = rows(answers, "first", format="predictions")
+    moved = [{**one, "images": [f"/other/{Path(str(one['images'][0])).name}"]} for one in answers]
+    second = rows(moved, "second", format="predictions")
+    scored = {"method": "score", "rewards": "exact", "window": 16}
+    assert not any(one["error"] for one in task({**scored, "against": second["path"]}, first).work().records())
+    turned = rows(moved[::-1], "turned", format="predictions")
+    one = task({**scored, "against": turned["path"]}, first)
+    assert one.jobs[0].run(one.recipe) == [94]
+    assert "turned.jsonl:1 answers another prompt, or has other images" in one.jobs[0].log()
 
 
 def test_a_reward_run_judges_pairs_and_models(

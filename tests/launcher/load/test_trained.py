@@ -72,6 +72,14 @@ def test_a_reward_model_that_cannot_score_is_told(make: Make, write: Callable[..
     assert "another chat template than the policy" in str(problem)
 
 
+def test_a_reward_model_scores_data_without_a_policy(make: Make, write: Callable[..., Path]) -> None:
+    """`score` has no model of its own that a reward run could differ from."""
+    reward = make("reward-llama3-8b-1121-bbbb")
+    reward.resolved.write_text(resolved.text_of(load_recipe(Path("recipes/reward_llama3.yaml")).recipe))
+    found = trained.resolve(load_recipe(Path("recipes/score_llama3.yaml")))
+    assert not found.missing and "reward-llama3-8b-1121-bbbb, step 4" in found.notes[0]
+
+
 def test_last_and_runs_that_never_saved(make: Make, resolve: Callable[[str], Resolved]) -> None:
     run = make("dpo-1121-aaaa", state="failed")
     make("dpo-1122-bbbb", state="failed", steps=())
