@@ -114,6 +114,15 @@ def test_fields_of_the_users_that_bear_our_names_are_kept(task: Make, rows: Rows
     assert record["input_predictions"] == ["old"] and record["extra"] == {"a": 1} and record["index"] == 0
 
 
+def test_fields_of_other_tasks_are_not_taken_for_our_own(task: Make, rows: Rows) -> None:
+    """What the user's rows count, made and scored is neither counted nor merged nor evaluated once more."""
+    theirs = {"made": "by hand", "counts": {"pairs": 7}, "scores": [1.0], "metric": "exact", "kind": "easy"}
+    one = task(predict(), rows([{"prompt": "Hi", **theirs}], format="prompts")).work()
+    (record,) = one.records()
+    assert {name: record[f"input_{name}"] for name in theirs} == theirs and not theirs.keys() & record.keys()
+    assert not one.merge().notes
+
+
 def test_too_many_failed_rows_end_the_shard(task: Make, rows: Rows) -> None:
     source = rows([{"prompt": "word " * 5000, "id": number} for number in range(40)], format="prompts")
     one = task(predict(), source)
