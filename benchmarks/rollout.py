@@ -40,7 +40,7 @@ from mmjobs.model.generate import Vocabulary, generate
 from mmjobs.model.sampling import Draws
 from mmjobs.objectives.policy import ADVANTAGE, OLD, VALID, Policy
 from mmlaunch.recipe.check import recipe_of
-from mmlaunch.recipe.reinforcement import Grpo
+from mmlaunch.recipe.reinforcement import Eight, Grpo
 from mmlaunch.recipe.rewards import RewardSource
 from mmlaunch.recipe.sampling import Sampling
 
@@ -162,7 +162,7 @@ def update(built: BuiltModel, prompts: Sequence[Encoded]) -> None:
         VALID: torch.ones(count),
     }
     group = replace(prompts[0], answers=answers, scores=(None,) * GROUP, token_values=numbers)
-    objective = Policy(Grpo(method="grpo", rewards=[RewardSource(function="exact")], sampling=Sampling(answers=GROUP)))
+    objective = Policy(Grpo(method="grpo", rewards=[RewardSource(function="exact")], sampling=Eight(answers=GROUP)))
     losses: dict[bool, float] = {}
 
     def work(packed: bool) -> None:

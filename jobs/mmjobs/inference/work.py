@@ -14,6 +14,12 @@ Check = Callable[[], None]
 """Called by all ranks inside long work; raises `Interrupted` when the attempt has to end."""
 
 
+LATER = frozenset(
+    {"kind", "metric", "better", "scores", "kinds", "extracted", "counts", "made", "begun", "turn_predictions"}
+)
+"""Fields that only some tasks write, some of them later; whoever reads records takes them for a task's."""
+
+
 class Work(Protocol):
     """The work of a task. All ranks call it together, each with a batch of its own or none."""
 
@@ -35,9 +41,10 @@ class Work(Protocol):
 
 def record(row: InputRow, own: Mapping[str, Any]) -> Record:
     """The user's fields as they were, then those of the task. A field of the user's that bears the name of one of ours
-    with another value is kept under `input_<name>`."""
+    with another value is kept under `input_<name>`, and so is one that another task writes."""
     ours = {"index": row.index, "source": row.source, **_request(row.example), **own}
-    users = {f"input_{key}" if key in ours and ours[key] != value else key: value for key, value in row.values.items()}
+    taken = {key for key, value in row.values.items() if (ours[key] != value if key in ours else key in LATER)}
+    users = {f"input_{key}" if key in taken else key: value for key, value in row.values.items()}
     return {**{key: value for key, value in users.items() if key not in ours}, **ours}
 
 

@@ -70,10 +70,31 @@ class Inference(Method):
             yield ("window",), self.window, mistake(what, f"write {near}")
 
 
-class Generating(Inference):
-    """The model answers prompts."""
+class Greedy(Sampling):
+    """The likeliest answer."""
 
-    sampling: Sampling = Field(default_factory=lambda: Sampling(temperature=0.0))
+    temperature: NotNegative = 0.0
+
+
+class Continued(Sampling):
+    """A rest of an answer, drawn (as InternVL draws it)."""
+
+    temperature: NotNegative = 0.7
+    top_k: Count | None = 50
+    max_new_tokens: Count = 2048
+
+
+class Several(Continued):
+    """Several answers, drawn (as InternVL draws them)."""
+
+    answers: Count = 32
+    max_new_tokens: Count = 4096
+
+
+class Generating(Inference):
+    """The model answers prompts. What a recipe leaves out of `sampling` has the defaults of its method."""
+
+    sampling: Sampling
     """How answers are generated."""
 
     @property
@@ -86,6 +107,7 @@ class Predict(Generating):
 
     method: Literal["predict"]
     """Answers to prompts, without training."""
+    sampling: Annotated[Greedy, BeforeValidator(use_default_for_none)] = Field(default_factory=Greedy)
 
 
 def _instruction(value: object) -> object:
@@ -125,6 +147,7 @@ class Evaluate(Instructed):
 
     method: Literal["evaluate"]
     """Answers to prompts, compared with the data's own answers."""
+    sampling: Annotated[Greedy, BeforeValidator(use_default_for_none)] = Field(default_factory=Greedy)
     metric: Annotated[Metrics, BeforeValidator(_metrics), Field(examples=["relaxed"], validate_default=True)] = FINAL
     """A reward function, or one for each source by its name: {chartqa: relaxed, all: exact}. A source is called after
     its file or folder."""
@@ -203,10 +226,6 @@ class Score(Inference):
             yield ("select",), self.select, mistake("answers of two models are compared, not chosen", "remove it")
 
 
-def _drawn(answers: int, longest: int) -> Sampling:
-    return Sampling(answers=answers, temperature=0.7, top_k=50, max_new_tokens=longest)
-
-
 class DropoutNtp(Generating):
     """Worse answers for preference data: the second half of a good answer, written by a model that sees no image."""
 
@@ -214,9 +233,7 @@ class DropoutNtp(Generating):
 
     method: Literal["dropout_ntp"]
     """Preference pairs whose rejected answers are continued without the image (DropoutNTP of InternVL)."""
-    sampling: Annotated[Sampling, BeforeValidator(use_default_for_none)] = Field(
-        default_factory=lambda: _drawn(1, 2048)
-    )
+    sampling: Annotated[Continued, BeforeValidator(use_default_for_none)] = Field(default_factory=Continued)
     """How answers are continued."""
     start_ratio: Annotated[Real, Field(ge=0, lt=1)] = 0.5
     """The share of the chosen answer, in words, that both answers begin with."""
@@ -235,10 +252,7 @@ class Correctness(Instructed):
 
     method: Literal["correctness"]
     """Preference pairs of answers that are right and wrong (the correctness pipeline of InternVL)."""
-    sampling: Annotated[Sampling, BeforeValidator(use_default_for_none)] = Field(
-        default_factory=lambda: _drawn(32, 4096)
-    )
-    """How answers are generated."""
+    sampling: Annotated[Several, BeforeValidator(use_default_for_none)] = Field(default_factory=Several)
     instruction: Annotated[str, BeforeValidator(_instruction), Field(examples=["boxed"])] = "final"
     """none, short, final, boxed, think, or your own text with {question} in it."""
     metric: Annotated[Metrics, BeforeValidator(_metrics), Field(examples=["final"], validate_default=True)] = FINAL

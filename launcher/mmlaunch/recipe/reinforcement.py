@@ -80,6 +80,12 @@ class Kl(Section):
             yield ("place",), "loss", mistake("a penalty of weight 0 does nothing", "add weight: 0.05, or remove it")
 
 
+class Penalised(Kl):
+    """The penalty, unless a recipe says otherwise."""
+
+    weight: NotNegative = 0.05
+
+
 class Overlong(Section):
     """A soft penalty for answers that are nearly as long as they may be (DAPO)."""
 
@@ -288,7 +294,7 @@ class Ppo(Reinforcement):
 
     method: Literal["ppo"]
     """Proximal policy optimisation."""
-    kl: Kl = Field(default_factory=lambda: Kl(weight=0.05))
+    kl: Penalised = Field(default_factory=Penalised)
     """The penalty for moving away from the reference model."""
     advantage: Literal["gae"] = "gae"
     """Generalised advantage estimation."""
@@ -333,12 +339,24 @@ class Ppo(Reinforcement):
             yield ("critic", "shares_reward_model"), True, mistake(what, "remove it, or add a reward run to rewards")
 
 
+class Four(Sampling):
+    """Groups of four."""
+
+    answers: Count = 4
+
+
+class Eight(Sampling):
+    """Groups of eight."""
+
+    answers: Count = 8
+
+
 class Grpo(Reinforcement):
     """Group-relative policy optimisation: answers are compared with the others to the same prompt."""
 
     method: Literal["grpo"]
     """Group-relative policy optimisation."""
-    sampling: Sampling = Field(default_factory=lambda: Sampling(answers=8))
+    sampling: Eight = Field(default_factory=Eight)
     """How answers are generated."""
     advantage: Literal["grpo", "dr_grpo", "rloo", "reinforce++", "remax"] = "grpo"
     """grpo: by the group's spread; dr_grpo: without it; rloo: less the mean of the others; reinforce++: less the mean
@@ -361,9 +379,9 @@ class Rloo(Reinforcement):
 
     method: Literal["rloo"]
     """REINFORCE leave-one-out."""
-    kl: Kl = Field(default_factory=lambda: Kl(weight=0.05))
+    kl: Penalised = Field(default_factory=Penalised)
     """The penalty for moving away from the reference model."""
-    sampling: Sampling = Field(default_factory=lambda: Sampling(answers=4))
+    sampling: Four = Field(default_factory=Four)
     """How answers are generated."""
     advantage: Literal["rloo"] = "rloo"
     """Each score less the mean of the others."""

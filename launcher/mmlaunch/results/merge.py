@@ -103,30 +103,33 @@ def _footers(run: RunPaths) -> list[dict[str, Any]]:
 
 def _in_order(shard: RunPaths, first: int, stop: int, footer: dict[str, Any]) -> Iterator[Record]:
     """The records of a shard by their index; raises `BadInput` unless each row has exactly one, as it was committed."""
-    path = shards.records(shard)
-    indices, starts, digest, at = array("q"), array("q"), hashlib.sha256(), 0
+    path, digest, at = shards.records(shard), hashlib.sha256(), 0
+    starts = array("q", [-1]) * (stop - first)
+    """Where the record of each row begins: 8 bytes a row are all that is in memory."""
+    double, others = list[int](), list[int]()
     try:
         with path.open("rb") as lines:
             for line in lines:
                 digest.update(line)
-                indices.append(_index(path, line))
-                starts.append(at)
+                index = _index(path, line)
+                if not first <= index < stop:
+                    others.append(index)
+                elif starts[index - first] >= 0:
+                    double.append(index)
+                else:
+                    starts[index - first] = at
                 at += len(line)
     except OSError as error:
         raise BadInput(f"{path}: cannot be read: {error.strerror}") from None
-    counts = Counter(indices)
-    problems = {
-        "double": sorted(index for index, count in counts.items() if count > 1),
-        "missing": [index for index in range(first, stop) if index not in counts],
-        "of other rows": sorted(index for index in counts if not first <= index < stop),
-    }
+    missing = [first + place for place, start in enumerate(starts) if start < 0]
+    problems = {"double": sorted({*double}), "missing": missing, "of other rows": sorted({*others})}
     if wrong := [f"{what}: {_some(rows)}" for what, rows in problems.items() if rows]:
         raise BadInput(f"{path}: its records are not those of rows {first} to {stop - 1}: {'; '.join(wrong)}")
     if digest.hexdigest() != footer.get("sha256"):
         raise BadInput(f"{path}: was changed after it was written (its hash is not that of footer.json)")
     with path.open("rb") as lines:
-        for place in sorted(range(len(indices)), key=indices.__getitem__):
-            lines.seek(starts[place])
+        for start in starts:
+            lines.seek(start)
             yield json.loads(lines.readline())
 
 

@@ -53,7 +53,7 @@ def prepare(loaded: Loaded, cluster_name: str | None) -> Prepared:
     if problems := contradictions(recipe):
         raise loaded.placed(problems)
     if misfit := choose.problem(cluster, recipe.resources):
-        raise loaded.placed(misfit.problems)
+        raise loaded.placed([*models.missing, *misfit.problems])  # all mistakes at once
     folder = rundir.runs_folder()
     run = RunPaths(folder / rundir.next_name(recipe, name, folder))
     plan = plans.make(recipe, cluster, name, run, Path.cwd())

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import signal
 import time
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -120,6 +122,15 @@ def test_fields_of_the_users_that_bear_our_names_are_kept(task: Make, rows: Rows
     assert record["input_predictions"] == ["old"] and record["extra"] == {"a": 1} and record["index"] == 0
 
 
+def test_fields_of_other_tasks_are_not_taken_for_our_own(task: Make, rows: Rows) -> None:
+    """What the user's rows count, made and scored is neither counted nor merged nor evaluated once more."""
+    theirs = {"made": "by hand", "counts": {"pairs": 7}, "scores": [1.0], "metric": "exact", "kind": "easy"}
+    one = task(predict(), rows([{"prompt": "Hi", **theirs}], format="prompts")).work()
+    (record,) = one.records()
+    assert {name: record[f"input_{name}"] for name in theirs} == theirs and not theirs.keys() & record.keys()
+    assert not one.merge().notes
+
+
 def test_too_many_failed_rows_end_the_shard(task: Make, rows: Rows) -> None:
     source = rows([{"prompt": "word " * 5000, "id": number} for number in range(40)], format="prompts")
     one = task(predict(), source)
@@ -159,6 +170,26 @@ def test_the_merge_refuses_what_is_not_whole(task: Make) -> None:
         assert (one.run.root / "predictions.jsonl").read_bytes() == output, "nothing is overwritten"
     path.write_bytes(b"".join(records))
     assert one.merge().output.read_bytes() == output
+
+
+def test_the_merge_holds_a_few_bytes_for_each_row(task: Make) -> None:
+    """Records in another order than the rows, as ranks commit them; the second merge is measured, with all loaded."""
+    count = 20_000
+    one = task(predict(), {"format": "shapes", "limit": count})
+    lines = [b'{"index": %d, "error": null}\n' % (index ^ 1) for index in range(count)]
+    path = shards.records(one.jobs[0].paths)
+    path.write_bytes(b"".join(lines))
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    shards.footer(one.jobs[0].paths).write_text(json.dumps({"rows": count, "sha256": digest}))
+    del lines
+    assert one.records()[:2] == [{"index": 0, "error": None}, {"index": 1, "error": None}]
+    tracemalloc.start()
+    try:
+        one.merge()
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 1_000_000 + 32 * count, f"{peak / count:.0f} bytes a row"
 
 
 def test_damaged_records_are_not_gone_on_with(task: Make) -> None:

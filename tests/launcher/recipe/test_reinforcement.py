@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from mmlaunch.recipe import Recipe, suggest
 from mmlaunch.recipe.model import Model
+from mmlaunch.recipe.objective import SECTIONS
 from mmlaunch.recipe.reinforcement import Grpo, Ppo, Reinforcement, Rloo
 from mmlaunch.recipe.sampling import Sampling
 
@@ -167,3 +168,27 @@ def test_a_critic_shares_the_weights_of_a_reward_model_that_stays_as_it_is() -> 
         changed = {**data, "model": {**data["model"], "vision": {"random": {"width": 32}}, **model}}
         with pytest.raises(ValidationError, match=rf"the critic without its adapter is not the reward model: {why}"):
             Recipe.model_validate(changed)
+
+
+@pytest.mark.parametrize(
+    ("method", "section", "written", "left_out"),
+    [
+        ("predict", "sampling", {"max_new_tokens": 16}, {"temperature": 0.0, "top_k": None, "answers": 1}),
+        ("evaluate", "sampling", {"answers": 4}, {"temperature": 0.0, "max_new_tokens": 512}),
+        ("dropout_ntp", "sampling", {"prompts": 2}, {"temperature": 0.7, "top_k": 50, "max_new_tokens": 2048}),
+        ("correctness", "sampling", {"top_p": 0.9}, {"answers": 32, "temperature": 0.7, "max_new_tokens": 4096}),
+        ("grpo", "sampling", {"max_new_tokens": 64}, {"answers": 8, "temperature": 1.0}),
+        ("rloo", "sampling", {"max_new_tokens": 64}, {"answers": 4}),
+        ("rloo", "kl", {"place": "loss", "form": "k3"}, {"weight": 0.05}),
+        ("ppo", "kl", {"target_per_sequence": 6}, {"weight": 0.05}),
+    ],
+)
+def test_a_key_that_is_written_changes_no_other_default(
+    method: str, section: str, written: dict[str, Any], left_out: dict[str, Any]
+) -> None:
+    """The defaults of a method stand for every key that is left out, not only for a section that is."""
+    whole = {"method": method, "rewards": ["exact"]} if method in METHODS else {"method": method}
+    changed = getattr(SECTIONS[method].model_validate({**whole, section: written}), section)
+    assert {name: getattr(changed, name) for name in left_out} == left_out
+    alone = getattr(SECTIONS[method].model_validate(whole), section)
+    assert {name: getattr(alone, name) for name in left_out} == left_out, "the same as where nothing is written"
