@@ -3,7 +3,10 @@
 from collections.abc import Iterator
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, GetCoreSchemaHandler, GetJsonSchemaHandler
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
+from pydantic_core.core_schema import no_info_before_validator_function
 
 from mmlaunch.recipe.method import Method
 from mmlaunch.recipe.requirements import Requirements
@@ -133,13 +136,25 @@ class Instructed(Generating):
 
 FINAL: Any = "final"
 """The metric where none is named."""
-Metrics = Annotated[dict[str, RewardSource], Field(min_length=1)]
 
 
-def _metrics(value: object) -> object:
-    """One metric is that of all sources."""
+class OneForAll:
+    """Metadata of a mapping from sources to metrics: a single metric is that of all sources."""
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return no_info_before_validator_function(_by_source, handler(source))
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        several = handler(schema)
+        return {"anyOf": [several, several["additionalProperties"]]}
+
+
+def _by_source(value: Any) -> Any:
     alone = isinstance(value, str) or (isinstance(value, dict) and {"function", "options", "path"} & set(value))
     return {"all": value} if alone else value
+
+
+Metrics = Annotated[dict[str, RewardSource], OneForAll(), Field(min_length=1)]
 
 
 class Evaluate(Instructed):
@@ -148,7 +163,7 @@ class Evaluate(Instructed):
     method: Literal["evaluate"]
     """Answers to prompts, compared with the data's own answers."""
     sampling: Annotated[Greedy, BeforeValidator(use_default_for_none)] = Field(default_factory=Greedy)
-    metric: Annotated[Metrics, BeforeValidator(_metrics), Field(examples=["relaxed"], validate_default=True)] = FINAL
+    metric: Annotated[Metrics, Field(examples=["relaxed"], validate_default=True)] = FINAL
     """A reward function, or one for each source by its name: {chartqa: relaxed, all: exact}. A source is called after
     its file or folder."""
 
@@ -255,7 +270,7 @@ class Correctness(Instructed):
     sampling: Annotated[Several, BeforeValidator(use_default_for_none)] = Field(default_factory=Several)
     instruction: Annotated[str, BeforeValidator(_instruction), Field(examples=["boxed"])] = "final"
     """none, short, final, boxed, think, or your own text with {question} in it."""
-    metric: Annotated[Metrics, BeforeValidator(_metrics), Field(examples=["final"], validate_default=True)] = FINAL
+    metric: Annotated[Metrics, Field(examples=["final"], validate_default=True)] = FINAL
     """A reward function that says which answers are right, or one for each source by its name."""
     right: Real = 0.9
     """Answers of a higher score are right."""

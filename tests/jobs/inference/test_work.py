@@ -188,7 +188,7 @@ def test_answers_to_other_images_are_not_compared(task: Make, rows: Rows) -> Non
         for image in images
     ]
     first = rows(answers, "first", format="predictions")
-    moved = [{**one, "images": [f"/other/{Path(str(one['images'][0])).name}"]} for one in answers]
+    moved = [{**one, "images": [f"/other/{Path(image).name}"]} for one, image in zip(answers, images, strict=True)]
     second = rows(moved, "second", format="predictions")
     scored = {"method": "score", "rewards": "exact", "window": 16}
     assert not any(one["error"] for one in task({**scored, "against": second["path"]}, first).work().records())
