@@ -11,7 +11,7 @@ import re
 from pathlib import Path
 
 from mmlaunch.errors import UserError
-from mmlaunch.load import rundir
+from mmlaunch.load.rundir import all_runs, runs_folder
 from mmlaunch.recipe.scalars import HUB_NAME
 from mmlaunch.recipe.suggest import closest
 from mmlaunch.run import manifest, users
@@ -42,13 +42,13 @@ def find(name: str) -> Path | None:
     if path.is_dir():
         run = RunPaths(path.absolute())
         return _newest_checkpoint(run) if run.resolved.is_file() else _weights(path.absolute())
-    folder, word = (path.parent, path.name) if os.sep in name else (rundir.runs_folder(), name)
+    folder, word = (path.parent, path.name) if os.sep in name else (runs_folder(), name)
     if str(folder) == "runs":  # wherever this user's runs are
-        folder = rundir.runs_folder()
-    runs = list(rundir.all_runs(folder)) if folder.is_dir() else []
+        folder = runs_folder()
+    runs = list(all_runs(folder)) if folder.is_dir() else []
     if runs and (run_named := _run(word, runs)):
         return _newest_checkpoint(run_named)
-    if HUB_NAME.fullmatch(name) and not folder.exists() and folder != rundir.runs_folder():
+    if HUB_NAME.fullmatch(name) and not folder.exists() and folder != runs_folder():
         return None
     near = closest(word, [run.name for run in runs] + _folders(path.parent))
     hint = f"did you mean {path.with_name(near) if os.sep in name else near}?" if near else ""

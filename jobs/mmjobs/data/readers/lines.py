@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,11 +21,10 @@ Layout = Literal["lines", "list", "text"]
 
 
 @dataclass(frozen=True)
-class Lines:
-    """The rows of a file. Only their offsets are in memory: 24 bytes a row, however long a row is."""
+class Places:
+    """Where the rows of a file stand. Only their offsets are in memory: 24 bytes a row, however long a row is."""
 
     path: Path
-    layout: Layout
     starts: array[int]
     sizes: array[int]
     numbers: array[int]
@@ -33,18 +33,43 @@ class Lines:
     def __len__(self) -> int:
         return len(self.starts)
 
-    def row(self, index: int) -> Row:
-        """Row `index` as it stands on the disk now; raises `BadRow`."""
-        origin = Origin(str(self.path), self.numbers[index])
+    def origin(self, index: int) -> Origin:
+        return Origin(str(self.path), self.numbers[index])
+
+    def text(self, index: int) -> str:
+        """What stands on the disk of a row now; raises `BadRow`."""
         try:
             with self.path.open("rb") as stream:
                 stream.seek(self.starts[index])
-                text = stream.read(self.sizes[index]).decode()
-            values = {"prompt": text} if self.layout == "text" else json.loads(text)
+                return stream.read(self.sizes[index]).decode()
         except UnicodeDecodeError as error:
-            raise BadRow(origin, f"is not UTF-8 at its byte {error.start}; save the file as UTF-8") from None
+            what = f"is not UTF-8 at its byte {error.start}; save the file as UTF-8"
+            raise BadRow(self.origin(index), what) from None
         except OSError as error:
-            raise BadRow(origin, f"cannot be read: {error.strerror}") from None
+            raise BadRow(self.origin(index), f"cannot be read: {error.strerror}") from None
+
+
+def offsets(places: Iterable[tuple[int, int, int]], count: int | None) -> tuple[array[int], array[int], array[int]]:
+    """Start, size and number of the first `count` places, or of all."""
+    starts, sizes, numbers = array("q"), array("q"), array("q")
+    for start, size, number in islice(places, count):
+        starts.append(start)
+        sizes.append(size)
+        numbers.append(number)
+    return starts, sizes, numbers
+
+
+@dataclass(frozen=True)
+class Lines(Places):
+    """The rows of a file of lines, or of one JSON list."""
+
+    layout: Layout
+
+    def row(self, index: int) -> Row:
+        """Row `index`; raises `BadRow`."""
+        origin, text = self.origin(index), self.text(index)
+        try:
+            values = {"prompt": text} if self.layout == "text" else json.loads(text)
         except json.JSONDecodeError as error:
             raise BadRow(origin, f"is not JSON: {error.msg} at character {error.pos + 1}; one object a line") from None
         except (ValueError, RecursionError) as error:
@@ -60,17 +85,10 @@ def opened(path: Path, count: int | None = None, text: bool = False) -> Lines:
     if text and _is_binary(path):
         raise BadInput(f"{path}: is not text in UTF-8; it needs one prompt a line")
     layout: Layout = "text" if text else "list" if begins == b"[" else "lines"
-    starts, sizes, numbers = array("q"), array("q"), array("q")
-    places = _elements(path) if layout == "list" else _lines(path)
-    for start, size, number in places:
-        if count is not None and len(starts) >= count:
-            break
-        starts.append(start)
-        sizes.append(size)
-        numbers.append(number)
-    if not starts and count != 0:
+    places = offsets(_elements(path) if layout == "list" else _lines(path), count)
+    if not places[0] and count != 0:
         raise BadInput(f"{path}: holds no rows; it needs at least one")
-    return Lines(path, layout, starts, sizes, numbers)
+    return Lines(path, *places, layout)
 
 
 def whole(path: Path) -> Any:

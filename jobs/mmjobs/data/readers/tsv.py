@@ -5,13 +5,13 @@ from __future__ import annotations
 import csv
 import io
 import sys
-from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from mmjobs.data.example import BadRow, Origin
+from mmjobs.data.example import BadRow
 from mmjobs.data.readers import lines
+from mmjobs.data.readers.lines import Places
 from mmjobs.data.readers.row import Row
 from mmlaunch.errors import BadInput
 
@@ -19,30 +19,16 @@ csv.field_size_limit(sys.maxsize)  # an image in base64 is one cell
 
 
 @dataclass(frozen=True)
-class Tsv:
-    """The rows below the line of column names. Only their offsets are in memory."""
+class Tsv(Places):
+    """The rows below the line of column names."""
 
-    path: Path
     columns: tuple[str, ...]
-    starts: array[int]
-    sizes: array[int]
-    numbers: array[int]
-    """The line that each row begins in, from 1 on."""
-
-    def __len__(self) -> int:
-        return len(self.starts)
 
     def row(self, index: int) -> Row:
         """Row `index` by its columns, an empty cell as None; raises `BadRow`."""
-        origin = Origin(str(self.path), self.numbers[index])
+        origin = self.origin(index)
         try:
-            with self.path.open("rb") as stream:
-                stream.seek(self.starts[index])
-                cells = _cells(stream.read(self.sizes[index]))
-        except UnicodeDecodeError as error:
-            raise BadRow(origin, f"is not UTF-8 at its byte {error.start}; save the file as UTF-8") from None
-        except OSError as error:
-            raise BadRow(origin, f"cannot be read: {error.strerror}") from None
+            cells = _cells(self.text(index))
         except csv.Error as error:
             raise BadRow(origin, f"cannot be split into cells: {error}") from None
         if len(cells) != len(self.columns):
@@ -58,25 +44,19 @@ def opened(path: Path, count: int | None = None) -> Tsv:
         start, size, _ = next(records)
         with path.open("rb") as stream:
             stream.seek(start)
-            columns = tuple(_cells(stream.read(size)))
+            columns = tuple(_cells(stream.read(size).decode()))
     except (StopIteration, UnicodeDecodeError, csv.Error):
         raise BadInput(f"{path}: has no line of column names; tabs separate them") from None
     if len(set(columns)) < len(columns) or not all(columns):
         raise BadInput(f"{path}: its first line names a column twice, or one without a name: {', '.join(columns)}")
-    starts, sizes, numbers = array("q"), array("q"), array("q")
-    for start, size, number in records:
-        if count is not None and len(starts) >= count:
-            break
-        starts.append(start)
-        sizes.append(size)
-        numbers.append(number)
-    if not starts and count != 0:
+    places = lines.offsets(records, count)
+    if not places[0] and count != 0:
         raise BadInput(f"{path}: holds no rows; it needs at least one below the column names")
-    return Tsv(path, columns, starts, sizes, numbers)
+    return Tsv(path, *places, columns)
 
 
-def _cells(record: bytes) -> list[str]:
-    return next(csv.reader(io.StringIO(record.decode(), newline=""), delimiter="\t"))
+def _cells(record: str) -> list[str]:
+    return next(csv.reader(io.StringIO(record, newline=""), delimiter="\t"))
 
 
 def _records(path: Path) -> Iterator[tuple[int, int, int]]:
