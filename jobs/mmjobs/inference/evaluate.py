@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from mmjobs.data.example import Example, Turn
 from mmjobs.inference.answers import Question
-from mmjobs.inference.inputs import Failed, InputRow, names
+from mmjobs.inference.inputs import Failed, InputRow
 from mmjobs.inference.predict import Predict
 from mmjobs.inference.records import Record
 from mmjobs.inference.verify import Verifiers, described
@@ -24,7 +24,7 @@ class Verified(Predict):
         task = context.recipe.objective
         assert isinstance(task, (Evaluate, Correctness))
         self._asks, self._remove = task.asks, task.remove
-        self.verifiers = Verifiers(context, task.metric, names(context.recipe.data.inputs))
+        self.verifiers = Verifiers(context, task.metric)
 
     def question(self, row: InputRow) -> Question:
         assert row.example is not None

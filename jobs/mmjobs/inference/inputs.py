@@ -14,7 +14,7 @@ from mmjobs.data.example import BadPicture, BadRow, Example
 from mmjobs.data.formats.registry import parts
 from mmjobs.data.readers.rows import Part
 from mmlaunch.errors import BadInput
-from mmlaunch.recipe.data import Source
+from mmlaunch.recipe.data import Source, names
 from mmlaunch.run.shards import Definition, InputFile
 
 _PIECE = 1 << 22
@@ -70,16 +70,6 @@ class InputRows(Sequence[InputRow]):
             return InputRow(index, name, values, part.rows[place], part.max_tiles)
         except BadRow as error:
             return InputRow(index, name, values, None, part.max_tiles, of_row(error))
-
-
-def names(sources: Sequence[Source]) -> list[str]:
-    """What sources are called: after their file or folder, with the folder above where two would be called the same."""
-    paths = [Path(source.path or source.format) for source in sources]
-    plain = [path.stem for path in paths]
-    return [
-        name if plain.count(name) == 1 else f"{path.parent.name}/{name}" if path.parent.name else f"{name}-{number}"
-        for number, (name, path) in enumerate(zip(plain, paths, strict=True), 1)
-    ]
 
 
 def measured(sources: Sequence[Source]) -> list[InputFile]:

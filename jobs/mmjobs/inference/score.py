@@ -12,7 +12,7 @@ from mmjobs.data.batch import collate
 from mmjobs.data.encode import Processor
 from mmjobs.data.example import Answer, BadRow, Example
 from mmjobs.data.sampler import seed_of
-from mmjobs.inference.inputs import Failed, InputRow, InputRows, names, of_row
+from mmjobs.inference.inputs import Failed, InputRow, InputRows, of_row
 from mmjobs.inference.made import Made, answered, pair
 from mmjobs.inference.records import Record
 from mmjobs.inference.verify import Verifiers
@@ -25,7 +25,7 @@ from mmjobs.train import pins
 from mmjobs.train.reward_models import build_reward_network
 from mmlaunch.errors import BadInput
 from mmlaunch.recipe.data import Source
-from mmlaunch.recipe.inference import Score
+from mmlaunch.recipe.inference import ALL, Score
 from mmlaunch.recipe.requirements import Requirements
 
 EMPTY: Mapping[str, Any] = {"scores": []}
@@ -86,10 +86,9 @@ class Scores:
         context.ranks.watch.enter(Phase.START)
         context.ranks.watch.doing("loads the reward models")
         pins.check(context)
-        sources = names(context.recipe.data.inputs)
         self._judges = [_judge(context, source.path, source) for source in task.rewards if source.path is not None]
         self._functions = [
-            (source.weight, Verifiers(context, {"all": source}, sources)) for source in task.rewards if source.function
+            (source.weight, Verifiers(context, {ALL: source})) for source in task.rewards if source.function
         ]
         self._rows, self._readable = InputRows(context.recipe.data.inputs), dict[str, InputRow]()
         self._other = _other_answers(self._rows, task)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from mmjobs.data.example import Example
 from mmjobs.inference.records import Record
@@ -10,24 +10,16 @@ from mmjobs.inference.work import truths_of
 from mmjobs.rank.context import Context
 from mmjobs.rollout.rewards.score import Sample, Score
 from mmjobs.rollout.rewards.workers import RewardWorkers
-from mmlaunch.errors import BadInput
+from mmlaunch.recipe.inference import ALL
 from mmlaunch.recipe.rewards import RewardSource
 
-ALL = "all"
-"""The metric of the sources that have none of their own."""
 _WORKERS = 2
 
 
 class Verifiers:
     """The metric of each source."""
 
-    def __init__(self, context: Context, metrics: Mapping[str, RewardSource], sources: Collection[str]) -> None:
-        if ALL not in metrics and (without := [name for name in sources if name not in metrics]):
-            right = f"add objective.metric.{without[0]}, or {ALL}"
-            raise BadInput(f"objective.metric: none for {', '.join(without)}; {right}")
-        if unknown := [name for name in metrics if name != ALL and name not in sources]:
-            what = f"no source is called {', '.join(unknown)}; they are called {', '.join(dict.fromkeys(sources))}"
-            raise BadInput(f"objective.metric: {what}")
+    def __init__(self, context: Context, metrics: Mapping[str, RewardSource]) -> None:
         self._watch, self._metrics = context.ranks.watch, metrics
         self._workers: dict[str, RewardWorkers] = {}
         for name, source in metrics.items():

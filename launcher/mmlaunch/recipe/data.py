@@ -1,7 +1,8 @@
 """`data`: where examples come from and what happens to those that do not fit."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
@@ -183,3 +184,15 @@ class Data(Section):
     def inputs(self) -> list[Source]:
         """What a task without training goes through."""
         return self.input or self.train
+
+
+def names(sources: Sequence[Source]) -> list[str]:
+    """What sources are called: after their file or folder, with the folder above where two would be called the same,
+    and with a number where that is the same as well."""
+    paths = [Path(source.path or source.format) for source in sources]
+    plain = [path.stem for path in paths]
+    longer = [
+        f"{path.parent.name}/{name}" if plain.count(name) > 1 and path.parent.name else name
+        for path, name in zip(paths, plain, strict=True)
+    ]
+    return [name if longer.count(name) == 1 else f"{name}-{place}" for place, name in enumerate(longer, 1)]

@@ -1,6 +1,6 @@
 """`objective` for tasks that train nothing: they go through rows of data once, split into shards."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, GetCoreSchemaHandler, GetJsonSchemaHandler
@@ -10,10 +10,12 @@ from pydantic_core.core_schema import no_info_before_validator_function
 
 from mmlaunch.recipe.method import Method
 from mmlaunch.recipe.requirements import Requirements
+from mmlaunch.recipe.reward_functions import FUNCTIONS
 from mmlaunch.recipe.rewards import RewardSource
 from mmlaunch.recipe.sampling import Sampling
 from mmlaunch.recipe.scalars import Count, Line, NotNegative, OneOrMore, Real, Share, use_default_for_none
 from mmlaunch.recipe.section import Mistake, mistake, rule
+from mmlaunch.recipe.suggest import closest
 
 QUESTION = "{question}"
 INSTRUCTIONS = {
@@ -134,6 +136,8 @@ class Instructed(Generating):
         return INSTRUCTIONS.get(self.instruction, self.instruction)
 
 
+ALL = "all"
+"""The metric of the sources that have none of their own."""
 FINAL: Any = "final"
 """The metric where none is named."""
 
@@ -151,36 +155,51 @@ class OneForAll:
 
 def _by_source(value: Any) -> Any:
     alone = isinstance(value, str) or (isinstance(value, dict) and {"function", "options", "path"} & set(value))
-    return {"all": value} if alone else value
+    return {ALL: value} if alone else value
 
 
 Metrics = Annotated[dict[str, RewardSource], OneForAll(), Field(min_length=1)]
 
 
-class Evaluate(Instructed):
-    """Answers to prompts, and how many of them are right."""
+class Compared(Instructed):
+    """Answers are compared with the data's own."""
 
-    method: Literal["evaluate"]
-    """Answers to prompts, compared with the data's own answers."""
-    sampling: Annotated[Greedy, BeforeValidator(use_default_for_none)] = Field(default_factory=Greedy)
     metric: Annotated[Metrics, Field(examples=["relaxed"], validate_default=True)] = FINAL
-    """A reward function, or one for each source by its name: {chartqa: relaxed, all: exact}. A source is called after
-    its file or folder."""
-
-    @rule
-    def _functions(self) -> Iterator[Mistake]:
-        for name, source in self.metric.items():
-            if source.function is None:
-                what = "a reward run compares nothing with the data's answers"
-                yield ("metric", name), source.path, mistake(what, "write a function, or method: score")
+    """A reward function that says which answers are right, or one for each source by its name: {chartqa: relaxed, all:
+    exact}. A source is called after its file or folder."""
 
     @property
     def reward_sources(self) -> list[RewardSource]:
         return list(self.metric.values())
 
-    def metric_of(self, source: str) -> RewardSource | None:
-        """The metric of a source; None where none is named for it."""
-        return self.metric.get(source, self.metric.get("all"))
+    @rule
+    def _functions(self) -> Iterator[Mistake]:
+        for name, source in self.metric.items():
+            if source.function is not None:
+                continue
+            near = closest(str(source.path), FUNCTIONS)
+            what = f"{source.path!r} is no function that comes with mmlaunch, and a reward run reads no truths"
+            right = f"did you mean {near}?" if near else f"one of {', '.join(FUNCTIONS)}, or score.py:reward"
+            yield ("metric", name), source.path, mistake(what, right)
+
+    def unnamed(self, sources: Sequence[str]) -> Iterator[Mistake]:
+        """Metrics of sources that are not there, and sources that have no metric."""
+        for name in self.metric:
+            if name != ALL and name not in sources:
+                near = closest(name, sources)
+                right = f"did you mean {near}?" if near else f"they are called {', '.join(sources)}"
+                yield ("metric", name), None, mistake(f"no source is called {name}", right)
+        if ALL not in self.metric and (without := [name for name in sources if name not in self.metric]):
+            what = f"none for {', '.join(without)}"
+            yield ("metric",), None, mistake(what, f"add objective.metric.{without[0]}, or {ALL}")
+
+
+class Evaluate(Compared):
+    """Answers to prompts, and how many of them are right."""
+
+    method: Literal["evaluate"]
+    """Answers to prompts, compared with the data's own answers."""
+    sampling: Annotated[Greedy, BeforeValidator(use_default_for_none)] = Field(default_factory=Greedy)
 
 
 class Score(Inference):
@@ -260,7 +279,7 @@ class DropoutNtp(Generating):
         return Requirements(least=1)
 
 
-class Correctness(Instructed):
+class Correctness(Compared):
     """Preference pairs of right and wrong answers to questions whose answers are known."""
 
     MADE: ClassVar[str] = "pairs.jsonl"
@@ -270,8 +289,6 @@ class Correctness(Instructed):
     sampling: Annotated[Several, BeforeValidator(use_default_for_none)] = Field(default_factory=Several)
     instruction: Annotated[str, BeforeValidator(_instruction), Field(examples=["boxed"])] = "final"
     """none, short, final, boxed, think, or your own text with {question} in it."""
-    metric: Annotated[Metrics, Field(examples=["final"], validate_default=True)] = FINAL
-    """A reward function that says which answers are right, or one for each source by its name."""
     right: Real = 0.9
     """Answers of a higher score are right."""
     pairs_per_question: Count = 15
@@ -279,11 +296,3 @@ class Correctness(Instructed):
     unparsed: Literal["wrong", "format", "drop"] = "format"
     """What an answer is from which nothing can be read. wrong: a wrong one; format: a rejected one in pairs of their
     own; drop: it stands in no pair."""
-
-    @property
-    def reward_sources(self) -> list[RewardSource]:
-        return list(self.metric.values())
-
-    def metric_of(self, source: str) -> RewardSource | None:
-        """The metric of a source; None where none is named for it."""
-        return self.metric.get(source, self.metric.get("all"))

@@ -8,9 +8,10 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from mmlaunch.recipe.batch import Batch, neighbours, split
 from mmlaunch.recipe.checkpoint import Checkpoint, Evaluate, Log
-from mmlaunch.recipe.data import FORMATS, Data, Source
+from mmlaunch.recipe.data import FORMATS, Data, Source, names
 from mmlaunch.recipe.deepspeed import DeepSpeed
 from mmlaunch.recipe.environment import Env
+from mmlaunch.recipe.inference import Compared
 from mmlaunch.recipe.method import Method
 from mmlaunch.recipe.model import Model
 from mmlaunch.recipe.objective import SECTIONS, Objective, section_name
@@ -139,6 +140,12 @@ class Recipe(Section):
                 if getattr(source, key) != usual:
                     what = f"{self.objective.method} reads each row once, as it is"
                     yield ("data", group, index, key), getattr(source, key), mistake(what, "remove it")
+
+    @rule
+    def _metrics_are_of_sources(self) -> Iterator[Mistake]:
+        task = self.objective
+        for path, value, error in task.unnamed(names(self.data.inputs)) if isinstance(task, Compared) else ():
+            yield ("objective", *path), value, error
 
     @rule
     def _length(self) -> Iterator[Mistake]:

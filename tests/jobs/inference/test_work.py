@@ -51,15 +51,6 @@ def test_evaluate(task: Make, rows: Rows, tmp_path: Path) -> None:
     assert facts["macro"]["score"] == pytest.approx(1 / 3)
 
 
-def test_a_source_without_a_metric_is_named(task: Make, rows: Rows) -> None:
-    one = task(
-        {"method": "evaluate", "sampling": SHORT, "window": 16, "metric": {"other": "exact"}},
-        rows([{"prompt": "?", "answer": "yes"}], "mine", format="prompts"),
-    )
-    assert one.jobs[0].run(one.recipe) == [94]
-    assert "objective.metric: none for mine; add objective.metric.mine, or all" in one.jobs[0].log()
-
-
 def test_instructions_stand_around_the_question() -> None:
     def asked(*content: Any, asks: str = INSTRUCTIONS["boxed"], remove: tuple[str, ...] = ()) -> str:
         example = Example((), (Turn("user", content),), (), Origin("here", 1))

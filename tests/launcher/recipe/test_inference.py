@@ -1,0 +1,38 @@
+"""Recipes of tasks that train nothing: what is refused before anything is queued."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from mmlaunch.errors import RecipeError
+from mmlaunch.load import load_recipe
+from mmlaunch.recipe.data import Source, names
+
+EVALUATE = Path("recipes/evaluate_llama3.yaml")
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ("objective.metric=exakt", "'exakt' is no function that comes with mmlaunch.*did you mean exact?"),
+        ("objective.metric=runs/rm", "'runs/rm' is no function"),
+        ("objective.metric={vqa_vol: vqa, all: exact}", "no source is called vqa_vol; did you mean vqa_val?"),
+        ("objective.metric={vqa_val: vqa}", "none for chartqa_test, mathvista; add .*metric.chartqa_test, or all"),
+    ],
+)  # fmt: skip
+def test_a_metric_that_verifies_nothing_is_refused(change: str, says: str) -> None:
+    with pytest.raises(RecipeError, match=says):
+        load_recipe(EVALUATE, [change])
+
+
+def test_correctness_takes_no_reward_run_for_a_metric() -> None:
+    with pytest.raises(RecipeError, match="'runs/rm' is no function"):
+        load_recipe(Path("recipes/correctness_llama3.yaml"), ["objective.metric=runs/rm"])
+
+
+def test_no_two_sources_are_called_the_same() -> None:
+    paths = ("a/test.jsonl", "b/test.jsonl", "c/b/test.jsonl", "vqa.tsv", "vqa.tsv", "d/other")
+    expected = ["a/test", "b/test-2", "b/test-3", "vqa-4", "vqa-5", "other"]
+    assert names([Source(path=path) for path in paths]) == expected
