@@ -15,6 +15,7 @@ from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 
 from mmlaunch.errors import Problem
+from mmlaunch.recipe.inference import Compared
 from mmlaunch.recipe.recipe import Recipe
 from mmlaunch.recipe.reward_functions import CONTEXT, FUNCTIONS
 from mmlaunch.recipe.rewards import RewardSource
@@ -44,7 +45,7 @@ class Folders:
 
     @property
     def looked(self) -> str:
-        return " and in ".join(str(path.absolute()) for path in dict.fromkeys((self.recipe, self.working)))
+        return " and in ".join(str(path) for path in dict.fromkeys((self.recipe.absolute(), self.working.absolute())))
 
 
 class _Wrong(Exception):
@@ -58,12 +59,15 @@ class _Wrong(Exception):
 def problems(recipe: Recipe, folders: Folders) -> list[Problem]:
     """What would stop the functions of a recipe from being called."""
     wrong: list[Problem] = []
-    for index, source in enumerate(recipe.objective.reward_sources):
+    task = recipe.objective
+    of_metrics = list(task.metric) if isinstance(task, Compared) else None
+    for index, source in enumerate(task.reward_sources):
         if source.function is not None and source.function not in FUNCTIONS:
+            place = ("rewards", index) if of_metrics is None else ("metric", of_metrics[index])
             try:
                 _check(source, folders)
             except _Wrong as error:
-                wrong.append(Problem(("objective", "rewards", index, *error.place), str(error), error.right))
+                wrong.append(Problem(("objective", *place, *error.place), str(error), error.right))
     return wrong
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from mmlaunch.errors import RecipeError
 from mmlaunch.load import load_recipe
+from mmlaunch.load.reward_functions import Folders, problems
 from mmlaunch.recipe.data import Source, names
 
 EVALUATE = Path("recipes/evaluate_llama3.yaml")
@@ -30,6 +31,12 @@ def test_a_metric_that_verifies_nothing_is_refused(change: str, says: str) -> No
 def test_correctness_takes_no_reward_run_for_a_metric() -> None:
     with pytest.raises(RecipeError, match="'runs/rm' is no function"):
         load_recipe(Path("recipes/correctness_llama3.yaml"), ["objective.metric=runs/rm"])
+
+
+def test_the_file_of_a_metric_is_named_with_its_place() -> None:
+    recipe = load_recipe(EVALUATE, ["objective.metric={mathvista: nofile.py:f, all: exact}"]).recipe
+    (problem,) = problems(recipe, Folders(Path("recipes"), Path("recipes").absolute()))
+    assert problem.dotted == "objective.metric.mathvista.function" and problem.right.count("recipes") == 1
 
 
 def test_no_two_sources_are_called_the_same() -> None:
