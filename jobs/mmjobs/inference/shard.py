@@ -154,11 +154,14 @@ class Shard:
         self._context.events.log(f"{file.rows} of {self._stop - self._first} rows, {rate:.1f} rows/s")
 
     def _check_failed(self, file: RecordFile | None) -> None:
-        """End a shard that alone has failed more rows than the whole task may: the input or the recipe is wrong."""
-        wrong = None
-        if file is not None and file.failed.total() > self._task.max_failed * self._definition.rows:
+        """End a shard most of whose rows fail, more than the whole task may: the input or the recipe is wrong. Fewer
+        cost nothing but themselves: whether they are too many is said when all rows have their records."""
+        wrong, failed = None, file.failed.total() if file is not None else 0
+        too_many = failed > self._task.max_failed * self._definition.rows
+        if file is not None and too_many and 2 * failed > file.rows and file.rows < self._stop - self._first:
             reasons = ", ".join(f"{count} x {reason}" for reason, count in file.failed.items())
-            what = f"more rows have failed than objective.max_failed ({self._task.max_failed:.1%}) allows: {reasons}"
+            allowed = f"objective.max_failed ({self._task.max_failed:.1%}) allows: {reasons}"
+            what = f"most rows have failed, and more than {allowed}"
             wrong = f"{what}: {'; '.join(_details(self._context))}"
         if wrong := self._ranks.from_first(wrong):
             raise BadInput(wrong)

@@ -131,11 +131,21 @@ def test_fields_of_other_tasks_are_not_taken_for_our_own(task: Make, rows: Rows)
     assert not one.merge().notes
 
 
-def test_too_many_failed_rows_end_the_shard(task: Make, rows: Rows) -> None:
+def test_too_many_failed_rows_cost_no_others(task: Make, rows: Rows) -> None:
+    """Above the budget all rows still have their records; `results` and the exit code say that too many failed."""
+    values = [{"prompt": "word " * 5000 if number in (1, 2) else "Hi"} for number in range(40)]
+    merged = task(predict(), rows(values, format="prompts")).work().merge()
+    assert merged.rows == 40 and merged.failed == {"overlong": 2} and merged.too_many_failed
+
+
+def test_rows_that_mostly_fail_end_the_shard(task: Make, rows: Rows) -> None:
     source = rows([{"prompt": "word " * 5000, "id": number} for number in range(40)], format="prompts")
     one = task(predict(), source)
     assert one.jobs[0].run(one.recipe) == [94]
-    assert "objective.max_failed (1.0%)" in one.jobs[0].log() and "16 x overlong" in one.jobs[0].log()
+    assert (
+        "most rows have failed, and more than objective.max_failed (1.0%)" in one.jobs[0].log()
+        and "16 x overlong" in one.jobs[0].log()
+    )
     assert "tokens, more than data.max_tokens" in one.jobs[0].log()
 
 
