@@ -70,6 +70,6 @@ class CorrectnessPairs(Verified):
         every = [(better, worse) for better in chosen for worse in rejected]
         dice = random.Random(seed_of("pairs", self._seed, row.index, why))
         drawn = dice.sample(every, min(len(every), self._task.pairs_per_question))
-        example, truth = self.question(row).example, row.example.answers[0].text if row.example.answers else None
-        facts = {"source": row.source, "why": why, "truth": truth, "index": row.index}
+        example = self.question(row).example
+        facts = {"source": row.source, "why": why, "truth": next(iter(row.truths), None), "index": row.index}
         return [pair(example, better, worse, **facts) for better, worse in drawn]

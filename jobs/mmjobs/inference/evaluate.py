@@ -43,7 +43,7 @@ class Verified(Predict):
     def _verified(self, row: InputRow, made: Record) -> Record:
         if made.get("error") or row.example is None:
             return made
-        scores = self.verifiers.verify(row.source, row.example, made["predictions"], made["finish"])
+        scores = self.verifiers.verify(row.source, row.example, row.truths, made["predictions"], made["finish"])
         return {**made, **self.verifiers.facts(row.source), **described(scores)}
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mmjobs.data.example import BadPicture, BadRow, Example
-from mmjobs.data.formats.registry import parts
+from mmjobs.data.formats.registry import format_of, parts
 from mmjobs.data.readers.rows import Part
 from mmlaunch.errors import BadInput
 from mmlaunch.recipe.data import Source, names
@@ -46,28 +46,39 @@ class InputRow:
     tiles: int | None = None
     """The tile budget of its source."""
     failed: Failed | None = field(default=None, compare=False)
+    predicted: bool = False
+    """Whether its answers are those of a model."""
+
+    @property
+    def truths(self) -> list[str]:
+        """All answers that the data call right; what a model has answered is none of them."""
+        if self.example is None:
+            return []
+        own = [] if self.predicted else [answer.text for answer in self.example.answers[:1]]
+        return list(self.example.truths) or own
 
 
 class InputRows(Sequence[InputRow]):
     """All rows of some sources, one source after the other; each is read when it is needed."""
 
     def __init__(self, sources: Sequence[Source]) -> None:
-        self._parts: list[tuple[str, Part]] = []
+        self._parts: list[tuple[str, bool, Part]] = []
         for name, source in zip(names(sources), sources, strict=True):
-            self._parts += [(name, part) for part in parts(source)]
-        self._starts = [0, *accumulate(len(part.rows) for _, part in self._parts)]
+            predicted = format_of(source).name == "predictions"
+            self._parts += [(name, predicted, part) for part in parts(source)]
+        self._starts = [0, *accumulate(len(part.rows) for *_, part in self._parts)]
 
     def __len__(self) -> int:
         return self._starts[-1]
 
     def __getitem__(self, index: Any) -> Any:
         number = bisect_right(self._starts, index) - 1
-        name, part = self._parts[number]
+        name, predicted, part = self._parts[number]
         place = index - self._starts[number]
         values: Mapping[str, Any] = {}
         try:
             values = part.values(place)
-            return InputRow(index, name, values, part.rows[place], part.max_tiles)
+            return InputRow(index, name, values, part.rows[place], part.max_tiles, predicted=predicted)
         except BadRow as error:
             return InputRow(index, name, values, None, part.max_tiles, of_row(error))
 

@@ -109,7 +109,7 @@ class Scores:
         for weight, verifiers in self._functions:
             for place, (row, example) in enumerate(read):
                 texts = [answer.text for answer in example.answers]
-                scored = verifiers.verify(row.source, _with_truths(example), texts, ["eos"] * len(texts))
+                scored = verifiers.verify(row.source, example, example.truths, texts, ["eos"] * len(texts))
                 totals[place] = _sum(totals[place], [one.value for one in scored], weight)
                 kinds[place] = [one.kind for one in scored]
         return [
@@ -217,11 +217,6 @@ def _every_answer(row: InputRow, texts: list[str]) -> list[str]:
 def _asked(example: Example) -> tuple[object, ...]:
     """What two models have to be asked alike: the words, and images of the same names, wherever their folders are."""
     return example.prompt, *(PurePath(image.identity).name for image in example.images)
-
-
-def _with_truths(example: Example) -> Example:
-    """Answers of a model are compared with the truths of its row alone, never with themselves."""
-    return example if example.truths else replace(example, answers=())
 
 
 def _sum(

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 
 from mmjobs.data.example import Example
 from mmjobs.inference.records import Record
-from mmjobs.inference.work import truths_of
 from mmjobs.rank.context import Context
 from mmjobs.rollout.rewards.score import Sample, Score
 from mmjobs.rollout.rewards.workers import RewardWorkers
@@ -35,9 +34,10 @@ class Verifiers:
         lower = {"better": "lower"} if self._metrics[self._key(source)].lower_is_better else {}
         return {"kind": "prediction", "metric": self.name_of(source), **lower}
 
-    def verify(self, source: str, example: Example, answers: Sequence[str], finish: Sequence[str]) -> list[Score]:
+    def verify(
+        self, source: str, example: Example, truths: Sequence[str], answers: Sequence[str], finish: Sequence[str]
+    ) -> list[Score]:
         """What the metric of a source says of each answer."""
-        truths = truths_of(example)
         prompt = "\n".join(turn.text.strip() for turn in example.prompt)
         samples = [
             Sample(prompt, text, truths[0] if truths else None, str(example.origin), ended != "length", tuple(truths))

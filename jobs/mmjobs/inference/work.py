@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
-from mmjobs.data.example import Example, Slot
+from mmjobs.data.example import Slot
 from mmjobs.inference.inputs import Failed, InputRow
 from mmjobs.inference.made import path_of
 from mmjobs.inference.records import Record
@@ -42,7 +42,7 @@ class Work(Protocol):
 def record(row: InputRow, own: Mapping[str, Any]) -> Record:
     """The user's fields as they were, then those of the task. A field of the user's that bears the name of one of ours
     with another value is kept under `input_<name>`, and so is one that another task writes."""
-    ours = {"index": row.index, "source": row.source, **_request(row.example), **own}
+    ours = {"index": row.index, "source": row.source, **_request(row), **own}
     taken = {key for key, value in row.values.items() if (ours[key] != value if key in ours else key in LATER)}
     users = {f"input_{key}" if key in taken else key: value for key, value in row.values.items()}
     return {**{key: value for key, value in users.items() if key not in ours}, **ours}
@@ -53,8 +53,9 @@ def failed(row: InputRow, reason: Failed, own: Mapping[str, Any]) -> Record:
     return record(row, {**own, "error": {"reason": reason.reason, "detail": reason.detail}})
 
 
-def _request(example: Example | None) -> dict[str, Any]:
+def _request(row: InputRow) -> dict[str, Any]:
     """What the model was asked: the conversation, with <image> in the place of an image; the images; the truths."""
+    example = row.example
     if example is None:
         return {"prompt": None, "images": [], "truths": []}
     messages = [
@@ -65,11 +66,5 @@ def _request(example: Example | None) -> dict[str, Any]:
     return {
         "prompt": messages[0]["content"] if alone else messages,
         "images": [path_of(picture) for picture in example.images],
-        "truths": truths_of(example),
+        "truths": row.truths,
     }
-
-
-def truths_of(example: Example) -> list[str]:
-    """All answers that the data call right."""
-    known = example.truths
-    return list(known) or [answer.text for answer in example.answers[:1]]

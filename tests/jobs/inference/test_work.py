@@ -10,7 +10,7 @@ import pytest
 from tests.jobs.conftest import Job
 from tests.jobs.inference.conftest import Task
 
-from mmjobs.data.example import Answer, Example, Origin, Turn
+from mmjobs.data.example import Example, Origin, Turn
 from mmjobs.data.formats.registry import parts
 from mmjobs.inference.dropout_ntp import begun
 from mmjobs.inference.evaluate import instructed
@@ -221,9 +221,17 @@ def test_a_reward_run_judges_pairs_and_models(
     assert rate["score"] == pytest.approx((wins + ties / 2) / 40)
 
 
-def test_answers_of_the_data_are_no_truths_of_themselves() -> None:
-    """An answer that is scored by `exact` is compared with the row's truth; without one there is none."""
-    from mmjobs.inference.score import _with_truths
-
-    example = Example((), (Turn("user", ("Q",)),), (Answer("a"), Answer("b")), Origin("here", 1))
-    assert _with_truths(example).answers == ()
+def test_answers_are_no_truths_of_themselves(task: Make, rows: Rows) -> None:
+    """What a model said, or the better answer of a pair, is compared with the row's truths alone, now and later."""
+    values = [{"prompt": "Q", "images": [], "truths": [], "predictions": ["a"], "finish": ["eos"], "error": None}]
+    scored = {"method": "score", "rewards": "exact", "window": 16}
+    for source in (
+        rows(values, "said", format="predictions"),
+        rows([{"question": "Q", "chosen": "a", "rejected": "b"}], "pair", format="rlaif_v"),
+    ):
+        (record,) = task(scored, source).work().records()
+        assert set(record["scores"]) == {None} and set(record["kinds"]) == {"error"}
+        assert record["truths"] == ([] if "predictions" in record else ["a"])
+    again = {"method": "evaluate", "metric": "exact", "window": 16, "sampling": SHORT}
+    (record,) = task(again, rows(values, "said", format="predictions")).work().records()
+    assert record["truths"] == [] and record["kinds"] == ["error"]
