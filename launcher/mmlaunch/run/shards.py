@@ -7,8 +7,10 @@ commands that a user types write into the task's own directory; what it is doing
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -98,12 +100,13 @@ def number_of(run: RunPaths) -> int:
 
 
 def make(run: RunPaths, number: int) -> RunPaths:
-    """A new run directory for a shard, with its links."""
+    """The run directory of a shard, with its links; what is there of it stays."""
     one = shard(run, number)
-    one.owners.mkdir(parents=True)
-    one.attempts.mkdir()
+    one.owners.mkdir(parents=True, exist_ok=True)
+    one.attempts.mkdir(exist_ok=True)
     for shared in (run.resolved, run.environment, run.profile, run.code, run.job):
-        (one.root / shared.name).symlink_to(Path("..", "..", shared.name))
+        with suppress(FileExistsError):
+            (one.root / shared.name).symlink_to(Path("..", "..", shared.name))
     return one
 
 
@@ -142,6 +145,23 @@ def read_footer(one: RunPaths) -> dict[str, Any] | None:
         return None
     except (OSError, ValueError) as error:
         raise BadInput(f"{footer(one)}: cannot be read ({error})") from None
+
+
+def is_whole(one: RunPaths) -> bool:
+    """Whether a shard has the records that its footer names."""
+    try:
+        kept = read_footer(one)
+        with records(one).open("rb") as file:
+            return kept is not None and hashlib.file_digest(file, "sha256").hexdigest() == kept.get("sha256")
+    except (OSError, BadInput):
+        return False
+
+
+def set_aside(one: RunPaths, name: str) -> None:
+    """Begin a damaged shard anew: what is there of its records is kept under another name."""
+    for path in (records(one), commits(one), footer(one)):
+        if path.exists():
+            path.replace(path.with_name(f"{path.stem}.{name}{path.suffix}"))
 
 
 def output(run: RunPaths, name: str) -> Path:

@@ -1,4 +1,4 @@
-"""Submits again those shards of a task that did not end well; the others keep what they have."""
+"""Submits again those shards of a task that did not end well, or were damaged since; the others keep what they have."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from mmlaunch.errors import UserError
 from mmlaunch.monitor import status
+from mmlaunch.monitor.state import Status
 from mmlaunch.monitor.why import UNWELL
 from mmlaunch.run import ledger, owner, shards
 from mmlaunch.run.files import explained
@@ -23,7 +24,8 @@ def resume_task(run: RunPaths, overrides: Sequence[str], cluster_name: str | Non
     """Submit the shards that failed, were lost or were cancelled, with the code of the first submission."""
     events, every = ledger.read(run.events), shards.all_shards(run)
     states = status.of_all(every, whole=True)
-    again = [number for number, one in enumerate(states) if one.state in UNWELL]
+    damaged = [number for number, one in enumerate(every) if _damaged(one, states[number])]
+    again = [number for number, one in enumerate(states) if one.state in UNWELL or number in damaged]
     if not again and not overrides:
         now = status.of(run)
         done = now.state in ("done", "failed")
@@ -41,6 +43,9 @@ def resume_task(run: RunPaths, overrides: Sequence[str], cluster_name: str | Non
             one_run.write(prepared, number, values)
             for place in again:
                 shard = every[place]
+                if place in damaged:
+                    shards.set_aside(shard, f"damaged-{number}")
+                    shards.make(run, place)
                 owner.take(shard, number, **submitter())
                 taken.append(shard)
                 one_run.close_open(shard, states[place], ledger.read(shard.events))
@@ -55,6 +60,11 @@ def resume_task(run: RunPaths, overrides: Sequence[str], cluster_name: str | Non
     if again:
         submission.launch(prepared.plan, number, number, again)
     return prepared
+
+
+def _damaged(one: RunPaths, now: Status) -> bool:
+    """Whether a shard is gone, or was whole and is no longer."""
+    return not one.events.exists() if now.state == "unknown" else now.state == "done" and not shards.is_whole(one)
 
 
 def _check(run: RunPaths, overrides: Sequence[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -113,6 +114,15 @@ def test_a_task_on_this_machine(tmp_path: Path, own_home: Path, write: Callable[
         assert of_shard.returncode == 2 and f"mmlaunch {command} {run.name}" in of_shard.stderr
     shown = mmlaunch("results", run.name)
     assert shown.returncode == 0 and "predictions.jsonl: 40 records" in shown.stdout
+    whole, damaged = shown.stdout, shards.records(shards.shard(run, 1))
+    predictions = shards.output(run, "predictions.jsonl").read_bytes()
+    for damage in (lambda: damaged.write_bytes(damaged.read_bytes()[:-9]), lambda: shutil.rmtree(damaged.parent)):
+        damage()
+        assert mmlaunch("results", run.name).returncode != 0
+        resume_task(run, [], None)
+        until(lambda: status.of(run).state == "done", seconds=120)
+        assert mmlaunch("results", run.name).stdout == whole
+        assert shards.output(run, "predictions.jsonl").read_bytes() == predictions
     assert {f"{run.name}/0", f"{run.name}/1"} <= set(mmlaunch("logs", run.name).stdout.splitlines())
     assert mmlaunch("export", run.name).returncode == 2 and mmlaunch("report", run.name).returncode == 2
 
