@@ -157,8 +157,14 @@ class Shard:
         """End a shard most of whose rows fail, more than the whole task may: the input or the recipe is wrong. Fewer
         cost nothing but themselves: whether they are too many is said when all rows have their records."""
         wrong, failed = None, file.failed.total() if file is not None else 0
-        too_many = failed > self._task.max_failed * self._definition.rows
-        if file is not None and too_many and 2 * failed > file.rows and file.rows < self._stop - self._first:
+        too_many, rows = failed > self._task.max_failed * self._definition.rows, self._stop - self._first
+        window = self._definition.window  # its first batch has brought all rows of it that cannot be worked on
+        if (
+            file is not None
+            and too_many
+            and file.rows < rows
+            and 2 * failed > min(rows, -(-file.rows // window) * window)
+        ):
             reasons = ", ".join(f"{count} x {reason}" for reason, count in file.failed.items())
             allowed = f"objective.max_failed ({self._task.max_failed:.1%}) allows: {reasons}"
             what = f"most rows have failed, and more than {allowed}"
