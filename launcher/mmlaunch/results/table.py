@@ -47,18 +47,19 @@ def _scores(evaluation: Evaluation) -> Table:
         ]
         for name, one in evaluation.sources
     ]
-    return Table("scores", head, rows + (_overall(evaluation, len(head)) if evaluation.answers else []))
+    return Table("scores", head, rows + (_overall(evaluation, head) if evaluation.answers else []))
 
 
-def _overall(evaluation: Evaluation, width: int) -> list[list[str]]:
+def _overall(evaluation: Evaluation, head: list[str]) -> list[list[str]]:
     """The two means over all sources, with what they are means of."""
     overall = evaluation.overall
     if overall.sources == 0:
         return []
     count, sources = overall.rows.count, f"{overall.sources} source{'s' if overall.sources > 1 else ''}"
-    by_rows = ["overall, by rows", "", f"{count:,}", number(overall.rows.score), interval(overall.rows)]
-    macro = ["macro, by sources", "", sources, number(overall.macro), ""]
-    return [row + [""] * (width - len(row)) for row in (by_rows, macro)]
+    metric = [""] if "metric" in head else []
+    by_rows = ["overall, by rows", *metric, f"{count:,}", number(overall.rows.score), interval(overall.rows)]
+    macro = ["macro, by sources", *metric, sources, number(overall.macro), ""]
+    return [row + [""] * (len(head) - len(row)) for row in (by_rows, macro)]
 
 
 def _several(evaluation: Evaluation) -> Table:
@@ -87,7 +88,7 @@ def _pairs(evaluation: Evaluation) -> list[Table]:
         for name, one in ordered
     ]
     if rows and not evaluation.answers:
-        rows += _overall(evaluation, len(head))
+        rows += _overall(evaluation, head)
     return [Table("pairs", head, rows), *(_categories(name, one) for name, one in ordered)]
 
 

@@ -296,3 +296,12 @@ def test_records_that_anybody_may_have_written() -> None:
     ]  # fmt: skip
     facts = source([*failed, *wrong, *right], "all")
     assert (facts["n"], facts["failed"], facts["errors"], facts["score"]) == (13, 5, 2, 6 / 13)
+
+
+def test_the_means_of_pairs_stand_under_their_headings() -> None:
+    pairs = [{"kind": "pair", "source": "rb", "scores": scores} for scores in ([1, 0], [0, 1], [1, 0], [1, 0])]
+    (table,) = tables(summary(pairs))
+    overall = dict(zip(table.head, table.rows[-2], strict=True))
+    macro = dict(zip(table.head, table.rows[-1], strict=True))
+    assert (overall["pairs"], overall["accuracy"]) == ("4", "0.7500") and " to " in overall["95 %"]
+    assert (macro["pairs"], macro["accuracy"]) == ("1 source", "0.7500")
