@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
@@ -18,6 +19,8 @@ from mmlaunch.recipe.data import Source, names
 from mmlaunch.run.shards import Definition, InputFile
 
 _PIECE = 1 << 22
+_SHOWN = 10
+"""So many rows are named in a message."""
 
 
 class Failed(Exception):
@@ -87,10 +90,35 @@ def measured(sources: Sequence[Source]) -> list[InputFile]:
     """The number of rows of each source, and what tells whether it has changed."""
     found = []
     for name, source in zip(names(sources), sources, strict=True):
+        check_numbers(source)
         rows = sum(len(part.rows) for part in parts(source))
         size, digest = content_of(source)
         found.append(InputFile(name, source.path or "", rows, size, digest))
     return found
+
+
+def check_numbers(source: Source) -> None:
+    """Refuse a file of predictions that has a row twice, or lacks one: their numbers are 0, 1, 2, ..."""
+    if format_of(source).name != "predictions" or source.skip or source.limit:
+        return
+    counts, unnumbered = Counter[int](), 0
+    for part in parts(source):
+        for place in range(len(part.rows)):
+            try:
+                number = part.values(place).get("index")
+            except BadRow:  # it will fail, for its own reason
+                number = None
+            if isinstance(number, int):
+                counts[number] += 1
+            else:
+                unnumbered += 1
+    double = sorted(number for number, count in counts.items() if count > 1)
+    missing = [number for number in range(counts.total() + unnumbered) if number not in counts]
+    for what, numbers in (("twice", double), ("missing", missing if counts and not unnumbered else [])):
+        if numbers:
+            shown = f"{', '.join(map(str, numbers[:_SHOWN]))}{' ...' if len(numbers) > _SHOWN else ''}"
+            right = "put it right, or take the field index away to use the rows as they are"
+            raise BadInput(f"{source.path}: rows {shown} are {what} in this file of predictions; {right}")
 
 
 def content_of(source: Source) -> tuple[int, str]:

@@ -12,7 +12,7 @@ from mmjobs.data.batch import collate
 from mmjobs.data.encode import Processor
 from mmjobs.data.example import Answer, BadRow, Example
 from mmjobs.data.sampler import seed_of
-from mmjobs.inference.inputs import Failed, InputRow, InputRows, of_row
+from mmjobs.inference.inputs import Failed, InputRow, InputRows, check_numbers, of_row
 from mmjobs.inference.made import Made, answered, pair
 from mmjobs.inference.records import Record
 from mmjobs.inference.verify import Verifiers
@@ -201,7 +201,9 @@ def _other_answers(first: InputRows, task: Score) -> InputRows | None:
     """The second file of predictions, which has a row for each of the first."""
     if task.against is None:
         return None
-    other = InputRows([Source(path=task.against, format="predictions")])
+    source = Source(path=task.against, format="predictions")
+    check_numbers(source)
+    other = InputRows([source])
     if len(first) != len(other):
         what = f"{task.against} has {len(other)} rows, and the input has {len(first)}"
         raise BadInput(f"objective.against: {what}; both have to answer the same prompts")

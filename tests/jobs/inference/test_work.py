@@ -14,6 +14,8 @@ from mmjobs.data.example import Example, Origin, Turn
 from mmjobs.data.formats.registry import parts
 from mmjobs.inference.dropout_ntp import begun
 from mmjobs.inference.evaluate import instructed
+from mmjobs.inference.inputs import measured
+from mmlaunch.errors import BadInput
 from mmlaunch.recipe import Recipe
 from mmlaunch.recipe.data import Source
 from mmlaunch.recipe.inference import INSTRUCTIONS
@@ -219,6 +221,24 @@ def test_a_reward_run_judges_pairs_and_models(
     wins = sum(record["scores"][0] > record["scores"][1] for record in versus)
     ties = sum(record["scores"][0] == record["scores"][1] for record in versus)
     assert rate["score"] == pytest.approx((wins + ties / 2) / 40)
+
+
+def test_a_file_of_predictions_is_whole(rows: Rows) -> None:
+    """Rows that are there twice or missing are refused; a file without numbers is taken as it is."""
+
+    def source(*numbers: int | None) -> Source:
+        values = [
+            {"prompt": "Q", "truths": ["a"], "predictions": ["a"]} | ({} if one is None else {"index": one})
+            for one in numbers
+        ]
+        return Source(**rows(values, format="predictions"))
+
+    for accepted in ((0, 1, 2), (2, 0, 1), (None, None)):
+        assert measured([source(*accepted)])[0].rows == len(accepted)
+    for refused, says in (((0, 1, 1, 2), "rows 1 are twice"), ((0, 2, 3), "rows 1 are missing"), ((1,), "rows 0 are")):
+        with pytest.raises(BadInput, match=says):
+            measured([source(*refused)])
+    assert measured([source(0, 2, 3).model_copy(update={"limit": 2})])[0].rows == 2
 
 
 def test_answers_are_no_truths_of_themselves(task: Make, rows: Rows) -> None:
