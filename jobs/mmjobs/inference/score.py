@@ -106,12 +106,17 @@ class Scores:
         for judge in self._judges:
             for place, scores in enumerate(judge.scores(read)):
                 totals[place] = _sum(totals[place], scores, judge.weight)
+        alone = len(self._task.rewards) == 1
         for weight, verifiers in self._functions:
             for place, (row, example) in enumerate(read):
                 texts = [answer.text for answer in example.answers]
                 scored = verifiers.verify(row.source, example, example.truths, texts, ["eos"] * len(texts))
                 totals[place] = _sum(totals[place], [one.value for one in scored], weight)
-                kinds[place] = [one.kind for one in scored]
+                if weight or alone:  # of a sum, no single verdict says what it is
+                    kinds[place] = [
+                        one.kind if alone or one.value is None else kind
+                        for one, kind in zip(scored, kinds[place], strict=True)
+                    ]
         return [
             self.failed(row, total) if isinstance(total, Failed) else self._record(row, example, total, kinds[place])
             for place, ((row, example), total) in enumerate(zip(read, totals, strict=True))
@@ -224,7 +229,7 @@ def _asked(example: Example) -> tuple[object, ...]:
 def _sum(
     total: list[float | None] | Failed, scores: Sequence[float | None] | Failed, weight: float
 ) -> list[float | None] | Failed:
-    if isinstance(total, Failed):
+    if isinstance(total, Failed) or weight == 0:  # 0 only measures: what it lacks costs nothing
         return total
     if isinstance(scores, Failed):
         return scores

@@ -150,6 +150,20 @@ def test_score_by_functions_selects(task: Make, rows: Rows) -> None:
     assert made(select="best", least=2) == []
 
 
+def test_a_sum_of_scores_has_no_single_verdict(task: Make, rows: Rows) -> None:
+    """`numeric` reads nothing in "two": the sum is that of `length` all the same. A weight of 0 costs nothing."""
+    values = [{"index": 0, "prompt": "Q", "truths": ["2"], "predictions": ["two"], "finish": ["eos"], "error": None}]
+    source = rows(values, format="predictions")
+    length = {"function": "length", "options": {"most": 3}, "weight": 0.5}
+    rewards = [length, {"function": "numeric"}]
+    (record,) = task({"method": "score", "rewards": rewards, "window": 16}, source).work().records()
+    assert record["scores"] == [0.5] and summary([record]).as_json()["by_source"]["rows"]["score"] == 0.5
+    source = rows([{**values[0], "truths": []}], format="predictions")
+    rewards = [length, {"function": "numeric", "weight": 0}]
+    (record,) = task({"method": "score", "rewards": rewards, "window": 16}, source).work().records()
+    assert record["scores"] == [0.5] and record["kinds"] == ["scored"]
+
+
 def test_a_row_that_cannot_be_scored_is_counted_among_its_like(task: Make, rows: Rows) -> None:
     """A pair that cannot be read is a wrong pair; a row that one of two models has not answered is left out."""
     good = {"question": "Q", "chosen": "aa", "rejected": "a"}
