@@ -34,11 +34,13 @@ class RecordFile:
         self.failed: Counter[str] = Counter()
         """How many rows failed, by reason."""
         self._hash, self._size = hashlib.sha256(), 0
+        self._indices: set[int] = set()
         self._recover()
 
     def append(self, batches: Mapping[int, Sequence[Record]], seconds: float) -> None:
         """Commit the records of some batches; they are on the disk when this returns."""
         records = [record for number in sorted(batches) for record in batches[number]]
+        self._check_new(records)
         data = b"".join(line(record) for record in records)
         _append(self._path, data)
         self._hash.update(data)
@@ -51,6 +53,17 @@ class RecordFile:
             "failed": dict(self.failed), "seconds": round(seconds, 3),
         }  # fmt: skip
         _append(self._commits, json.dumps(commit).encode() + b"\n")
+
+    def _check_new(self, records: Sequence[Record]) -> None:
+        """Refuse a second record of a row: batches are cut otherwise where a row failed in one attempt alone."""
+        if again := self._indices.intersection(record["index"] for record in records):
+            what = f"row {min(again)} has a record already: it, or a row near it, could be read in one attempt alone"
+            raise BadInput(f"{what} (an image that came or went?); {self._anew}")
+        self._indices.update(record["index"] for record in records)
+
+    @property
+    def _anew(self) -> str:
+        return f"delete {self._shard.root}/records.jsonl and commits.jsonl to begin anew"
 
     def close(self, facts: Mapping[str, Any]) -> None:
         """Write the footer: the shard is whole."""
@@ -73,9 +86,11 @@ class RecordFile:
                     left -= len(piece)
                 if left or (last and self._hash.hexdigest() != last["sha256"]):
                     what = f"{self._path}: its records are not those that were committed"
-                    raise BadInput(f"{what}; delete {self._shard.root}/records.jsonl and commits.jsonl to begin anew")
+                    raise BadInput(f"{what}; {self._anew}")
                 file.truncate(end)
                 os.fsync(file.fileno())
+                file.seek(0)
+                self._indices.update(json.loads(record)["index"] for record in file)
         elif last:
             raise BadInput(f"{self._path} is gone, and {self._commits.name} is there; put it back or delete both")
         if last:

@@ -15,9 +15,11 @@ from typing import Any
 import pytest
 from tests.jobs.inference.conftest import Task
 
+from mmjobs.inference.records import RecordFile
 from mmlaunch.errors import BadInput
 from mmlaunch.results.merge import NotWhole
 from mmlaunch.run import shards
+from mmlaunch.run.paths import RunPaths
 
 Make = Callable[..., Task]
 Rows = Callable[..., dict[str, Any]]
@@ -249,3 +251,14 @@ def test_a_model_that_is_divided_over_the_ranks_of_a_shard(task: Make, trained: 
     )
     records = divided.work(world=2).records()
     assert [record["predictions"] for record in records] == [record["predictions"] for record in whole]
+
+
+def test_a_row_that_can_be_read_in_one_attempt_alone_has_no_second_record(tmp_path: Path) -> None:
+    """An image that comes between two attempts shifts the batches of its window: no row is written twice."""
+    shard = RunPaths(tmp_path)
+    RecordFile(shard).append({0: [{"index": 1}, {"index": 2}, {"index": 0, "error": {"reason": "image"}}]}, 1.0)
+    again = RecordFile(shard)
+    with pytest.raises(BadInput, match=r"row 2 has a record already.*delete .*records\.jsonl and commits\.jsonl"):
+        again.append({1: [{"index": 2}, {"index": 3}]}, 1.0)
+    again.append({1: [{"index": 3}]}, 1.0)
+    assert RecordFile(shard).rows == 4
