@@ -16,7 +16,7 @@ from mmjobs.data.formats.registry import format_of, parts
 from mmjobs.data.readers.rows import Part
 from mmlaunch.errors import BadInput
 from mmlaunch.recipe.data import Source, names
-from mmlaunch.run.shards import Definition, InputFile
+from mmlaunch.run.shards import InputFile
 
 _PIECE = 1 << 22
 _SHOWN = 10
@@ -126,9 +126,11 @@ def content_of(source: Source) -> tuple[int, str]:
     if source.path is None:
         return 0, ""
     path, digest, size = Path(source.path).expanduser(), hashlib.blake2b(digest_size=16), 0
-    files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if _holds_rows(file))
-    for file in files:
-        digest.update(f"{file.relative_to(path) if file != path else file.name}\0".encode())
+    files = {path} if path.is_file() else {file for file in path.rglob("*") if _holds_rows(file)}
+    tables = (getattr(part.rows, "table", None) for part in parts(source))
+    files |= {Path(named) for table in tables if (named := getattr(table, "path", None))}  # a meta file names others
+    for file in sorted(file for file in files if file.is_file()):
+        digest.update(f"{file.relative_to(path) if file.is_relative_to(path) else file.name}\0".encode())
         with file.open("rb") as stream:
             while piece := stream.read(_PIECE):
                 digest.update(piece)
@@ -136,9 +138,9 @@ def content_of(source: Source) -> tuple[int, str]:
     return size, digest.hexdigest()
 
 
-def check_unchanged(definition: Definition, sources: Sequence[Source]) -> None:
+def check_unchanged(files: Sequence[InputFile], sources: Sequence[Source]) -> None:
     """Refuse to go on with other rows than those that were split at submission."""
-    for known, source in zip(definition.inputs, sources, strict=True):
+    for known, source in zip(files, sources, strict=True):
         size, digest = content_of(source)
         if (size, digest) != (known.bytes, known.digest):
             what = f"{known.path} has changed since the task was submitted ({known.bytes:,} bytes, now {size:,})"

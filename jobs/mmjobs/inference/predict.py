@@ -63,14 +63,29 @@ class Predict:
         for turn in range(int(self._ranks.highest(max(map(len, more), default=0))[0])):
             for place, followups in enumerate(more):
                 asked[place] = self._next(asked[place], made[place], followups, turn)
+                made[place], asked[place] = self._checked(rows[place], made[place], asked[place], turn)
             answered = self.answers.answer(asked, rows, check, turn + 1)
             for place, (question, answers) in enumerate(zip(asked, answered, strict=True)):
-                if question is None or isinstance(answers, Failed):
+                if question is None:
+                    continue
+                if isinstance(answers, Failed):
+                    made[place] = _failed_at(made[place], answers, turn)
                     continue
                 earlier = made[place].get(TURNS, [made[place]["predictions"]])
                 texts = [self.answers.text(answer) for answer in answers]
                 made[place] = {**made[place], TURNS: [*earlier, texts]}
         return made
+
+    def _checked(
+        self, row: InputRow, made: Record, question: Question | None, turn: int
+    ) -> tuple[Record, Question | None]:
+        """A record whose next question does not fit says so, and is asked no further."""
+        try:
+            if question is not None:
+                self.answers.length(question, row)
+            return made, question
+        except Failed as reason:
+            return _failed_at(made, reason, turn), None
 
     @staticmethod
     def _next(question: Question | None, before: Record, followups: Sequence[str], turn: int) -> Question | None:
@@ -78,3 +93,8 @@ class Predict:
             return None
         said = before[TURNS][-1][0] if TURNS in before else before["predictions"][0]
         return Question(with_turn(question.example, said, followups[turn]))
+
+
+def _failed_at(made: Record, reason: Failed, turn: int) -> Record:
+    """A conversation that could not go on; the answers to its earlier turns stay."""
+    return {**made, "error": {"reason": reason.reason, "detail": f"turn {turn + 2}: {reason.detail}"}}

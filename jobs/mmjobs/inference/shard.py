@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mmjobs.inference.inputs import Failed, InputRow, InputRows, check_unchanged
+from mmjobs.inference.made import keep
 from mmjobs.inference.records import Record, RecordFile
 from mmjobs.inference.work import Work
 from mmjobs.rank.boundary import Interrupted, RequeueRequested
@@ -22,6 +23,7 @@ from mmjobs.rank.signals import name_of
 from mmjobs.rank.watchdog import Phase
 from mmjobs.train import pins
 from mmlaunch.errors import BadInput
+from mmlaunch.recipe.data import Source
 from mmlaunch.recipe.inference import Inference
 from mmlaunch.run import shards
 from mmlaunch.run.shards import Definition
@@ -132,6 +134,9 @@ class Shard:
     def _records(self, batch: Batch) -> list[Record]:
         self._context.position.samples = tuple(row.example.origin for row in batch.rows if row.example)
         made = self._work.records(batch.rows, self._check)
+        for row in batch.rows:
+            if row.example is not None:
+                keep(row.example, shards.images(self._context.paths))
         self._context.position.samples = ()
         return [*made, *(self._work.failed(row, reason) for row, reason in batch.failed)]
 
@@ -196,7 +201,9 @@ def open_rows(context: Context) -> tuple[Definition, InputRows]:
     wrong = None
     if context.ranks.first:
         try:
-            check_unchanged(definition, sources)
+            check_unchanged(definition.inputs, sources)
+            other = getattr(context.recipe.objective, "against", None)
+            check_unchanged(definition.against, [Source(path=other, format="predictions")] if other else [])
         except (BadInput, OSError) as error:
             wrong = str(error)
     if wrong := context.ranks.from_first(wrong):

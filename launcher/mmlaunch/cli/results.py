@@ -11,6 +11,7 @@ from mmlaunch.cli import columns, options
 from mmlaunch.load import rundir
 from mmlaunch.results.merge import Merged, Record, merge
 from mmlaunch.results.page import page
+from mmlaunch.results.pictures import source_of
 from mmlaunch.results.samples import Samples
 from mmlaunch.results.summary import Evaluation
 from mmlaunch.results.table import tables
@@ -51,7 +52,10 @@ def show(run: RunPaths, most: int = SAMPLES, as_json: bool = False) -> int:
     merged = merge(run, look)
     if evaluation.rows:
         publish(run.root / "evaluation.json", json.dumps(evaluation.as_json(), indent=1) + "\n")
-        publish(run.root / "evaluation.html", page(run.name, evaluation, samples))
+        publish(
+            run.root / "evaluation.html",
+            page(run.name, evaluation, samples, lambda path: source_of(str(run.root / path))),
+        )
     if as_json:
         click.echo(json.dumps(_record(run, merged, evaluation), indent=2))
     else:

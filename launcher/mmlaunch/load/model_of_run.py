@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from mmlaunch.errors import RecipeError
 from mmlaunch.load.find_model import Missing, find
 from mmlaunch.load.node import Node
 from mmlaunch.load.text import read_file
@@ -25,8 +26,8 @@ def with_model(node: Node) -> Node:
         return node
     try:
         folder = find(start.value)
-    except Missing:  # told with its place, once the rest of the recipe is known to be right
-        return node
+    except Missing as error:  # what names no model cannot say what the parts of one are
+        raise RecipeError([start.place.problem(str(error), error.right, ("model", "init_from"))]) from None
     described = _of_folder(folder, start) if folder is not None else None
     if described is None or not isinstance(node.value, dict) or not isinstance(model.value, dict):
         return node

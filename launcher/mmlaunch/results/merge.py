@@ -61,6 +61,7 @@ def merge(run: RunPaths, look: Callable[[Record], None] = lambda record: None) -
     definition, footers = shards.read(run), _footers(run)
     merged = Merged(run.root / task.OUTPUT, allowed=task.max_failed)
     merged.made = run.root / task.MADE if task.makes_rows else None
+    _gather_images(run)
     with ExitStack() as stack:
         output = stack.enter_context(_replacing(merged.output))
         made = stack.enter_context(_replacing(merged.made)) if merged.made else None
@@ -80,6 +81,16 @@ def merge(run: RunPaths, look: Callable[[Record], None] = lambda record: None) -
                 output.write(line)
     _describe(run, recipe, merged, footers, digest.hexdigest())
     return merged
+
+
+def _gather_images(run: RunPaths) -> None:
+    """Images that stood in rows, beside the output that names them."""
+    for shard in shards.all_shards(run):
+        for path in shards.images(shard).glob("*") if shards.images(shard).is_dir() else ():
+            target = shards.images(run) / path.name
+            if not target.exists():
+                target.parent.mkdir(exist_ok=True)
+                publish(target, path.read_bytes())
 
 
 def _footers(run: RunPaths) -> list[dict[str, Any]]:

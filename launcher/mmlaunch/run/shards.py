@@ -20,6 +20,9 @@ from mmlaunch.errors import BadInput
 from mmlaunch.run.files import publish
 from mmlaunch.run.paths import SHARDS, RunPaths
 
+IMAGES = "images"
+"""The folder beside an output that holds images of its rows, as records name it."""
+
 
 @dataclass(frozen=True)
 class InputFile:
@@ -44,6 +47,8 @@ class Definition:
     ranges: tuple[tuple[int, int], ...]
     """The first row of each shard, and the one behind its last."""
     inputs: tuple[InputFile, ...]
+    against: tuple[InputFile, ...] = ()
+    """The second file of predictions, where one is compared with the input."""
 
     @property
     def text(self) -> str:
@@ -72,9 +77,9 @@ def read(run: RunPaths) -> Definition:
     path = run.definition
     try:
         kept: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        inputs = tuple(InputFile(**one) for one in kept.pop("inputs"))
+        inputs, against = (tuple(InputFile(**one) for one in kept.pop(key, ())) for key in ("inputs", "against"))
         ranges = tuple((int(first), int(stop)) for first, stop in kept.pop("ranges"))
-        return Definition(**kept, ranges=ranges, inputs=inputs)
+        return Definition(**kept, ranges=ranges, inputs=inputs, against=against)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BadInput(f"{path}: is no definition of shards ({error}); it was written at submission") from None
 
@@ -129,6 +134,11 @@ def records(one: RunPaths) -> Path:
 def commits(one: RunPaths) -> Path:
     """What was committed when: batches, the size of the records behind them, seconds."""
     return one.root / "commits.jsonl"
+
+
+def images(run: RunPaths) -> Path:
+    """The images that stood in rows and have no file of their own: of a shard, and, once it is merged, of a task."""
+    return run.root / IMAGES
 
 
 def footer(one: RunPaths) -> Path:

@@ -6,23 +6,35 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from mmlaunch.errors import MachineError
 from mmlaunch.recipe import Recipe
+from mmlaunch.recipe.data import Source
 from mmlaunch.recipe.inference import Inference
 from mmlaunch.run import ledger, owner, shards
 from mmlaunch.run.paths import RunPaths
 from mmlaunch.run.shards import Definition, InputFile
-from mmlaunch.schedulers.base import Array, Scheduler
+from mmlaunch.schedulers.base import Array, PerhapsSubmitted, Scheduler
 from mmlaunch.submit import run_task
+
+
+class PartlySubmitted(MachineError):
+    """Some of the arrays of a task were accepted, and a later one was not."""
 
 
 def define(recipe: Recipe) -> Definition:
     """Count the rows of all sources, and split them."""
     task = settings_of(recipe)
-    sources = [source.model_dump(mode="json", by_alias=True) for source in recipe.data.inputs]
-    counted = run_task.run("mmjobs.tasks.count_rows", [json.dumps(sources)], needs=("numpy", "PIL"))["inputs"]
-    inputs = tuple(InputFile(**one) for one in counted)
+    inputs = _counted(recipe.data.inputs)
+    other = getattr(task, "against", None)
+    against = _counted([Source(path=other, format="predictions")]) if other is not None else ()
     rows = sum(one.rows for one in inputs)
-    return Definition(rows, task.window, task.batch, shards.split(rows, task.shards, task.window), inputs)
+    return Definition(rows, task.window, task.batch, shards.split(rows, task.shards, task.window), inputs, against)
+
+
+def _counted(sources: Sequence[Source]) -> tuple[InputFile, ...]:
+    named = json.dumps([source.model_dump(mode="json", by_alias=True) for source in sources])
+    counted = run_task.run("mmjobs.tasks.count_rows", [named], needs=("numpy", "PIL"))["inputs"]
+    return tuple(InputFile(**one) for one in counted)
 
 
 def settings_of(recipe: Recipe) -> Inference:
@@ -55,8 +67,24 @@ def launch(
     most = scheduler.most_tasks()
     for first in range(0, len(tasks), most):
         part = numbers[first : first + most]
-        job = scheduler.submit(run, script, ranks, submission, array=Array(len(part), at_once, first))
+        try:
+            job = scheduler.submit(run, script, ranks, submission, array=Array(len(part), at_once, first))
+        except MachineError as error:
+            if not first or isinstance(error, PerhapsSubmitted):
+                raise
+            raise PartlySubmitted(_give_up(run, numbers[first:], len(tasks), error)) from None
         _note_job(run, job, [(number, {"job": f"{job['job']}_{index}"}) for index, number in enumerate(part)])
+
+
+def _give_up(run: RunPaths, numbers: Sequence[int], total: int, error: MachineError) -> str:
+    """Note that these shards are not submitted, and say what came of the others."""
+    facts = {"state": "failed", "reason": f"was not submitted: {error}", "exit_code": error.exit_code}
+    for number in numbers:
+        ledger.append(shards.shard(run, number).events, "ended", **facts)
+    what = (
+        f"{total - len(numbers)} of {total} shards of {run.name} are submitted, the others were not accepted: {error}"
+    )
+    return f"{what}; mmlaunch resume {run.name} submits them, once there is room"
 
 
 def _note_job(run: RunPaths, job: dict[str, Any], of_shards: Sequence[tuple[int, dict[str, Any]]]) -> None:

@@ -62,7 +62,7 @@ def submit(loaded: Loaded, cluster_name: str | None) -> Prepared:
 def _start(plan: Plan, parts: int) -> None:
     try:
         launch(plan, 1, submission=1, parts=range(parts))
-    except PerhapsSubmitted:
+    except (PerhapsSubmitted, shards.PartlySubmitted):
         raise
     except MachineError:
         shutil.rmtree(plan.run.root, ignore_errors=True)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
+import io
 import json
 import os
 import signal
@@ -13,10 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 from tests.jobs.inference.conftest import Task
 
+from mmjobs.data.formats.registry import parts
 from mmjobs.inference.records import RecordFile
 from mmlaunch.errors import BadInput
+from mmlaunch.recipe.data import Source
 from mmlaunch.results.merge import NotWhole
 from mmlaunch.run import shards
 from mmlaunch.run.paths import RunPaths
@@ -26,6 +31,12 @@ Rows = Callable[..., dict[str, Any]]
 SAMPLING = {"max_new_tokens": 6, "temperature": 0, "prompts": 4}
 PREDICT = {"method": "predict", "window": 16, "sampling": SAMPLING}
 SHAPES = {"format": "shapes", "limit": 50}
+
+
+def drawn(colour: str) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (20, 20), colour).save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 def predict(**changes: Any) -> dict[str, Any]:
@@ -262,3 +273,44 @@ def test_a_row_that_can_be_read_in_one_attempt_alone_has_no_second_record(tmp_pa
         again.append({1: [{"index": 2}, {"index": 3}]}, 1.0)
     again.append({1: [{"index": 3}]}, 1.0)
     assert RecordFile(shard).rows == 4
+
+
+def test_images_that_stand_in_their_rows_get_files_beside_the_output(task: Make, rows: Rows, tmp_path: Path) -> None:
+    """A record names the file, which a later task reads; rows that are made of it are a source as they stand."""
+    data = [base64.b64encode(drawn(colour)).decode() for colour in ("red", "blue")]
+    table = "index\timage\tquestion\tanswer\n" + "".join(f"{n}\t{one}\tWhat?\ta {n}\n" for n, one in enumerate(data))
+    (tmp_path / "bench.tsv").write_text(table)
+    source = {"path": str(tmp_path / "bench.tsv"), "format": "vlmevalkit"}
+    one = task(predict(shards=2, window=4), source).work()
+    records = one.records()
+    assert [len(record["images"]) for record in records] == [1, 1]
+    for record, content in zip(records, data, strict=True):
+        assert (one.run.root / record["images"][0]).read_bytes() == base64.b64decode(content)
+    output = one.merge().output
+    (part,) = parts(Source(path=str(output), format="predictions"))
+    assert [example.images[0].read() for example in part.rows] == [base64.b64decode(content) for content in data]
+    scored = {"method": "score", "rewards": "length", "window": 16, "select": "best"}
+    scored["rewards"] = {"function": "length", "options": {"most": 400}}
+    best = task(scored, {"path": str(output), "format": "predictions"}).work()
+    (made,) = parts(Source(path=str(best.merge().made)))
+    assert made.rows[1].images[0].read() == base64.b64decode(data[1])
+
+
+def test_a_changed_file_behind_a_meta_file_and_a_second_file_are_noticed(
+    task: Make, rows: Rows, tmp_path: Path
+) -> None:
+    values = [{"image": "red", "question": "What?", "chosen": "a", "rejected": "b"}] * 4
+    annotation = Path(rows(values, "annotation")["path"])
+    (tmp_path / "meta.json").write_text(json.dumps({"mine": {"root": str(tmp_path), "annotation": str(annotation)}}))
+    meta = {"path": str(tmp_path / "meta.json"), "format": "internvl"}
+    one = task({"method": "score", "rewards": "exact", "window": 16}, meta)
+    annotation.write_text(annotation.read_text().replace('"a"', '"c"', 1))
+    assert one.jobs[0].run(one.recipe) == [94] and "has changed since the task was submitted" in one.jobs[0].log()
+
+
+def test_a_later_turn_that_does_not_fit_is_told(task: Make, rows: Rows) -> None:
+    turns = ["Hi.", "word " * 90]
+    source = rows([{"question_id": 1, "category": "c", "turns": turns}], format="mt_bench")
+    (record,) = task(predict(max_failed="100%"), source).work().records()
+    assert record["error"]["reason"] == "overlong" and record["error"]["detail"].startswith("turn 2: ")
+    assert len(record["predictions"]) == 1

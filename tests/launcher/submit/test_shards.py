@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as some
 from tests.runs import mmlaunch, submit, until
 
-from mmlaunch.errors import BadInput, UserError
+from mmlaunch.errors import BadInput, MachineError, UserError
 from mmlaunch.load import load_recipe, rundir
 from mmlaunch.monitor import status
 from mmlaunch.run import ledger, manifest, shards
@@ -21,7 +21,7 @@ from mmlaunch.run.paths import RunPaths
 from mmlaunch.run.shards import Definition, InputFile
 from mmlaunch.schedulers.base import Array, Scheduler
 from mmlaunch.submit.resume_task import resume_task
-from mmlaunch.submit.shards import fill, launch
+from mmlaunch.submit.shards import PartlySubmitted, fill, launch
 
 RECIPE = """\
 name: answers
@@ -48,6 +48,7 @@ class Arrays:
     """A scheduler whose arrays hold three tasks; it takes every job."""
 
     has_arrays: bool = True
+    accepts: int = 100
     submitted: list[Array | None] = field(default_factory=list)
 
     def most_tasks(self) -> int:
@@ -56,13 +57,15 @@ class Arrays:
     def submit(
         self, run: RunPaths, script: Path, ranks: int, submission: int, array: Array | None = None
     ) -> dict[str, Any]:
+        if len(self.submitted) == self.accepts:
+            raise MachineError("sbatch did not take the job: QOSMaxSubmitJobPerUserLimit")
         self.submitted.append(array)
         return {"job": str(100 + len(self.submitted))}
 
 
 def made(root: Path, count: int) -> RunPaths:
     run = RunPaths(root / "task")
-    run.root.mkdir()
+    run.root.mkdir(parents=True)
     ranges = shards.split(16 * count, count, 16)
     inputs = (InputFile("rows", "rows.jsonl", 16 * count, 7, "d"),)
     fill(run, Definition(16 * count, 16, 8, ranges, inputs), {"executor": "slurm", "method": "predict"}, {})
@@ -80,6 +83,17 @@ def test_as_many_arrays_as_the_site_needs(tmp_path: Path) -> None:
         assert array is not None
         for index in range(array.tasks):
             assert lines[array.first + index] == jobs[f"{101 + number}_{index}"].root.name
+
+
+def test_an_array_that_is_refused_leaves_the_others_alone(tmp_path: Path) -> None:
+    """The second array of three is not accepted: what is queued stays, the rest can be resumed."""
+    run = made(tmp_path, 8)
+    with pytest.raises(PartlySubmitted, match=r"3 of 8 shards of task are submitted.*QOSMaxSubmit"):
+        launch(run, cast(Scheduler, Arrays(accepts=1)), 1, 1, 1, range(8), at_once=0)
+    ended = [ledger.read(one.events).last("ended") for one in shards.all_shards(run)]
+    assert [end is not None and end["state"] for end in ended] == [False] * 3 + ["failed"] * 5
+    with pytest.raises(MachineError):
+        launch(made(tmp_path / "other", 2), cast(Scheduler, Arrays(accepts=0)), 1, 1, 1, range(2), at_once=0)
 
 
 def test_one_job_does_all_where_there_are_no_arrays(tmp_path: Path) -> None:
@@ -139,8 +153,10 @@ def test_the_model_of_the_run_that_a_task_starts_from(
     folder.mkdir()
     (folder / "config.json").write_text("{}")
     short = RECIPE.replace(RECIPE.splitlines()[1], "model: {init_from: FROM}")
-    with pytest.raises(UserError, match="names no language model"):
-        load_recipe(write(short.replace("FROM", "sft")))  # it has no valid checkpoint yet
+    with pytest.raises(UserError, match="sft-1128-aaaa has no valid checkpoint yet"):
+        load_recipe(write(short.replace("FROM", "sft")))
+    with pytest.raises(UserError, match=r"model\.init_from: no run, checkpoint or model folder runs/nothere"):
+        load_recipe(write(short.replace("FROM", "runs/nothere")))
     aside = manifest.staging(run.checkpoints, 5)
     aside.mkdir(exist_ok=True)
     manifest.seal(aside, run.checkpoint(5), 5, 1)

@@ -66,7 +66,7 @@ def _placed(message: Message) -> Message:
 
 def _found(row: Row, image: Picture, folder: Folder) -> Picture:
     """An image that stood in the row of the data has no path, and is named by its digest; it still stands there."""
-    if not isinstance(image, FilePicture) or not DIGEST.fullmatch(name := Path(image.path).name):
+    if not isinstance(image, FilePicture) or not DIGEST.fullmatch(name := Path(image.path).stem):
         return image
     for column in HELD:
         value = row.get(column)

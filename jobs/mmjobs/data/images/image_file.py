@@ -129,6 +129,15 @@ class BytesPicture:
     def identity(self) -> str:
         return self.digest.hex()
 
+    @property
+    def file_name(self) -> str:
+        """What a file of it is called: the same content has the same name. Raises `BadPicture`."""
+        try:
+            kind = (Image.open(self._stream()).format or "png").lower()
+        except OSError as error:
+            raise BadPicture(f"{self.name}: cannot be read: {_reason(error)}") from None
+        return f"{self.identity}.{'jpg' if kind == 'jpeg' else kind}"
+
     def read(self) -> bytes:
         return self._stream().read()
 
