@@ -11,7 +11,7 @@ import json
 import math
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -134,15 +134,19 @@ def _append(path: Path, data: bytes) -> None:
         os.close(descriptor)
 
 
-def _whole_lines(path: Path) -> list[dict[str, Any]]:
-    """The commits that were written as a whole; a torn one at the end is cut off."""
+def _whole_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The commits that were written as a whole, one by one; a torn one at the end is cut off."""
     if not path.exists():
-        return []
-    content = path.read_bytes()
-    whole = content[: content.rfind(b"\n") + 1]
-    if len(whole) < len(content):
-        os.truncate(path, len(whole))
-    try:
-        return [json.loads(one) for one in whole.splitlines()]
-    except ValueError as error:
-        raise BadInput(f"{path}: is damaged ({error}); delete it and the records beside it to begin anew") from None
+        return
+    end = 0
+    with path.open("rb") as lines:
+        for one in lines:
+            if not one.endswith(b"\n"):
+                os.truncate(path, end)
+                return
+            try:
+                yield json.loads(one)
+            except ValueError as error:
+                what = f"{path}: is damaged ({error})"
+                raise BadInput(f"{what}; delete it and the records beside it to begin anew") from None
+            end += len(one)

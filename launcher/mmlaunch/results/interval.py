@@ -7,7 +7,7 @@ or through other rows, are one cluster: their scores are not independent.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from hashlib import blake2b
@@ -89,7 +89,7 @@ class Mean:
         low, high = score - Z * spread, score + Z * spread
         return (max(0.0, low), min(1.0, high)) if self.shares else (low, high)
 
-    def _variance(self, clusters: Sequence[tuple[int, int]], number: int) -> float:
+    def _variance(self, clusters: Collection[tuple[int, int]], number: int) -> float:
         """Of a ratio, robust to clusters: G / (G - 1) * sum of (s - r n)^2 / N^2, with r = S / N."""
         rows, total = self.count, self.total
         alone, of_alone, squares = self._alone
@@ -97,14 +97,16 @@ class Mean:
         residues += squares * rows * rows - 2 * rows * total * of_alone + alone * total * total
         return float(Fraction(residues * number, (number - 1) * rows**4 * UNIT * UNIT))
 
-    def _clusters(self) -> list[tuple[int, int]]:
+    def _clusters(self) -> Collection[tuple[int, int]]:
         """The sum and the number of rows of each cluster with images."""
+        if not self._above:
+            return self._by_image.values()  # no row has joined two: nothing to copy
         clusters: dict[int, tuple[int, int]] = {}
         for image, (total, count) in self._by_image.items():
             root = self._root(image)
             before = clusters.get(root, (0, 0))
             clusters[root] = before[0] + total, before[1] + count
-        return list(clusters.values())
+        return clusters.values()
 
     def _root(self, image: int) -> int:
         root = image

@@ -7,6 +7,7 @@ import json
 import math
 import random
 import re
+import tracemalloc
 from collections.abc import Iterable
 from fractions import Fraction
 from pathlib import Path
@@ -101,6 +102,19 @@ def test_rows_that_share_any_image_are_one_cluster() -> None:
     assert joined.interval == pytest.approx(as_one.interval)
     wider, narrower = mean(*rows[:4]).interval, mean(*((value, "") for value, _ in rows[:4])).interval
     assert wider != narrower
+
+
+def test_the_interval_copies_no_images() -> None:
+    """There are as many as rows, and they are what a summary holds."""
+    count, mean = 20_000, Mean()
+    for number in range(count):
+        mean.add(number % 3 / 2, [f"{number}.png"])
+    tracemalloc.start()
+    try:
+        assert mean.interval is not None
+        assert tracemalloc.get_traced_memory()[1] < 16 * count
+    finally:
+        tracemalloc.stop()
 
 
 def test_few_or_equal_clusters_are_not_certain() -> None:
