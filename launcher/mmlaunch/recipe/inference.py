@@ -175,7 +175,7 @@ class Compared(Instructed):
     @rule
     def _functions(self) -> Iterator[Mistake]:
         for name, source in self.metric.items():
-            if source.function is not None:
+            if source.function is not None or source.path is None:
                 continue
             near = closest(str(source.path), FUNCTIONS)
             what = f"{source.path!r} is no function that comes with mmlaunch, and a reward run reads no truths"
