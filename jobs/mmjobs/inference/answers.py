@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -61,6 +62,7 @@ class Answers:
         longest = self.built.longest(recipe.data.max_tokens)
         self.processor = Processor(self.built.chat, self.built.pixels, longest, requirements=NO_PROMPTS)
         self._vocabulary = Vocabulary(self._network, self.built.chat, sampling)
+        self._readers = ThreadPoolExecutor(max(1, recipe.data.workers))  # images are decoded side by side
         tokenizer = self.built.chat.tokenizer
         self._ends = {self.built.chat.end_id, tokenizer.eos_token_id}
 
@@ -89,10 +91,7 @@ class Answers:
 
         `turn`: which turn of its conversation each question is; later ones are drawn with other numbers.
         """
-        read: list[Encoded | Failed] = [
-            Failed("", "") if question is None else self._encoded(question, row)
-            for question, row in zip(questions, rows, strict=True)
-        ]
+        read: list[Encoded | Failed] = list(self._readers.map(self._encoded, questions, rows))
         usable = [place for place, one in enumerate(read) if isinstance(one, Encoded)]
         prompts = [one for one in read if isinstance(one, Encoded)]
         count, seed = self._sampling.answers, self._context.recipe.seed + turn
@@ -144,7 +143,9 @@ class Answers:
     def _ids(self, question: Question, row: InputRow) -> list[int]:
         return self.processor.question(question.example, row.tiles, question.begun)
 
-    def _encoded(self, question: Question, row: InputRow) -> Encoded | Failed:
+    def _encoded(self, question: Question | None, row: InputRow) -> Encoded | Failed:
+        if question is None:
+            return Failed("", "")
         try:
             encoded = self.processor.encode(question.example, row.tiles)
         except BadRow as error:

@@ -15,6 +15,7 @@ from tests.jobs.conftest import Job
 
 from mmjobs.inference.inputs import measured
 from mmlaunch.recipe import Recipe, resolved
+from mmlaunch.recipe.data import Source
 from mmlaunch.recipe.inference import Inference
 from mmlaunch.results.merge import Merged, merge
 from mmlaunch.run import shards
@@ -63,7 +64,9 @@ def task(tmp_path: Path, tiny: Callable[..., Recipe]) -> Iterator[Callable[..., 
         inputs = tuple(measured(recipe.data.inputs))
         rows = sum(one.rows for one in inputs)
         ranges = shards.split(rows, settings.shards, settings.window)
-        shards.write(run, Definition(rows, settings.window, settings.batch, ranges, inputs))
+        other = getattr(settings, "against", None)
+        against = tuple(measured([Source(path=other, format="predictions")])) if other else ()
+        shards.write(run, Definition(rows, settings.window, settings.batch, ranges, inputs, against))
         run.resolved.write_text(resolved.text_of(recipe))
         run.environment.write_text("{}")
         made.append(Task(run, recipe))
