@@ -143,11 +143,11 @@ def _picture(path: str, picture: Pictures) -> str:
 
 
 def _facts(record: Record) -> str:
-    facts = [("question", _text(str(record["prompt"])))] if record.get("prompt") else []
+    facts = [("question", _text(read.prompt(record)))] if record.get("prompt") else []
     facts += [("truth" if len(read.texts(record, "truths")) == 1 else "truths", _listed(read.texts(record, "truths")))]
     if failure := read.failure(record):
         facts.append(("failed", _text(failure)))
-    facts += _answers(record)
+    facts += _answers(record) + _later_turns(record)
     return "".join(f"<dt>{name}</dt><dd>{content}</dd>" for name, content in facts if content)
 
 
@@ -166,6 +166,16 @@ def _answers(record: Record) -> list[tuple[str, str]]:
         facts.append((f"answer {place + 1}" if len(written) > 1 else "answer", content))
         if place < len(extracted) and extracted[place] is not None:
             facts.append(("read as", f"<code>{escape(_cut(str(extracted[place])))}</code>"))
+    return facts
+
+
+def _later_turns(record: Record) -> list[tuple[str, str]]:
+    """What was answered to the further turns of a conversation; the first turn's answers are the record's own."""
+    facts = []
+    for turn, answers in enumerate(read.later_turns(record), 2):
+        for place, text in enumerate(answers, 1):
+            name = f"turn {turn}, answer {place}" if len(answers) > 1 else f"turn {turn}"
+            facts.append((name, _text(text)))
     return facts
 
 

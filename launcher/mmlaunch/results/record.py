@@ -19,9 +19,28 @@ def source(record: Record) -> str:
     return str(record.get("source") or "all")
 
 
+def prompt(record: Record) -> str:
+    """What was asked: the text, or a conversation with a line for each message that begins with its role."""
+    asked = record.get("prompt")
+    if not isinstance(asked, (list, tuple)):
+        return str(asked)
+    return "\n".join(
+        f"{one.get('role', '?')}: {one.get('content', '')}" if isinstance(one, Mapping) else str(one) for one in asked
+    )
+
+
+def later_turns(record: Record) -> list[list[str]]:
+    """The answers to each turn of a conversation behind the first."""
+    turns = record.get("turn_predictions")
+    return [_listed(answers) for answers in turns[1:]] if isinstance(turns, (list, tuple)) else []
+
+
 def texts(record: Record, name: str) -> list[str]:
     """A field that is a list of texts; one text counts as a list of one."""
-    value = record.get(name)
+    return _listed(record.get(name))
+
+
+def _listed(value: Any) -> list[str]:
     value = [] if value is None else value if isinstance(value, (list, tuple)) else [value]
     return ["" if one is None else str(one) for one in value]
 

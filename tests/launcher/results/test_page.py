@@ -105,6 +105,21 @@ def test_nothing_of_the_data_becomes_markup(image: str) -> None:
     assert parsed.text.count("alert(1)") > 10
 
 
+def test_a_conversation_is_shown_as_one() -> None:
+    """A line for each message with its role, and the answers to each turn; not Python's lists."""
+    messages = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "<image>\nHow many?"},
+        {"role": "assistant", "content": "Two."},
+        {"role": "user", "content": "And cats?"},
+    ]
+    turns = [["12"], ["One <b>cat</b>."], ["None.", "Three."]]
+    text = Elements(made([record(0, prompt=messages, turn_predictions=turns)])).text
+    assert "questionsystem: Be brief.\nuser: <image>\nHow many?\nassistant: Two.\nuser: And cats?truth" in text
+    assert "turn 2One <b>cat</b>.turn 3, answer 1None.turn 3, answer 2Three." in text
+    assert made([record(0, prompt=["odd", {}], turn_predictions="odd")]), "anybody may have written it"
+
+
 def test_pictures_are_small_and_inside(image: str, tmp_path: Path) -> None:
     drawing = tmp_path / "drawing.png"
     Image.new("RGBA", (500, 500), (0, 0, 255, 80)).save(drawing)
