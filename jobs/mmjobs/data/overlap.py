@@ -34,6 +34,26 @@ class Match:
 
 
 @dataclass
+class Short:
+    """The hashes of rows with a short question."""
+
+    questions: set[int] = field(default_factory=set)
+    answered: set[int] = field(default_factory=set)
+    """Questions, each with an answer to it; without any, the question alone."""
+
+    def add(self, question: Sequence[str], answers: Sequence[Sequence[str]]) -> None:
+        self.questions.add(_hash(question))
+        self.answered |= {_hash([*question, "\n", *answer]) for answer in answers} or {_hash(question)}
+
+    def has(self, seen: Seen) -> bool:
+        """A short question is common to many rows: only with its answer is it the same row, if both have one."""
+        if not seen.answers:
+            return _hash(seen.question) in self.questions
+        texts = [seen.question, *([*seen.question, "\n", *answer] for answer in seen.answers)]
+        return any(_hash(text) in self.answered for text in texts)
+
+
+@dataclass
 class TestSet:
     """The hashes of one test set; its texts and images are not kept."""
 
@@ -45,10 +65,10 @@ class TestSet:
     distance: int
     rows: int = 0
     grams: set[int] = field(default_factory=set)
-    questions: set[int] = field(default_factory=set)
-    """Of every row, short ones alone."""
-    answered: set[int] = field(default_factory=set)
-    """Short questions, each with an answer to it; without any, the question alone."""
+    blind: Short = field(default_factory=Short)
+    """Of rows without images."""
+    pictured: Short = field(default_factory=Short)
+    """Of rows with images."""
     pictures: set[bytes] = field(default_factory=set)
     near: Near = field(init=False)
 
@@ -62,8 +82,7 @@ class TestSet:
         for text in (question, *answers):
             self.grams.update(_hash(gram) for gram in self._grams(text))
         if len(question) < self.ngram:
-            self.questions.add(_hash(question))
-            self.answered |= {_hash([*question, "\n", *answer]) for answer in answers} or {_hash(question)}
+            (self.pictured if example.images else self.blind).add(question, answers)
         for picture in example.images if self.images != "none" else ():
             self.pictures.add(content(picture))
             if self.images == "perceptual":
@@ -85,11 +104,8 @@ class TestSet:
         return None
 
     def _same(self, seen: Seen) -> bool:
-        """A short question is common to many rows: only with its answer is it the same row, if both have one."""
-        if not seen.answers:
-            return _hash(seen.question) in self.questions
-        texts = [seen.question, *([*seen.question, "\n", *answer] for answer in seen.answers)]
-        return any(_hash(text) in self.answered for text in texts)
+        """Two rows with images are the same by their images: "Is there a dog?" "yes" is asked of many."""
+        return self.blind.has(seen) or (not seen.pictured and self.pictured.has(seen))
 
     def _grams(self, text: Sequence[str]) -> Iterator[Sequence[str]]:
         return (text[start : start + self.ngram] for start in range(len(text) - self.ngram + 1))
@@ -101,6 +117,8 @@ class Seen:
 
     question: list[str]
     answers: list[list[str]]
+    pictured: bool
+    """Whether it has images, compared or not."""
     pictures: list[bytes]
     fingerprints: list[int]
 
@@ -110,7 +128,7 @@ class Seen:
         question, answers = _texts(example)
         pictures = [content(picture) for picture in example.images] if images != "none" else []
         prints = [fingerprint(picture) for picture in example.images] if images == "perceptual" else []
-        return cls(question, answers, pictures, prints)
+        return cls(question, answers, bool(example.images), pictures, prints)
 
 
 def _texts(example: Example) -> tuple[list[str], list[list[str]]]:

@@ -382,6 +382,24 @@ def test_rows_of_test_sets_are_removed(run: Run) -> None:
     assert {one["against"] for one in both["by"]} == {"test.jsonl"} and both["removed"] == 6
 
 
+def test_short_text_does_not_count_where_both_rows_have_images(run: Run) -> None:
+    """POPE's "Is there a dog?" "yes" is not every row with these words; an n-gram still is."""
+    for name, seed in (("a.png", 1), ("b.png", 2)):
+        Path(name).write_bytes(picture(seed))
+    dog = {"prompt": "Is there a dog?", "answer": "yes"}
+    long = {"prompt": "one two three four five six seven eight nine ten eleven twelve thirteen", "answer": "no"}
+    blind = {"prompt": "Is there a cat?", "answer": "yes"}
+    lines("test.jsonl", [{**dog, "image": "a.png"}, {**long, "image": "a.png"}, blind])
+    rows = [{**dog, "image": "b.png"}, {"prompt": dog["prompt"], "image": "b.png"}, dog, {**dog, "image": "a.png"},
+            {**long, "image": "b.png"}, {**blind, "image": "b.png"}]  # fmt: skip
+    lines("a.jsonl", [{**row, "id": number} for number, row in enumerate(rows)])
+    run("decontaminate", "--against", "test.jsonl", "a.jsonl", "clean.jsonl")
+    assert [row["id"] for row in loaded("clean.jsonl")] == [0, 1]
+    assert [one["why"] for one in loaded("clean.removed.jsonl")] == ["text", "image", "words", "text"]
+    run("decontaminate", "--against", "test.jsonl", "--compare", "none", "a.jsonl", "text.jsonl")
+    assert [row["id"] for row in loaded("text.jsonl")] == [0, 1, 3]
+
+
 def test_images_are_alike_at_any_size_and_quality() -> None:
     scenes = [fingerprint(BytesPicture(picture(seed), "x")) for seed in range(40)]
     near = Near(8)
