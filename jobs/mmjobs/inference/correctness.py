@@ -11,7 +11,7 @@ from mmjobs.inference.evaluate import Verified
 from mmjobs.inference.inputs import InputRow
 from mmjobs.inference.made import Made, pair
 from mmjobs.inference.records import Record
-from mmjobs.inference.work import Check
+from mmjobs.inference.work import Check, source_of
 from mmjobs.rank.context import Context
 from mmlaunch.recipe.inference import Correctness
 
@@ -71,5 +71,5 @@ class CorrectnessPairs(Verified):
         dice = random.Random(seed_of("pairs", self._seed, row.index, why))
         drawn = dice.sample(every, min(len(every), self._task.pairs_per_question))
         example = self.question(row).example
-        facts = {"source": row.source, "why": why, "truth": next(iter(row.truths), None), "index": row.index}
+        facts = {"source": source_of(row), "why": why, "truth": next(iter(row.truths), None), "index": row.index}
         return [pair(example, better, worse, **facts) for better, worse in drawn]

@@ -16,7 +16,7 @@ from mmjobs.inference.inputs import Failed, InputRow, InputRows, check_numbers, 
 from mmjobs.inference.made import Made, answered, pair
 from mmjobs.inference.records import Record
 from mmjobs.inference.verify import Verifiers
-from mmjobs.inference.work import Check, failed, record
+from mmjobs.inference.work import Check, failed, record, source_of
 from mmjobs.model import trees
 from mmjobs.rank.context import Context
 from mmjobs.rank.watchdog import Phase
@@ -161,10 +161,11 @@ class Scores:
         if self._other is not None:
             return "versus"
         if row.example is None:
-            if row.source not in self._readable:
-                same = (one for one in self._rows if one.source == row.source and one.example is not None)
-                self._readable[row.source] = next(same, row)
-            row = self._readable[row.source]
+            source = source_of(row)
+            if source not in self._readable:
+                same = (one for one in self._rows if one.example is not None and source_of(one) == source)
+                self._readable[source] = next(same, row)
+            row = self._readable[source]
         ranked = row.example is not None and len(row.example.answers) > 1 and "predictions" not in row.values
         return "pair" if ranked else "prediction"
 
@@ -173,7 +174,7 @@ class Scores:
         task, least = self._task, self._task.least
         known = [(score, one.text) for score, one in zip(scores, example.answers, strict=True) if score is not None]
         good = [(score, text) for score, text in known if least is None or score >= least]
-        facts = {"source": row.source, "index": row.index}
+        facts = {"source": source_of(row), "index": row.index}
         if task.select == "best" and good:
             score, text = max(good, key=lambda one: one[0])  # the first of equal ones
             return [answered(example, text, score=score, **facts)]

@@ -14,7 +14,8 @@ from mmjobs.data.example import Example, Origin, Turn
 from mmjobs.data.formats.registry import parts
 from mmjobs.inference.dropout_ntp import begun
 from mmjobs.inference.evaluate import instructed
-from mmjobs.inference.inputs import measured
+from mmjobs.inference.inputs import InputRows, measured
+from mmjobs.inference.work import record
 from mmlaunch.errors import BadInput
 from mmlaunch.recipe import Recipe
 from mmlaunch.recipe.data import Source
@@ -136,7 +137,7 @@ def test_score_by_functions_selects(task: Make, rows: Rows) -> None:
 
     (record,) = task(scored, source).work().records()
     assert record["scores"] == [0.0, 1.0, 0.0, 1.0] and record["kinds"] == ["wrong", "right", "unparsed", "right"]
-    facts = summary([record]).as_json()["by_source"]["rows"]  # each answer that was drawn counts
+    facts = summary([record]).as_json()["by_source"]["s"]  # each answer that was drawn counts
     assert (facts["score"], facts["truncated"], facts["pass_at"]["4"]) == (0.5, 1, 1)
     pairs = made(select="pairs")
     assert {(pair["chosen"][0]["content"], pair["rejected"][0]["content"]) for pair in pairs} == {
@@ -253,6 +254,18 @@ def test_a_file_of_predictions_is_whole(rows: Rows) -> None:
         with pytest.raises(BadInput, match=says):
             measured([source(*refused)])
     assert measured([source(0, 2, 3).model_copy(update={"limit": 2})])[0].rows == 2
+
+
+def test_predictions_are_counted_under_their_own_sources(rows: Rows) -> None:
+    """Scored or evaluated again, each keeps its source, also one that failed; a user's `source` is not one."""
+    ours = {"index": 0, "source": "chartqa", "prompt": "Q", "images": [], "truths": ["a"], "predictions": ["a"]}
+    failed = {**ours, "index": 1, "source": "docvqa", "predictions": [], "error": {"reason": "image"}}
+    users = {"index": 2, "source": "web", "prompt": "Q", "truths": ["a"]}
+    read = InputRows([Source(**rows([ours, failed, users, {**ours, "source": None}], format="predictions"))])
+    made = [record(row, {"predictions": ["b"]}) for row in read]
+    assert [one["source"] for one in made] == ["chartqa", "docvqa", "rows", "rows"]
+    assert "input_source" not in made[0] and made[0]["input_predictions"] == ["a"]
+    assert made[2]["input_source"] == "web"
 
 
 def test_answers_are_no_truths_of_themselves(task: Make, rows: Rows) -> None:
