@@ -6,7 +6,7 @@ MmlaunchError                1   something failed; the message says what and wha
 │   └── TemplateError            a template that cannot be rendered; names its file and line
 ├── RunNotFound              3   no such run, or more than one
 ├── MachineError             4   this machine refuses: its disk is full, a permission or a program is missing
-└── BadInput                94   the job cannot use this recipe or these data: never restarted
+└── BadInput                94   the job cannot use this recipe or these data: never restarted; of a command, 2
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ import sys
 from dataclasses import asdict
 
 from mmjobs.inference.inputs import measured
+from mmjobs.tasks.data_command import exit_code
 from mmlaunch.errors import MmlaunchError
 from mmlaunch.recipe.data import Source
 
@@ -17,8 +18,9 @@ def main() -> int:
         sources = [Source.model_validate(one) for one in json.loads(sys.argv[1])]
         print(json.dumps({"inputs": [asdict(one) for one in measured(sources)]}))
     except (MmlaunchError, OSError) as error:
-        print(json.dumps({"error": f"data.input: {error}"}))
-        return 1
+        code = exit_code(error)
+        print(json.dumps({"error": f"data.input: {error}", "exit_code": code}))
+        return code
     return 0
 
 

@@ -85,12 +85,8 @@ def end(parser: argparse.ArgumentParser, run: Callable[[argparse.Namespace], dic
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # half a file is removed
     try:
         result = run(parser.parse_args())
-    except BadInput as error:
-        result = {"error": str(error), "exit_code": UserError.exit_code}  # no job: the user names the file
-    except MmlaunchError as error:
-        result = {"error": str(error), "exit_code": error.exit_code}
-    except OSError as error:
-        result = {"error": str(error), "exit_code": MachineError.exit_code}
+    except (MmlaunchError, OSError) as error:
+        result = {"error": str(error), "exit_code": exit_code(error)}
     except KeyboardInterrupt:
         return 130
     finally:
@@ -100,6 +96,13 @@ def end(parser: argparse.ArgumentParser, run: Callable[[argparse.Namespace], dic
     print(json.dumps(result))
     code: int = result.get("exit_code", 0)
     return code
+
+
+def exit_code(error: MmlaunchError | OSError) -> int:
+    """What a command ends with. No job reads these rows: wrong ones are a mistake of the user, who names the file."""
+    if isinstance(error, BadInput):
+        return UserError.exit_code
+    return error.exit_code if isinstance(error, MmlaunchError) else MachineError.exit_code
 
 
 def must_differ(input: str, output: Path) -> None:

@@ -15,7 +15,7 @@ from typing import NoReturn
 import click
 
 from mmlaunch import __version__
-from mmlaunch.errors import MachineError, MmlaunchError, RecipeError
+from mmlaunch.errors import BadInput, MachineError, MmlaunchError, RecipeError, UserError
 
 USUAL = (
     "validate", "render", "estimate", "submit", "status", "logs", "cancel", "resume", "why", "results", "chat", "board",
@@ -134,7 +134,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         code = _report(error, color)
     except MmlaunchError as error:
         click.echo(f"{click.style('error', fg='red', bold=True)}: {_printable(str(error))}", err=True, color=color)
-        code = error.exit_code
+        # 94 is of a job, and keeps it from a restart: here, what cannot be read is named by the user.
+        code = UserError.exit_code if isinstance(error, BadInput) else error.exit_code
     except click.exceptions.Abort:
         code = 130
     except click.ClickException as error:

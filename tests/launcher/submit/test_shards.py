@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -111,6 +112,34 @@ def test_a_damaged_definition_is_named(tmp_path: Path) -> None:
     run.definition.write_text('{"rows": 32}')
     with pytest.raises(BadInput, match=r"shards\.json: is no definition of shards"):
         shards.read(run)
+
+
+@pytest.mark.parametrize(
+    ("rows", "says"),
+    [
+        ("", r"rows\.jsonl: .*at least one"),
+        ('{"index": 0, "prompt": "Q", "truths": [], "predictions": ["a"]}\n' * 2, "rows? 0 (is|are) "),
+    ],
+)
+def test_wrong_input_is_a_mistake_of_the_user(
+    tmp_path: Path, own_home: Path, write: Callable[..., Path], rows: str, says: str
+) -> None:
+    """An empty file, and one of predictions with a row twice: nothing is submitted, and the exit code is 2."""
+    (tmp_path / "rows.jsonl").write_text(rows)
+    source = f"{{path: {tmp_path / 'rows.jsonl'}, format: predictions}}"
+    refused = mmlaunch("submit", write(RECIPE.replace("{format: shapes, limit: 40}", source)))
+    assert refused.returncode == 2 and re.search(says, refused.stderr), refused.stderr
+
+
+def test_damaged_records_are_no_job(tmp_path: Path, own_home: Path, write: Callable[..., Path]) -> None:
+    """94 is of a job: `results` ends with 2 where records are not those of its rows, and says which."""
+    run = made(own_home / "runs", 1)
+    run.resolved.write_text(RECIPE)
+    shard = shards.shard(run, 0)
+    shards.records(shard).write_text('{"index": 0}\n')
+    shards.footer(shard).write_text("{}")
+    shown = mmlaunch("results", run.name)
+    assert shown.returncode == 2 and "missing: 1, 2, 3" in shown.stderr, shown.stderr
 
 
 def test_a_task_on_this_machine(tmp_path: Path, own_home: Path, write: Callable[..., Path]) -> None:
