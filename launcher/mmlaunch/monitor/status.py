@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from mmlaunch.errors import MachineError, UserError
-from mmlaunch.monitor import silence
+from mmlaunch.monitor import progress, silence
 from mmlaunch.monitor.shards import joined
 from mmlaunch.monitor.silence import Silence
 from mmlaunch.monitor.state import Status, ends_about
@@ -122,11 +122,13 @@ def _derive(run: RunPaths, events: Events, job: Job | None) -> Status:
 def derive(run: RunPaths, events: Events, now: float, job: Job | None = None) -> Status:
     """The status that these events mean, and what the scheduler says of the run's job.
 
-    A resumed run shows the step that its earlier submissions had reached, until it logs one of its own.
+    A resumed run shows the step that its earlier submissions had reached, until it logs one of its own; and a shard the
+    records that they had committed.
     """
     reached = events.last("step", "resumed") or {}
-    furthest = _furthest(events, reached)
-    saved = _saved(events)
+    furthest = progress.furthest(events, reached)
+    saved = progress.saved(events)
+    committed = progress.committed(events)
     events = events.of_this_submission
     submitted = events.last("submitted") or {}
     attempts = [int(event["attempt"]) for event in events if isinstance(event.get("attempt"), int)]
@@ -143,8 +145,8 @@ def derive(run: RunPaths, events: Events, now: float, job: Job | None = None) ->
         state=state,
         method=str(submitted.get("method", "?")),
         attempt=max(attempts, default=0),
-        step=records.get("done", furthest),
-        steps=records.get("total") or step.get("steps") or submitted.get("rows") or submitted.get("steps"),
+        step=committed.get("done", furthest),
+        steps=committed.get("total") or step.get("steps") or submitted.get("rows") or submitted.get("steps"),
         rate=(records or step).get("rate") if running else None,
         loss=_number(reached.get("loss")),
         saved_step=saved.get("step"),
@@ -155,29 +157,8 @@ def derive(run: RunPaths, events: Events, now: float, job: Job | None = None) ->
         submitted=submitted.get("time"),
         torn_lines=events.torn,
         silent=quiet.unwritten,
-        failed_rows=records.get("failed") or {},
+        failed_rows=committed.get("failed") or {},
     )
-
-
-def _saved(events: Events) -> Event:
-    """The newest save. A run that was resumed from an earlier one has rejected those after it."""
-    saved: Event = {}
-    known: dict[int, Event] = {}
-    for event in events:
-        if kind_of(event) == "checkpoint" and "rejected" not in event and event.get("step") is not None:
-            saved = known[event["step"]] = event
-        elif kind_of(event) == "resumed" and saved:
-            saved = known.get(event["step"], saved)
-    return saved
-
-
-def _furthest(events: Events, reached: Event) -> int | None:
-    """The last step that is known to be done. Not every step is logged, but what was saved since the last resume was
-    done."""
-    begun = max((i for i, event in enumerate(events) if kind_of(event) in ("ready", "resumed")), default=0)
-    since = [event for event in events.events[begun:] if "rejected" not in event and kind_of(event) == "checkpoint"]
-    steps = [event["step"] for event in (reached, *since) if event.get("step") is not None]
-    return max(steps, default=None)
 
 
 def _state(events: Events, job: Job | None) -> tuple[str, str]:

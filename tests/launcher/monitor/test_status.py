@@ -89,6 +89,22 @@ def test_a_run_that_was_resumed_stands_where_it_stood() -> None:
     assert status.derive(RunPaths(Path("/runs/r")), Events(resumed), NOW).step == 40
 
 
+def test_a_shard_that_was_resumed_keeps_what_was_committed() -> None:
+    """Its progress does not go back until it reports; one that was damaged has nothing left."""
+    first = event("submitted", executor="local", method="predict", rows=300)
+    before = (first, event("records", done=132, total=300, new=132, rate=9.0, failed={"image": 2}))
+    lost = (*before, event("ended", state="failed"), first, event("queued", **ME), event("started", attempt=2, **ME))
+    found = status.derive(RunPaths(Path("/runs/r")), Events(lost), NOW)
+    assert (found.state, found.step, found.steps, found.rate) == ("starting", 132, 300, None)
+    assert found.failed_rows == {"image": 2}
+    ready = (*lost, event("records", done=140, total=300, new=8, rate=4.0, failed={}))
+    found = status.derive(RunPaths(Path("/runs/r")), Events(ready), NOW)
+    assert (found.step, found.rate, found.failed_rows) == (140, 4.0, {})
+    damaged = (*before, event("ended", state="done"), first, event("queued", **ME))
+    found = status.derive(RunPaths(Path("/runs/r")), Events(damaged), NOW)
+    assert (found.step, found.steps, found.failed_rows) == (None, 300, {})
+
+
 def test_a_process_that_is_gone_without_a_word_is_lost() -> None:
     assert state(SUBMITTED, event("queued", **GONE), event("started", attempt=1, **GONE)) == "lost"
     assert state(SUBMITTED, event("queued", **{**ME, "began": 1})) == "lost"  # the number was given to another process
