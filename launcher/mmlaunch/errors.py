@@ -49,6 +49,14 @@ class BadInput(MmlaunchError):
     exit_code = 94
 
 
+class InputChanged(BadInput):
+    """An input file of a task is not what it was when its rows were split."""
+
+
+class TooManyFailed(BadInput):
+    """Most rows of a shard fail, and more than the task allows."""
+
+
 @dataclass(frozen=True)
 class Problem:
     """One mistake: where in the recipe, what is wrong, and what would be right."""

@@ -22,7 +22,7 @@ from mmjobs.rank.context import Context
 from mmjobs.rank.signals import name_of
 from mmjobs.rank.watchdog import Phase
 from mmjobs.train import pins
-from mmlaunch.errors import BadInput
+from mmlaunch.errors import BadInput, InputChanged, TooManyFailed
 from mmlaunch.recipe.data import Source
 from mmlaunch.recipe.inference import Inference
 from mmlaunch.run import shards
@@ -175,7 +175,7 @@ class Shard:
             what = f"most rows have failed, and more than {allowed}"
             wrong = f"{what}: {'; '.join(_details(self._context))}"
         if wrong := self._ranks.from_first(wrong):
-            raise BadInput(wrong)
+            raise TooManyFailed(wrong)
 
 
 def _details(context: Context) -> Iterator[str]:
@@ -207,7 +207,7 @@ def open_rows(context: Context) -> tuple[Definition, InputRows]:
         except (BadInput, OSError) as error:
             wrong = str(error)
     if wrong := context.ranks.from_first(wrong):
-        raise BadInput(wrong)
+        raise InputChanged(wrong)
     rows = InputRows(sources)
     if len(rows) != definition.rows:
         raise BadInput(f"data.input: {len(rows)} rows, and the task was split when there were {definition.rows}")

@@ -81,13 +81,18 @@ def _of_task(run: RunPaths, now: Status) -> Story:
         what = {"done": "Complete", "failed": "Complete, and too many rows failed"}.get(
             now.state, f"Nothing ended it: it is {now.shown_state}"
         )
-        return Story(run.name, now.state, what, now.reason, "", "", now.next or f"mmlaunch status {run.name}")
-    story = of(wrong[0][0])
+        following = now.next or f"mmlaunch status {run.name}"
+        if now.state == "failed":
+            following += f"; or let more rows fail: mmlaunch resume {run.name} -s objective.max_failed=SHARE"
+        return Story(run.name, now.state, what, now.reason, "", "", following)
+    first, story = wrong[0][0], of(wrong[0][0])
     what = (
         f"{len(wrong)} of {len(states)} shards {'is' if len(wrong) == 1 else 'are'} not done. {story.run}: {story.what}"
     )
-    place = f"shards/{wrong[0][0].root.name}/{story.place}" if story.place else ""
-    following = f"mmlaunch resume {run.name}    {story.run} alone: mmlaunch logs {story.run}"
+    place = f"shards/{first.root.name}/{story.place}" if story.place else ""
+    of_task = causes.named(_cause(ledger.read(first.events).of_this_submission)).of_task
+    again = story.next if of_task else f"mmlaunch resume {run.name}"
+    following = f"{again}    {story.run} alone: mmlaunch logs {story.run}"
     return Story(run.name, now.state, what, story.evidence, place, story.done, following)
 
 
@@ -106,9 +111,14 @@ def _canceller(events: Events) -> str:
     return str(cancelling.get("by")) if cancelling else choose.of_run(events).cancel_command
 
 
+def _cause(events: Events) -> str:
+    failed, ended = events.last("failed") or {}, events.last("ended") or {}
+    return str(ended.get("cause", failed.get("cause", "crash")))
+
+
 def _failed(run: RunPaths, now: Status, events: Events) -> Story:
     failed, ended = events.last("failed") or {}, events.last("ended") or {}
-    cause = str(ended.get("cause", failed.get("cause", "crash")))
+    cause = _cause(events)
     evidence = str(failed.get("evidence", ""))
     attempt = int(failed.get("attempt", now.attempt) or 1)
     done = f"{_history(events)} Not restarted: {ended.get('reason', '')}.".strip()
@@ -122,7 +132,8 @@ def _following(run: RunPaths, cause: str, now: Status, events: Events) -> str:
     attempt = int((events.last("failed") or {}).get("attempt", now.attempt) or 1)
     nodes = int((events.last("submitted") or {}).get("nodes", 1))
     stacks = run.attempt(attempt).stacks
-    return causes.named(cause).next.format(run=run.name, attempt=attempt, double=2 * nodes, stacks=stacks)
+    whole = shards.task_of(run) if causes.named(cause).of_task else None
+    return causes.named(cause).next.format(run=(whole or run).name, attempt=attempt, double=2 * nodes, stacks=stacks)
 
 
 def _history(events: Events) -> str:

@@ -36,6 +36,8 @@ class Cause:
     """Why there is no restart, if there never is one."""
     next: str = LOGS_AND_RESUME
     """What to type next; {run}, {attempt}, {stacks} and {double} (twice the nodes) are filled in."""
+    of_task: bool = False
+    """Whether it ends a task as a whole: {run} is the task then, and not its shard."""
     exit_codes: tuple[int, ...] = ()
     error_types: tuple[str, ...] = ()
     """The types of a rank's error record."""
@@ -261,6 +263,25 @@ TABLE: tuple[Cause, ...] = (
             r"Permission denied \(publickey|HF_TOKEN|HF_HUB_OFFLINE|does not exist on (?:the )?[Hh]ub|"
             r"huggingface-cli login|CERTIFICATE_VERIFY_FAILED|certificate verify failed"
         ),
+    ),
+    Cause(
+        "input changed",
+        budget="final",
+        why="The input is no longer what it was at submission",
+        final="it would fail again: an input file has changed",
+        next="put the file back, then mmlaunch resume {run}; or mmlaunch submit a new task",
+        of_task=True,
+        error_types=("InputChanged",),
+    ),
+    Cause(
+        "failed rows",
+        budget="final",
+        why="Most rows have failed",
+        final="it would fail again: the same rows fail",
+        next="mend the data or the recipe, then mmlaunch submit; or let more rows fail: "
+        "mmlaunch resume {run} -s objective.max_failed=SHARE",
+        of_task=True,
+        error_types=("TooManyFailed",),
     ),
     Cause(
         "bad input",

@@ -24,6 +24,7 @@ from mmlaunch.errors import BadInput
 from mmlaunch.recipe.data import Source
 from mmlaunch.results.merge import NotWhole
 from mmlaunch.run import shards
+from mmlaunch.run.error_record import errors
 from mmlaunch.run.paths import RunPaths
 
 Make = Callable[..., Task]
@@ -160,6 +161,7 @@ def test_rows_that_mostly_fail_end_the_shard(task: Make, rows: Rows) -> None:
         and "16 x overlong" in one.jobs[0].log()
     )
     assert "tokens, more than data.max_tokens" in one.jobs[0].log()
+    assert [error.type for error in errors(one.jobs[0].paths.attempt(1))] == ["TooManyFailed"]
 
 
 def test_a_changed_input_is_refused(task: Make, rows: Rows) -> None:
@@ -169,6 +171,7 @@ def test_a_changed_input_is_refused(task: Make, rows: Rows) -> None:
     path.write_text(path.read_text().replace("Question 7", "Question 8"))
     assert one.jobs[0].run(one.recipe) == [94]
     assert f"{path} has changed since the task was submitted" in one.jobs[0].log()
+    assert [error.type for error in errors(one.jobs[0].paths.attempt(1))] == ["InputChanged"]
 
 
 def test_the_merge_refuses_what_is_not_whole(task: Make) -> None:

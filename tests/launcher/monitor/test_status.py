@@ -24,12 +24,13 @@ from mmlaunch.load import rundir
 from mmlaunch.monitor import report, status, why
 from mmlaunch.monitor.state import Status
 from mmlaunch.restart import attempt
-from mmlaunch.run import ledger
+from mmlaunch.run import ledger, shards
 from mmlaunch.run.heartbeats import Heartbeat
 from mmlaunch.run.ledger import Event, Events
 from mmlaunch.run.paths import RunPaths
 from mmlaunch.schedulers import process
 from mmlaunch.submit import resume
+from mmlaunch.submit.shards import fill
 
 NOW = 1_800_000_000.0
 ME = process.identity(os.getpid())
@@ -77,6 +78,49 @@ def test_what_a_lost_run_left_in_its_logs_is_told(tmp_path: Path) -> None:
     story = why.of(run)
     assert (story.what, story.next) == ("Its job is gone. The disk is full", "make room, then mmlaunch resume r")
     assert story.evidence == "rank 0: OSError: [Errno 28] No space left on device [rank-0.out:2]"
+
+
+@pytest.mark.parametrize(
+    ("kind", "says"),
+    [
+        ("InputChanged", "put the file back, then mmlaunch resume t; or mmlaunch submit a new task"),
+        ("TooManyFailed", "mmlaunch resume t -s objective.max_failed=SHARE"),
+        ("BadInput", "mmlaunch resume t    t/0 alone: "),
+    ],
+)
+def test_what_a_task_needs_before_it_is_resumed(tmp_path: Path, kind: str, says: str) -> None:
+    """A changed input, and too many failed rows, would end it again: another file, or another share."""
+    run = task(tmp_path / "t")
+    shard = shards.shard(run, 0)
+    shard.attempt(1).logs.mkdir(parents=True)
+    shard.attempt(1).script.write_text("")
+    attempt.begin(shard, shard.attempt(1).script)
+    shard.attempt(1).rank_error(0).write_text(json.dumps({"rank": 0, "type": kind, "message": "m", "time": 1.0}))
+    assert attempt.end(shard, 1, 94) == 94
+    story = why.of(run)
+    assert story.state == "failed" and says in story.next and f"rank 0: {kind}: m" in story.evidence
+    if kind != "BadInput":
+        assert "resume t/0" not in why.of(shard).next and says in why.of(shard).next
+
+
+def test_where_too_many_rows_failed_more_may(tmp_path: Path) -> None:
+    run = task(tmp_path / "t")
+    ledger.append(shards.shard(run, 0).events, "records", done=4, total=4, new=4, rate=1.0, failed={"image": 1})
+    ledger.append(shards.shard(run, 0).events, "ended", state="done", attempt=1, cause="done", exit_code=0)
+    story = why.of(run)
+    assert (story.state, story.what) == ("failed", "Complete, and too many rows failed")
+    more = "mmlaunch resume t -s objective.max_failed=SHARE"
+    assert story.next == f"mmlaunch results t; or let more rows fail: {more}"
+    assert "; 1 of 4 rows failed (1 x image), more than" in story.evidence
+
+
+def task(root: Path) -> RunPaths:
+    """A task of one shard, as it was submitted."""
+    run = RunPaths(root)
+    run.root.mkdir()
+    inputs = (shards.InputFile("rows", "rows.jsonl", 4, 7, "d"),)
+    fill(run, shards.Definition(4, 16, 8, ((0, 4),), inputs), {"executor": "local", "method": "predict"}, {})
+    return run
 
 
 def test_a_run_that_was_resumed_stands_where_it_stood() -> None:
