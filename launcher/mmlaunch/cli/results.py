@@ -87,4 +87,5 @@ def _say(run: RunPaths, merged: Merged, evaluation: Evaluation) -> None:
     if merged.failed:
         reasons = ", ".join(f"{count:,} x {reason}" for reason, count in merged.failed.most_common())
         limit = f", more than objective.max_failed allows ({merged.allowed:.1%})" if merged.too_many_failed else ""
-        click.secho(f"{merged.failed.total():,} rows failed: {reasons}{limit}", fg="red" if limit else "yellow")
+        rows = "1 row" if merged.failed.total() == 1 else f"{merged.failed.total():,} rows"
+        click.secho(f"{rows} failed: {reasons}{limit}", fg="red" if limit else "yellow")

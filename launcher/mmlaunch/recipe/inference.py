@@ -296,3 +296,10 @@ class Correctness(Compared):
     unparsed: Literal["wrong", "format", "drop"] = "format"
     """What an answer is from which nothing can be read. wrong: a wrong one; format: a rejected one in pairs of their
     own; drop: it stands in no pair."""
+
+    @rule
+    def _a_high_score_is_right(self) -> Iterator[Mistake]:
+        for name, source in self.metric.items():
+            if source.lower_is_better:
+                what = f"{source.metric} is lower for better answers, and here those of a high score are right"
+                yield ("metric", name), source.metric, mistake(what, "name a function whose best score is 1")

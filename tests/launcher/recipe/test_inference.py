@@ -33,6 +33,24 @@ def test_correctness_takes_no_reward_run_for_a_metric() -> None:
         load_recipe(Path("recipes/correctness_llama3.yaml"), ["objective.metric=runs/rm"])
 
 
+@pytest.mark.parametrize(
+    ("metric", "refused"),
+    [
+        ("{function: chair, options: {synonyms: {dog: []}}}", "chair is lower for better answers"),
+        ("{function: amber, options: {measure: hallucination, synonyms: {dog: []}}}", "amber_hallucination is lower"),
+        ("{function: amber, options: {synonyms: {dog: []}}}", ""),
+    ],
+)
+def test_correctness_takes_no_metric_where_lower_is_better(metric: str, refused: str) -> None:
+    """Those with a high score are chosen: the answers with most hallucinations would be."""
+    recipe = Path("recipes/correctness_llama3.yaml")
+    if not refused:
+        assert load_recipe(recipe, [f"objective.metric={metric}"]).recipe.objective.method == "correctness"
+        return
+    with pytest.raises(RecipeError, match=refused):
+        load_recipe(recipe, [f"objective.metric={metric}"])
+
+
 def test_the_file_of_a_metric_is_named_with_its_place() -> None:
     recipe = load_recipe(EVALUATE, ["objective.metric={mathvista: nofile.py:f, all: exact}"]).recipe
     (problem,) = problems(recipe, Folders(Path("recipes"), Path("recipes").absolute()))

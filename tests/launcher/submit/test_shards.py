@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 import shutil
 from collections.abc import Callable
@@ -14,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as some
 from tests.runs import mmlaunch, submit, until
 
+from mmlaunch.cli.results import show
 from mmlaunch.errors import BadInput, MachineError, UserError
 from mmlaunch.load import load_recipe, rundir
 from mmlaunch.monitor import status
@@ -140,6 +143,22 @@ def test_damaged_records_are_no_job(tmp_path: Path, own_home: Path, write: Calla
     shards.footer(shard).write_text("{}")
     shown = mmlaunch("results", run.name)
     assert shown.returncode == 2 and "missing: 1, 2, 3" in shown.stderr, shown.stderr
+
+
+@pytest.mark.parametrize(("failed", "says"), [(1, "1 row failed: 1 x image, "), (2, "2 rows failed: 2 x image, ")])
+def test_results_say_how_many_rows_failed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], failed: int, says: str
+) -> None:
+    run = made(tmp_path, 1)
+    run.resolved.write_text(RECIPE)
+    run.environment.write_text("{}")
+    shard = shards.shard(run, 0)
+    error = {"reason": "image", "detail": "gone"}
+    records = [{"index": number, "error": error if number < failed else None} for number in range(16)]
+    data = "".join(json.dumps(record) + "\n" for record in records).encode()
+    shards.records(shard).write_bytes(data)
+    shards.footer(shard).write_text(json.dumps({"sha256": hashlib.sha256(data).hexdigest()}))
+    assert show(run) == 1 and f"\n{says}more than" in capsys.readouterr().out
 
 
 def test_a_task_on_this_machine(tmp_path: Path, own_home: Path, write: Callable[..., Path]) -> None:
