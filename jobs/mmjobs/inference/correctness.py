@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from mmjobs.data.sampler import seed_of
 from mmjobs.inference.evaluate import Verified
 from mmjobs.inference.inputs import InputRow
-from mmjobs.inference.made import Made, pair
+from mmjobs.inference.made import pair
 from mmjobs.inference.records import Record
 from mmjobs.inference.work import Check, source_of
 from mmjobs.rank.context import Context
@@ -33,9 +33,12 @@ class CorrectnessPairs(Verified):
         if made.get("error"):
             return made
         right, wrong, unread, counts = self._sorted(made)
-        pairs = self._pairs(row, right, wrong, "correctness")
-        if self._task.unparsed == "format":
-            pairs += self._pairs(row, right, unread, "format")
+        example = self.question(row).example
+        facts = {"source": source_of(row), "truth": next(iter(row.truths), None), "index": row.index}
+        pairs = [
+            pair(example, better, worse, **facts, why=why)
+            for why, better, worse in drawn(right, wrong, unread, self._task.pairs_per_question, self._seed, row.index)
+        ]
         counts.update({"pairs": len(pairs), "questions": 1})
         counts["questions without a right answer"] += not right
         counts["questions without a wrong answer"] += not wrong and not unread
@@ -65,11 +68,15 @@ class CorrectnessPairs(Verified):
                 wrong[text] = None
         return list(right), list(wrong), list(unread), counts
 
-    def _pairs(self, row: InputRow, chosen: Sequence[str], rejected: Sequence[str], why: str) -> list[Made]:
-        assert row.example is not None
-        every = [(better, worse) for better in chosen for worse in rejected]
-        dice = random.Random(seed_of("pairs", self._seed, row.index, why))
-        drawn = dice.sample(every, min(len(every), self._task.pairs_per_question))
-        example = self.question(row).example
-        facts = {"source": source_of(row), "why": why, "truth": next(iter(row.truths), None), "index": row.index}
-        return [pair(example, better, worse, **facts) for better, worse in drawn]
+
+def drawn(
+    right: Sequence[str], wrong: Sequence[str], unread: Sequence[str], most: int, seed: int, index: int
+) -> list[tuple[str, str, str]]:
+    """At most so many pairs of a row, drawn by the seed: why it is one, the better and the worse answer. Those of a
+    right and a wrong answer come first; what they leave is for answers from which nothing could be read."""
+    pairs: list[tuple[str, str, str]] = []
+    for why, rejected in (("correctness", wrong), ("format", unread)):
+        every = [(why, better, worse) for better in right for worse in rejected]
+        dice = random.Random(seed_of("pairs", seed, index, why))
+        pairs += dice.sample(every, min(len(every), most - len(pairs)))
+    return pairs

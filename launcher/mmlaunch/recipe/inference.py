@@ -292,7 +292,7 @@ class Correctness(Compared):
     right: Real = 0.9
     """Answers of a higher score are right."""
     pairs_per_question: Count = 15
-    """The most pairs of a question, drawn by the seed."""
+    """The most pairs of a question, drawn by the seed; those of right and wrong answers first."""
     unparsed: Literal["wrong", "format", "drop"] = "format"
     """What an answer is from which nothing can be read. wrong: a wrong one; format: a rejected one in pairs of their
     own; drop: it stands in no pair."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from tests.jobs.inference.conftest import Task
 
 from mmjobs.data.example import Example, Origin, Turn
 from mmjobs.data.formats.registry import parts
+from mmjobs.inference.correctness import drawn
 from mmjobs.inference.dropout_ntp import begun
 from mmjobs.inference.evaluate import instructed
 from mmjobs.inference.inputs import InputRows, measured
@@ -121,6 +123,22 @@ def test_correctness_pairs(task: Make, trained: Path) -> None:
     assert max(per_question) == 2
     split = task({**objective, "shards": 3}, {"format": "shapes", "limit": 60}, model__init_from=str(trained))
     assert split.work().made() == pairs
+
+
+def test_format_pairs_take_what_is_left_of_the_most() -> None:
+    """Pairs of right and wrong answers first; both kinds together are no more than `pairs_per_question`."""
+
+    def kinds(most: int, wrong: Sequence[str] = ("3", "4"), unread: Sequence[str] = ("hm", "well")) -> dict[str, int]:
+        pairs = drawn(("2", "two"), wrong, unread, most, 0, 7)
+        assert len(set(pairs)) == len(pairs) and all(better in ("2", "two") for _, better, _ in pairs)
+        assert all((worse in unread) == (why == "format") for why, _, worse in pairs)
+        return dict(Counter(why for why, *_ in pairs))
+
+    assert kinds(15) == {"correctness": 4, "format": 4}
+    assert kinds(6) == {"correctness": 4, "format": 2}
+    assert kinds(3) == {"correctness": 3}
+    assert kinds(3, wrong=()) == {"format": 3} and kinds(9, unread=()) == {"correctness": 4}
+    assert drawn(("2",), ("3",), ("hm",), 1, 0, 7) == [("correctness", "2", "3")]
 
 
 def test_score_by_functions_selects(task: Make, rows: Rows) -> None:
