@@ -118,7 +118,8 @@ def check_numbers(source: Source) -> None:
         if numbers:
             shown = f"{', '.join(map(str, numbers[:_SHOWN]))}{' ...' if len(numbers) > _SHOWN else ''}"
             right = "put it right, or take the field index away to use the rows as they are"
-            raise BadInput(f"{source.path}: rows {shown} are {what} in this file of predictions; {right}")
+            are = "s are" if len(numbers) > 1 else " is"
+            raise BadInput(f"{source.path}: row{are} {what} in this file of predictions: {shown}; {right}")
 
 
 def content_of(source: Source) -> tuple[int, str]:

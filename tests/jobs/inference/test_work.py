@@ -268,7 +268,8 @@ def test_a_file_of_predictions_is_whole(rows: Rows) -> None:
 
     for accepted in ((0, 1, 2), (2, 0, 1), (None, None)):
         assert measured([source(*accepted)])[0].rows == len(accepted)
-    for refused, says in (((0, 1, 1, 2), "rows 1 are twice"), ((0, 2, 3), "rows 1 are missing"), ((1,), "rows 0 are")):
+    twice, gone = "row is twice in this file of predictions: 1", "row is missing in this file of predictions: "
+    for refused, says in (((0, 1, 1, 2), twice), ((0, 2, 3), f"{gone}1"), ((1,), f"{gone}0")):
         with pytest.raises(BadInput, match=says):
             measured([source(*refused)])
     assert measured([source(0, 2, 3).model_copy(update={"limit": 2})])[0].rows == 2
