@@ -13,7 +13,7 @@ from mmjobs.inference.made import pair
 from mmjobs.inference.records import Record
 from mmjobs.inference.work import Check, source_of
 from mmjobs.rank.context import Context
-from mmlaunch.recipe.inference import Correctness
+from mmlaunch.recipe.compared import Correctness
 
 
 class CorrectnessPairs(Verified):

@@ -13,7 +13,7 @@ from mmjobs.inference.records import Record
 from mmjobs.inference.verify import Verifiers, described
 from mmjobs.inference.work import Check
 from mmjobs.rank.context import Context
-from mmlaunch.recipe.inference import QUESTION, Correctness, Evaluate
+from mmlaunch.recipe.compared import QUESTION, Correctness, Evaluate
 
 
 class Verified(Predict):

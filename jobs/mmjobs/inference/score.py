@@ -24,8 +24,9 @@ from mmjobs.rollout.reward_model import RewardModel
 from mmjobs.train import pins
 from mmjobs.train.reward_models import build_reward_network
 from mmlaunch.errors import BadInput
+from mmlaunch.recipe.compared import ALL
 from mmlaunch.recipe.data import Source
-from mmlaunch.recipe.inference import ALL, Score
+from mmlaunch.recipe.inference import Score
 from mmlaunch.recipe.requirements import Requirements
 
 EMPTY: Mapping[str, Any] = {"scores": []}

@@ -9,7 +9,7 @@ from mmjobs.inference.records import Record
 from mmjobs.rank.context import Context
 from mmjobs.rollout.rewards.score import Sample, Score
 from mmjobs.rollout.rewards.workers import RewardWorkers
-from mmlaunch.recipe.inference import ALL
+from mmlaunch.recipe.compared import ALL
 from mmlaunch.recipe.rewards import RewardSource
 
 _WORKERS = 2

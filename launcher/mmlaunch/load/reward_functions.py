@@ -15,7 +15,7 @@ from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 
 from mmlaunch.errors import Problem
-from mmlaunch.recipe.inference import Compared
+from mmlaunch.recipe.compared import Compared
 from mmlaunch.recipe.recipe import Recipe
 from mmlaunch.recipe.reward_functions import CONTEXT, FUNCTIONS
 from mmlaunch.recipe.rewards import RewardSource

@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Union
 
 from pydantic import Discriminator, Tag
 
-from mmlaunch.recipe.inference import Correctness, DropoutNtp, Evaluate, Predict, Score
+from mmlaunch.recipe.compared import Correctness, Evaluate
+from mmlaunch.recipe.inference import DropoutNtp, Predict, Score
 from mmlaunch.recipe.method import Method
 from mmlaunch.recipe.preference import PREFERENCES, Preference
 from mmlaunch.recipe.reinforcement import Grpo, Ppo, Rloo

@@ -8,10 +8,10 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from mmlaunch.recipe.batch import Batch, neighbours, split
 from mmlaunch.recipe.checkpoint import Checkpoint, Evaluate, Log
+from mmlaunch.recipe.compared import Compared
 from mmlaunch.recipe.data import FORMATS, Data, Source, names
 from mmlaunch.recipe.deepspeed import DeepSpeed
 from mmlaunch.recipe.environment import Env
-from mmlaunch.recipe.inference import Compared
 from mmlaunch.recipe.method import Method
 from mmlaunch.recipe.model import Model
 from mmlaunch.recipe.objective import SECTIONS, Objective, section_name

@@ -20,8 +20,8 @@ from mmjobs.inference.inputs import InputRows, measured
 from mmjobs.inference.work import record
 from mmlaunch.errors import BadInput
 from mmlaunch.recipe import Recipe
+from mmlaunch.recipe.compared import INSTRUCTIONS
 from mmlaunch.recipe.data import Source
-from mmlaunch.recipe.inference import INSTRUCTIONS
 from mmlaunch.results.summary import summary
 
 Make = Callable[..., Task]
