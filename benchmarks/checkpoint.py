@@ -22,7 +22,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from tests.jobs.conftest import Job, _tiny
+from tests.jobs.conftest import Job, tiny_recipe
 
 from mmlaunch.run import manifest
 from mmlaunch.run.paths import RunPaths
@@ -42,7 +42,7 @@ def stalls(folder: Path, stage: int, background: bool) -> tuple[float, float, fl
     """Medians of the stall, the seconds until it was whole and the seconds of a step; the bytes."""
     job = Job(RunPaths(folder / f"stage-{stage}-{background}"))
     job.paths.root.mkdir()
-    recipe = _tiny(deepspeed__stage=stage, checkpoint__background=background, **MODEL)
+    recipe = tiny_recipe(deepspeed__stage=stage, checkpoint__background=background, **MODEL)
     assert job.run(recipe, 2) == [0, 0], job.log()
     saved = job.events("checkpoint")[:-1]  # the last one is always waited for
     times = [event["time"] for event in job.events("step")]
@@ -105,7 +105,7 @@ def judge(folder: Path) -> tuple[dict[str, list[bool]], int]:
     """For each kind of damage, whether each one was found; and how often the whole checkpoint was rejected."""
     job = Job(RunPaths(folder / "run"))
     job.paths.root.mkdir()
-    assert job.run(_tiny(deepspeed__stage=3, steps=2), 2) == [0, 0], job.log()
+    assert job.run(tiny_recipe(deepspeed__stage=3, steps=2), 2) == [0, 0], job.log()
     good, kept = job.paths.checkpoint(2), folder / "kept"
     shutil.copytree(good, kept)
     found: dict[str, list[bool]] = {}

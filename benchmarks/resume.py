@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tests.jobs.conftest import Job, _tiny
+from tests.jobs.conftest import Job, tiny_recipe
 
 from mmlaunch.recipe import Recipe
 from mmlaunch.run.paths import RunPaths
@@ -98,7 +98,7 @@ def compare(whole: Job, other: Job, steps: int) -> tuple[int, int, bool]:
 def measure(folder: Path, stage: int, kills: int) -> str:
     """One line of the table."""
     steps = 40 + 50 * kills
-    recipe = _tiny(deepspeed__stage=stage, steps=steps, **RUN)
+    recipe = tiny_recipe(deepspeed__stage=stage, steps=steps, **RUN)
     jobs = []
     for name in ("whole", "broken"):
         (folder / f"{name}-{stage}").mkdir()

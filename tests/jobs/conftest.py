@@ -36,10 +36,10 @@ _server.set_forkserver_preload(["mmjobs.tasks.train", "torch.utils.tensorboard",
 @pytest.fixture
 def tiny() -> Callable[..., Recipe]:
     """Make recipes that train in a second; `optim__lr=1` stands for `optim: {lr: 1}`."""
-    return _tiny
+    return tiny_recipe
 
 
-def _tiny(**changes: Any) -> Recipe:
+def tiny_recipe(**changes: Any) -> Recipe:
     data: dict[str, Any] = {
         "name": "tiny",
         "model": {

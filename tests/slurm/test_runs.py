@@ -25,6 +25,7 @@ from mmlaunch.run import manifest
 from mmlaunch.schedulers.slurm.queue import FLOOR
 
 
+@pytest.mark.nightly  # half a minute; the same path as a preemption
 def test_requeued_by_a_human(small: Path, slurm: SlurmCluster, submit_stub: SubmitStub) -> None:
     run = submit_stub(small, *PAIR, cluster="slurm")
     slurm.run("scontrol", "requeue", job_of(wait_for(run, saved_at(12))))

@@ -38,6 +38,7 @@ def unbroken(cluster: SlurmCluster, tmp_path_factory: pytest.TempPathFactory) ->
     return losses(finished(run))
 
 
+@pytest.mark.nightly  # DPO below runs on two nodes every day
 def test_two_nodes_with_two_ranks_each(small: Path, slurm: SlurmCluster) -> None:
     rendered = mmlaunch("render", "--cluster", "slurm", small, *TWO_BY_TWO)
     run = submit(small, *TWO_BY_TWO, cluster="slurm")

@@ -38,7 +38,8 @@ SYNCED = {"method": "dpo", "reference": "copy", "reference_sync": {"every": 3, "
 
 
 @pytest.mark.parametrize(
-    ("stage", "objective"), [pytest.param(1, "mpo", marks=pytest.mark.nightly), (2, SYNCED), (3, "sft")]
+    ("stage", "objective"),
+    [*(pytest.param(*way, marks=pytest.mark.nightly) for way in ((1, "mpo"), (2, SYNCED))), (3, "sft")],
 )
 def test_a_run_goes_on_from_it_bit_for_bit(job: Jobs, tiny: Recipes, stage: int, objective: Any) -> None:
     changes: dict[str, Any] = {"objective": objective, "deepspeed__stage": stage, "optim__schedule": "constant"}

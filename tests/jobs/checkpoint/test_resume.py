@@ -67,7 +67,7 @@ def test_signal_to_one_rank_saves_on_all_and_asks_for_another_attempt(job: Jobs,
 
 def test_deadline_saves_in_time(job: Jobs, tiny: Recipes) -> None:
     run = job("run")
-    deadline = time.time() + 13
+    deadline = time.time() + 16
     codes = run.run(tiny(steps=1_000_000, log__every=500), 1, MMLAUNCH_DEADLINE=str(deadline), MMLAUNCH_LEAD="10")
     assert codes == [90] and time.time() < deadline, run.log()
     assert run.events("signal")[-1]["name"] == "deadline"
@@ -153,7 +153,7 @@ def test_loss_that_is_not_finite_names_step_and_samples(job: Jobs, tiny: Recipes
     assert run.saved() == [2], "weights that are no numbers are never saved"
 
 
-@pytest.mark.parametrize("stage", [0, pytest.param(2, marks=pytest.mark.nightly), 3])
+@pytest.mark.parametrize("stage", [0, *(pytest.param(stage, marks=pytest.mark.nightly) for stage in (2, 3))])
 def test_a_disk_without_any_room_is_a_warning(job: Jobs, tiny: Recipes, stage: int) -> None:
     run = job("run")
     run.paths.checkpoints.mkdir()
@@ -170,7 +170,7 @@ def test_a_disk_without_any_room_is_a_warning(job: Jobs, tiny: Recipes, stage: i
         os.system(f"umount {run.paths.checkpoints}")
 
 
-@pytest.mark.parametrize("stage", [0, pytest.param(1, marks=pytest.mark.nightly), 3])
+@pytest.mark.parametrize("stage", [0, *(pytest.param(stage, marks=pytest.mark.nightly) for stage in (1, 3))])
 def test_a_resumed_run_has_the_settings_of_its_recipe(job: Jobs, tiny: Recipes, stage: int) -> None:
     """Not those that a checkpoint remembers; what does not fit to it is said in one sentence."""
     runs = {}

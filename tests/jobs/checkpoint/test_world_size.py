@@ -51,9 +51,8 @@ def goes_on(job: Jobs, recipe: Recipe, worlds: tuple[int, ...], share: float) ->
 @pytest.mark.parametrize(
     ("stage", "worlds"),
     [
-        (0, (2, 1)),
         (3, (1, 2, 1)),
-        *(pytest.param(*way, marks=pytest.mark.nightly) for way in ((1, (2, 1)), (2, (2, 4, 2)))),
+        *(pytest.param(*way, marks=pytest.mark.nightly) for way in ((0, (2, 1)), (1, (2, 1)), (2, (2, 4, 2)))),
     ],
 )
 def test_losses_are_those_of_the_unbroken_run(job: Jobs, tiny: Recipes, stage: int, worlds: tuple[int, ...]) -> None:
@@ -97,7 +96,7 @@ def opened(run: Any) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("stage", [2, 3])
+@pytest.mark.parametrize("stage", [2, pytest.param(3, marks=pytest.mark.nightly)])
 def test_what_is_not_trained_comes_from_the_checkpoint_too(job: Jobs, tiny: Recipes, stage: int) -> None:
     run = job("run")
     assert run.run(tiny(deepspeed__stage=stage, steps=2, **PARTS)) == [0], run.log()

@@ -155,7 +155,7 @@ def parts_of(folder: Path) -> dict[str, Any]:
     ("kind", "precision"),
     [
         ("parts", "fp32"),
-        ("whole", "fp32"),
+        pytest.param("whole", "fp32", marks=pytest.mark.nightly),
         pytest.param("export", "fp32", marks=pytest.mark.nightly),
         ("export", "bf16"),
     ],

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from tests.jobs.conftest import Job
+from tests.jobs.conftest import Job, tiny_recipe
 
 from mmjobs.inference.inputs import measured
 from mmlaunch.recipe import Recipe, resolved
@@ -99,9 +99,10 @@ def rows(tmp_path: Path) -> Callable[..., dict[str, Any]]:
     return _rows
 
 
-@pytest.fixture
-def trained(job: Callable[[str], Job], tiny: Callable[..., Recipe]) -> Path:
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model that answers: the three colours, shapes and places are still guesses, but words."""
-    run = job("sft")
-    assert run.run(tiny(steps=60, data__train={"format": "shapes", "limit": 400}, optim={"lr": 1e-2})) == [0]
+    run = Job(RunPaths(tmp_path_factory.mktemp("sft")))
+    recipe = tiny_recipe(steps=60, data__train={"format": "shapes", "limit": 400}, optim={"lr": 1e-2})
+    assert run.run(recipe) == [0], run.log()
     return run.paths.root

@@ -182,8 +182,8 @@ def unbroken() -> dict[str, dict[int, dict[str, float]]]:
 
 @pytest.mark.parametrize(
     ("method", "stage", "place"),
-    [("ppo", 0, place) for place in ("generation", "update", "saving")]
-    + [pytest.param(*one, marks=pytest.mark.nightly) for one in OTHERS],
+    [("ppo", 0, place) for place in ("generation", "update")]
+    + [pytest.param(*one, marks=pytest.mark.nightly) for one in (("ppo", 0, "saving"), *OTHERS)],
 )
 def test_killed_anywhere_it_goes_on_bit_for_bit(
     runs: Any, tiny: Recipes, unbroken: dict[str, Any], method: str, stage: int, place: str
@@ -370,11 +370,11 @@ def test_the_critic_and_its_reward_model_share_their_weights(runs: Any, tiny: Re
     """Every number is that of a run with a reward model of its own: the critic without its adapter is the same."""
     data = {"format": "shapes", "limit": 200}
     reward = runs("reward")
-    assert reward.run(tiny(objective="reward", steps=20, optim__lr=1e-2, data__train=data)) == [0], reward.log()
-    rewards = str(reward.paths.checkpoint(20))
+    assert reward.run(tiny(objective="reward", steps=5, optim__lr=1e-2, data__train=data)) == [0], reward.log()
+    rewards = str(reward.paths.checkpoint(5))
     lora: dict[str, Any] = {
         "model__train": {"vision": "frozen", "projector": "frozen", "language": "lora"}, "model__lora": {"rank": 2},
-        "deepspeed": {"stage": stage}, "steps": 6, "optim__lr": 1e-2, "batch__global": 16,
+        "deepspeed": {"stage": stage}, "steps": 4, "optim__lr": 1e-2, "batch__global": 16,
     }  # fmt: skip
     numbers = []
     for shares in (False, True):
@@ -383,4 +383,4 @@ def test_the_critic_and_its_reward_model_share_their_weights(runs: Any, tiny: Re
         recipe = tiny(objective={**PPO, "rewards": [rewards], "critic": critic}, **lora)
         assert run.run(recipe) == [0], run.log()
         numbers.append(steps(run))
-    assert numbers[0] == numbers[1] and len(numbers[0]) == 6
+    assert numbers[0] == numbers[1] and len(numbers[0]) == 4

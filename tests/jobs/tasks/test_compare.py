@@ -184,6 +184,7 @@ def test_an_image_that_breaks_off_is_left_out(job: Jobs, tiny: Recipes, tmp_path
     assert (found["pairs"], found["left"]) == (1, {"bad": 1}) and "half.jpg" in found["reasons"][0]["reason"]
 
 
+@pytest.mark.nightly  # the command itself is run by a test of the launcher
 def test_the_command_says_who_is_better(job: Jobs, tiny: Recipes, tmp_path: Path) -> None:
     """Longer answers are the better ones here: a run that has learnt nothing finds them less likely."""
     for name, start, count in (("train", 0, 64), ("test", 64, 60)):

@@ -28,7 +28,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from tests.jobs.conftest import _tiny as tiny
+from tests.jobs.conftest import tiny_recipe as tiny
 
 from mmjobs.data.batch import collate
 from mmjobs.data.encode import Processor

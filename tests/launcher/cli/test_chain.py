@@ -104,6 +104,7 @@ def stranger(folder: Path, image: Path) -> list[str]:
     return done.stdout.splitlines()
 
 
+@pytest.mark.nightly  # half a minute; what is left out is listed by shorter tests too
 def test_what_is_left_out_is_listed(world: dict[str, Path], trained: RunPaths) -> None:
     done = mmlaunch("data", world["recipe"], "--json", "--decode")
     part = json.loads(done.stdout)["groups"]["train"][0]
@@ -141,6 +142,7 @@ def test_the_export_is_a_llava_to_everybody(
     assert wrong.returncode == 1 and "no checkpoint of step 2; there are: 3" in wrong.stderr
 
 
+@pytest.mark.nightly  # half a minute
 def test_a_run_and_its_export_are_the_same_start(world: dict[str, Path], trained: RunPaths, merged: Path) -> None:
     full = world["folder"] / "full.yaml"
     plain = world["recipe"].read_text().replace("language: lora", "language: full")

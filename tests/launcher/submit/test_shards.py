@@ -31,7 +31,7 @@ RECIPE = """\
 name: answers
 model: {vision: {random: {width: 32}}, language: {random: {width: 32}}}
 data: {input: {format: shapes, limit: 40}}
-objective: {method: predict, shards: 2, window: 16, sampling: {temperature: 0, max_new_tokens: 4}}
+objective: {method: predict, window: 64, sampling: {temperature: 0, max_new_tokens: 4}}
 precision: fp32
 resources: {nodes: 1, gpus_per_node: 0, tasks_per_node: 1, time: 10m}
 """
@@ -169,10 +169,10 @@ def test_a_task_on_this_machine(tmp_path: Path, own_home: Path, write: Callable[
     run = submit(write(RECIPE))
     assert mmlaunch("results", run.name).returncode != 0
     until(lambda: status.of(run).state == "done", seconds=120)
-    assert rundir.resolve(f"{run.name}/1").root == shards.shard(run, 1).root
+    assert rundir.resolve(f"{run.name}/0").root == shards.shard(run, 0).root
     refused = mmlaunch("resume", run.name, "-s", "objective.sampling.max_new_tokens=8")
     assert refused.returncode == 2 and "were written at submission" in refused.stderr
-    with pytest.raises(UserError, match="is done: 2 shards: 2 done"):
+    with pytest.raises(UserError, match="is done: 1 shard: 1 done"):
         resume_task(run, [], None)
     for command in ("resume", "cancel", "results"):
         of_shard = mmlaunch(command, f"{run.name}/0")
@@ -188,7 +188,7 @@ def test_a_task_on_this_machine(tmp_path: Path, own_home: Path, write: Callable[
         until(lambda: status.of(run).state == "done", seconds=120)
         assert mmlaunch("results", run.name).stdout == whole
         assert shards.output(run, "predictions.jsonl").read_bytes() == predictions
-    assert {f"{run.name}/0", f"{run.name}/1"} <= set(mmlaunch("logs", run.name).stdout.splitlines())
+    assert f"{run.name}/0" in set(mmlaunch("logs", run.name).stdout.splitlines())
     assert mmlaunch("export", run.name).returncode == 2 and mmlaunch("report", run.name).returncode == 2
 
 
