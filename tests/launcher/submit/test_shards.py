@@ -164,7 +164,8 @@ def test_results_say_how_many_rows_failed(
     assert show(run) == 1 and f"\n{says}more than" in capsys.readouterr().out
 
 
-def test_a_task_on_this_machine(tmp_path: Path, own_home: Path, write: Callable[..., Path]) -> None:
+@pytest.mark.parametrize("damage", ["cut", pytest.param("gone", marks=pytest.mark.nightly)])
+def test_a_task_on_this_machine(tmp_path: Path, own_home: Path, write: Callable[..., Path], damage: str) -> None:
     """From the recipe to one file; names of shards; what cannot be changed; nothing left to resume."""
     run = submit(write(RECIPE))
     assert mmlaunch("results", run.name).returncode != 0
@@ -179,15 +180,17 @@ def test_a_task_on_this_machine(tmp_path: Path, own_home: Path, write: Callable[
         assert of_shard.returncode == 2 and f"mmlaunch {command} {run.name}" in of_shard.stderr
     shown = mmlaunch("results", run.name)
     assert shown.returncode == 0 and "predictions.jsonl: 40 records" in shown.stdout
-    whole, damaged = shown.stdout, shards.records(shards.shard(run, 1))
+    whole, damaged = shown.stdout, shards.records(shards.shard(run, 0))
     predictions = shards.output(run, "predictions.jsonl").read_bytes()
-    for damage in (lambda: damaged.write_bytes(damaged.read_bytes()[:-9]), lambda: shutil.rmtree(damaged.parent)):
-        damage()
-        assert mmlaunch("results", run.name).returncode != 0
-        resume_task(run, [], None)
-        until(lambda: status.of(run).state == "done", seconds=120)
-        assert mmlaunch("results", run.name).stdout == whole
-        assert shards.output(run, "predictions.jsonl").read_bytes() == predictions
+    if damage == "cut":
+        damaged.write_bytes(damaged.read_bytes()[:-9])
+    else:
+        shutil.rmtree(damaged.parent)
+    assert mmlaunch("results", run.name).returncode != 0
+    resume_task(run, [], None)
+    until(lambda: status.of(run).state == "done", seconds=120)
+    assert mmlaunch("results", run.name).stdout == whole
+    assert shards.output(run, "predictions.jsonl").read_bytes() == predictions
     assert f"{run.name}/0" in set(mmlaunch("logs", run.name).stdout.splitlines())
     assert mmlaunch("export", run.name).returncode == 2 and mmlaunch("report", run.name).returncode == 2
 
