@@ -133,10 +133,10 @@ class Seen:
 
 def _texts(example: Example) -> tuple[list[str], list[list[str]]]:
     """The words of the question, all that the user says, and of each answer, right ones included."""
-    asked = " ".join([turn.text for turn in example.prompt if turn.role == "user"] + list(example.followups))
+    question = " ".join([turn.text for turn in example.prompt if turn.role == "user"] + list(example.followups))
     earlier = [turn.text for turn in example.prompt if turn.role == "assistant"]
     answers = dict.fromkeys([*earlier, *(answer.text for answer in example.answers), *example.truths])
-    return words(asked), [words(text) for text in answers]
+    return words(question), [words(text) for text in answers]
 
 
 def _hash(text: Sequence[str]) -> int:

@@ -59,13 +59,13 @@ class Predict:
     ) -> list[Record]:
         """Conversations go on with the user's further turns, each with the first answer to the turn before."""
         more = [row.example.followups if row.example else () for row in rows]
-        asked: list[Question | None] = list(questions)
+        following: list[Question | None] = list(questions)
         for turn in range(int(self._ranks.highest(max(map(len, more), default=0))[0])):
             for place, followups in enumerate(more):
-                asked[place] = self._next(asked[place], made[place], followups, turn)
-                made[place], asked[place] = self._checked(rows[place], made[place], asked[place], turn)
-            answered = self.answers.answer(asked, rows, check, turn + 1)
-            for place, (question, answers) in enumerate(zip(asked, answered, strict=True)):
+                following[place] = self._next(following[place], made[place], followups, turn)
+                made[place], following[place] = self._checked(rows[place], made[place], following[place], turn)
+            answered = self.answers.answer(following, rows, check, turn + 1)
+            for place, (question, answers) in enumerate(zip(following, answered, strict=True)):
                 if question is None:
                     continue
                 if isinstance(answers, Failed):

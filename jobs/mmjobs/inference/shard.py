@@ -202,7 +202,7 @@ def open_rows(context: Context) -> tuple[Definition, InputRows]:
     if context.ranks.first:
         try:
             check_unchanged(definition.inputs, sources)
-            other = getattr(context.recipe.objective, "against", None)
+            other = context.recipe.objective.compared_with
             check_unchanged(definition.against, [Source(path=other, format="predictions")] if other else [])
         except (BadInput, OSError) as error:
             wrong = str(error)

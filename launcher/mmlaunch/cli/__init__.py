@@ -56,7 +56,8 @@ OTHER_TOOLS = {
     "kill": "cancel", "rm": "cancel", "check": "validate", "lint": "validate", "plan": "render",
     "dry-run": "render", "dryrun": "render", "preview": "render", "tail": "logs", "log": "logs", "restart": "resume",
     "continue": "resume", "retry": "resume", "tensorboard": "board", "explain": "why", "debug": "why",
-    "memory": "estimate", "dedup": "decontaminate",
+    "memory": "estimate", "dedup": "decontaminate", "predict": "submit", "evaluate": "submit", "eval": "submit",
+    "score": "submit", "merge": "results", "collect": "results",
 }  # fmt: skip
 """What people type who come from another tool."""
 OPTIONS = {"--dry-run": "mmlaunch render RECIPE shows what submit would do", "--dryrun": "mmlaunch render RECIPE",

@@ -68,7 +68,7 @@ def _say(prepared: Prepared, follow: bool) -> None:
     elsewhere = {} if path.is_relative_to(Path.cwd()) else {"recipe": str(path)}  # perhaps one that comes with mmlaunch
     rows = {
         **elsewhere,
-        **(_model(recipe, sizes) if getattr(recipe.objective, "ANSWERS", True) else {}),
+        **(_model(recipe, sizes) if recipe.objective.READS_MODEL else {}),
         **({"from": "; ".join(prepared.trained.notes)} if prepared.trained and prepared.trained.pinned else {}),
         **(_task(prepared) if plan.sharded else {}),
         **({} if plan.sharded else {"data": describe_data(recipe)}),

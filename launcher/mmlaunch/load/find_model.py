@@ -50,7 +50,8 @@ def find(name: str) -> Path | None:
         return _newest_checkpoint(run_named)
     if HUB_NAME.fullmatch(name) and not folder.exists() and folder != runs_folder():
         return None
-    near = closest(word, [run.name for run in runs] + _folders(path.parent))
+    names = [name for run in runs for name in (run.name, _STAMP.sub("", run.name))]
+    near = closest(word, names + _folders(path.parent))
     hint = f"did you mean {path.with_name(near) if os.sep in name else near}?" if near else ""
     raise Missing(f"no run, checkpoint or model folder {name}", hint or f"relative paths start at {Path.cwd()}")
 

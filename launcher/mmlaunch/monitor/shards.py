@@ -10,6 +10,7 @@ from dataclasses import replace
 from mmlaunch.errors import BadInput
 from mmlaunch.monitor.state import Status, ends_about
 from mmlaunch.recipe import resolved
+from mmlaunch.recipe.inference import Inference
 from mmlaunch.run.paths import RunPaths
 
 BEYOND_REPAIR = ("failed", "lost", "cancelled", "unknown", "held")
@@ -62,6 +63,7 @@ def _next(name: str, state: str, too_many: bool, left: int, rate: float | None) 
 def _allowed(run: RunPaths) -> float:
     """The share of rows that may fail."""
     try:
-        return float(getattr(resolved.read(run.resolved).objective, "max_failed", 0.0))
+        task = resolved.read(run.resolved).objective
     except BadInput:
         return 0.0
+    return task.max_failed if isinstance(task, Inference) else 0.0

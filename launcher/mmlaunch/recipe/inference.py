@@ -22,8 +22,6 @@ class Inference(Method):
     }  # fmt: skip
 
     TASK: ClassVar[str] = "inference"
-    ANSWERS: ClassVar[bool] = True
-    """Whether the recipe's model answers prompts."""
     OUTPUT: ClassVar[str] = "predictions.jsonl"
     """The file in the run directory that holds a record for each row."""
     MADE: ClassVar[str] = ""
@@ -96,7 +94,7 @@ class Predict(Generating):
 class Score(Inference):
     """Scores of answers that the data have, by reward runs and functions."""
 
-    ANSWERS: ClassVar[bool] = False
+    READS_MODEL: ClassVar[bool] = False
     OUTPUT: ClassVar[str] = "scores.jsonl"
     MADE: ClassVar[str] = "selected.jsonl"
 
@@ -129,6 +127,10 @@ class Score(Inference):
     @property
     def makes_rows(self) -> bool:
         return self.select != "none"
+
+    @property
+    def compared_with(self) -> str | None:
+        return self.against
 
     @property
     def reward_sources(self) -> list[RewardSource]:

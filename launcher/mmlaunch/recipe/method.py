@@ -18,6 +18,8 @@ class Method(Section):
     """The file in `mmjobs/tasks` that runs it."""
     OBJECTIVE: ClassVar[str] = ""
     """The name of its loss in `mmjobs/objectives`; empty where nothing is trained."""
+    READS_MODEL: ClassVar[bool] = True
+    """Whether it uses the recipe's own model; otherwise only the models of its rewards."""
     ROLLOUTS: ClassVar[bool] = False
     """Whether it learns from answers that it generates, instead of the data's own."""
     SCORING_HEAD: ClassVar[bool] = False
@@ -65,6 +67,11 @@ class Method(Section):
     def reward_sources(self) -> list[RewardSource]:
         """Where the rewards of answers come from, the value of `rewards`; empty where nothing is rewarded."""
         return []
+
+    @property
+    def compared_with(self) -> str | None:
+        """A second file of predictions, whose answers are compared with those of the data."""
+        return None
 
     @property
     def served_by(self) -> Engine | None:

@@ -40,7 +40,7 @@ def completed(data: Any) -> Any:
     if section.TASK == "train":
         return data
     length = {} if data.get("steps") is not None else {"epochs": 1}
-    unread = {} if getattr(section, "ANSWERS", True) else {"model": {"language": {"random": {"width": 32}}}}
+    unread = {} if section.READS_MODEL else {"model": {"language": {"random": {"width": 32}}}}
     return {"optim": {"lr": 1e-6}, "batch": {"global": 1}, **unread, **length, **data}
 
 

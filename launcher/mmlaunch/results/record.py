@@ -21,11 +21,11 @@ def source(record: Record) -> str:
 
 def prompt(record: Record) -> str:
     """What was asked: the text, or a conversation with a line for each message that begins with its role."""
-    asked = record.get("prompt")
-    if not isinstance(asked, (list, tuple)):
-        return str(asked)
+    words = record.get("prompt")
+    if not isinstance(words, (list, tuple)):
+        return str(words)
     return "\n".join(
-        f"{one.get('role', '?')}: {one.get('content', '')}" if isinstance(one, Mapping) else str(one) for one in asked
+        f"{one.get('role', '?')}: {one.get('content', '')}" if isinstance(one, Mapping) else str(one) for one in words
     )
 
 

@@ -25,7 +25,7 @@ def define(recipe: Recipe) -> Definition:
     """Count the rows of all sources, and split them."""
     task = settings_of(recipe)
     inputs = _counted(recipe.data.inputs)
-    other = getattr(task, "against", None)
+    other = task.compared_with
     against = _counted([Source(path=other, format="predictions")]) if other is not None else ()
     rows = sum(one.rows for one in inputs)
     return Definition(rows, task.window, task.batch, shards.split(rows, task.shards, task.window), inputs, against)

@@ -95,7 +95,7 @@ def _missing_files(prepared: Prepared) -> list[Problem]:
                 if value not in (None, "none") and not (prepared.plan.folder / Path(value).expanduser()).exists():
                     right = f"relative paths start at {prepared.plan.folder}"
                     problems.append(Problem(("data", group, index, key), f"no such file or folder: {value}", right))
-    against = getattr(prepared.loaded.recipe.objective, "against", None)
+    against = prepared.loaded.recipe.objective.compared_with
     if against is not None and not (prepared.plan.folder / Path(against).expanduser()).exists():
         right = f"relative paths start at {prepared.plan.folder}"
         problems.append(Problem(("objective", "against"), f"no such file or folder: {against}", right))

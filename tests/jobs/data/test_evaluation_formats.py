@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import openpyxl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -125,7 +126,7 @@ def test_vlmevalkit_reads_sheets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         context.setitem(sys.modules, "openpyxl", None)
         with pytest.raises(BadInput, match="pip install openpyxl, or save the file as"):
             FORMATS["vlmevalkit"].rows(Source(path=str(path)))
-    openpyxl = pytest.importorskip("openpyxl")
+
     with pytest.raises(BadInput, match="cannot be read as a sheet of Excel"):
         FORMATS["vlmevalkit"].rows(Source(path=str(path)))
     book = openpyxl.Workbook()

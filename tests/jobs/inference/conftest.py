@@ -64,7 +64,7 @@ def task(tmp_path: Path, tiny: Callable[..., Recipe]) -> Iterator[Callable[..., 
         inputs = tuple(measured(recipe.data.inputs))
         rows = sum(one.rows for one in inputs)
         ranges = shards.split(rows, settings.shards, settings.window)
-        other = getattr(settings, "against", None)
+        other = settings.compared_with
         against = tuple(measured([Source(path=other, format="predictions")])) if other else ()
         shards.write(run, Definition(rows, settings.window, settings.batch, ranges, inputs, against))
         run.resolved.write_text(resolved.text_of(recipe))
