@@ -293,7 +293,7 @@ def test_one_question_for_all_images_is_one_group(run: Run) -> None:
 
 
 def test_tables_and_lists_are_copied_in_their_layout(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import datasets  # type: ignore[import-untyped]
+    import datasets  # type: ignore[import-untyped]  # it ships no types
 
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     rows = [
