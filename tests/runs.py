@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -21,7 +23,26 @@ T = TypeVar("T")
 def mmlaunch(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "mmlaunch", *map(str, arguments)]
     env = {**os.environ, **environment}
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, env=env)
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=180, check=False, env=env)
+    except subprocess.TimeoutExpired as error:
+        printed = (error.stdout or b"").decode() + (error.stderr or b"").decode()
+        raise AssertionError(
+            f"no end of {command}:\n{printed}\n{_what_ranks_do(Path(env['MMLAUNCH_RUNS']))}"
+        ) from error
+
+
+def _what_ranks_do(runs: Path) -> str:
+    """The ends of the logs of all ranks below `runs`, with the stacks of those that still live."""
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            command = (process / "cmdline").read_bytes()
+            is_rank = b"mmlaunch.schedulers.rank" in command and b"mmlaunch.submit.ranks" not in command
+            if is_rank and str(runs).encode() in command:
+                os.kill(int(process.name), signal.SIGQUIT)
+                time.sleep(0.3)  # ranks and their workers write to the same log
+    logs = sorted(runs.glob("*/attempts/*/logs/*"))
+    return "\n".join(f"{path}:\n{path.read_text(errors='replace')[-6000:]}" for path in logs)
 
 
 def submit(*arguments: str | Path, cluster: str = "local", **environment: str) -> RunPaths:

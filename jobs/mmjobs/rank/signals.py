@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import signal
 import time
@@ -38,7 +39,11 @@ def ignore_signals() -> None:
 
 
 def listen() -> StopRequest:
-    """Take over the signals that announce an end. Called before the slow imports, so that an early one is not lost."""
+    """Take over the signals that announce an end. Called before the slow imports, so that an early one is not lost.
+
+    SIGQUIT ends nothing: it writes the stacks of all threads into the rank's log, for whoever wonders what it waits for.
+    """
+    faulthandler.register(signal.SIGQUIT, all_threads=True)
     deadline = os.environ.get("MMLAUNCH_DEADLINE")
     stop = StopRequest(float(deadline) if deadline else None, float(os.environ.get("MMLAUNCH_LEAD") or 60))
     signal.signal(signal.SIGUSR2, stop.handle)

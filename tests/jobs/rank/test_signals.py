@@ -1,0 +1,14 @@
+"""What a rank does on a signal, in a process of its own."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+
+def test_a_quit_signal_shows_the_stacks_and_ends_nothing() -> None:
+    code = "import os, signal; from mmjobs.rank import signals; signals.listen(); os.kill(os.getpid(), signal.SIGQUIT)"
+    done = subprocess.run(
+        [sys.executable, "-c", f"{code}; print('goes on')"], capture_output=True, text=True, check=True
+    )
+    assert "goes on" in done.stdout and "most recent call first" in done.stderr
