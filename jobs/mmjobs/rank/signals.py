@@ -41,7 +41,7 @@ def ignore_signals() -> None:
 def listen() -> StopRequest:
     """Take over the signals that announce an end. Called before the slow imports, so that an early one is not lost.
 
-    SIGQUIT ends nothing: it writes the stacks of all threads into the rank's log, for whoever wonders what it waits for.
+    SIGQUIT ends nothing: it writes the stacks of all threads into the rank's log, to show what it waits for.
     """
     faulthandler.register(signal.SIGQUIT, all_threads=True)
     deadline = os.environ.get("MMLAUNCH_DEADLINE")
