@@ -35,15 +35,17 @@ class Due:
 class Interval:
     """Something that is done every so many steps, or every so many seconds."""
 
-    def __init__(self, every: list[Every], done_at: int | None) -> None:
-        self._every = every
+    def __init__(self, every: list[Every], done_at: int | None, before_first: bool = False) -> None:
+        self._every, self._before_first = every, before_first
         self._done_at = done_at
         self._time = time.monotonic()
 
     def due(self, step: int, last: bool) -> bool:
-        """Whether it is time; the last step always is. Never twice at the same step, nor before the first."""
-        if step in (0, self._done_at):
+        """Whether it is time; the last step always is. Never twice at the same step, and seldom before the first."""
+        if step == self._done_at:
             return False
+        if step == 0:
+            return self._before_first
         return last or any(self._passed(every, step) for every in self._every)
 
     def done_at(self, step: int) -> bool:

@@ -162,7 +162,7 @@ def build_services(
             ranks,
             context.stop,
             saving=Interval(recipe.checkpoint.every, state.step),
-            evaluating=Interval(evaluating, None if finished else state.evaluated),
+            evaluating=Interval(evaluating, None if finished else state.evaluated, recipe.evaluate.first),
         ),
         board=TensorBoardWriter(
             context.paths.tensorboard,

@@ -55,7 +55,7 @@ class Trainer:
                 guard.fail(self.state.step)
             if due.stop:
                 self._stop(due.stop)
-            improved = due.evaluate and self._evaluate()
+            improved = due.evaluate and self._evaluate() and self.state.step > 0  # nothing is learnt before step 1
             if due.save or improved:
                 self._save()
             if last:

@@ -13,6 +13,6 @@ from mmlaunch.submit import cancel
 @options.run()
 @click.option("--now", is_flag=True, help="Do not let it save first.")
 def command(run: tuple[str, ...], now: bool) -> None:
-    """Stop each RUN. It saves a checkpoint first and keeps its directory."""
-    for paths in [rundir.resolve_whole(name, "cancel") for name in run]:
+    """Stop each RUN. It saves a checkpoint first and keeps its directory. Of a pipeline, all stages are stopped."""
+    for paths in [rundir.resolve_whole(name, "cancel", pipelines=True) for name in run]:
         click.echo(f"{paths.name}: {cancel.cancel(paths, now)}")

@@ -16,7 +16,7 @@ from mmlaunch.run import ledger, shards
 from mmlaunch.run.ledger import Event, kind_of
 from mmlaunch.run.paths import RunPaths
 
-_CODES = {"done": 0, "cancelled": 130}
+CODES = {"done": 0, "cancelled": 130}
 LOST = 1
 INTERRUPTED = 130
 WIDE = 120
@@ -41,7 +41,7 @@ def follow(run: RunPaths, offset: int = 0) -> int:
         return INTERRUPTED
     if ended is None and (now := status.of(run)).final:
         click.echo(f"{run.name}: {now.state}: {now.reason}")
-        return _CODES.get(now.state, LOST)
+        return CODES.get(now.state, LOST)
     if ended is None:
         click.echo(f"{run.name}: its process is gone and left no word. next: mmlaunch logs {run.name}", err=True)
         return LOST
@@ -69,7 +69,7 @@ def _follow_task(run: RunPaths) -> int:
     if now.next.startswith("mmlaunch results"):
         return show(run)
     click.echo(f"next: {now.next}")
-    return _CODES.get(now.state, LOST)
+    return CODES.get(now.state, LOST)
 
 
 def _last_words(run: RunPaths, ended: Event) -> int:
@@ -87,7 +87,7 @@ def _last_words(run: RunPaths, ended: Event) -> int:
         newest = events.last("checkpoint")
         if newest:
             click.echo(f"  {run.checkpoint(int(newest['step']))}")
-    return _CODES.get(state, int(ended.get("exit_code") or LOST))
+    return CODES.get(state, int(ended.get("exit_code") or LOST))
 
 
 def _result(events: ledger.Events) -> str:

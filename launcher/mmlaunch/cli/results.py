@@ -43,6 +43,16 @@ def command(run: str, samples: int, as_json: bool) -> None:
 
 def show(run: RunPaths, most: int = SAMPLES, as_json: bool = False) -> int:
     """Merge and show; returns the exit code."""
+    merged, evaluation = evaluated(run, most)
+    if as_json:
+        click.echo(json.dumps(_record(run, merged, evaluation), indent=2))
+    else:
+        _say(run, merged, evaluation)
+    return TOO_MANY_FAILED if merged.too_many_failed else 0
+
+
+def evaluated(run: RunPaths, most: int = SAMPLES) -> tuple[Merged, Evaluation]:
+    """Merge the records of a task, and write what they come to."""
     evaluation, samples = Evaluation(), Samples(most)
 
     def look(record: Record) -> None:
@@ -51,16 +61,12 @@ def show(run: RunPaths, most: int = SAMPLES, as_json: bool = False) -> int:
 
     merged = merge(run, look)
     if evaluation.rows:
-        publish(run.root / "evaluation.json", json.dumps(evaluation.as_json(), indent=1) + "\n")
+        publish(run.evaluation, json.dumps(evaluation.as_json(), indent=1) + "\n")
         publish(
             run.root / "evaluation.html",
             page(run.name, evaluation, samples, lambda path: source_of(str(run.root / path))),
         )
-    if as_json:
-        click.echo(json.dumps(_record(run, merged, evaluation), indent=2))
-    else:
-        _say(run, merged, evaluation)
-    return TOO_MANY_FAILED if merged.too_many_failed else 0
+    return merged, evaluation
 
 
 def _record(run: RunPaths, merged: Merged, evaluation: Evaluation) -> dict[str, Any]:

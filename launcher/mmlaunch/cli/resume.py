@@ -12,6 +12,7 @@ from mmlaunch.cli import options
 from mmlaunch.load import rundir
 from mmlaunch.run import shards
 from mmlaunch.run.paths import RunPaths
+from mmlaunch.run.pipeline import is_pipeline
 from mmlaunch.submit.other_version import command_of_snapshot, other_version
 from mmlaunch.submit.resume import resume
 from mmlaunch.submit.resume_task import resume_task
@@ -28,11 +29,15 @@ from mmlaunch.submit.resume_task import resume_task
 def command(run: str, overrides: tuple[str, ...], cluster: str | None, follow: bool) -> None:
     """Continue RUN from its newest checkpoint, also after success, with other settings or on other resources.
 
-    Of a task that is split into shards, those that did not end well are submitted again, and only those.
+    Of a task that is split into shards, those that did not end well are submitted again, and only those; of a pipeline
+    or a sweep, the stages that did not end well, and those that need them go on behind them.
 
     A run of another version of mmlaunch is resumed by the launcher in its own snapshot of the code.
     """
-    paths = rundir.resolve_whole(run, "resume")
+    paths = rundir.resolve_whole(run, "resume", pipelines=True)
+    if is_pipeline(paths):
+        _resume_pipeline(paths, overrides, cluster, follow)
+        return
     if version := other_version(paths):
         _resume_with(paths, version, overrides, cluster, follow)
     seen = paths.events.stat().st_size if paths.events.exists() else 0
@@ -44,6 +49,18 @@ def command(run: str, overrides: tuple[str, ...], cluster: str | None, follow: b
 
         raise SystemExit(stay(plan.run, seen))
     click.echo(f"next: mmlaunch status {plan.run.name}    mmlaunch logs -f {plan.run.name}")
+
+
+def _resume_pipeline(run: RunPaths, overrides: tuple[str, ...], cluster: str | None, follow: bool) -> None:
+    from mmlaunch.submit.resume_pipeline import resume_pipeline
+
+    names = resume_pipeline(run, overrides, cluster)
+    click.echo(f"{click.style(run.name, bold=True)}: goes on with {', '.join(names)}")
+    if follow:
+        from mmlaunch.cli.follow_pipeline import follow as stay
+
+        raise SystemExit(stay(run))
+    click.echo(f"next: mmlaunch status {run.name}")
 
 
 def _resume_with(

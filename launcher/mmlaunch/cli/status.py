@@ -6,14 +6,20 @@ import json
 import sys
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import click
 
 from mmlaunch.cli import options
 from mmlaunch.cli.columns import show
+from mmlaunch.cli.graph import drawn, others, state_of
 from mmlaunch.load import rundir
+from mmlaunch.monitor import pipeline as monitor
 from mmlaunch.monitor import status
+from mmlaunch.monitor.pipeline import View
 from mmlaunch.monitor.state import Status
+from mmlaunch.run import pipeline
+from mmlaunch.run.pipeline import is_pipeline
 
 WATCH = 2.0
 _COLOURS = {
@@ -35,19 +41,51 @@ _COLOURS = {
 @click.option("-w", "--watch", is_flag=True, help="Stay, and show changes.")
 @options.as_json
 def command(run: tuple[str, ...], newest: int | None, watch: bool, as_json: bool) -> None:
-    """Where each RUN stands (all runs, if none is named) and what happens next."""
-    paths = [rundir.resolve(name) for name in run] or list(rundir.all_runs(rundir.runs_folder()))[:newest]
+    """Where each RUN stands (all runs, if none is named) and what happens next. Of a pipeline, the graph is drawn."""
+    paths = [rundir.resolve_any(name) for name in run]
+    paths = paths or list(rundir.all_runs(rundir.runs_folder(), pipelines=True))
+    whole = [path for path in paths if is_pipeline(path)]
+    stages = {stage.run for path in whole for stage in pipeline.read(path).stages} if not run else set[str]()
+    paths = [path for path in paths if path not in whole and str(path.root) not in stages][:newest]
     while True:
+        views = monitor.of_all(whole[:newest])
         statuses = status.of_all(paths, whole=bool(run))
         if as_json:
-            click.echo(json.dumps([one.as_json() for one in statuses], indent=2))
+            click.echo(json.dumps([*map(_record, views), *(one.as_json() for one in statuses)], indent=2))
         else:
             if watch and sys.stdout.isatty():
                 click.clear()
-            _say(statuses, detailed=bool(run))
-        if not watch or all(one.final or one.state == "lost" for one in statuses):
+            for view in views:
+                _draw(view)
+            if statuses or not views:
+                _say(statuses, detailed=bool(run))
+        if not watch or all(one.final or one.state == "lost" for one in (*statuses, *(v.whole for v in views))):
             return
         time.sleep(WATCH)
+
+
+def _record(view: View) -> dict[str, Any]:
+    stages = zip(view.definition.stages, view.stages, strict=True)
+    own = [
+        {"stage": stage.name, "needs": stage.needs, "reused": stage.reused, **one.as_json()} for stage, one in stages
+    ]
+    return {**view.whole.as_json(), "stages": own}
+
+
+def _draw(view: View) -> None:
+    """A pipeline: one line for it, and its stages as a tree."""
+    whole, definition = view.whole, view.definition
+    click.echo(f"{click.style(whole.run, bold=True)}   {whole.state}, {whole.reason}")
+    rows, colours = [], []
+    for line, place in drawn(definition):
+        stage, now = definition.stages[place], view.stages[place]
+        following = now.next if not (stage.reused or now.state == "done") else now.run
+        also = others(definition, stage)
+        rows.append([f"  {line}", state_of(stage, now), *_row(now)[2:6], "; ".join(filter(None, (following, also)))])
+        colours.append(_COLOURS.get(now.state, ""))
+    show(["  stage", "state", "step", "rate", "loss", "saved", "next"], rows, colour_of_second=colours)
+    if whole.next:
+        click.echo(f"  next: {whole.next}")
 
 
 def _say(statuses: Sequence[Status], detailed: bool) -> None:

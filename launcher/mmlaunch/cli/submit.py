@@ -13,11 +13,12 @@ from mmlaunch.cli import options
 from mmlaunch.cli.columns import wrapped
 from mmlaunch.load import load_recipe
 from mmlaunch.load.cluster import gigabytes
+from mmlaunch.load.pipeline import is_pipeline
 from mmlaunch.recipe import Recipe
 from mmlaunch.recipe.inference import Inference
 from mmlaunch.schedulers import choose
 from mmlaunch.submit.plan import Plan
-from mmlaunch.submit.prepare import Prepared
+from mmlaunch.submit.prepare import Prepared, prepare
 from mmlaunch.submit.secrets import too_short
 from mmlaunch.submit.submission import submit
 
@@ -25,18 +26,52 @@ from mmlaunch.submit.submission import submit
 @click.command(
     epilog="\b\nExamples:\n  mmlaunch submit recipes/quickstart.yaml --follow\n"
     "  mmlaunch submit recipes/dpo_llama3.yaml -s optim.lr=1e-6 -s resources.nodes=2\n"
-    "  mmlaunch submit my.yaml --cluster local"
+    "  mmlaunch submit my.yaml --cluster local\n  mmlaunch submit recipes/rlhf_llama3.yaml --until reward"
 )
 @options.recipe()
 @options.overrides
 @options.cluster
 @click.option("-f", "--follow", is_flag=True, help="Stay and show progress; Ctrl-C leaves the run running.")
+@click.option("--from", "first", metavar="STAGE", help="Of a pipeline: this stage and those that need it.")
+@click.option("--until", "last", metavar="STAGE", help="Of a pipeline: this stage and those that it needs.")
+@click.option("--only", metavar="STAGE", help="Of a pipeline: this stage alone.")
+@click.option("--dry-run", is_flag=True, help="Check everything and print the job scripts; nothing is written.")
 @options.as_json
-def command(recipe: str, overrides: tuple[str, ...], cluster: str | None, follow: bool, as_json: bool) -> None:
-    """Start a run from RECIPE and return at once. With --follow, the exit code is that of the run."""
+def command(
+    recipe: str,
+    overrides: tuple[str, ...],
+    cluster: str | None,
+    follow: bool,
+    first: str | None,
+    last: str | None,
+    only: str | None,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """Start a run from RECIPE and return at once. With --follow, the exit code is that of the run.
+
+    A recipe with stages is a pipeline: all stages are checked, and each begins once those that it needs are done.
+    Stages of the same content that are done already are not run again.
+    """
     if as_json and follow:
         raise click.UsageError("--json and --follow write to the same place; use mmlaunch status --json instead")
-    prepared = submit(load_recipe(recipe, overrides, partial(choose.misfits, cluster)), cluster)
+    if is_pipeline(recipe):
+        from mmlaunch.cli import submit_pipeline
+        from mmlaunch.submit.pipeline import Selection
+
+        selection = Selection(first, last, only)
+        if dry_run:
+            submit_pipeline.render(recipe, overrides, cluster, selection)
+        else:
+            submit_pipeline.submit(recipe, overrides, cluster, selection, follow, as_json)
+        return
+    if first or last or only:
+        raise click.UsageError(f"--from, --until and --only choose stages of a pipeline, and {recipe} is one recipe")
+    loaded = load_recipe(recipe, overrides, partial(choose.misfits, cluster))
+    if dry_run:
+        click.echo(prepare(loaded, cluster).texts.script, nl=False)
+        return
+    prepared = submit(loaded, cluster)
     if as_json:
         click.echo(json.dumps(_record(prepared)))
     else:

@@ -9,6 +9,7 @@ import click
 from mmlaunch.cli import options
 from mmlaunch.load import rundir
 from mmlaunch.monitor import why
+from mmlaunch.run.pipeline import is_pipeline
 
 
 @click.command(epilog="\b\nExamples:\n  mmlaunch why rm-llama3-8b\n  mmlaunch why last --json")
@@ -16,7 +17,8 @@ from mmlaunch.monitor import why
 @options.as_json
 def command(run: str, as_json: bool) -> None:
     """What ended RUN, what shows it, what was done about it, and what to type next."""
-    story = why.of(rundir.resolve(run))
+    paths = rundir.resolve_any(run)
+    story = why.of_pipeline(paths) if is_pipeline(paths) else why.of(paths)
     if as_json:
         click.echo(json.dumps(story.as_json(), indent=2))
         return

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from mmlaunch.errors import UserError
 from mmlaunch.load.rundir import all_runs, runs_folder
-from mmlaunch.recipe.scalars import HUB_NAME
+from mmlaunch.recipe.scalars import HUB_NAME, STAGE
 from mmlaunch.recipe.suggest import closest
 from mmlaunch.run import manifest, users
 from mmlaunch.run.paths import RunPaths
@@ -38,6 +38,8 @@ def named(name: str) -> str:
 
 def find(name: str) -> Path | None:
     """The folder that a name means, as an absolute path; None for a name of the Hugging Face hub."""
+    if name.startswith(STAGE):
+        raise Missing(f"{name} names a stage, and this recipe is not one of a pipeline", "name a run")
     path = Path(name).expanduser()
     if path.is_dir():
         run = RunPaths(path.absolute())

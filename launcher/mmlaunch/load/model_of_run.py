@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from mmlaunch.errors import RecipeError
@@ -15,25 +16,32 @@ PARTS = ("vision", "language", "pretrained", "projector")
 """The fields by which a recipe describes a model itself."""
 
 
-def with_model(node: Node) -> Node:
+def with_model(node: Node, of_stage: Callable[[str], Node | None] = lambda name: None) -> Node:
     """The same recipe with the model of the run or the folder that `model.init_from` names, where it trains nothing and
-    says nothing else of its model."""
+    says nothing else of its model.
+
+    `of_stage` gives the model of a stage of the same pipeline, whose run does not exist yet.
+    """
     objective, model = node.child("objective"), node.child("model")
     if objective is None or SECTIONS[section_name(objective.plain())].TASK == "train":
         return node
     start = model.child("init_from") if model is not None else None
     if model is None or start is None or not isinstance(start.value, str) or any(model.child(part) for part in PARTS):
         return node
-    try:
-        folder = find(start.value)
-    except Missing as error:  # what names no model cannot say what the parts of one are
-        raise RecipeError([start.place.problem(str(error), error.right, ("model", "init_from"))]) from None
-    described = _of_folder(folder, start) if folder is not None else None
+    described = of_stage(start.value) or _of_name(start.value, start)
     if described is None or not isinstance(node.value, dict) or not isinstance(model.value, dict):
         return node
     if described.child("pretrained") is not None and described.child("vision") is None:  # the folder is all of it
         model = Node({k: v for k, v in model.value.items() if k != "init_from"}, model.place, model.key_places)
     return Node({**node.value, "model": described.merged(model, ("model",))}, node.place, node.key_places)
+
+
+def _of_name(name: str, start: Node) -> Node | None:
+    try:
+        folder = find(name)
+    except Missing as error:  # what names no model cannot say what the parts of one are
+        raise RecipeError([start.place.problem(str(error), error.right, ("model", "init_from"))]) from None
+    return _of_folder(folder, start) if folder is not None else None
 
 
 def _of_folder(folder: Path, start: Node) -> Node | None:

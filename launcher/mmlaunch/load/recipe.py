@@ -23,6 +23,8 @@ S = TypeVar("S", bound=Section)
 T = TypeVar("T")
 
 PACKAGED = "mmlaunch.recipes"
+Also = Callable[[Any], Sequence[Problem]]
+"""Finds problems of a recipe's plain data that the recipe itself does not know, such as those of a cluster."""
 
 
 @dataclass(frozen=True)
@@ -46,16 +48,18 @@ class Loaded:
 
 
 def load_recipe(
-    path: str | Path, overrides: Sequence[str] = (), also: Callable[[Any], Sequence[Problem]] = lambda data: ()
+    path: str | Path, overrides: Sequence[str] = (), also: Also = lambda data: ()
 ) -> Loaded:
-    """Read, merge and validate; raises `RecipeError` with every problem and its place.
-
-    `also` finds problems of the plain data that the recipe itself does not know, such as those of a cluster.
-    """
+    """Read, merge and validate; raises `RecipeError` with every problem and its place."""
     file = find(str(path))
     problems: list[Problem] = []
-    node = _extended(read_file(file, str(path) if file == Path(path) else None, problems), file, (), problems, {})
+    node = extended(read_file(file, str(path) if file == Path(path) else None, problems), file, problems)
     node = with_model(apply(node, overrides))
+    return Loaded(valid_recipe(node, also, problems), file, node, tuple(overrides))
+
+
+def valid_recipe(node: Node, also: Also, before: Sequence[Problem] = ()) -> Recipe:
+    """The recipe of a whole mapping; raises `RecipeError` with every problem and its place."""
 
     def check(data: Any) -> Recipe:
         more = list(also(data))
@@ -68,7 +72,7 @@ def load_recipe(
             raise RecipeError(more)
         return recipe
 
-    return Loaded(validated(node, check, problems), file, node, tuple(overrides))
+    return validated(node, check, before)
 
 
 def load_section(kind: type[S], path: Path) -> S:
@@ -106,14 +110,19 @@ def _find(name: str, beside: Path | None) -> Path:
     return path
 
 
-def _extended(
-    node: Node, file: Path, below: tuple[Path, ...], problems: list[Problem], known: dict[Path, Node]
+def extended(
+    node: Node,
+    file: Path,
+    problems: list[Problem],
+    below: tuple[Path, ...] = (),
+    known: dict[Path, Node] | None = None,
 ) -> Node:
     """The mapping of a file laid over those that it extends. What is wrong with single keys is added to `problems`.
 
     `known`: files that were read already, since several may extend the same one.
     """
     assert isinstance(node.value, dict)
+    known = {} if known is None else known
     extends = node.value.pop("extends", None)
     if extends is None:
         return node
@@ -136,10 +145,10 @@ def _extended(
             what = "is no regular file" if there else "no such file"
             lost.append(name.place.problem(f"{what}: {name.value}", right, ("extends",)))
             continue
-        if (extended := known.get(parent.resolve())) is None:
-            extended = _extended(read_file(parent, problems=problems), parent, chain, problems, known)
-            known[parent.resolve()] = extended
-        base = extended if base is None else base.merged(extended)
+        if (whole := known.get(parent.resolve())) is None:
+            whole = extended(read_file(parent, problems=problems), parent, problems, chain, known)
+            known[parent.resolve()] = whole
+        base = whole if base is None else base.merged(whole)
     if lost:  # keys that seem to be missing may be in these files
         raise RecipeError([*problems, *lost])
     node.key_places.pop("extends", None)

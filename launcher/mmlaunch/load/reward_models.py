@@ -26,17 +26,23 @@ def unfit(recipe: Recipe, folder: Path) -> tuple[str, str] | None:
         own = resolved.read(run.resolved)
     except BadInput:  # of another version: the job will read it, or say why not
         return None
+    return unlike(recipe, own, run.name)
+
+
+def unlike(recipe: Recipe, own: Recipe, name: str) -> tuple[str, str] | None:
+    """The same for a reward model whose recipe is known; `name` is that of its run or stage."""
     if not own.objective.SCORING_HEAD:
-        return f"{run.name} is a run of {own.objective.method}, its model gives no scores", right
+        what = f"{name} is a run of {own.objective.method}, its model gives no scores"
+        return what, "name a run of objective: reward, or its export"
     if isinstance(recipe.objective, Score):  # there is no policy: the reward model reads the data itself
         return None
     policy, reward = recipe.model, own.model
-    for name, mine, its in (
+    for part, mine, its in (
         ("chat template", policy.chat_template, reward.chat_template),
         ("base model", policy.pretrained, reward.pretrained),
         ("vision encoder", policy.vision, reward.vision),
     ):
         if mine != its:
-            what = f"{run.name} has another {name} than the policy, and would read its answers otherwise"
+            what = f"{name} has another {part} than the policy, and would read its answers otherwise"
             return what, "train the reward model from the policy's own model"
     return None

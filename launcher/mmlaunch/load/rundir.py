@@ -6,11 +6,13 @@ import hashlib
 import os
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from mmlaunch.errors import MachineError, RunNotFound, UserError
 from mmlaunch.recipe import Recipe
-from mmlaunch.run import shards
+from mmlaunch.recipe.suggest import closest
+from mmlaunch.run import pipeline, shards
 from mmlaunch.run.paths import RunPaths
 
 VARIABLE = "MMLAUNCH_RUNS"
@@ -28,8 +30,12 @@ def runs_folder() -> Path:
 
 def next_name(recipe: Recipe, cluster_name: str, folder: Path) -> str:
     """`<name>-<month and day>-<hex>`: the hex is of the content, so that `render` names the run that `submit` makes."""
-    stem = f"{recipe.name}-{time.strftime('%m%d')}"
-    content = f"{recipe.model_dump_json()}\0{cluster_name}\0{Path.cwd()}"
+    return free_name(recipe.name, f"{recipe.model_dump_json()}\0{cluster_name}\0{Path.cwd()}", folder)
+
+
+def free_name(name: str, content: str, folder: Path) -> str:
+    """A name like that for anything of this content."""
+    stem = f"{name}-{time.strftime('%m%d')}"
     for count in range(100_000):
         digest = hashlib.sha256(f"{content}\0{count}".encode()).hexdigest()[:4]
         if not (folder / f"{stem}-{digest}").exists():
@@ -37,8 +43,8 @@ def next_name(recipe: Recipe, cluster_name: str, folder: Path) -> str:
     raise MachineError(f"{folder}: no free name for a run {stem}-*; move old runs away")
 
 
-def all_runs(folder: Path) -> Iterator[RunPaths]:
-    """Every run directory, the newest first."""
+def all_runs(folder: Path, pipelines: bool = False) -> Iterator[RunPaths]:
+    """Every run directory, the newest first; with those of pipelines where these are wanted too."""
     try:
         entries = [entry for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith(".")]
     except FileNotFoundError:
@@ -48,29 +54,43 @@ def all_runs(folder: Path) -> Iterator[RunPaths]:
     runs = []
     for entry in entries:
         run = RunPaths(Path(entry.path))
-        try:
-            runs.append((run.resolved.stat().st_mtime, entry.path, run))
-        except OSError:
-            continue  # not a run
+        for kept in (run.resolved, run.pipeline) if pipelines else (run.resolved,):
+            with suppress(OSError):  # not a run
+                runs.append((kept.stat().st_mtime, entry.path, run))
+                break
     yield from (run for _, _, run in sorted(runs, key=lambda one: one[:2], reverse=True))
 
 
 def resolve(name: str) -> RunPaths:
-    """The run that a user means: a directory, a name, its beginning or its last part, or `last`."""
+    """The run that a user means: a directory, a name, its beginning or its last part, or `last`. A stage of a pipeline
+    may be named `rlhf-1128-6b53/ppo`."""
+    run = resolve_any(name)
+    if pipeline.is_pipeline(run):
+        stages = ", ".join(stage.name for stage in pipeline.read(run).stages[:6])
+        raise RunNotFound(f"{run.name} is a pipeline; name one of its stages ({stages}): {run.name}/STAGE")
+    return run
+
+
+def resolve_any(name: str) -> RunPaths:
+    """The same, where a pipeline or a sweep may be meant too."""
     folder = runs_folder()
-    task, slash, number = name.rpartition("/")
-    if slash and task and number.isdecimal() and not RunPaths(Path(name).expanduser()).resolved.exists():
-        run = resolve(task)
-        if shards.is_task(run):
-            return _shard(run, int(number))
+    whole, slash, part = name.rpartition("/")
+    if slash and whole and not _exists(RunPaths(Path(name).expanduser())):
+        run: RunPaths | None = None
+        with suppress(RunNotFound):
+            run = resolve_any(whole)
+        if run is not None and pipeline.is_pipeline(run):
+            return _stage(run, part)
+        if run is not None and part.isdecimal() and shards.is_task(run):
+            return _shard(run, int(part))
     if os.sep in name or name in (".", ".."):
         path = Path(name).expanduser().absolute()
-        if RunPaths(path).resolved.exists():
+        if _exists(RunPaths(path)):
             return RunPaths(path)
         beside = [run.name for run in all_runs(path.parent)] if path.parent.is_dir() else []
         there = f"; the newest there are {', '.join(beside[:4])}" if beside else "; mmlaunch status lists yours"
         raise RunNotFound(f"{name} is not a run directory{there}")
-    runs = list(all_runs(folder))
+    runs = list(all_runs(folder, pipelines=True))
     if name == "last" and runs:
         return runs[0]
     exact = [run for run in runs if run.name == name]
@@ -78,6 +98,8 @@ def resolve(name: str) -> RunPaths:
     fitting = exact or begun or [run for run in runs if name and run.name.endswith(f"-{name}")]
     if len(fitting) == 1:
         return fitting[0]
+    if one := _only_pipeline(fitting):
+        return one
     if fitting:
         raise RunNotFound(
             f"{name!r} fits {len(fitting)} runs; write more of the name: {', '.join(run.name for run in fitting[:6])}"
@@ -86,12 +108,37 @@ def resolve(name: str) -> RunPaths:
     raise RunNotFound(f"no run {name!r} in {folder}; {known}")
 
 
-def resolve_whole(name: str, doing: str) -> RunPaths:
+def resolve_whole(name: str, doing: str, pipelines: bool = False) -> RunPaths:
     """The same for what is done to a task as a whole, and not to one of its shards."""
-    run = resolve(name)
+    run = resolve_any(name) if pipelines else resolve(name)
     if (task := shards.task_of(run)) is not None:
         raise UserError(f"{run.name} is a shard of a task; type mmlaunch {doing} {task.name}")
     return run
+
+
+def _exists(run: RunPaths) -> bool:
+    return run.resolved.exists() or pipeline.is_pipeline(run)
+
+
+def _only_pipeline(fitting: list[RunPaths]) -> RunPaths | None:
+    """The pipeline among runs that are its stages otherwise."""
+    whole = [run for run in fitting if pipeline.is_pipeline(run)]
+    if len(whole) != 1:
+        return None
+    stages = {stage.run for stage in pipeline.read(whole[0]).stages}
+    return whole[0] if all(str(run.root) in stages for run in fitting if run != whole[0]) else None
+
+
+def _stage(run: RunPaths, name: str) -> RunPaths:
+    definition = pipeline.read(run)
+    stage = definition.named(name)
+    if stage is None:
+        near = closest(name, [one.name for one in definition.stages])
+        right = f"did you mean {near}?" if near else f"it has {', '.join(one.name for one in definition.stages[:12])}"
+        raise UserError(f"{run.name} has no stage {name}; {right}")
+    if not stage.paths.resolved.exists():
+        raise UserError(f"{run.name}/{name} is gone: {stage.run} does not exist any more")
+    return stage.paths
 
 
 def _shard(run: RunPaths, number: int) -> RunPaths:

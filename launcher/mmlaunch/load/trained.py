@@ -6,7 +6,7 @@ newest finished run of a name is taken. Later attempts start from the same check
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -41,10 +41,12 @@ class Resolved:
         return [f"{field}: {_shown(path)}" for field, path in self.pinned]
 
 
-def resolve(loaded: Loaded) -> Resolved:
-    """Pin every trained model that the recipe names."""
+def resolve(loaded: Loaded, later: Collection[str] = ()) -> Resolved:
+    """Pin every trained model that the recipe names, but those of `later`: other stages will make them."""
     recipe, pinned, missing = loaded.recipe, [], []
-    for place, name in _names(recipe):
+    for place, name in names(recipe):
+        if name in later:
+            continue
         try:
             path = find(name)
         except Missing as error:
@@ -55,35 +57,35 @@ def resolve(loaded: Loaded) -> Resolved:
         if path is not None and place[:2] == REWARDS and (wrong := reward_models.unfit(recipe, path)):
             missing.append(Problem(place, *wrong))
         elif path is not None:
-            recipe = _with(recipe, place, str(path))
+            recipe = with_value(recipe, place, str(path))
             pinned.append((".".join(map(str, place)), path))
     return Resolved(replace(loaded, recipe=recipe), tuple(pinned), tuple(missing))
 
 
-def _names(section: Section, place: Place = ()) -> Iterator[tuple[Place, str]]:
+def names(section: Section, place: Place = ()) -> Iterator[tuple[Place, str]]:
     """Every field of a recipe that names a trained model, and its value."""
     for name, field in type(section).model_fields.items():
         value = getattr(section, name)
         here = (*place, field.alias or name)
         for index, item in enumerate(value if isinstance(value, list) else ()):
             if isinstance(item, Section):
-                yield from _names(item, (*here, index))
+                yield from names(item, (*here, index))
         if isinstance(value, Section):
-            yield from _names(value, here)
+            yield from names(value, here)
         elif name in section.TRAINED and value is not None:
             yield here, value
 
 
-def _with(section: S, place: Place, value: str) -> S:
+def with_value(section: S, place: Place, value: str) -> S:
     """The same section with another value there."""
     key, below = place[0], place[1:]
     name = next(name for name, field in type(section).model_fields.items() if (field.alias or name) == key)
     inner: Any = value
     if below and isinstance(below[0], int):
         inner = list(getattr(section, name))
-        inner[below[0]] = _with(inner[below[0]], below[1:], value)
+        inner[below[0]] = with_value(inner[below[0]], below[1:], value)
     elif below:
-        inner = _with(getattr(section, name), below, value)
+        inner = with_value(getattr(section, name), below, value)
     return section.model_copy(update={name: inner})
 
 

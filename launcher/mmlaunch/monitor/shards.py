@@ -15,7 +15,7 @@ from mmlaunch.run.paths import RunPaths
 
 BEYOND_REPAIR = ("failed", "lost", "cancelled", "unknown", "held")
 """The states of a shard that ends, or waits, until a user does something."""
-LIVE = ("running", "starting", "restarting", "cancelling", "pending", "submitted", "perhaps submitted")
+LIVE = ("running", "starting", "restarting", "cancelling", "pending", "submitted", "perhaps submitted", "waiting")
 _ORDER = (*LIVE, *BEYOND_REPAIR)
 """The state of a task is the first of these that one of its shards is in."""
 

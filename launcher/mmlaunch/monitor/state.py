@@ -18,7 +18,7 @@ class Status:
     run: str
     state: str
     """perhaps submitted, submitted, pending, held, starting, running, restarting, cancelling, lost, unknown, done,
-    failed, cancelled"""
+    failed, cancelled; of stages also waiting and blocked"""
     method: str
     attempt: int
     step: int | None

@@ -11,7 +11,7 @@ from mmlaunch.monitor import progress, silence
 from mmlaunch.monitor.shards import joined
 from mmlaunch.monitor.silence import Silence
 from mmlaunch.monitor.state import Status, ends_about
-from mmlaunch.run import ledger, shards
+from mmlaunch.run import ledger, pipeline, shards
 from mmlaunch.run.event_types import Kind
 from mmlaunch.run.ledger import Event, Events, kind_of
 from mmlaunch.run.paths import RunPaths
@@ -19,7 +19,7 @@ from mmlaunch.schedulers import choose
 from mmlaunch.schedulers.base import Job, JobRecord, JobState
 
 _STATES: dict[Kind, str] = {
-    "submitted": "submitted", "unconfirmed": "submitted", "queued": "submitted",
+    "submitted": "submitted", "unconfirmed": "submitted", "queued": "submitted", "released": "submitted",
     "started": "starting", "ready": "running", "step": "running",
     "records": "running",
 }  # fmt: skip
@@ -63,6 +63,8 @@ def _look(runs: Sequence[RunPaths], ledgers: Sequence[Events]) -> dict[int, Job]
     jobs: dict[int, Job] = {}
     for index, (run, events) in enumerate(zip(runs, ledgers, strict=True)):
         if events.last("ended") or not events.events or shards.is_task(run):
+            continue
+        if pipeline.waiting(events) and job_record(events) is None:  # it is submitted once it is released
             continue
         try:
             record = job_record(events) or _by_name(run, events)
@@ -167,6 +169,7 @@ def _state(events: Events, job: Job | None) -> tuple[str, str]:
         "submitted",
         "unconfirmed",
         "queued",
+        "released",
         "started",
         "reference",
         "ready",
@@ -184,6 +187,8 @@ def _state(events: Events, job: Job | None) -> tuple[str, str]:
         failed = events.last("failed") or {}
         cause = f"{failed['cause']}: {failed.get('evidence', '')}; " if last["state"] == "failed" and failed else ""
         return str(last["state"]), f"{cause}{last.get('reason', '')}"
+    if pipeline.waiting(events) and (job is None or job.state in (JobState.WAITING, JobState.STUCK)):
+        return "waiting", "until the stages that it needs are done"
     if (by_job := _of_job(events, job)) is not None:
         return by_job
     if events.last("cancelling", "submitted", "started") == events.last("cancelling"):

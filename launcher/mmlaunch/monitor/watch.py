@@ -40,11 +40,11 @@ def events(run: RunPaths, offset: int = 0) -> Iterator[Event | None]:
         if _over(new):
             return
         quiet = 0 if new else quiet + 1
-        yield _phase(run, since) if quiet and not quiet % _SAY else None
+        yield phase(run, since) if quiet and not quiet % _SAY else None
         time.sleep(POLL)
 
 
-def _phase(run: RunPaths, since: float) -> Event | None:
+def phase(run: RunPaths, since: float) -> Event | None:
     """What the ranks of the newest attempt are busy with, by the heartbeat of the first one."""
     number = max(run.attempt_numbers, default=None)
     heartbeat = heartbeats.read(run.attempt(number).heartbeat(0)) if number is not None else None

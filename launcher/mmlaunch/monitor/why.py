@@ -73,6 +73,30 @@ def of(run: RunPaths) -> Story:
     return Story(run.name, now.state, what, now.reason if now.state != "done" else "", "", _history(events), following)
 
 
+def of_pipeline(run: RunPaths) -> Story:
+    """The story of the first stage that did not end well stands for the pipeline."""
+    from mmlaunch.monitor import pipeline
+
+    view = pipeline.of(run)
+    whole, named = view.whole, zip(view.definition.stages, view.stages, strict=True)
+    wrong = next(((stage, one) for stage, one in named if one.state in (*UNWELL, "held", "unknown")), None)
+    if wrong is None:
+        what = "Complete" if whole.state == "done" else f"Nothing ended it: it is {whole.state}"
+        return Story(run.name, whole.state, what, whole.reason, "", "", whole.next or f"mmlaunch status {run.name}")
+    stage, now = wrong
+    if not stage.paths.resolved.is_file():
+        what = f"Stage {stage.name}: its run directory is gone"
+        again = "submit the pipeline again: finished stages are kept"
+        return Story(run.name, whole.state, what, stage.run, "", "", again)
+    story = of(stage.paths)
+    blocked = view.in_state(pipeline.BLOCKED)
+    waits = f" {', '.join(blocked)} wait{'s' if len(blocked) == 1 else ''} for it." if blocked else ""
+    place = f"{now.run}/{story.place}" if story.place else ""
+    following = f"mmlaunch resume {run.name}    {stage.name} alone: {story.next}"
+    what, done = f"Stage {stage.name}: {story.what}", f"{story.done}{waits}".strip()
+    return Story(run.name, whole.state, what, story.evidence, place, done, following)
+
+
 def _of_task(run: RunPaths, now: Status) -> Story:
     """The story of the first shard that did not end well stands for all."""
     states = status.of_all(shards.all_shards(run))

@@ -39,6 +39,8 @@ class Evaluate(Section):
 
     every: Interval | None = None
     """Left out: at the end only."""
+    first: bool = False
+    """Also before the first step: what training gains is then seen against it."""
     samples: Annotated[int, Field(ge=0)] = 4
     """Generated answers that are logged with their images."""
 

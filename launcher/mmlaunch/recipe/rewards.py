@@ -16,7 +16,7 @@ from pydantic import (
 from pydantic_core import InitErrorDetails
 
 from mmlaunch.recipe.reward_functions import FUNCTIONS, LOWER_IS_BETTER, WITHOUT_TRUTH
-from mmlaunch.recipe.scalars import Duration, FreeForm, Line, Real, resolve_plain
+from mmlaunch.recipe.scalars import STAGE, Duration, FreeForm, Line, Real, resolve_plain
 from mmlaunch.recipe.section import Mistake, Section, mistake, rule
 from mmlaunch.recipe.suggest import closest
 
@@ -63,7 +63,9 @@ class RewardSource(Section):
 
     @classmethod
     def of_word(cls, word: Any) -> dict[str, Any]:
-        return {"function" if str(word) in FUNCTIONS or ":" in str(word) else "path": word}
+        text = str(word)
+        is_function = text in FUNCTIONS or (":" in text and not text.startswith(STAGE))
+        return {"function" if is_function else "path": word}
 
     @classmethod
     def replaced_by(cls, keys: Container[str]) -> Container[str]:

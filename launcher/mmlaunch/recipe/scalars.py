@@ -163,6 +163,8 @@ def _reject_control(value: str) -> str:
 Line = Annotated[str, BeforeValidator(lambda value: _reject_control(value) if isinstance(value, str) else value)]
 """A text on one line: it may stand in a script, a log and a terminal."""
 
+STAGE = "stage:"
+"""In a pipeline, `stage:sft` stands for what that stage makes."""
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 """How the Hugging Face hub names a model."""
 

@@ -20,6 +20,7 @@ LOGS_AND_RESUME = "mmlaunch logs {run} --attempt {attempt}    then mmlaunch resu
 # The causes that the policy names itself. It gets to all others by their evidence.
 DONE, CANCELLED, SAVED, TIME_LIMIT = "done", "cancelled", "saved", "time limit"
 PREEMPTED, HANG, CRASH, NODE, PROGRAM = "preempted", "hang", "crash", "node", "program error"
+NEEDS = "needs"
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,13 @@ class Cause:
 
 
 TABLE: tuple[Cause, ...] = (
+    Cause(
+        NEEDS,
+        budget="final",
+        why="What it needs of another stage is not there",
+        final="a stage begins once those that it needs are done",
+        next="mmlaunch resume its pipeline, which runs what is missing before it",
+    ),
     Cause(
         "out of memory",
         budget="final",

@@ -13,9 +13,9 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 Kind = Literal[
-    "submitted", "unconfirmed", "queued", "started", "preflight", "ready", "resumed", "reference", "generated",
-    "records", "rollout", "step", "evaluated", "checkpoint", "signal", "warning", "excluded", "cancelling", "failed",
-    "requeued", "ended",
+    "submitted", "unconfirmed", "queued", "released", "started", "preflight", "ready", "resumed", "reference",
+    "generated", "records", "rollout", "step", "evaluated", "checkpoint", "signal", "warning", "excluded", "cancelling",
+    "failed", "requeued", "ended",
 ]  # fmt: skip
 
 
@@ -36,6 +36,8 @@ class Submitted:
     """The number of this submission in `owners/`; 0: the run is of a version without it."""
     rows: int | None = None
     """Of a shard: the rows that it goes through."""
+    held: bool = False
+    """Of a stage: it waits until it is released."""
 
 
 class Unconfirmed:
@@ -56,6 +58,13 @@ class Queued:
     machine: str = ""
     pid: int = 0
     began: int | None = None
+
+
+class Released:
+    """The stages that this one needs are done: it may begin."""
+
+    by: str = ""
+    """The stage whose end has released it; empty: a command."""
 
 
 class Started:
@@ -231,7 +240,7 @@ class Ended:
 
 
 TYPES: dict[Kind, type] = {
-    "submitted": Submitted, "unconfirmed": Unconfirmed, "queued": Queued, "started": Started,
+    "submitted": Submitted, "unconfirmed": Unconfirmed, "queued": Queued, "released": Released, "started": Started,
     "preflight": Preflight, "ready": Ready,
     "resumed": Resumed, "reference": Reference, "generated": Generated, "records": Records, "rollout": Rollout,
     "step": Step, "evaluated": Evaluated, "checkpoint": Checkpoint,
@@ -239,9 +248,10 @@ TYPES: dict[Kind, type] = {
     "requeued": Requeued, "ended": Ended,
 }  # fmt: skip
 
-SYNCED: frozenset[Kind] = frozenset(
-    {"submitted", "unconfirmed", "queued", "started", "generated", "checkpoint", "failed", "requeued", "ended"}
-)
+SYNCED: frozenset[Kind] = frozenset((
+    "submitted", "unconfirmed", "queued", "released", "started", "generated", "checkpoint", "failed", "requeued",
+    "ended",
+))  # fmt: skip
 """Kinds that decisions depend on. The writer waits until such an event is on the disk."""
 
 REQUIRED: dict[str, frozenset[str]] = {

@@ -179,6 +179,21 @@ class RunPaths:
         return RunPaths(self.root.parent.parent).definition
 
     @property
+    def pipeline(self) -> Path:
+        """What a pipeline or a sweep is made of: its stages, each a run directory of its own."""
+        return self.root / "pipeline.json"
+
+    @property
+    def stage(self) -> Path:
+        """Of a run that is a stage: its pipeline, and the stages that it needs."""
+        return self.root / "stage.json"
+
+    @property
+    def lock(self) -> Path:
+        """Of a pipeline: whoever lets stages begin locks it, so that each begins once."""
+        return self.root / "lock"
+
+    @property
     def recipe(self) -> Path:
         return self.root / "recipe.yaml"
 
@@ -299,6 +314,11 @@ class RunPaths:
     def servers_over(self, attempt: int) -> Path:
         """It is there once the servers of an attempt are not needed any more."""
         return self.servers / f"over-{attempt}"
+
+    @property
+    def evaluation(self) -> Path:
+        """What the records of a task come to."""
+        return self.root / "evaluation.json"
 
     @property
     def tensorboard(self) -> Path:

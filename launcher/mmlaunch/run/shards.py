@@ -38,7 +38,7 @@ class InputFile:
 
 @dataclass(frozen=True)
 class Definition:
-    """How the rows of a task are split. It never changes."""
+    """How the rows of a task are split. It never changes, once the rows are there."""
 
     rows: int
     window: int
@@ -49,6 +49,8 @@ class Definition:
     inputs: tuple[InputFile, ...]
     against: tuple[InputFile, ...] = ()
     """The second file of predictions, where one is compared with the input."""
+    open: bool = False
+    """Whether the input is still to be made, by another stage: the rows are split when the task begins."""
 
     @property
     def text(self) -> str:

@@ -116,6 +116,8 @@ class Scheduler(Protocol):
     """Whether `resubmit` can keep a job away from nodes."""
     has_arrays: bool
     """Whether one submission may have many tasks; otherwise one job does all of them, one after the other."""
+    can_hold: bool
+    """Whether a job may be submitted held; otherwise it is submitted when it may begin."""
 
     # Before a submission
 
@@ -153,9 +155,11 @@ class Scheduler(Protocol):
         submission: int = 0,
         after: Sequence[Dependency] = (),
         array: Array | None = None,
+        held: bool = False,
     ) -> dict[str, Any]:
         """Submit a job script; returns what the ledger keeps of the job. A job is never submitted twice.
 
+        A `held` job waits until it is released.
         The script gets the number of the submission as its argument, whenever the job starts. Raises
         `PerhapsSubmitted` if nobody can say whether the job was accepted.
         """
@@ -192,8 +196,12 @@ class Scheduler(Protocol):
         """Keep a waiting job from starting."""
         ...
 
-    def release(self, record: JobRecord) -> None:
-        """Let a held job start again."""
+    def release(self, record: JobRecord, in_job: bool = False) -> None:
+        """Let a held job start; from inside a job, with patience for a scheduler that is away."""
+        ...
+
+    def has_room(self, resources: Resources, beside: Sequence[Resources]) -> bool:
+        """Whether a job may begin beside these others. Where jobs queue, always."""
         ...
 
     # Inside a job

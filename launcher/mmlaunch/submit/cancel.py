@@ -7,7 +7,7 @@ import time
 
 from mmlaunch.errors import MachineError
 from mmlaunch.monitor import status
-from mmlaunch.run import heartbeats, ledger, shards
+from mmlaunch.run import heartbeats, ledger, pipeline, shards
 from mmlaunch.run.exits import CANCELLED
 from mmlaunch.run.files import explained
 from mmlaunch.run.ledger import Events
@@ -28,6 +28,8 @@ def cancel(run: RunPaths, now: bool) -> str:
 
     The end is written when the ranks are gone, and not before.
     """
+    if pipeline.is_pipeline(run):
+        return _cancel_pipeline(run, now)
     if shards.is_task(run):
         return _cancel_task(run, now)
     state = status.of(run, whole=True)
@@ -49,6 +51,19 @@ def cancel(run: RunPaths, now: bool) -> str:
         ledger.append(run.events, "ended", state="cancelled", **facts)
     saved = status.of(run, whole=True).saved_step
     return f"cancelled; its newest checkpoint is step {saved}" if saved else "cancelled before its first checkpoint"
+
+
+def _cancel_pipeline(run: RunPaths, now: bool) -> str:
+    """Stop all stages that have not ended: those that need others come first, so that none is released meanwhile."""
+    stages = [stage for stage in pipeline.read(run).stages if not stage.reused]
+    states = status.of_all([stage.paths for stage in stages])
+    still = [stage for stage, one in zip(stages, states, strict=True) if not one.final and one.state != "unknown"]
+    if not still:
+        return "has ended already"
+    for stage in reversed(still):
+        cancel(stage.paths, now)
+    names = ", ".join(stage.name for stage in still)
+    return f"cancelled {len(still)} of {len(stages)} stages ({names}); mmlaunch resume {run.name} goes on with them"
 
 
 def _cancel_task(run: RunPaths, now: bool) -> str:

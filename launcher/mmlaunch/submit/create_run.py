@@ -13,7 +13,7 @@ from typing import Any
 
 from mmlaunch.load import reward_functions
 from mmlaunch.recipe.resolved import text_of
-from mmlaunch.run import ledger, owner
+from mmlaunch.run import ledger, owner, pipeline
 from mmlaunch.run.files import READ_ONLY, explained, publish
 from mmlaunch.run.paths import RunPaths
 from mmlaunch.schedulers.process import identity
@@ -38,7 +38,7 @@ def create(prepared: Prepared) -> None:
         try:
             final.parent.mkdir(parents=True, exist_ok=True)
             _fill(aside, prepared, resolved, functions, values | secrets.suspected())
-            _take(aside.root, final)
+            take(aside.root, final)
         except BaseException:
             shutil.rmtree(aside.root, ignore_errors=True)
             raise
@@ -49,7 +49,7 @@ def submitter() -> dict[str, Any]:
     return {"by": getpass.getuser(), "time": round(time.time()), **identity(os.getpid())}
 
 
-def _take(aside: Path, final: Path) -> None:
+def take(aside: Path, final: Path) -> None:
     """Rename to the final name; refuse if that name exists."""
     try:
         aside.rename(final)
@@ -74,8 +74,12 @@ def _fill(
     snapshot.snapshot(run.code)
     snapshot.reward_files(run, functions)
     owner.take(run, 1, **submitter())
+    facts = prepared.plan.facts
+    if prepared.stage is not None:
+        pipeline.write_membership(run, prepared.stage)
+        facts["held"] = True
     if prepared.definition is not None:
-        shards.fill(run, prepared.definition, prepared.plan.facts, submitter())
-    ledger.append(run.events, "submitted", **prepared.plan.facts, submission=1)
+        shards.fill(run, prepared.definition, facts, submitter())
+    ledger.append(run.events, "submitted", **facts, submission=1)
     for folder in [run.root, *(path for path in run.root.rglob("*") if path.is_dir() and not path.is_symlink())]:
         folder.chmod(0o755)  # whatever the umask: others may read a run

@@ -9,6 +9,7 @@ from mmlaunch.estimate.knowable import contradictions
 from mmlaunch.load import Loaded, rundir, trained
 from mmlaunch.load.reward_functions import Folders
 from mmlaunch.run.paths import RunPaths
+from mmlaunch.run.pipeline import Membership
 from mmlaunch.run.shards import Definition
 from mmlaunch.schedulers import choose
 from mmlaunch.submit import plan as plans
@@ -37,6 +38,10 @@ class Prepared:
     """How the rows are split, where they are; counted once the recipe is about to be submitted."""
     trained: trained.Resolved | None = None
     """The trained models that the recipe starts from; None for a run that is resumed: it has pinned them."""
+    stage: Membership | None = None
+    """Of a stage: its pipeline, and what it needs of other stages."""
+    later: tuple[str, ...] = ()
+    """Files and folders that do not exist yet: other stages will make them."""
 
     @property
     def reward_folders(self) -> Folders:
@@ -44,10 +49,10 @@ class Prepared:
         return Folders(self.beside, self.plan.folder, self.plan.run)
 
 
-def prepare(loaded: Loaded, cluster_name: str | None) -> Prepared:
-    """Plan and render a recipe on a cluster, the named one or the usual one."""
+def prepare(loaded: Loaded, cluster_name: str | None, later: tuple[str, ...] = ()) -> Prepared:
+    """Plan and render a recipe on a cluster, the named one or the usual one. `later`: what does not exist yet."""
     name, cluster = choose.profile(cluster_name)
-    models = trained.resolve(loaded)
+    models = trained.resolve(loaded, later)
     loaded = models.loaded
     recipe = loaded.recipe
     if problems := contradictions(recipe):
@@ -59,4 +64,4 @@ def prepare(loaded: Loaded, cluster_name: str | None) -> Prepared:
     plan = plans.make(recipe, cluster, name, run, Path.cwd())
     renderer = Renderer(loaded.path.parent)
     texts = Texts(renderer.script(plan), renderer.deepspeed(plan))
-    return Prepared(loaded, plan, texts, loaded.path.parent, trained=models)
+    return Prepared(loaded, plan, texts, loaded.path.parent, trained=models, later=later)

@@ -26,7 +26,7 @@ from mmlaunch.run.paths import RunPaths
 from mmlaunch.schedulers import choose, process
 from mmlaunch.schedulers.base import PerhapsSubmitted
 from mmlaunch.submit import plan as plans
-from mmlaunch.submit import secrets, snapshot, submission
+from mmlaunch.submit import secrets, snapshot, stages, submission
 from mmlaunch.submit.create_run import EXECUTABLE, submitter
 from mmlaunch.submit.prepare import Prepared, Texts
 from mmlaunch.submit.render import Renderer
@@ -35,8 +35,11 @@ PATIENCE = 600.0
 """Seconds for a submission on another host, whose process cannot be looked at."""
 
 
-def resume(name: str, overrides: Sequence[str], cluster_name: str | None) -> Prepared:
-    """Submit a run again in its own directory, with the code it was first submitted with."""
+def resume(name: str, overrides: Sequence[str], cluster_name: str | None, held: bool | None = None) -> Prepared:
+    """Submit a run again in its own directory, with the code it was first submitted with.
+
+    A stage whose needs are not done is submitted `held`, and so is any stage of a pipeline that is resumed as a whole.
+    """
     run = rundir.resolve(name)
     events = ledger.read(run.events)  # before the state: whatever is submitted later, `own` notices
     now = status.of(run, whole=True)
@@ -57,17 +60,18 @@ def resume(name: str, overrides: Sequence[str], cluster_name: str | None) -> Pre
             write(prepared, attempt, values)
             owner.check(run, number)
             close_open(run, now, events)
-            ledger.append(run.events, "submitted", **prepared.plan.facts, submission=number)
+            held = stages.must_wait(run) if held is None else held
+            ledger.append(run.events, "submitted", **prepared.plan.facts, **stages.facts(run, held), submission=number)
     except BaseException:
         owner.release(run, number)
         raise
-    _launch(prepared, attempt, number)
+    _launch(prepared, attempt, number, held)
     return prepared
 
 
-def _launch(prepared: Prepared, attempt: int, number: int) -> None:
+def _launch(prepared: Prepared, attempt: int, number: int, held: bool) -> None:
     try:
-        submission.launch(prepared.plan, attempt, number)
+        submission.launch(prepared.plan, attempt, number, held=held)
     except PerhapsSubmitted:
         raise
     except MachineError as error:

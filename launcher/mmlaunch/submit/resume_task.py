@@ -12,7 +12,7 @@ from mmlaunch.run import ledger, owner, shards
 from mmlaunch.run.files import explained
 from mmlaunch.run.paths import RunPaths
 from mmlaunch.submit import resume as one_run
-from mmlaunch.submit import secrets, submission
+from mmlaunch.submit import secrets, stages, submission
 from mmlaunch.submit.create_run import submitter
 from mmlaunch.submit.prepare import Prepared
 
@@ -20,8 +20,13 @@ CHANGEABLE = ("resources", "restarts", "env", "checkpoint", "log", "objective.ma
 """What a resumed task may change: nothing that its records depend on."""
 
 
-def resume_task(run: RunPaths, overrides: Sequence[str], cluster_name: str | None) -> Prepared:
-    """Submit the shards that failed, were lost or were cancelled, with the code of the first submission."""
+def resume_task(
+    run: RunPaths, overrides: Sequence[str], cluster_name: str | None, held: bool | None = None
+) -> Prepared:
+    """Submit the shards that failed, were lost or were cancelled, with the code of the first submission.
+
+    `held`: as for any other run.
+    """
     events, every = ledger.read(run.events), shards.all_shards(run)
     states = status.of_all(every, whole=True)
     damaged = [number for number, one in enumerate(every) if _damaged(one, states[number])]
@@ -41,6 +46,8 @@ def resume_task(run: RunPaths, overrides: Sequence[str], cluster_name: str | Non
     try:
         with explained("cannot write into the run directory"):
             one_run.write(prepared, number, values)
+            held = stages.must_wait(run) if held is None else held
+            facts = {**prepared.plan.facts, **stages.facts(run, held), "submission": number}
             for place in again:
                 shard = every[place]
                 if place in damaged:
@@ -50,15 +57,14 @@ def resume_task(run: RunPaths, overrides: Sequence[str], cluster_name: str | Non
                 taken.append(shard)
                 one_run.close_open(shard, states[place], ledger.read(shard.events))
                 first, stop = shards.read(run).ranges[place]
-                facts = {**prepared.plan.facts, "submission": number, "rows": stop - first}
-                ledger.append(shard.events, "submitted", **facts)
-            ledger.append(run.events, "submitted", **prepared.plan.facts, submission=number)
+                ledger.append(shard.events, "submitted", **facts, rows=stop - first)
+            ledger.append(run.events, "submitted", **facts)
     except BaseException:
         for shard in (run, *taken):
             owner.release(shard, number)
         raise
     if again:
-        submission.launch(prepared.plan, number, number, again)
+        submission.launch(prepared.plan, number, number, again, held)
     return prepared
 
 

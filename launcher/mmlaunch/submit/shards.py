@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import replace
 from typing import Any
 
 from mmlaunch.errors import MachineError
@@ -21,14 +22,23 @@ class PartlySubmitted(MachineError):
     """Some of the arrays of a task were accepted, and a later one was not."""
 
 
-def define(recipe: Recipe) -> Definition:
-    """Count the rows of all sources, and split them."""
+def define(recipe: Recipe, later: Collection[str] = ()) -> Definition:
+    """Count the rows of all sources, and split them; what is made `later` is counted when the task begins."""
     task = settings_of(recipe)
+    if {task.compared_with, *(source.path for source in recipe.data.inputs)} & {*later}:
+        return Definition(0, task.window, task.batch, ((0, 0),) * task.shards, (), open=True)
     inputs = _counted(recipe.data.inputs)
     other = task.compared_with
     against = _counted([Source(path=other, format="predictions")]) if other is not None else ()
     rows = sum(one.rows for one in inputs)
     return Definition(rows, task.window, task.batch, shards.split(rows, task.shards, task.window), inputs, against)
+
+
+def close(recipe: Recipe, definition: Definition) -> Definition:
+    """Split the rows of a task whose input is there now; shards for which there are no rows have none."""
+    counted = define(recipe)
+    none = ((counted.rows, counted.rows),) * (len(definition.ranges) - len(counted.ranges))
+    return replace(counted, ranges=(*counted.ranges, *none))
 
 
 def _counted(sources: Sequence[Source]) -> tuple[InputFile, ...]:
@@ -54,26 +64,35 @@ def fill(run: RunPaths, definition: Definition, facts: dict[str, Any], submitter
 
 
 def launch(
-    run: RunPaths, scheduler: Scheduler, attempt: int, ranks: int, submission: int, numbers: Sequence[int], at_once: int
+    run: RunPaths,
+    scheduler: Scheduler,
+    attempt: int,
+    ranks: int,
+    submission: int,
+    numbers: Sequence[int],
+    at_once: int,
+    held: bool = False,
 ) -> None:
     """Submit these shards: each is a task of a job array where the scheduler has them, otherwise one job does all."""
     script = run.attempt(attempt).script
     tasks = [[number] for number in numbers] if scheduler.has_arrays else [list(numbers)]
     shards.write_tasks(run, submission, tasks)
+    if held and not scheduler.can_hold:
+        return
     if not scheduler.has_arrays:
-        job = scheduler.submit(run, script, ranks, submission)
-        _note_job(run, job, [(number, job) for number in numbers])
+        job = scheduler.submit(run, script, ranks, submission, held=held)
+        note_job(run, job, [(number, job) for number in numbers])
         return
     most = scheduler.most_tasks()
     for first in range(0, len(tasks), most):
         part = numbers[first : first + most]
         try:
-            job = scheduler.submit(run, script, ranks, submission, array=Array(len(part), at_once, first))
+            job = scheduler.submit(run, script, ranks, submission, array=Array(len(part), at_once, first), held=held)
         except MachineError as error:
             if not first or isinstance(error, PerhapsSubmitted):
                 raise
             raise PartlySubmitted(_give_up(run, numbers[first:], len(tasks), error)) from None
-        _note_job(run, job, [(number, {"job": f"{job['job']}_{index}"}) for index, number in enumerate(part)])
+        note_job(run, job, [(number, {"job": f"{job['job']}_{index}"}) for index, number in enumerate(part)])
 
 
 def _give_up(run: RunPaths, numbers: Sequence[int], total: int, error: MachineError) -> str:
@@ -87,7 +106,8 @@ def _give_up(run: RunPaths, numbers: Sequence[int], total: int, error: MachineEr
     return f"{what}; mmlaunch resume {run.name} submits them, once there is room"
 
 
-def _note_job(run: RunPaths, job: dict[str, Any], of_shards: Sequence[tuple[int, dict[str, Any]]]) -> None:
+def note_job(run: RunPaths, job: dict[str, Any], of_shards: Sequence[tuple[int, dict[str, Any]]]) -> None:
+    """Note a job that was accepted, in the ledgers of the task and of the shards that it works on."""
     ledger.append(run.events, "queued", **job)
     for number, own in of_shards:
         ledger.append(shards.shard(run, number).events, "queued", **own)

@@ -69,15 +69,20 @@ def _start(plan: Plan, parts: int) -> None:
         raise
 
 
-def launch(plan: Plan, attempt: int, submission: int, parts: Sequence[int] = ()) -> None:
-    """Start the job of an attempt whose script and `submitted` event are written; `parts`: of these shards."""
+def launch(plan: Plan, attempt: int, submission: int, parts: Sequence[int] = (), held: bool = False) -> None:
+    """Start the job of an attempt whose script and `submitted` event are written; `parts`: of these shards.
+
+    A `held` job is submitted and waits; where a scheduler cannot hold jobs, it is submitted once it is released.
+    """
     run, scheduler = plan.run, choose.named(plan.cluster.executor)
     try:
         if plan.sharded:
             at_once = shards.settings_of(plan.recipe).at_once or 0
-            shards.launch(run, scheduler, attempt, plan.world, submission, parts, at_once)
+            shards.launch(run, scheduler, attempt, plan.world, submission, parts, at_once, held)
             return
-        job = scheduler.submit(run, run.attempt(attempt).script, plan.world, submission)
+        if held and not scheduler.can_hold:
+            return
+        job = scheduler.submit(run, run.attempt(attempt).script, plan.world, submission, held=held)
     except PerhapsSubmitted as error:
         ledger.append(run.events, "unconfirmed", reason=str(error))
         advice = f"mmlaunch status {run.name} looks again; mmlaunch cancel {run.name} gives it up"
@@ -87,16 +92,16 @@ def launch(plan: Plan, attempt: int, submission: int, parts: Sequence[int] = ())
 
 
 def _missing_files(prepared: Prepared) -> list[Problem]:
-    problems = []
+    problems, given = [], (None, "none", *prepared.later)
     for group in ("train", "input", "eval"):
         for index, source in enumerate(getattr(prepared.loaded.recipe.data, group)):
             for key in ("path", "images"):
                 value = getattr(source, key)
-                if value not in (None, "none") and not (prepared.plan.folder / Path(value).expanduser()).exists():
+                if value not in given and not (prepared.plan.folder / Path(value).expanduser()).exists():
                     right = f"relative paths start at {prepared.plan.folder}"
                     problems.append(Problem(("data", group, index, key), f"no such file or folder: {value}", right))
     against = prepared.loaded.recipe.objective.compared_with
-    if against is not None and not (prepared.plan.folder / Path(against).expanduser()).exists():
+    if against not in given and not (prepared.plan.folder / Path(str(against)).expanduser()).exists():
         right = f"relative paths start at {prepared.plan.folder}"
         problems.append(Problem(("objective", "against"), f"no such file or folder: {against}", right))
     return problems

@@ -31,6 +31,7 @@ class Local:
     cancel_command = "kill"
     excludes_nodes = False
     has_arrays = False
+    can_hold = False
 
     def is_here(self) -> bool:
         return True
@@ -45,7 +46,7 @@ class Local:
         if importlib.util.find_spec("torch") is None:
             right = "pip install 'mmlaunch[train]', or choose another --cluster"
             return [Problem(("resources",), "this machine would run the ranks, and has no torch", right)]
-        wanted, here = resources.gpus_per_node, len(list(Path("/dev").glob("nvidia[0-9]*")))
+        wanted, here = resources.gpus_per_node, len(_gpus())
         if here >= wanted:
             return []
         what = f"{wanted} GPUs are asked for, this machine has {here}"
@@ -69,8 +70,9 @@ class Local:
         submission: int = 0,
         after: Sequence[Dependency] = (),
         array: Array | None = None,
+        held: bool = False,
     ) -> dict[str, Any]:
-        if after:
+        if after or held:
             raise MachineError("this machine starts a job at once: it cannot wait for another one")
         if array is not None:
             raise MachineError("this machine has no job arrays; submit each run by itself")
@@ -108,8 +110,15 @@ class Local:
     def hold(self, record: JobRecord) -> None:
         raise MachineError("this machine starts a job at once: there is no queue to hold it in")
 
-    def release(self, record: JobRecord) -> None:
+    def release(self, record: JobRecord, in_job: bool = False) -> None:
         raise MachineError("this machine holds no jobs")
+
+    def has_room(self, resources: Resources, beside: Sequence[Resources]) -> bool:
+        """As many GPUs as are here; without GPUs, as many ranks as there are cores. A job alone always fits."""
+        wanted = [resources, *beside]
+        gpus = sum(one.gpus_per_node for one in wanted)
+        ranks = sum(one.ranks_per_node for one in wanted if not one.gpus_per_node)
+        return not beside or (gpus <= len(_gpus()) and ranks <= (os.cpu_count() or 1))
 
     def batch(self) -> BatchJob:
         number = os.environ.get("SUBMITIT_LOCAL_JOB_ID", "")
@@ -132,6 +141,10 @@ class Local:
         self, run: RunPaths, attempt: int, job: BatchJob, excluded: Sequence[str], pause: int
     ) -> dict[str, Any]:
         raise MachineError(f"this machine is the only one: a job cannot stay away from {', '.join(excluded)}")
+
+
+def _gpus() -> list[Path]:
+    return list(Path("/dev").glob("nvidia[0-9]*"))
 
 
 def _job(record: JobRecord) -> Job:

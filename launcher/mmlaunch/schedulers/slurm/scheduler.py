@@ -6,6 +6,7 @@ import os
 import shutil
 import socket
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ class Slurm:
     cancel_command = "scancel"
     excludes_nodes = True
     has_arrays = True
+    can_hold = True
 
     def is_here(self) -> bool:
         """Whether its programs would find a cluster: they may be installed on a machine that is part of none."""
@@ -71,10 +73,11 @@ class Slurm:
         submission: int = 0,
         after: Sequence[Dependency] = (),
         array: Array | None = None,
+        held: bool = False,
     ) -> dict[str, Any]:
         from mmlaunch.schedulers.slurm import submit  # submitit takes its time: only whoever submits waits for it
 
-        return submit.start(run, script, ranks, submission, after, array)
+        return submit.start(run, script, ranks, submission, after, array, held)
 
     def look(self, records: Sequence[JobRecord]) -> list[Job]:
         jobs = queue.look(str(record["job"]) for record in records if record.get("job"))
@@ -102,8 +105,15 @@ class Slurm:
     def hold(self, record: JobRecord) -> None:
         commands.call("scontrol", "uhold", str(record["job"]))
 
-    def release(self, record: JobRecord) -> None:
-        commands.call("scontrol", "release", str(record["job"]))
+    def release(self, record: JobRecord, in_job: bool = False) -> None:
+        ask = partial(commands.call, "scontrol", "release", str(record["job"]))
+        if in_job:
+            commands.patiently(ask)
+        else:
+            ask()
+
+    def has_room(self, resources: Resources, beside: Sequence[Resources]) -> bool:
+        return True
 
     def batch(self) -> BatchJob:
         from mmlaunch.schedulers.process import identity  # ctypes takes its time, and only a job script needs it

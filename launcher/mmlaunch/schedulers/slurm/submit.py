@@ -64,10 +64,12 @@ def start(
     submission: int = 0,
     after: Sequence[Dependency] = (),
     array: Array | None = None,
+    held: bool = False,
 ) -> dict[str, Any]:
     """Submit; returns what the ledger keeps of the job. A job that was accepted is never submitted twice."""
     try:
-        executor = TemplateExecutor(run, script, ranks, submission, _options(after, array), array.first if array else 0)
+        options, first = _options(after, array, held), array.first if array else 0
+        executor = TemplateExecutor(run, script, ranks, submission, options, first)
         job = executor.submit(Entry(str(run.root))).job_id
     except _Unclear as unclear:
         job = _accepted(run, unclear)
@@ -136,10 +138,11 @@ def _accepted(run: RunPaths, unclear: _Unclear, but: str = "") -> str:
     raise PerhapsSubmitted(f"{unclear}; and no job of this run is in the queue yet")
 
 
-def _options(after: Sequence[Dependency], array: Array | None) -> list[str]:
+def _options(after: Sequence[Dependency], array: Array | None, held: bool) -> list[str]:
     """The options of sbatch that differ between submissions of one script."""
     words = {"ok": "afterok", "end": "afterany", "start": "after"}
     options = [f"--dependency={','.join(f'{words[one.on]}:{one.job}' for one in after)}"] if after else []
+    options += ["--hold"] if held else []
     if array is not None:
         at_once = f"%{array.at_once}" if array.at_once else ""
         options.append(f"--array=0-{array.tasks - 1}{at_once}")

@@ -34,6 +34,7 @@ class Toy:
     start_condition = "starts when the toy queue opens"
     cancel_command = "rm"
     has_arrays = False
+    can_hold = False
     excludes_nodes = False
 
     def is_here(self) -> bool:
@@ -62,9 +63,10 @@ class Toy:
         submission: int = 0,
         after: Sequence[Dependency] = (),
         array: Array | None = None,
+        held: bool = False,
     ) -> dict[str, Any]:
-        if after or array:
-            raise MachineError("a toy knows neither dependencies nor arrays")
+        if after or array or held:
+            raise MachineError("a toy knows neither dependencies nor arrays, and holds no single job")
         number = len(list(_queue().glob("*.json"))) + 1
         with run.batch_log.open("ab") as log:
             process = subprocess.Popen(
@@ -99,8 +101,11 @@ class Toy:
     def hold(self, record: JobRecord) -> None:
         (_queue() / "closed").touch()
 
-    def release(self, record: JobRecord) -> None:
+    def release(self, record: JobRecord, in_job: bool = False) -> None:
         (_queue() / "closed").unlink()
+
+    def has_room(self, resources: Resources, beside: Sequence[Resources]) -> bool:
+        return not beside
 
     def batch(self) -> BatchJob:
         return BatchJob(os.environ["TOY_JOB"], "toyland")

@@ -1,0 +1,300 @@
+"""Submits a pipeline: all stages are checked and made, all are submitted held, and only then the first ones begin.
+
+The end of a stage releases those that need it (`submit/stages.py`): no process has to live on a login node. A stage of
+the same content that is done already is used again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from mmlaunch import __version__
+from mmlaunch.errors import MachineError, MmlaunchError, Problem, RecipeError, UserError
+from mmlaunch.load import reward_functions, rundir
+from mmlaunch.load.pipeline import LoadedPipeline, LoadedStage
+from mmlaunch.load.trained import with_value
+from mmlaunch.monitor import status
+from mmlaunch.recipe import Recipe
+from mmlaunch.recipe.suggest import closest
+from mmlaunch.run import ledger, pipeline, users
+from mmlaunch.run.files import explained, publish
+from mmlaunch.run.paths import CheckpointPaths, RunPaths
+from mmlaunch.run.pipeline import Definition, Kind, Membership, Need, Stage
+from mmlaunch.schedulers import choose
+from mmlaunch.submit import secrets, shards, stages, submission
+from mmlaunch.submit.create_run import create, take
+from mmlaunch.submit.prepare import Prepared, prepare
+
+_TRIES = 20
+NOT_CONTENT = ("name", "resources", "restarts", "env", "log")
+"""The sections of a recipe that change nothing of what a stage makes."""
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The stages that a user wants to run; the others have to be done already."""
+
+    first: str | None = None
+    """This one and those that need it."""
+    last: str | None = None
+    """This one and those that it needs."""
+    only: str | None = None
+
+
+@dataclass(frozen=True)
+class PreparedStage:
+    """A stage that is about to be submitted, or one that is done and used again."""
+
+    name: str
+    needs: tuple[str, ...]
+    run: RunPaths
+    key: str
+    recipe: Recipe
+    prepared: Prepared | None
+    """None: a finished run of the same content is used."""
+    values: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class PreparedPipeline:
+    """Everything that the submission of a pipeline writes."""
+
+    run: RunPaths
+    loaded: LoadedPipeline
+    cluster_name: str
+    stages: tuple[PreparedStage, ...]
+    kind: Kind = "pipeline"
+
+    @property
+    def new(self) -> list[tuple[PreparedStage, Prepared]]:
+        """The stages that will run."""
+        return [(stage, stage.prepared) for stage in self.stages if stage.prepared is not None]
+
+    @property
+    def definition(self) -> Definition:
+        return Definition(
+            self.kind,
+            tuple(
+                Stage(one.name, str(one.run.root), one.needs, one.prepared is None, one.values) for one in self.stages
+            ),
+        )
+
+
+def prepare_pipeline(loaded: LoadedPipeline, cluster_name: str | None, selection: Selection) -> PreparedPipeline:
+    """Plan and render all stages without writing anything; raises `RecipeError` with the problems of all of them."""
+    wanted, again = _selected(loaded, selection)
+    folder = rundir.runs_folder()
+    name, _ = choose.profile(cluster_name)
+    prepared: dict[str, PreparedStage] = {}
+    problems: list[Problem] = []
+    for stage in loaded.stages:
+        if not set(stage.needs) <= prepared.keys():  # what it needs has mistakes
+            continue
+        try:
+            prepared[stage.name] = _stage(stage, prepared, cluster_name, folder, reuse=stage.name not in again)
+        except RecipeError as error:
+            problems += [replace(one, path=("stages", stage.name, *one.path)) for one in error.problems]
+    if problems:
+        raise RecipeError(problems)
+    kept = _needed(prepared, wanted)
+    content = "\0".join([name, str(Path.cwd()), *(prepared[stage].key for stage in kept)])
+    run = RunPaths(folder / rundir.free_name(loaded.name, content, folder))
+    return PreparedPipeline(run, loaded, name, tuple(prepared[stage] for stage in kept))
+
+
+def _selected(loaded: LoadedPipeline, selection: Selection) -> tuple[set[str], set[str]]:
+    """The stages that are wanted, and those of them that run even if they are done."""
+    names = [stage.name for stage in loaded.stages]
+    for name in (selection.first, selection.last, selection.only):
+        if name is not None and name not in names:
+            near = closest(name, names)
+            right = f"did you mean {near}?" if near else f"the stages are {', '.join(names)}"
+            raise UserError(f"no stage {name}; {right}")
+    needs = {stage.name: stage.needs for stage in loaded.stages}
+    if selection.only is not None:
+        return {selection.only}, {selection.only}
+    wanted = set(names)
+    if selection.first is not None:
+        wanted = {name for name in names if selection.first in (name, *_behind(name, needs))}
+    if selection.last is not None:
+        wanted &= {selection.last, *_behind(selection.last, needs)}
+    if not wanted:
+        raise UserError(f"--until {selection.last} ends before --from {selection.first} begins")
+    return wanted, {selection.first} if selection.first else set()
+
+
+def _behind(name: str, needs: Mapping[str, Sequence[str]]) -> set[str]:
+    """All stages that have to be done before this one."""
+    behind: set[str] = set()
+    for need in needs[name]:
+        behind |= {need, *_behind(need, needs)}
+    return behind
+
+
+def _needed(prepared: Mapping[str, PreparedStage], wanted: Collection[str]) -> list[str]:
+    """The wanted stages, and the finished ones that they need."""
+    missing = [
+        need
+        for name in wanted
+        for need in prepared[name].needs
+        if need not in wanted and prepared[need].prepared is not None
+    ]
+    if missing:
+        what = f"stage {missing[0]} has no finished run of the same content, and is left out"
+        raise UserError(f"{what}; without --from, --until and --only all stages run that are not done")
+    needed = {need for name in wanted for need in prepared[name].needs} | set(wanted)
+    return [name for name in prepared if name in needed]
+
+
+def _stage(
+    stage: LoadedStage, before: Mapping[str, PreparedStage], cluster_name: str | None, folder: Path, reuse: bool
+) -> PreparedStage:
+    recipe, by_content, later = stage.loaded.recipe, stage.loaded.recipe, list[str]()
+    for reference in stage.references:
+        source = before[reference.stage]
+        made = source.run.root / reference.file if reference.file else source.run.root
+        recipe = with_value(recipe, reference.place, str(made))
+        by_content = with_value(by_content, reference.place, f"{source.key}/{reference.file}")
+        later.append(str(made))
+    prepared = prepare(replace(stage.loaded, recipe=recipe), cluster_name, tuple(later))
+    key = _key(prepared, by_content, later)
+    if reuse and not any(before[need].prepared for need in stage.needs) and (done := _finished(key, folder)):
+        return PreparedStage(stage.name, stage.needs, done, key, recipe, None)
+    return PreparedStage(stage.name, stage.needs, prepared.plan.run, key, prepared.plan.recipe, prepared)
+
+
+def _key(prepared: Prepared, by_content: Recipe, later: Collection[str]) -> str:
+    """The same for stages that make the same: of the recipe, the data, the models that it starts from, the version."""
+    recipe = prepared.plan.recipe
+    content: dict[str, Any] = by_content.model_dump(mode="json", by_alias=True, exclude=set(NOT_CONTENT))
+    content["version"] = __version__
+    content["functions"] = reward_functions.files(recipe, prepared.reward_folders)
+    for field, checkpoint in prepared.trained.pinned if prepared.trained else ():
+        manifest = CheckpointPaths(checkpoint).manifest
+        content[f"of {field}"] = manifest.read_text(errors="replace") if manifest.is_file() else str(checkpoint)
+    sources = [*recipe.data.train, *recipe.data.input, *recipe.data.eval]
+    names = [source.path for source in sources if source.path is not None and source.path not in later]
+    content["files"] = [_looks(prepared.plan.folder / Path(name).expanduser()) for name in sorted(set(names))]
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def _looks(path: Path) -> list[tuple[str, int, int]]:
+    """The files there, each with its size and the time of its last change."""
+    files = sorted(one for one in path.rglob("*") if one.is_file()) if path.is_dir() else [path]
+    return [(str(one), one.stat().st_size, one.stat().st_mtime_ns) for one in files if one.exists()]
+
+
+def _finished(key: str, folder: Path) -> RunPaths | None:
+    """The newest run of a stage with this key that is done."""
+    for run in rundir.all_runs(folder):
+        if not run.stage.is_file():
+            continue
+        try:
+            member = pipeline.membership(run)
+        except MmlaunchError:
+            continue
+        if member is not None and member.key == key and status.of(run).state == "done":
+            return run
+    return None
+
+
+def submit_pipeline(loaded: LoadedPipeline, cluster_name: str | None, selection: Selection) -> PreparedPipeline:
+    """Make all run directories, submit all jobs, and let the first stages begin; or leave nothing behind."""
+    for _ in range(_TRIES):
+        prepared = prepare_pipeline(loaded, cluster_name, selection)
+        submit_prepared(prepared) if prepared.new else None
+        return prepared
+    raise MachineError(f"{rundir.runs_folder()}: another submission is always faster; try again")
+
+
+def submit_prepared(whole: PreparedPipeline) -> None:
+    """The same for a pipeline that is prepared."""
+    _check(whole)
+    made: list[RunPaths] = []
+    try:
+        _make(whole, made)
+        for _, prepared in whole.new:
+            parts = range(len(prepared.definition.ranges)) if prepared.definition else ()
+            submission.launch(prepared.plan, 1, submission=1, parts=parts, held=True)
+        facts = whole.new[0][1].plan.facts | {"name": whole.loaded.name, "method": whole.kind, "steps": None}
+        ledger.append(whole.run.events, "submitted", **facts)
+    except BaseException:
+        _undo(made)
+        raise
+    stages.release(whole.run)
+
+
+def _check(whole: PreparedPipeline) -> None:
+    """The checks of a submission, for all stages together."""
+    problems: list[Problem] = []
+    for stage, prepared in whole.new:
+        try:
+            submission.check_here(prepared)
+            secrets.values(prepared.plan.passed)
+        except RecipeError as error:
+            problems += [replace(one, path=("stages", stage.name, *one.path)) for one in error.problems]
+    if problems:
+        raise RecipeError(problems)
+
+
+def _make(whole: PreparedPipeline, made: list[RunPaths]) -> None:
+    """Make the directory of the pipeline and those of its stages; `made` is filled."""
+    aside = whole.run.root.with_name(f".{whole.run.name}.{os.getpid()}")
+    values = secrets.suspected()
+    with explained("cannot create the directory of the pipeline"):
+        try:
+            aside.mkdir(parents=True)
+            publish(aside / whole.run.recipe.name, secrets.redact(_text(whole.loaded), values))
+            pipeline.write(RunPaths(aside), whole.definition)
+            publish(aside / whole.run.lock.name, "")
+            aside.chmod(0o755)
+            take(aside, whole.run.root)
+        except BaseException:
+            shutil.rmtree(aside, ignore_errors=True)
+            raise
+    made.append(whole.run)
+    digests: dict[str, str] = {}
+    for stage in whole.stages:
+        if stage.prepared is None:
+            digests[stage.name] = stages.digest(stage.run)
+            continue
+        prepared = replace(stage.prepared, stage=_membership(whole, stage, digests))
+        if prepared.plan.sharded:
+            prepared = replace(prepared, definition=shards.define(prepared.plan.recipe, prepared.later))
+        create(prepared)
+        made.append(stage.run)
+        digests[stage.name] = stages.digest(stage.run)
+        for _, checkpoint in prepared.trained.pinned if prepared.trained else ():
+            users.register(stage.run, checkpoint)
+
+
+def _membership(whole: PreparedPipeline, stage: PreparedStage, digests: Mapping[str, str]) -> Membership:
+    runs = {other.name: other.run for other in whole.stages}
+    loaded = next(one for one in whole.loaded.stages if one.name == stage.name)
+    needs = {name: Need(str(runs[name].root), digests[name]) for name in stage.needs}
+    return Membership(str(whole.run.root), stage.name, stage.key, needs, loaded.references)
+
+
+def _text(loaded: LoadedPipeline) -> str:
+    """The file as it was written, with its overrides noted on top."""
+    written = loaded.path.read_text(encoding="utf-8-sig")
+    return "".join(f"# -s {' '.join(override.splitlines())}\n" for override in loaded.overrides) + written
+
+
+def _undo(made: Sequence[RunPaths]) -> None:
+    """Take back what was submitted, and remove what was made: none of it has begun."""
+    for run in reversed(made):
+        events = ledger.read(run.events)
+        for record in events.all("queued"):
+            try:
+                choose.of_run(events).cancel(record)
+            except MmlaunchError:  # a held job of a run that is gone ends as soon as it begins
+                continue
+        shutil.rmtree(run.root, ignore_errors=True)
