@@ -39,6 +39,8 @@ def _follow(run: RunPaths) -> View:
     view = pipeline.of(run)
     tails = {stage.name: Tail(stage.paths.events) for stage in view.definition.stages if not stage.reused}
     spoken = began = over = time.monotonic()
+    heard: dict[str, float] = {}
+    """When each stage has last shown something."""
     rows: dict[str, str] = {}
     while True:
         for name, tail in tails.items():
@@ -46,7 +48,7 @@ def _follow(run: RunPaths) -> View:
                 ended = f"{event.get('state')} {event.get('reason', '')}".rstrip()
                 if text := ended if kind_of(event) == "ended" else describe_event(event):
                     click.echo(wrapped(f"{name}: {text}", 4))
-                    spoken = time.monotonic()
+                    spoken = heard[name] = time.monotonic()
         view = pipeline.of(run)
         if view.whole.state not in LIVE and (view.whole.state != "held" or time.monotonic() - over > PATIENCE):
             return view
@@ -57,11 +59,12 @@ def _follow(run: RunPaths) -> View:
             if line and line != rows.get(stage.name):
                 rows[stage.name] = line
                 click.echo(f"{stage.name}: {line}")
-                spoken = time.monotonic()
+                spoken = heard[stage.name] = time.monotonic()
         if time.monotonic() - spoken > QUIET:
             for stage, now in zip(view.definition.stages, view.stages, strict=True):
                 if now.state in LIVE and now.state != "waiting":
-                    busy = watch.phase(stage.paths, spoken)
+                    ranks = shards.shard(stage.paths, 0) if shards.is_task(stage.paths) else stage.paths
+                    busy = watch.phase(ranks, heard.get(stage.name, spoken))
                     click.echo(f"{stage.name}: {describe_event(busy) if busy else now.state}")
             spoken = time.monotonic()
         time.sleep(POLL if time.monotonic() - began > 1 else 0.1)

@@ -8,10 +8,12 @@ import click
 
 from mmlaunch.cli import options
 from mmlaunch.load import load_recipe
+from mmlaunch.load.pipeline import is_pipeline, load_pipeline
 from mmlaunch.recipe.resolved import text_of
 from mmlaunch.schedulers import choose
 from mmlaunch.submit import secrets
-from mmlaunch.submit.prepare import prepare
+from mmlaunch.submit.pipeline import Selection, prepare_pipeline
+from mmlaunch.submit.prepare import Prepared, prepare
 
 
 @click.command(
@@ -29,8 +31,22 @@ from mmlaunch.submit.prepare import prepare
     help="The job script, the DeepSpeed configuration, or the recipe with all its defaults.",
 )
 def command(recipe: str, overrides: tuple[str, ...], cluster: str | None, what: str) -> None:
-    """Print exactly the bytes that submit would use for RECIPE. Nothing is written."""
-    prepared = prepare(load_recipe(recipe, overrides, partial(choose.misfits, cluster)), cluster)
+    """Print exactly the bytes that submit would use for RECIPE, of a pipeline for all stages. Nothing is written."""
+    render(recipe, overrides, cluster, what, Selection())
+
+
+def render(recipe: str, overrides: tuple[str, ...], cluster: str | None, what: str, selection: Selection) -> None:
+    """Print one of the texts of a recipe, or of the selected stages of a pipeline."""
+    also = partial(choose.misfits, cluster)
+    if not is_pipeline(recipe):
+        _print(prepare(load_recipe(recipe, overrides, also), cluster), what)
+        return
+    for stage, prepared in prepare_pipeline(load_pipeline(recipe, overrides, also), cluster, selection).new:
+        click.echo(f"##### stage {stage.name}: {prepared.plan.run.name}")
+        _print(prepared, what)
+
+
+def _print(prepared: Prepared, what: str) -> None:
     plan = prepared.plan
     texts = {
         "script": lambda: prepared.texts.script,

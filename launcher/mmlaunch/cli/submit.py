@@ -17,8 +17,9 @@ from mmlaunch.load.pipeline import is_pipeline
 from mmlaunch.recipe import Recipe
 from mmlaunch.recipe.inference import Inference
 from mmlaunch.schedulers import choose
+from mmlaunch.submit.pipeline import Selection
 from mmlaunch.submit.plan import Plan
-from mmlaunch.submit.prepare import Prepared, prepare
+from mmlaunch.submit.prepare import Prepared
 from mmlaunch.submit.secrets import too_short
 from mmlaunch.submit.submission import submit
 
@@ -55,23 +56,20 @@ def command(
     """
     if as_json and follow:
         raise click.UsageError("--json and --follow write to the same place; use mmlaunch status --json instead")
-    if is_pipeline(recipe):
-        from mmlaunch.cli import submit_pipeline
-        from mmlaunch.submit.pipeline import Selection
-
-        selection = Selection(first, last, only)
-        if dry_run:
-            submit_pipeline.render(recipe, overrides, cluster, selection)
-        else:
-            submit_pipeline.submit(recipe, overrides, cluster, selection, follow, as_json)
-        return
-    if first or last or only:
-        raise click.UsageError(f"--from, --until and --only choose stages of a pipeline, and {recipe} is one recipe")
-    loaded = load_recipe(recipe, overrides, partial(choose.misfits, cluster))
+    selection = Selection(first, last, only)
     if dry_run:
-        click.echo(prepare(loaded, cluster).texts.script, nl=False)
+        from mmlaunch.cli.render import render
+
+        render(recipe, overrides, cluster, "script", selection)
         return
-    prepared = submit(loaded, cluster)
+    if is_pipeline(recipe):
+        from mmlaunch.cli.submit_pipeline import submit as submit_all
+
+        submit_all(recipe, overrides, cluster, selection, follow, as_json)
+        return
+    if selection != Selection():
+        raise click.UsageError(f"--from, --until and --only choose stages of a pipeline, and {recipe} is one recipe")
+    prepared = submit(load_recipe(recipe, overrides, partial(choose.misfits, cluster)), cluster)
     if as_json:
         click.echo(json.dumps(_record(prepared)))
     else:

@@ -11,7 +11,7 @@ from mmlaunch.cli.columns import show
 from mmlaunch.cli.graph import drawn, others
 from mmlaunch.load.pipeline import load_pipeline
 from mmlaunch.schedulers import choose
-from mmlaunch.submit.pipeline import PreparedPipeline, Selection, prepare_pipeline, submit_pipeline
+from mmlaunch.submit.pipeline import PreparedPipeline, Selection, submit_pipeline
 
 
 def submit(
@@ -28,14 +28,6 @@ def submit(
         from mmlaunch.cli.follow_pipeline import follow as stay
 
         raise SystemExit(stay(whole.run))
-
-
-def render(path: str, overrides: tuple[str, ...], cluster: str | None, selection: Selection) -> None:
-    """Print the job scripts of all stages; nothing is written."""
-    loaded = load_pipeline(path, overrides, partial(choose.misfits, cluster))
-    for stage, prepared in prepare_pipeline(loaded, cluster, selection).new:
-        click.echo(f"##### stage {stage.name}: {prepared.plan.run.name}")
-        click.echo(prepared.texts.script, nl=False)
 
 
 def _record(whole: PreparedPipeline) -> dict[str, object]:

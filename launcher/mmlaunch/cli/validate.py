@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -12,6 +14,7 @@ from mmlaunch.cli import options
 from mmlaunch.errors import MmlaunchError, Problem, RecipeError
 from mmlaunch.estimate.knowable import contradictions
 from mmlaunch.load import Loaded, load_recipe, reward_functions
+from mmlaunch.load.pipeline import is_pipeline
 from mmlaunch.load.reward_functions import Folders
 from mmlaunch.recipe.capability import unsupported
 
@@ -31,6 +34,9 @@ def command(recipe: tuple[str, ...], overrides: tuple[str, ...], cluster: str | 
     problems: list[Problem] = []
     for path in recipe:
         try:
+            if is_pipeline(path):
+                _check_pipeline(path, overrides, cluster, silent=as_json)
+                continue
             loaded = _checked(path, overrides, cluster)
         except RecipeError as error:
             problems += error.problems
@@ -44,15 +50,33 @@ def command(recipe: tuple[str, ...], overrides: tuple[str, ...], cluster: str | 
         raise RecipeError(problems)
 
 
-def _checked(path: str, overrides: tuple[str, ...], cluster: str | None) -> Loaded:
-    if cluster is None:
-        loaded = load_recipe(path, overrides)
-    else:
-        from mmlaunch.schedulers import choose  # only whoever names a cluster waits for it
+def _check_pipeline(path: str, overrides: tuple[str, ...], cluster: str | None, silent: bool) -> None:
+    """Check all stages of a pipeline; raises `RecipeError` with the problems of all of them."""
+    from mmlaunch.load.pipeline import load_pipeline, problems_of
 
-        loaded = load_recipe(path, overrides, partial(choose.misfits, cluster))
+    also = partial(_misfits, cluster) if cluster is not None else lambda data: ()
+    loaded = load_pipeline(path, overrides, also)
+    if problems := problems_of(loaded, _wrong):
+        raise RecipeError(problems)
+    if not silent:
+        stages = ", ".join(f"{one.name} ({one.loaded.recipe.objective.method})" for one in loaded.stages)
+        click.echo(f"{path}: {click.style('ok', fg='green')}  {loaded.name}: {len(loaded.stages)} stages: {stages}")
+
+
+def _misfits(cluster: str, data: Any) -> Sequence[Problem]:
+    from mmlaunch.schedulers import choose  # only whoever names a cluster waits for it
+
+    return choose.misfits(cluster, data)
+
+
+def _wrong(loaded: Loaded) -> list[Problem]:
     own = reward_functions.problems(loaded.recipe, Folders(loaded.path.parent, Path.cwd()))
-    if problems := [*contradictions(loaded.recipe), *own]:
+    return [*contradictions(loaded.recipe), *own]
+
+
+def _checked(path: str, overrides: tuple[str, ...], cluster: str | None) -> Loaded:
+    loaded = load_recipe(path, overrides, partial(_misfits, cluster) if cluster is not None else lambda data: ())
+    if problems := _wrong(loaded):
         raise loaded.placed(problems)
     return loaded
 

@@ -14,7 +14,7 @@ A stage needs the stages that it names, and those in `needs`.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -101,6 +101,15 @@ def load_pipeline(path: str | Path, overrides: Sequence[str] = (), also: Also = 
     if problems:
         raise RecipeError(_once(problems))
     return LoadedPipeline(name, file, tuple(stages.values()), tuple(overrides))
+
+
+def problems_of(loaded: LoadedPipeline, look: Callable[[Loaded], Sequence[Problem]]) -> list[Problem]:
+    """What `look` does not like of the stages, each problem with its place."""
+    problems: list[Problem] = []
+    for stage in loaded.stages:
+        placed = stage.loaded.placed(look(stage.loaded)).problems
+        problems += [replace(one, path=("stages", stage.name, *one.path)) for one in placed]
+    return _once(problems)
 
 
 def _once(problems: Sequence[Problem]) -> list[Problem]:

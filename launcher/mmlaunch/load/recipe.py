@@ -47,9 +47,7 @@ class Loaded:
         return RecipeError([_placed(problem, self.node) for problem in problems])
 
 
-def load_recipe(
-    path: str | Path, overrides: Sequence[str] = (), also: Also = lambda data: ()
-) -> Loaded:
+def load_recipe(path: str | Path, overrides: Sequence[str] = (), also: Also = lambda data: ()) -> Loaded:
     """Read, merge and validate; raises `RecipeError` with every problem and its place."""
     file = find(str(path))
     problems: list[Problem] = []

@@ -92,7 +92,7 @@ def resolve_any(name: str) -> RunPaths:
         raise RunNotFound(f"{name} is not a run directory{there}")
     runs = list(all_runs(folder, pipelines=True))
     if name == "last" and runs:
-        return runs[0]
+        return next((run for run in runs if not run.stage.is_file()), runs[0])
     exact = [run for run in runs if run.name == name]
     begun = [run for run in runs if name and run.name.startswith(name)]
     fitting = exact or begun or [run for run in runs if name and run.name.endswith(f"-{name}")]

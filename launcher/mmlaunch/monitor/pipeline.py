@@ -106,11 +106,7 @@ def missed(view: View) -> list[str]:
 
 def _state(definition: Definition, stages: Sequence[Status]) -> tuple[str, str]:
     names = {one.state for one in stages}
-    unwell = [
-        stage.name
-        for stage, one in zip(definition.stages, stages, strict=True)
-        if one.state in BEYOND_REPAIR
-    ]
+    unwell = [stage.name for stage, one in zip(definition.stages, stages, strict=True) if one.state in BEYOND_REPAIR]
     reason = f"{', '.join(unwell[:4])} did not end well" if unwell else ""
     live = next((state for state in LIVE if state in names and state != WAITING), None)
     if live is not None:
@@ -129,4 +125,3 @@ def _next(run: RunPaths, state: str, kind: str) -> str:
     if state in ("failed", "lost", "unknown"):
         return f"mmlaunch why {run.name}"
     return f"mmlaunch resume {run.name}" if state in ("held", "cancelled") else ""
-

@@ -118,9 +118,7 @@ def membership(run: RunPaths) -> Membership | None:
         return None
     with _understood(run.stage) as kept:
         needs = {name: Need(**need) for name, need in kept.pop("needs").items()}
-        references = tuple(
-            Reference(tuple(one["place"]), one["stage"], one["file"]) for one in kept.pop("references")
-        )
+        references = tuple(Reference(tuple(one["place"]), one["stage"], one["file"]) for one in kept.pop("references"))
         return Membership(**kept, needs=needs, references=references)
 
 

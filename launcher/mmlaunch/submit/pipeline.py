@@ -219,8 +219,7 @@ def submit_prepared(whole: PreparedPipeline) -> None:
     _check(whole)
     made: list[RunPaths] = []
     try:
-        _make(whole, made)
-        for _, prepared in whole.new:
+        for prepared in _make(whole, made):
             parts = range(len(prepared.definition.ranges)) if prepared.definition else ()
             submission.launch(prepared.plan, 1, submission=1, parts=parts, held=True)
         facts = whole.new[0][1].plan.facts | {"name": whole.loaded.name, "method": whole.kind, "steps": None}
@@ -244,8 +243,8 @@ def _check(whole: PreparedPipeline) -> None:
         raise RecipeError(problems)
 
 
-def _make(whole: PreparedPipeline, made: list[RunPaths]) -> None:
-    """Make the directory of the pipeline and those of its stages; `made` is filled."""
+def _make(whole: PreparedPipeline, made: list[RunPaths]) -> list[Prepared]:
+    """Make the directory of the pipeline and those of its new stages, which are returned; `made` is filled."""
     aside = whole.run.root.with_name(f".{whole.run.name}.{os.getpid()}")
     values = secrets.suspected()
     with explained("cannot create the directory of the pipeline"):
@@ -261,6 +260,7 @@ def _make(whole: PreparedPipeline, made: list[RunPaths]) -> None:
             raise
     made.append(whole.run)
     digests: dict[str, str] = {}
+    new: list[Prepared] = []
     for stage in whole.stages:
         if stage.prepared is None:
             digests[stage.name] = stages.digest(stage.run)
@@ -269,10 +269,12 @@ def _make(whole: PreparedPipeline, made: list[RunPaths]) -> None:
         if prepared.plan.sharded:
             prepared = replace(prepared, definition=shards.define(prepared.plan.recipe, prepared.later))
         create(prepared)
+        new.append(prepared)
         made.append(stage.run)
         digests[stage.name] = stages.digest(stage.run)
         for _, checkpoint in prepared.trained.pinned if prepared.trained else ():
             users.register(stage.run, checkpoint)
+    return new
 
 
 def _membership(whole: PreparedPipeline, stage: PreparedStage, digests: Mapping[str, str]) -> Membership:

@@ -56,8 +56,6 @@ def _of_stages(definition: pipeline.Definition, overrides: Sequence[str]) -> dic
             raise UserError(f"-s {override}: of which stage? write -s stages.{names[-1]}.{override}")
         if name not in names:
             near = closest(name, names)
-            raise UserError(
-                f"-s {override}: no stage {name}; {f'did you mean {near}?' if near else ', '.join(names)}"
-            )
+            raise UserError(f"-s {override}: no stage {name}; {f'did you mean {near}?' if near else ', '.join(names)}")
         changes.setdefault(name, []).append(override.strip().removeprefix(f"stages.{name}."))
     return changes

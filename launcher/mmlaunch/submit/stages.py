@@ -6,6 +6,7 @@ Both happen on the batch host, in the job script of the stage. Releasing may be 
 from __future__ import annotations
 
 import hashlib
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
@@ -94,7 +95,9 @@ def _pin(run: RunPaths, member: Membership) -> None:
         checkpoint = source.checkpoint(newest.step)
         recipe = with_value(recipe, reference.place, str(checkpoint))
         users.register(run, checkpoint)
+    written = run.resolved.stat()
     publish(run.resolved, text_of(recipe), READ_ONLY)
+    os.utime(run.resolved, ns=(written.st_atime_ns, written.st_mtime_ns))  # runs are sorted by when they were submitted
     if run_shards.is_task(run) and (definition := run_shards.read(run)).open:
         run_shards.write(run, shards.close(recipe, definition))
 
@@ -199,4 +202,3 @@ def _lives(stage: Stage) -> bool:
     if stage.reused or not stage.paths.resolved.is_file() or pipeline.waits(stage.paths):
         return False
     return status.of(stage.paths).state not in (*FINAL, "lost", "unknown")
-
