@@ -14,7 +14,7 @@ A stage needs the stages that it names, and those in `needs`.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -235,25 +235,26 @@ def _leaves(node: Node, path: Field = ()) -> Iterator[tuple[Field, Node]]:
 
 
 def _in_order(written: Mapping[str, _Written]) -> list[_Written]:
-    """Every stage behind those that it needs; a circle is an error that names its stages."""
+    """Every stage behind those that it needs, otherwise as they are written; a circle is an error that names it."""
     ordered: dict[str, _Written] = {}
-
-    def visit(stage: _Written, above: tuple[str, ...]) -> None:
-        for need, place_of in stage.needs.items():
-            if need in (*above, stage.name):
-                chain = (*above, stage.name)
-                circle = " -> ".join((*chain[chain.index(need) :], need))
-                raise RecipeError(
-                    [place_of.place.problem(f"stages need each other in a circle: {circle}", "break the circle")]
-                )
-            if need not in ordered:
-                visit(written[need], (*above, stage.name))
-        ordered[stage.name] = stage
-
-    for stage in written.values():
-        if stage.name not in ordered:
-            visit(stage, ())
+    while len(ordered) < len(written):
+        rest = [stage for name, stage in written.items() if name not in ordered]
+        ready = next((stage for stage in rest if stage.needs.keys() <= ordered.keys()), None)
+        if ready is None:
+            raise RecipeError([_circle(rest[0], written, ordered)])
+        ordered[ready.name] = ready
     return list(ordered.values())
+
+
+def _circle(stage: _Written, written: Mapping[str, _Written], ordered: Collection[str]) -> Problem:
+    """The circle that one comes to from this stage; every stage here needs another one of the circle or before it."""
+    chain: list[str] = []
+    while stage.name not in chain:
+        chain.append(stage.name)
+        need, node = next((need, node) for need, node in stage.needs.items() if need not in ordered)
+        stage = written[need]
+    shown = " -> ".join([*chain[chain.index(stage.name) :], stage.name])
+    return node.place.problem(f"stages need each other in a circle: {shown}", "break the circle")
 
 
 def _loaded(
