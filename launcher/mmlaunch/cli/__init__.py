@@ -60,7 +60,7 @@ OTHER_TOOLS = {
     "score": "submit", "merge": "results", "collect": "results",
 }  # fmt: skip
 """What people type who come from another tool."""
-OPTIONS = {"--dry-run": "mmlaunch render RECIPE shows what submit would do", "--dryrun": "mmlaunch render RECIPE",
+OPTIONS = {"--dryrun": "write --dry-run", "--plan": "write --dry-run",
            "--set": "write -s optim.lr=1e-6", "--config": "name the recipe without an option: mmlaunch submit my.yaml",
            "--wait": "write --follow", "--watch": "write --follow", "--executor": "write --cluster"}  # fmt: skip
 """Options of other tools, and what to write here."""

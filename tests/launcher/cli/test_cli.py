@@ -120,7 +120,7 @@ def test_a_slurm_that_is_not_there_is_no_fault_of_a_local_machine(tmp_path: Path
         (["run", "x.yaml"], "did you mean submit?"),
         (["stop"], "did you mean cancel?"),
         (["recipes/quickstart.yaml"], "did you mean mmlaunch submit recipes/quickstart.yaml?"),
-        (["submit", "x.yaml", "--dry-run"], "mmlaunch render RECIPE"),
+        (["submit", "x.yaml", "--dryrun"], "--dry-run"),
         (["validate", str(ROOT / "recipes/quickstart.yaml"), "-s", "extends=x.yaml"], "extends stands in a file"),
         (["status", "a/\x1b[31mb"], "a/\ufffd[31mb"),
     ],
