@@ -80,7 +80,7 @@ def _say(run: RunPaths, view: View) -> None:
         stage, now = view.definition.stages[place], view.stages[place]
         rows.append([line, state_of(stage, now), gains.of(stage.paths), now.run])
     click.echo("")
-    show(["stage", "state", "gain", "run"], rows)
+    show([view.definition.member, "state", "gain", "run"], rows)
     click.echo(f"{run.name}: {view.whole.state}, {view.whole.reason}")
     if view.whole.next:
         click.echo(f"next: {view.whole.next}")

@@ -20,7 +20,7 @@ def drawn(definition: Definition) -> list[tuple[str, int]]:
         for index, stage in enumerate(stages):
             last = index == len(stages) - 1
             branch, more = ("", "") if name is None else ("└─ ", "   ") if last else ("├─ ", "│  ")
-            lines.append((f"{indent}{branch}{stage.name}", order[stage.name]))
+            lines.append(("  ".join((f"{indent}{branch}{stage.name}", *stage.values)), order[stage.name]))
             draw(stage.name, indent + more)
 
     draw(None, "")

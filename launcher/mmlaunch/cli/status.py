@@ -83,7 +83,7 @@ def _draw(view: View) -> None:
         also = others(definition, stage)
         rows.append([f"  {line}", state_of(stage, now), *_row(now)[2:6], "; ".join(filter(None, (following, also)))])
         colours.append(_COLOURS.get(now.state, ""))
-    show(["  stage", "state", "step", "rate", "loss", "saved", "next"], rows, colour_of_second=colours)
+    show([f"  {definition.member}", "state", "step", "rate", "loss", "saved", "next"], rows, colour_of_second=colours)
     if whole.next:
         click.echo(f"  next: {whole.next}")
 

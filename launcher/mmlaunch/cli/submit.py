@@ -27,7 +27,8 @@ from mmlaunch.submit.submission import submit
 @click.command(
     epilog="\b\nExamples:\n  mmlaunch submit recipes/quickstart.yaml --follow\n"
     "  mmlaunch submit recipes/dpo_llama3.yaml -s optim.lr=1e-6 -s resources.nodes=2\n"
-    "  mmlaunch submit my.yaml --cluster local\n  mmlaunch submit recipes/rlhf_llama3.yaml --until reward"
+    "  mmlaunch submit my.yaml --cluster local\n  mmlaunch submit recipes/rlhf_llama3.yaml --until reward\n"
+    "  mmlaunch submit my.yaml -s optim.lr=1e-6,5e-7 -s seed=1..3 --sweep"
 )
 @options.recipe()
 @options.overrides
@@ -36,6 +37,8 @@ from mmlaunch.submit.submission import submit
 @click.option("--from", "first", metavar="STAGE", help="Of a pipeline: this stage and those that need it.")
 @click.option("--until", "last", metavar="STAGE", help="Of a pipeline: this stage and those that it needs.")
 @click.option("--only", metavar="STAGE", help="Of a pipeline: this stage alone.")
+@click.option("--sweep", is_flag=True, help="A run for every combination of the values that -s lists: 1,2 or 1..3.")
+@click.option("--at-once", type=click.IntRange(min=1), help="Of a sweep: so many points run at the same time at most.")
 @click.option("--dry-run", is_flag=True, help="Check everything and print the job scripts; nothing is written.")
 @options.as_json
 def command(
@@ -46,17 +49,27 @@ def command(
     first: str | None,
     last: str | None,
     only: str | None,
+    sweep: bool,
+    at_once: int | None,
     dry_run: bool,
     as_json: bool,
 ) -> None:
     """Start a run from RECIPE and return at once. With --follow, the exit code is that of the run.
 
     A recipe with stages is a pipeline: all stages are checked, and each begins once those that it needs are done.
-    Stages of the same content that are done already are not run again.
+    Stages of the same content that are done already are not run again. With --sweep, a value of -s may be a list, and
+    each combination is a run; mmlaunch table compares them.
     """
     if as_json and follow:
         raise click.UsageError("--json and --follow write to the same place; use mmlaunch status --json instead")
     selection = Selection(first, last, only)
+    if sweep:
+        from mmlaunch.cli.submit_pipeline import sweep as submit_points
+
+        submit_points(recipe, overrides, cluster, at_once, follow, as_json, dry_run)
+        return
+    if at_once:
+        raise click.UsageError("--at-once is of a sweep: add --sweep")
     if dry_run:
         from mmlaunch.cli.render import render
 

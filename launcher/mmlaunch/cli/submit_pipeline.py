@@ -9,9 +9,10 @@ import click
 
 from mmlaunch.cli.columns import show
 from mmlaunch.cli.graph import drawn, others
-from mmlaunch.load.pipeline import load_pipeline
+from mmlaunch.load.pipeline import is_pipeline, load_pipeline
 from mmlaunch.schedulers import choose
 from mmlaunch.submit.pipeline import PreparedPipeline, Selection, submit_pipeline
+from mmlaunch.submit.sweep import prepare_sweep, submit_sweep
 
 
 def submit(
@@ -19,15 +20,51 @@ def submit(
 ) -> None:
     """Submit a pipeline, and say what was submitted."""
     loaded = load_pipeline(path, overrides, partial(choose.misfits, cluster))
-    whole = submit_pipeline(loaded, cluster, selection)
+    _say(submit_pipeline(loaded, cluster, selection), follow, as_json)
+
+
+def sweep(
+    path: str,
+    overrides: tuple[str, ...],
+    cluster: str | None,
+    at_once: int | None,
+    follow: bool,
+    as_json: bool,
+    dry_run: bool,
+) -> None:
+    """Submit a sweep, or show its points."""
+    if is_pipeline(path):
+        raise click.UsageError(f"{path} is a pipeline; sweep over one of its recipes")
+    whole = (prepare_sweep if dry_run else submit_sweep)(path, overrides, cluster, at_once)
+    if dry_run:
+        _points(whole)
+    else:
+        _say(whole, follow, as_json)
+
+
+def _say(whole: PreparedPipeline, follow: bool, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(_record(whole)))
     else:
-        _say(whole, follow)
+        (_points if whole.kind == "sweep" else _stages)(whole)
+    if not whole.new and not as_json:
+        click.echo("nothing to do: all of it has finished runs of the same content")
+    elif not follow and not as_json:
+        click.echo(f"next: mmlaunch status {whole.run.name}")
     if follow and whole.new:
         from mmlaunch.cli.follow_pipeline import follow as stay
 
         raise SystemExit(stay(whole.run))
+
+
+def _points(whole: PreparedPipeline) -> None:
+    size = f", {whole.new[0][1].plan.size} each" if whole.new else ""
+    done = len(whole.stages) - len(whole.new)
+    used = f", {done} done before" if done else ""
+    name = whole.run.name if whole.new else whole.loaded.name
+    click.echo(f"{click.style(name, bold=True)}   {len(whole.stages)} points{used}{size}, profile {whole.cluster_name}")
+    rows = [[f"  {one.name}", " ".join(one.values), one.run.name] for one in whole.stages]
+    show(["  point", "values", "run"], rows)
 
 
 def _record(whole: PreparedPipeline) -> dict[str, object]:
@@ -39,7 +76,7 @@ def _record(whole: PreparedPipeline) -> dict[str, object]:
     return {"run": name, "directory": root, "cluster": whole.cluster_name, "stages": stages}
 
 
-def _say(whole: PreparedPipeline, follow: bool) -> None:
+def _stages(whole: PreparedPipeline) -> None:
     done = len(whole.stages) - len(whole.new)
     used = f", {done} done before" if done else ""
     name = whole.run.name if whole.new else whole.loaded.name
@@ -51,7 +88,3 @@ def _say(whole: PreparedPipeline, follow: bool) -> None:
         run = "; ".join(filter(None, (stage.run.name, others(definition, definition.stages[place]))))
         rows.append([f"  {line}", stage.recipe.objective.method, size, run])
     show(["  stage", "method", "size", "run"], rows)
-    if not whole.new:
-        click.echo("nothing to do: every stage has a finished run of the same content")
-    elif not follow:
-        click.echo(f"next: mmlaunch status {whole.run.name}")

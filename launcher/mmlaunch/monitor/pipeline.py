@@ -59,7 +59,6 @@ def _joined(run: RunPaths, definition: Definition, own: Sequence[Status]) -> Vie
         state, reason = "held", "its submission was interrupted: no stage begins"
     counts = Counter(one.state for one in stages)
     shown = ", ".join(f"{count} {name}" for name, count in counts.items())
-    what = "points" if definition.kind == "sweep" else "stages"
     whole = Status(
         run=run.name,
         state=state,
@@ -72,7 +71,7 @@ def _joined(run: RunPaths, definition: Definition, own: Sequence[Status]) -> Vie
         saved_step=None,
         saved_seconds_ago=None,
         next=_next(run, state, definition.kind),
-        reason=f"{len(stages)} {what}: {shown}{f'; {reason}' if reason else ''}",
+        reason=f"{len(stages)} {definition.member}s: {shown}{f'; {reason}' if reason else ''}",
         directory=str(run.root),
         submitted=(submitted or {}).get("time"),
         torn_lines=sum(one.torn_lines for one in stages),

@@ -50,6 +50,11 @@ class Definition:
     kind: Kind
     stages: tuple[Stage, ...]
 
+    @property
+    def member(self) -> str:
+        """What one of them is called."""
+        return "point" if self.kind == "sweep" else "stage"
+
     def named(self, name: str) -> Stage | None:
         return next((stage for stage in self.stages if stage.name == name), None)
 

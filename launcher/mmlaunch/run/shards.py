@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -117,15 +118,21 @@ def make(run: RunPaths, number: int) -> RunPaths:
     return one
 
 
-def write_tasks(run: RunPaths, submission: int, tasks: Iterable[Sequence[int]]) -> None:
-    """The shards of each task of a submission's job arrays, a line for each."""
+def write_tasks(run: RunPaths, submission: int, tasks: Iterable[Sequence[RunPaths]]) -> None:
+    """The run directories that each task of a submission's job arrays goes through, a line for each."""
     path = tasks_file(run, submission)
     path.parent.mkdir(exist_ok=True)
-    publish(path, "".join(f"{' '.join(map(str, shards))}\n" for shards in tasks))
+    lines = (" ".join(os.path.relpath(one.root, run.root) for one in runs) for runs in tasks)
+    publish(path, "".join(f"{line}\n" for line in lines))
 
 
 def tasks_file(run: RunPaths, submission: int) -> Path:
     return run.root / "tasks" / f"{submission}.txt"
+
+
+def submitted(run: RunPaths, submission: int) -> list[int]:
+    """The shards that a submission of a task goes through."""
+    return [int(Path(word).name) for word in tasks_file(run, submission).read_text(encoding="utf-8").split()]
 
 
 def records(one: RunPaths) -> Path:

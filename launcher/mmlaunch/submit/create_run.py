@@ -63,21 +63,26 @@ def _fill(
     run: RunPaths, prepared: Prepared, resolved: str, functions: Mapping[str, str], values: Mapping[str, str]
 ) -> None:
     loaded, first = prepared.loaded, run.attempt(1)
-    for folder in (first.logs, first.stacks, run.checkpoints, run.tensorboard, run.job):
+    for folder in (first.logs, first.stacks, run.checkpoints, run.tensorboard):
         folder.mkdir(parents=True)
+    if prepared.shares is None:
+        run.job.mkdir()
+        snapshot.snapshot(run.code)
+    else:
+        for shared in (prepared.shares.code, prepared.shares.job):
+            (run.root / shared.name).symlink_to(Path("..", prepared.shares.root.name, shared.name))
     publish(run.recipe, secrets.redact(loaded.text, values))
     publish(run.resolved, resolved, READ_ONLY)
     publish(run.environment, snapshot.environment(prepared.plan.folder, loaded.path, values))
     publish(first.script, prepared.texts.script, EXECUTABLE)
     publish(first.deepspeed, prepared.texts.deepspeed)
     publish(run.profile, prepared.plan.cluster.model_dump_json(indent=1, exclude_defaults=True) + "\n")
-    snapshot.snapshot(run.code)
     snapshot.reward_files(run, functions)
     owner.take(run, 1, **submitter())
     facts = prepared.plan.facts
     if prepared.stage is not None:
         pipeline.write_membership(run, prepared.stage)
-        facts["held"] = True
+        facts["held"] = prepared.held
     if prepared.definition is not None:
         shards.fill(run, prepared.definition, facts, submitter())
     ledger.append(run.events, "submitted", **facts, submission=1)

@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,13 +25,16 @@ from mmlaunch.monitor import status
 from mmlaunch.recipe import Recipe
 from mmlaunch.recipe.suggest import closest
 from mmlaunch.run import ledger, pipeline, users
+from mmlaunch.run import shards as run_shards
 from mmlaunch.run.files import explained, publish
 from mmlaunch.run.paths import CheckpointPaths, RunPaths
 from mmlaunch.run.pipeline import Definition, Kind, Membership, Need, Stage
 from mmlaunch.schedulers import choose
-from mmlaunch.submit import secrets, shards, stages, submission
-from mmlaunch.submit.create_run import create, take
+from mmlaunch.schedulers.base import Array
+from mmlaunch.submit import secrets, shards, snapshot, stages, submission
+from mmlaunch.submit.create_run import EXECUTABLE, create, take
 from mmlaunch.submit.prepare import Prepared, prepare
+from mmlaunch.submit.render import Renderer
 
 _TRIES = 20
 NOT_CONTENT = ("name", "resources", "restarts", "env", "log")
@@ -71,11 +75,18 @@ class PreparedPipeline:
     cluster_name: str
     stages: tuple[PreparedStage, ...]
     kind: Kind = "pipeline"
+    at_once: int | None = None
+    """Of a sweep: so many points run at the same time at most."""
 
     @property
     def new(self) -> list[tuple[PreparedStage, Prepared]]:
         """The stages that will run."""
         return [(stage, stage.prepared) for stage in self.stages if stage.prepared is not None]
+
+    @property
+    def is_array(self) -> bool:
+        """Whether all that is new is one job array."""
+        return self.kind == "sweep" and choose.named(self.new[0][1].plan.cluster.executor).has_arrays
 
     @property
     def definition(self) -> Definition:
@@ -93,12 +104,13 @@ def prepare_pipeline(loaded: LoadedPipeline, cluster_name: str | None, selection
     folder = rundir.runs_folder()
     name, _ = choose.profile(cluster_name)
     prepared: dict[str, PreparedStage] = {}
-    problems: list[Problem] = []
+    problems, finished = list[Problem](), Finished(folder)
     for stage in loaded.stages:
         if not set(stage.needs) <= prepared.keys():  # what it needs has mistakes
             continue
         try:
-            prepared[stage.name] = _stage(stage, prepared, cluster_name, folder, reuse=stage.name not in again)
+            reuse = finished if stage.name not in again else None
+            prepared[stage.name] = _stage(stage, prepared, cluster_name, reuse)
         except RecipeError as error:
             problems += [replace(one, path=("stages", stage.name, *one.path)) for one in error.problems]
     if problems:
@@ -154,7 +166,7 @@ def _needed(prepared: Mapping[str, PreparedStage], wanted: Collection[str]) -> l
 
 
 def _stage(
-    stage: LoadedStage, before: Mapping[str, PreparedStage], cluster_name: str | None, folder: Path, reuse: bool
+    stage: LoadedStage, before: Mapping[str, PreparedStage], cluster_name: str | None, finished: Finished | None
 ) -> PreparedStage:
     recipe, by_content, later = stage.loaded.recipe, stage.loaded.recipe, list[str]()
     for reference in stage.references:
@@ -164,13 +176,13 @@ def _stage(
         by_content = with_value(by_content, reference.place, f"{source.key}/{reference.file}")
         later.append(str(made))
     prepared = prepare(replace(stage.loaded, recipe=recipe), cluster_name, tuple(later))
-    key = _key(prepared, by_content, later)
-    if reuse and not any(before[need].prepared for need in stage.needs) and (done := _finished(key, folder)):
+    key = key_of(prepared, by_content, later)
+    if finished and not any(before[need].prepared for need in stage.needs) and (done := finished.find(key)):
         return PreparedStage(stage.name, stage.needs, done, key, recipe, None)
     return PreparedStage(stage.name, stage.needs, prepared.plan.run, key, prepared.plan.recipe, prepared)
 
 
-def _key(prepared: Prepared, by_content: Recipe, later: Collection[str]) -> str:
+def key_of(prepared: Prepared, by_content: Recipe, later: Collection[str]) -> str:
     """The same for stages that make the same: of the recipe, the data, the models that it starts from, the version."""
     recipe = prepared.plan.recipe
     content: dict[str, Any] = by_content.model_dump(mode="json", by_alias=True, exclude=set(NOT_CONTENT))
@@ -191,25 +203,30 @@ def _looks(path: Path) -> list[tuple[str, int, int]]:
     return [(str(one), one.stat().st_size, one.stat().st_mtime_ns) for one in files if one.exists()]
 
 
-def _finished(key: str, folder: Path) -> RunPaths | None:
-    """The newest run of a stage with this key that is done."""
-    for run in rundir.all_runs(folder):
-        if not run.stage.is_file():
-            continue
-        try:
-            member = pipeline.membership(run)
-        except MmlaunchError:
-            continue
-        if member is not None and member.key == key and status.of(run).state == "done":
-            return run
-    return None
+class Finished:
+    """The stages of a folder that are done, by their keys."""
+
+    def __init__(self, folder: Path) -> None:
+        self._runs: dict[str, list[RunPaths]] = {}
+        for run in rundir.all_runs(folder):  # the newest first
+            with suppress(MmlaunchError):
+                if (member := pipeline.membership(run)) is not None:
+                    self._runs.setdefault(member.key, []).append(run)
+
+    def find(self, key: str) -> RunPaths | None:
+        """The newest one with this key."""
+        return next((run for run in self._runs.get(key, ()) if status.of(run).state == "done"), None)
 
 
 def submit_pipeline(loaded: LoadedPipeline, cluster_name: str | None, selection: Selection) -> PreparedPipeline:
     """Make all run directories, submit all jobs, and let the first stages begin; or leave nothing behind."""
     for _ in range(_TRIES):
         prepared = prepare_pipeline(loaded, cluster_name, selection)
-        submit_prepared(prepared) if prepared.new else None
+        try:
+            if prepared.new:
+                submit_prepared(prepared)
+        except FileExistsError:  # another submission took a name in between: take the next
+            continue
         return prepared
     raise MachineError(f"{rundir.runs_folder()}: another submission is always faster; try again")
 
@@ -218,16 +235,35 @@ def submit_prepared(whole: PreparedPipeline) -> None:
     """The same for a pipeline that is prepared."""
     _check(whole)
     made: list[RunPaths] = []
+    facts = whole.new[0][1].plan.facts | {"name": whole.loaded.name, "method": whole.kind, "steps": None}
     try:
-        for prepared in _make(whole, made):
-            parts = range(len(prepared.definition.ranges)) if prepared.definition else ()
-            submission.launch(prepared.plan, 1, submission=1, parts=parts, held=True)
-        facts = whole.new[0][1].plan.facts | {"name": whole.loaded.name, "method": whole.kind, "steps": None}
-        ledger.append(whole.run.events, "submitted", **facts)
+        new = _make(whole, made)
+        if whole.is_array:
+            ledger.append(whole.run.events, "submitted", **facts)  # its points begin as soon as they are accepted
+            _launch_array(whole, new)
+        else:
+            for prepared in new:
+                parts = range(len(prepared.definition.ranges)) if prepared.definition else ()
+                submission.launch(prepared.plan, 1, submission=1, parts=parts, held=True)
+            ledger.append(whole.run.events, "submitted", **facts)
     except BaseException:
         _undo(made)
         raise
     stages.release(whole.run)
+
+
+def _launch_array(whole: PreparedPipeline, new: Sequence[Prepared]) -> None:
+    """Submit the points of a sweep: each is a task of a job array, or of several where one would be too large."""
+    run, runs = whole.run, [prepared.plan.run for prepared in new]
+    scheduler, world = choose.named(new[0].plan.cluster.executor), new[0].plan.world
+    run_shards.write_tasks(run, 1, [[one] for one in runs])
+    most = scheduler.most_tasks()
+    for first in range(0, len(runs), most):
+        part = runs[first : first + most]
+        job = scheduler.submit(run, run.attempt(1).script, world, 1, array=Array(len(part), whole.at_once or 0, first))
+        ledger.append(run.events, "queued", **job)
+        for index, one in enumerate(part):
+            ledger.append(one.events, "queued", job=f"{job['job']}_{index}")
 
 
 def _check(whole: PreparedPipeline) -> None:
@@ -247,12 +283,14 @@ def _make(whole: PreparedPipeline, made: list[RunPaths]) -> list[Prepared]:
     """Make the directory of the pipeline and those of its new stages, which are returned; `made` is filled."""
     aside = whole.run.root.with_name(f".{whole.run.name}.{os.getpid()}")
     values = secrets.suspected()
-    with explained("cannot create the directory of the pipeline"):
+    with explained("cannot create the directory of the pipeline", but=FileExistsError):
         try:
             aside.mkdir(parents=True)
             publish(aside / whole.run.recipe.name, secrets.redact(_text(whole.loaded), values))
             pipeline.write(RunPaths(aside), whole.definition)
             publish(aside / whole.run.lock.name, "")
+            if whole.kind == "sweep":
+                _fill_sweep(whole, RunPaths(aside))
             aside.chmod(0o755)
             take(aside, whole.run.root)
         except BaseException:
@@ -265,7 +303,9 @@ def _make(whole: PreparedPipeline, made: list[RunPaths]) -> list[Prepared]:
         if stage.prepared is None:
             digests[stage.name] = stages.digest(stage.run)
             continue
-        prepared = replace(stage.prepared, stage=_membership(whole, stage, digests))
+        shares = whole.run if whole.kind == "sweep" else None
+        member = _membership(whole, stage, digests)
+        prepared = replace(stage.prepared, stage=member, held=not whole.is_array, shares=shares)
         if prepared.plan.sharded:
             prepared = replace(prepared, definition=shards.define(prepared.plan.recipe, prepared.later))
         create(prepared)
@@ -275,6 +315,17 @@ def _make(whole: PreparedPipeline, made: list[RunPaths]) -> list[Prepared]:
         for _, checkpoint in prepared.trained.pinned if prepared.trained else ():
             users.register(stage.run, checkpoint)
     return new
+
+
+def _fill_sweep(whole: PreparedPipeline, run: RunPaths) -> None:
+    """What all points share: the code, the job folder, and the script of the job array."""
+    _, first = whole.new[0]
+    plan, attempt = replace(first.plan, run=whole.run, sharded=True), run.attempt(1)
+    attempt.root.mkdir(parents=True)
+    run.job.mkdir()
+    snapshot.snapshot(run.code)
+    publish(attempt.script, Renderer(first.beside).script(plan), EXECUTABLE)
+    publish(attempt.deepspeed, first.texts.deepspeed)
 
 
 def _membership(whole: PreparedPipeline, stage: PreparedStage, digests: Mapping[str, str]) -> Membership:

@@ -42,6 +42,10 @@ class Prepared:
     """Of a stage: its pipeline, and what it needs of other stages."""
     later: tuple[str, ...] = ()
     """Files and folders that do not exist yet: other stages will make them."""
+    held: bool = False
+    """Whether it waits until it is released."""
+    shares: RunPaths | None = None
+    """Whose code and job folder it shares: of a point, those of its sweep."""
 
     @property
     def reward_folders(self) -> Folders:

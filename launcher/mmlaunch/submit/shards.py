@@ -75,7 +75,8 @@ def launch(
 ) -> None:
     """Submit these shards: each is a task of a job array where the scheduler has them, otherwise one job does all."""
     script = run.attempt(attempt).script
-    tasks = [[number] for number in numbers] if scheduler.has_arrays else [list(numbers)]
+    parts = [shards.shard(run, number) for number in numbers]
+    tasks = [[part] for part in parts] if scheduler.has_arrays else [parts]
     shards.write_tasks(run, submission, tasks)
     if held and not scheduler.can_hold:
         return

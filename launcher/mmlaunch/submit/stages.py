@@ -190,7 +190,7 @@ def _parts(run: RunPaths, submission: int) -> list[int]:
     """The shards that a submission of a stage goes through; none where it is no task."""
     if not run_shards.is_task(run):
         return []
-    return [int(word) for word in run_shards.tasks_file(run, submission).read_text().split()]
+    return run_shards.submitted(run, submission)
 
 
 def _note_released(run: RunPaths, parts: Sequence[int], by: str) -> None:

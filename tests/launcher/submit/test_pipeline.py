@@ -77,7 +77,7 @@ def test_each_stage_begins_once_those_that_it_needs_are_done(diamond: Path, subm
     assert "rlhf-" in shown and "├─ reward" in shown and "└─ ppo" in shown and "4 done" in shown
 
     again = mmlaunch("submit", "--cluster", "local", diamond)
-    assert again.returncode == 0 and "every stage has a finished run of the same content" in again.stdout
+    assert again.returncode == 0 and "all of it has finished runs of the same content" in again.stdout
     part = json.loads(
         mmlaunch("submit", "--json", "--cluster", "local", diamond, "-s", "stages.dpo.optim.lr=1e-2").stdout
     )
