@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -83,7 +84,7 @@ def test_a_diamond_with_three_faults_ends_as_if_nothing_had_happened(
     slurm.run("sbatch", "-p", "urgent", "-N2", f"-w{nodes}", "--exclusive", "--wrap", "true")  # it is preempted
     wait_for(stages["reward"], lambda events: any(event["event"] == "signal" for event in events))
     wait_for(stages["dpo"], saved_at(7), seconds=300)
-    slurm.kill("slurmctld")
+    slurm.kill("slurmctld", signal.SIGTERM)
     time.sleep(5)
     slurm.start_ctld()
     job = job_of(wait_for(stages["ppo"], saved_at(7), seconds=400))
@@ -115,3 +116,21 @@ def test_what_failed_is_resumed_with_what_waits_for_it(
     assert mmlaunch("resume", whole.name, "-s", "stages.sft.env=[]").returncode == 0
     until(lambda: monitor.of(whole).whole.state == "done", seconds=300)
     assert all(losses(list(ledger.read(run.events)))[10] == losses_of(10)[10] for run in stages.values())
+
+
+@pytest.mark.nightly  # a quarter of a minute
+def test_a_job_that_is_held_again_is_released_by_resume(
+    diamond: Path, slurm: SlurmCluster, submit_stub: SubmitStub
+) -> None:
+    """As after a crash of the controller, which may forget what it has just released."""
+    whole = submit_stub(
+        diamond, *SIZE, "-s", "shared.steps=10", "-s", "stages.reward.resources.nodes=4", cluster="slurm"
+    )
+    reward = stages_of(whole)["reward"]
+    slurm.run("sbatch", "-N1", "--exclusive", "--wrap", "sleep 20")  # it waits for its four nodes
+    until(lambda: ledger.read(reward.events).last("released") is not None)
+    slurm.run("scontrol", "uhold", job_of(list(ledger.read(reward.events))))
+    until(lambda: monitor.of(whole).in_state("held") == ["reward"], seconds=60)
+    assert f"mmlaunch resume {whole.name}" in mmlaunch("status", whole.name).stdout
+    assert "goes on with reward" in mmlaunch("resume", whole.name).stdout
+    until(lambda: monitor.of(whole).whole.state == "done", seconds=120)

@@ -31,7 +31,8 @@ def resume_pipeline(run: RunPaths, overrides: Sequence[str], cluster_name: str |
         for stage, now in zip(view.definition.stages, view.stages, strict=True)
         if now.state in UNWELL or stage.name in changes
     ]
-    if not again and not monitor.missed(view):
+    held = [stage for stage, now in zip(view.definition.stages, view.stages, strict=True) if now.state == "held"]
+    if not again and not held and not monitor.missed(view):
         whole = view.whole
         raise UserError(f"{run.name} is {whole.state}: {whole.reason}; mmlaunch status {run.name}")
     for stage in again:
@@ -40,7 +41,9 @@ def resume_pipeline(run: RunPaths, overrides: Sequence[str], cluster_name: str |
             resume_task(stage.paths, own, cluster_name, held=True)
         else:
             resume(stage.run, own, cluster_name, held=True)
-    released = stages.release(run)
+    for stage in held:  # a controller that crashed may have forgotten that it was released
+        stages.release_job(stage.paths)
+    released = [*(stage.name for stage in held), *stages.release(run)]
     return [*released, *(stage.name for stage in again if stage.name not in released)]
 
 

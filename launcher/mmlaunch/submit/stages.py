@@ -172,8 +172,7 @@ def _let_go(definition: pipeline.Definition, stage: Stage, by: str) -> bool:
     number = int(submitted.get("submission", 1))
     parts = _parts(run, number)
     if scheduler.can_hold:
-        for record in events.all("queued"):
-            scheduler.release(record, in_job=bool(by))
+        release_job(run, in_job=bool(by))
         _note_released(run, parts, by)
         return True
     live = [resolved.read(other.paths.resolved).resources for other in definition.stages if _lives(other)]
@@ -184,6 +183,13 @@ def _let_go(definition: pipeline.Definition, stage: Stage, by: str) -> bool:
     job = scheduler.submit(run, script, int(submitted.get("ranks", 1)), number)
     shards.note_job(run, job, [(one, job) for one in parts])
     return True
+
+
+def release_job(run: RunPaths, in_job: bool = False) -> None:
+    """Let the held job of a stage start."""
+    events = ledger.read(run.events).of_this_submission
+    for record in events.all("queued"):
+        choose.of_run(events).release(record, in_job)
 
 
 def _parts(run: RunPaths, submission: int) -> list[int]:

@@ -59,7 +59,13 @@ class Arrays:
         return 3
 
     def submit(
-        self, run: RunPaths, script: Path, ranks: int, submission: int, array: Array | None = None
+        self,
+        run: RunPaths,
+        script: Path,
+        ranks: int,
+        submission: int,
+        array: Array | None = None,
+        held: bool = False,
     ) -> dict[str, Any]:
         if len(self.submitted) == self.accepts:
             raise MachineError("sbatch did not take the job: QOSMaxSubmitJobPerUserLimit")
