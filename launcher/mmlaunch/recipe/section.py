@@ -1,10 +1,8 @@
 """The base of every section of a recipe, and how one mistake in it is reported.
 
-Modules that define sections do without `from __future__ import annotations`: pydantic would compile each annotation's
-text again, which is most of the time that the schema takes to import.
+Modules that define sections, this one too, do without `from __future__ import annotations`: pydantic would compile each
+annotation's text again for each section that inherits it, which is most of the time that the schema takes to import.
 """
-
-from __future__ import annotations
 
 import ast
 import inspect
