@@ -288,3 +288,11 @@ def test_help_imports_no_schema() -> None:
     code += "print('pydantic' in sys.modules, 'yaml' in sys.modules, 'jinja2' in sys.modules)"
     output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert output.splitlines()[-1] == "False False False"
+
+
+def test_a_single_recipe_imports_nothing_of_pipelines() -> None:
+    code = "import sys; from mmlaunch.cli import main\ntry: main(['render', sys.argv[1], '--cluster', 'local'])\n"
+    code += "except SystemExit as end: assert not end.code\n"
+    code += "print([m for m in ('mmlaunch.submit.pipeline', 'mmlaunch.monitor.status') if m in sys.modules])"
+    command = [sys.executable, "-c", code, str(ROOT / "recipes" / "quickstart.yaml")]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1] == "[]"

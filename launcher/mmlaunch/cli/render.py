@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import TYPE_CHECKING
 
 import click
 
@@ -12,8 +13,10 @@ from mmlaunch.load.pipeline import is_pipeline, load_pipeline
 from mmlaunch.recipe.resolved import text_of
 from mmlaunch.schedulers import choose
 from mmlaunch.submit import secrets
-from mmlaunch.submit.pipeline import Selection, prepare_pipeline
 from mmlaunch.submit.prepare import Prepared, prepare
+
+if TYPE_CHECKING:
+    from mmlaunch.submit.pipeline import Selection
 
 
 @click.command(
@@ -32,16 +35,21 @@ from mmlaunch.submit.prepare import Prepared, prepare
 )
 def command(recipe: str, overrides: tuple[str, ...], cluster: str | None, what: str) -> None:
     """Print exactly the bytes that submit would use for RECIPE, of a pipeline for all stages. Nothing is written."""
-    render(recipe, overrides, cluster, what, Selection())
+    render(recipe, overrides, cluster, what)
 
 
-def render(recipe: str, overrides: tuple[str, ...], cluster: str | None, what: str, selection: Selection) -> None:
-    """Print one of the texts of a recipe, or of the selected stages of a pipeline."""
+def render(
+    recipe: str, overrides: tuple[str, ...], cluster: str | None, what: str, selection: Selection | None = None
+) -> None:
+    """Print one of the texts of a recipe, or of the selected stages of a pipeline: all of them, if None."""
     also = partial(choose.misfits, cluster)
     if not is_pipeline(recipe):
         _print(prepare(load_recipe(recipe, overrides, also), cluster), what)
         return
-    for stage, prepared in prepare_pipeline(load_pipeline(recipe, overrides, also), cluster, selection).new:
+    from mmlaunch.submit import pipeline  # a single recipe does not wait for all that submits runs
+
+    chosen = selection or pipeline.Selection()
+    for stage, prepared in pipeline.prepare_pipeline(load_pipeline(recipe, overrides, also), cluster, chosen).new:
         click.echo(f"##### stage {stage.name}: {prepared.plan.run.name}")
         _print(prepared, what)
 

@@ -47,13 +47,13 @@ def find(name: str) -> Path | None:
     folder, word = (path.parent, path.name) if os.sep in name else (runs_folder(), name)
     if str(folder) == "runs":  # wherever this user's runs are
         folder = runs_folder()
-    runs = list(all_runs(folder)) if folder.is_dir() else []
+    runs = list(all_runs(folder, part="" if word == "last" else word)) if folder.is_dir() else []
     if runs and (run_named := _run(word, runs)):
         return _newest_checkpoint(run_named)
     if HUB_NAME.fullmatch(name) and not folder.exists() and folder != runs_folder():
         return None
-    names = [name for run in runs for name in (run.name, _STAMP.sub("", run.name))]
-    near = closest(word, names + _folders(path.parent))
+    runs_there = _folders(folder)
+    near = closest(word, [*runs_there, *(_STAMP.sub("", name) for name in runs_there), *_folders(path.parent)])
     hint = f"did you mean {path.with_name(near) if os.sep in name else near}?" if near else ""
     raise Missing(f"no run, checkpoint or model folder {name}", hint or f"relative paths start at {Path.cwd()}")
 

@@ -43,10 +43,11 @@ def free_name(name: str, content: str, folder: Path) -> str:
     raise MachineError(f"{folder}: no free name for a run {stem}-*; move old runs away")
 
 
-def all_runs(folder: Path, pipelines: bool = False) -> Iterator[RunPaths]:
-    """Every run directory, the newest first; with those of pipelines where these are wanted too."""
+def all_runs(folder: Path, pipelines: bool = False, part: str = "") -> Iterator[RunPaths]:
+    """Every run directory with this part in its name, the newest first; with those of pipelines where these are wanted
+    too."""
     try:
-        entries = [entry for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith(".")]
+        entries = [one for one in os.scandir(folder) if part in one.name and one.is_dir() and one.name[0] != "."]
     except FileNotFoundError:
         return
     except OSError as error:

@@ -193,9 +193,9 @@ def _example(root: type[Section], location: Sequence[str | int]) -> str:
             examples = field.examples or _nested_examples(field.metadata)
             if examples:
                 return f"write {key}: {examples[0]}"
-            models = suggest.sections_of(field.annotation)
-            if models and issubclass(models[0], Section):
-                return f"write a mapping with keys: {', '.join(models[0].keys()[:8])}"
+            sections = suggest.sections_of(field.annotation)
+            if sections:
+                return f"write a mapping with keys: {', '.join(sections[0].keys()[:8])}"
     return ""
 
 
@@ -204,17 +204,13 @@ def _nested_examples(metadata: Sequence[Any]) -> list[Any]:
 
 
 def section_at(root: type[Section], location: Sequence[str | int]) -> type[Section]:
-    """The model that reads the mapping at this place; tags such as `<ppo>` choose among several."""
+    """The section that reads the mapping at this place; tags such as `<ppo>` choose among several."""
     current: list[type[Section]] = [root]
     for part in location:
         if part in TAGS:
-            current = [model for model in current if _reads(model, str(part)[1:-1])] or current
+            current = [section for section in current if f"<{section.as_word()}>" == part] or current
         elif isinstance(part, str):
-            fields = [item for model in current for item in model.model_fields.items()]
+            fields = [item for section in current for item in section.model_fields.items()]
             annotation = next((field.annotation for name, field in fields if part in (name, field.alias)), None)
-            current = [model for model in suggest.sections_of(annotation) if issubclass(model, Section)] or current
+            current = suggest.sections_of(annotation) or current
     return current[0]
-
-
-def _reads(model: type[Section], tag: str) -> bool:
-    return model.__name__.lower() == tag

@@ -1,9 +1,13 @@
 """`objective`: what a run learns. A word (`dpo`) or a mapping (`{method: dpo, beta: 0.2}`)."""
 
 from collections.abc import Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Union
 
-from pydantic import Discriminator, Tag
+from pydantic import Discriminator, GetCoreSchemaHandler, GetJsonSchemaHandler, Tag, TypeAdapter, ValidationInfo
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
+from pydantic_core.core_schema import simple_ser_schema, tagged_union_schema, with_info_plain_validator_function
 
 from mmlaunch.recipe.compared import Correctness, Evaluate
 from mmlaunch.recipe.inference import DropoutNtp, Predict, Score
@@ -107,10 +111,28 @@ def _tag(value: Any) -> str:
     return f"<{section_name(value)}>"
 
 
+def _read(section: type[Method], value: Any, info: ValidationInfo) -> Method:
+    return section.model_validate(value, context=info.context)
+
+
+_UNION: Any = Union[tuple(Annotated[section, Tag(_tag(name))] for name, section in SECTIONS.items())]  # noqa: UP007
+
+
+class ReadByOne:
+    """Metadata of a union of all sections. Only the one that reads an objective is built: all of them take as long to
+    build as the rest of the schema, and every command would wait for them."""
+
+    def __get_pydantic_core_schema__(self, union: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        readers: dict[Any, CoreSchema] = {
+            _tag(name): with_info_plain_validator_function(partial(_read, kind)) for name, kind in SECTIONS.items()
+        }
+        return tagged_union_schema(readers, _tag, serialization=simple_ser_schema("any"))
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        return handler(TypeAdapter(Annotated[_UNION, Discriminator(_tag)]).core_schema)
+
+
 if TYPE_CHECKING:
     Objective = Method  # the rest of the code asks what every method has
 else:
-    Objective = Annotated[
-        Union[tuple(Annotated[section, Tag(f"<{name}>")] for name, section in SECTIONS.items())],  # noqa: UP007
-        Discriminator(_tag),
-    ]
+    Objective = Annotated[_UNION, ReadByOne()]

@@ -157,7 +157,7 @@ class Length(Section):
 
 
 FUNCTIONS: dict[str, type[Section]] = {
-    re.sub(r"\B([A-Z])", r"_\1", kind.__name__).lower(): kind
+    kind.as_word(): kind
     for kind in (
         Exact, Numeric, Relaxed, Choice, YesNo, Vqa, Anls, Boxed, Final, Math, Chair, Amber, Format, Length,
     )

@@ -1,13 +1,12 @@
 """The base of every section of a recipe, and how one mistake in it is reported.
 
-Modules that define sections do without `from __future__ import annotations`: pydantic would compile each annotation's
-text again, which is most of the time that the schema takes to import.
+Modules that define sections, this one too, do without `from __future__ import annotations`: pydantic would compile each
+annotation's text again for each section that inherits it, which is most of the time that the schema takes to import.
 """
-
-from __future__ import annotations
 
 import ast
 import inspect
+import re
 import textwrap
 from collections.abc import Callable, Container, Iterable, Iterator
 from itertools import chain, pairwise
@@ -77,6 +76,11 @@ class Section(BaseModel):
         if info.context != UNRULED:
             refuse(cls.__name__, chain.from_iterable(broken(section) for broken in cls.RULES))
         return section
+
+    @classmethod
+    def as_word(cls) -> str:
+        """Its name as users write it: `yes_no` for YesNo."""
+        return re.sub(r"\B([A-Z])", r"_\1", cls.__name__).lower()
 
     @classmethod
     def of_word(cls, word: Any) -> dict[str, Any]:

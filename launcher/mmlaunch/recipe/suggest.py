@@ -7,8 +7,6 @@ import types
 import typing
 from collections.abc import Iterable, Iterator
 
-from pydantic import BaseModel
-
 from mmlaunch.recipe.section import Section
 
 _EVERYWHERE = frozenset({"name", "path", "type", "kind", "value"})
@@ -34,9 +32,9 @@ def key(word: str, section: type[Section], root: type[Section], path: str) -> st
         return f"did you mean {prefix}{section.OTHER_NAMES[fold]}?"
     known = [(place, owner) for name, place, owner in _all_keys(root) if name == fold]
     here = re.sub(r"\[\d+\]", "", f"{prefix}{fold}")
-    kinds = [owner.__name__.lower() for place, owner in known if place == here and owner is not section]
-    if kinds:  # one of several sections that may stand here, and the others have it
-        return f"{section.__name__.lower()} has none, {' and '.join(dict.fromkeys(kinds))} has; remove it"
+    others = [owner.as_word() for place, owner in known if place == here and owner is not section]
+    if others:  # several sections may stand here
+        return f"{section.as_word()} has none, {' and '.join(dict.fromkeys(others))} has; remove it"
     elsewhere = [place for place, _ in known] if fold not in _EVERYWHERE else []
     near = closest(word, [*section.keys(), *section.OTHER_NAMES], cutoff=0.6 if not elsewhere else 0.75)
     if near:
@@ -46,23 +44,22 @@ def key(word: str, section: type[Section], root: type[Section], path: str) -> st
     return f"known here: {', '.join(section.keys())}" if section.keys() else "none is known here, remove it"
 
 
-def _all_keys(root: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str, type[BaseModel]]]:
+def _all_keys(root: type[Section], prefix: str = "") -> Iterator[tuple[str, str, type[Section]]]:
     """(key or other name, dotted path, section) of the whole schema."""
     below = []
     for name, field in root.model_fields.items():
         place = f"{prefix}{field.alias or name}"
         yield field.alias or name, place, root
         below += [(model, place) for model in sections_of(field.annotation)]
-    if issubclass(root, Section):
-        yield from ((other, f"{prefix}{name}", root) for other, name in root.OTHER_NAMES.items())
+    yield from ((other, f"{prefix}{name}", root) for other, name in root.OTHER_NAMES.items())
     for model, place in below:
         yield from _all_keys(model, f"{place}.")
 
 
-def sections_of(annotation: object) -> list[type[BaseModel]]:
-    """The models inside an annotation: itself, its union members, its list items."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+def sections_of(annotation: object) -> list[type[Section]]:
+    """The sections inside an annotation: itself, its union members, its list items."""
+    if isinstance(annotation, type) and issubclass(annotation, Section):
         return [annotation]
     if typing.get_origin(annotation) in (typing.Union, types.UnionType, typing.Annotated, list):
-        return [model for part in typing.get_args(annotation) for model in sections_of(part)]
+        return [section for part in typing.get_args(annotation) for section in sections_of(part)]
     return []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -61,3 +62,17 @@ def test_no_two_sources_are_called_the_same() -> None:
     paths = ("a/test.jsonl", "b/test.jsonl", "c/b/test.jsonl", "vqa.tsv", "vqa.tsv", "d/other")
     expected = ["a/test", "b/test-2", "b/test-3", "vqa-4", "vqa-5", "other"]
     assert names([Source(path=path) for path in paths]) == expected
+
+
+@pytest.mark.parametrize(
+    ("objective", "says"),
+    [
+        ("{method: dropout_ntp, start_ratoi: 0.4}", "objective.start_ratoi: unknown key; did you mean .*start_ratio?"),
+        ("{method: dropout_ntp, metric: exact}", "dropout_ntp has none, evaluate and correctness has"),
+        ("{method: score, rewards: {function: yes_no, options: {cse: 1}}}", "options.cse: unknown key; none is known"),
+    ],
+)
+def test_a_section_of_two_words_knows_its_own_keys(objective: str, says: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(Path("recipes/dropout_ntp_llama3.yaml"), [f"objective={objective}"])
+    assert [bool(re.search(says, str(problem))) for problem in caught.value.problems] == [True]

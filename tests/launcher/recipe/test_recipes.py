@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from mmlaunch.recipe.capability import unsupported
 from mmlaunch.recipe.check import recipe_of
 from mmlaunch.recipe.objective import METHODS
 from mmlaunch.recipe.preference import PRESETS, Preference
+from mmlaunch.recipe.section import Section
 from mmlaunch.recipe.terms import Terms
 from mmlaunch.run.paths import RunPaths
 from mmlaunch.submit import plan as plans
@@ -358,3 +361,28 @@ def test_every_key_is_described_in_the_schema() -> None:
     assert schema()["$defs"]["Batch"]["properties"]["global"]["description"].startswith(
         "Examples of one optimiser step"
     )
+
+
+def test_a_recipe_builds_the_section_of_its_own_method_only() -> None:
+    """All of them take as long as the rest of the schema, and every command would wait for them."""
+    code = (
+        "import sys; from pathlib import Path; from mmlaunch.load import load_recipe\n"
+        "from mmlaunch.recipe.objective import SECTIONS\n"
+        "assert load_recipe(Path(sys.argv[1])).recipe.objective.method == 'dpo'\n"
+        "print([name for name, section in SECTIONS.items() if section.__pydantic_complete__])"
+    )
+    command = [sys.executable, "-c", code, str(RECIPES / "dpo_llama3.yaml")]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "['preference']\n"
+
+
+def test_no_section_has_annotations_of_text() -> None:
+    """pydantic compiles them again for each section that inherits them."""
+
+    def sections(base: type[Section]) -> Iterator[type[Section]]:
+        yield base
+        for section in base.__subclasses__():
+            yield from sections(section)
+
+    shipped = [section for section in sections(Section) if section.__module__.startswith("mmlaunch.")]
+    annotations = [(section, text) for section in shipped for text in vars(section).get("__annotations__", {}).values()]
+    assert len(shipped) > 70 and [section for section, text in annotations if isinstance(text, str)] == []
