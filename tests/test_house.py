@@ -34,7 +34,11 @@ HEAVY = {"torch", "deepspeed", "transformers", "peft", "numpy", "mmjobs", "safet
 MAY_IMPORT = {("mmlaunch.results.pictures", "PIL"): "small pictures for a page, where it is installed"}
 ONLY_IN: dict[str, str | tuple[str, ...]] = {
     "submitit": "mmlaunch.schedulers",
-    "jinja2": ("mmlaunch.submit.render", "mmjobs.data.chat"),  # the chat template's refusal is an error of jinja2
+    "jinja2": (
+        "mmlaunch.submit.render",
+        "mmlaunch.results.report_page",
+        "mmjobs.data.chat",
+    ),  # the chat template's refusal is an error of jinja2
     "yaml": ("mmlaunch.load.text", "mmlaunch.load.syntax", "mmlaunch.recipe.resolved"),
     "transformers": ("mmjobs.model", "mmjobs.data"),
     "deepspeed": "mmjobs.engine",

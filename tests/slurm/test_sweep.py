@@ -47,7 +47,7 @@ def test_what_did_not_end_well_is_resumed_alone(small: Path, slurm: SlurmCluster
     for number in (3, 4):
         wait_for(points[number], saved_at(5), seconds=300)
         slurm.run("scontrol", "requeue", jobs[number])
-    until(lambda: monitor.of(whole).whole.state not in ("running", "pending"), seconds=400)
+    until(lambda: monitor.of(whole).whole.state in ("failed", "done"), seconds=400)
     view = monitor.of(whole)
     assert view.in_state("failed") == ["0", "1", "2"] and len(view.in_state("done")) == 9
     for number in (3, 4):

@@ -8,6 +8,7 @@ from typing import Any, NoReturn
 
 from mmjobs.checkpoint.save import CheckpointWriter
 from mmjobs.checkpoint.train_state import TrainState
+from mmjobs.metrics import sample_images
 from mmjobs.metrics.tensorboard import TensorBoardWriter
 from mmjobs.metrics.throughput import Throughput
 from mmjobs.rank.boundary import Boundary, Interrupted, RequeueRequested
@@ -116,7 +117,11 @@ class Trainer:
             self._stop(str(reason))
         self.state.evaluated, self.state.metrics = step, metrics
         samples = evaluation.samples()
-        texts = [{"question": s.question, "truth": s.truth, "answer": s.answer} for s in samples]
+        images = sample_images.save(self.context.paths.samples, samples) if self.context.ranks.first else []
+        texts = [
+            {"question": one.question, "truth": one.truth, "answer": one.answer, "images": shown}
+            for one, shown in zip(samples, images, strict=False)
+        ]
         self.context.events.write("evaluated", step=step, metrics=metrics, samples=texts)
         board.scalars(metrics, step)
         board.samples(samples, step)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from pathlib import Path
 
 import click
 
@@ -14,17 +15,35 @@ from mmlaunch.load import rundir
 from mmlaunch.monitor import report, rollouts
 from mmlaunch.recipe.scalars import format_duration
 from mmlaunch.run import shards
+from mmlaunch.run.files import explained, publish
+from mmlaunch.run.paths import RunPaths
+from mmlaunch.run.pipeline import is_pipeline
 
 
-@click.command(epilog="\b\nExamples:\n  mmlaunch report dpo-llama3-8b\n  mmlaunch report last --json | jq .goodput")
+@click.command(
+    epilog="\b\nExamples:\n  mmlaunch report dpo-llama3-8b\n  mmlaunch report last --json | jq .goodput\n"
+    "  mmlaunch report rlhf-llama3 --html -o rlhf.html"
+)
 @options.run(many=False)
+@click.option(
+    "--html",
+    is_flag=True,
+    help="Write one page: graph, timeline, curves, samples, where the time went; also of a pipeline or a sweep.",
+)
+@click.option("-o", "--output", type=click.Path(dir_okay=False), help="Its file. Default: report.html in the run.")
 @options.as_json
-def command(run: str, as_json: bool) -> None:
+def command(run: str, html: bool, output: str | None, as_json: bool) -> None:
     """The attempts of RUN: how long each waited and lasted, what ended it, and what it lost.
 
     A run of reinforcement learning shows its rollouts too: reward against KL, and some answers of the newest.
     """
-    paths = rundir.resolve(run)
+    paths = rundir.resolve_any(run)
+    if html or output:
+        _write_page(paths, output)
+        return
+    if is_pipeline(paths):
+        right = f"mmlaunch report {paths.name} --html, or name a stage: mmlaunch report {paths.name}/STAGE"
+        raise UserError(f"{paths.name} is made of runs that have attempts of their own; {right}")
     if shards.is_task(paths):
         right = f"mmlaunch status {paths.name}, mmlaunch results {paths.name}, or mmlaunch report {paths.name}/0"
         raise UserError(f"{paths.name} is split into shards, and each has attempts of its own; {right}")
@@ -49,6 +68,15 @@ def command(run: str, as_json: bool) -> None:
     )
     if made is not None:
         _show_rollouts(made)
+
+
+def _write_page(run: RunPaths, output: str | None) -> None:
+    from mmlaunch.results.report_page import page  # jinja2 takes its time
+
+    path = Path(output) if output else run.root / "report.html"
+    with explained("cannot write the page"):
+        publish(path, page(run))
+    click.echo(f"{path.absolute()}: open it in a browser")
 
 
 def _show_rollouts(made: rollouts.Rollouts) -> None:

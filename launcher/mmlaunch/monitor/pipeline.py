@@ -52,6 +52,8 @@ def _joined(run: RunPaths, definition: Definition, own: Sequence[Status]) -> Vie
     for stage in definition.stages:  # each stands behind those that it needs
         if by_name[stage.name].state == WAITING:
             by_name[stage.name] = _waiting(run, stage, by_name)
+        elif by_name[stage.name].state == "held":
+            by_name[stage.name] = replace(by_name[stage.name], next=f"mmlaunch resume {run.name}")
     stages = tuple(by_name[stage.name] for stage in definition.stages)
     submitted = ledger.read(run.events).last("submitted")
     state, reason = _state(definition, stages)
@@ -120,7 +122,7 @@ def _state(definition: Definition, stages: Sequence[Status]) -> tuple[str, str]:
 
 def _next(run: RunPaths, state: str, kind: str) -> str:
     if state == "done":
-        return f"mmlaunch {'table' if kind == 'sweep' else 'report'} {run.name}"
+        return f"mmlaunch table {run.name}" if kind == "sweep" else f"mmlaunch report {run.name} --html"
     if state in ("failed", "lost", "unknown"):
         return f"mmlaunch why {run.name}"
     return f"mmlaunch resume {run.name}" if state in ("held", "cancelled") else ""

@@ -316,6 +316,11 @@ class RunPaths:
         return self.servers / f"over-{attempt}"
 
     @property
+    def samples(self) -> Path:
+        """The images of the samples that the newest evaluation has generated answers to."""
+        return self.root / "samples"
+
+    @property
     def evaluation(self) -> Path:
         """What the records of a task come to."""
         return self.root / "evaluation.json"

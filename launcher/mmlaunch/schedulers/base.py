@@ -180,6 +180,10 @@ class Scheduler(Protocol):
         """Give a job what `submit` prepares for the ranks, if `submit` never learnt the number of the job."""
         ...
 
+    def energy(self, records: Sequence[JobRecord]) -> float | None:
+        """The joules that these jobs have taken; None where the site does not count them."""
+        ...
+
     def out_of_reach(self, record: JobRecord) -> str:
         """Where a job has to be cancelled, if not from here; otherwise nothing."""
         ...

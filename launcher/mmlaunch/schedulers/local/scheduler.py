@@ -90,6 +90,9 @@ class Local:
     def adopt(self, run: RunPaths, job: str) -> None:
         return  # a process is never started without its number
 
+    def energy(self, records: Sequence[JobRecord]) -> float | None:
+        return None
+
     def out_of_reach(self, record: JobRecord) -> str:
         return str(record.get("host") or "another machine") if process.here(record) is None else ""
 

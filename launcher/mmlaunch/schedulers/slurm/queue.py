@@ -154,3 +154,13 @@ def _job(number: str, word: str, reason: str = "", start: str = "") -> Job:
     if state == JobState.WAITING:
         return Job(state, reason + (f", estimated start {start.replace('T', ' ')}" if start else ""))
     return Job(state)
+
+
+def energy(jobs: Iterable[str]) -> float | None:
+    """The joules of these jobs over all their restarts, where accounting counts them (AcctGatherEnergyType)."""
+    options = ["--duplicates", "--allocations", "--parsable2", "--noheader", "--format=ConsumedEnergyRaw"]
+    try:
+        lines = commands.call("sacct", *options, f"--jobs={','.join(sorted(set(jobs)))}").split()
+    except SlurmError:
+        return None
+    return sum(float(line) for line in lines if line.replace(".", "", 1).isdigit()) or None

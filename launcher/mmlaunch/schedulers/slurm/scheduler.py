@@ -93,6 +93,9 @@ class Slurm:
 
         submit.adopt(run, job)
 
+    def energy(self, records: Sequence[JobRecord]) -> float | None:
+        return queue.energy(str(record["job"]) for record in records if record.get("job"))
+
     def out_of_reach(self, record: JobRecord) -> str:
         return ""  # every machine of the cluster reaches its controller
 

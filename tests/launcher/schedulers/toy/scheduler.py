@@ -88,6 +88,9 @@ class Toy:
     def adopt(self, run: RunPaths, job: str) -> None:
         return
 
+    def energy(self, records: Sequence[JobRecord]) -> float | None:
+        return None
+
     def out_of_reach(self, record: JobRecord) -> str:
         return ""
 
