@@ -35,7 +35,7 @@ def _rank_of(job: str) -> int:
 @pytest.mark.nightly  # two minutes
 def test_what_did_not_end_well_is_resumed_alone(small: Path, slurm: SlurmCluster, submit_stub: SubmitStub) -> None:
     """Of twelve points three are killed and two go back into the queue."""
-    size = ["-s", ONE, *BRISK, "-s", "steps=300", "-s", "restarts.crash=0"]
+    size = ["-s", ONE, *BRISK, "-s", "steps=300", "-s", "restarts={crash: 0, node: 0, hang: 0}"]
     axes = ["-s", "optim.lr=1e-3,1e-2,1e-1", "-s", "seed=1..4", "--sweep", "--at-once", "8"]
     whole = submit_stub(small, *size, *axes, cluster="slurm")
     points = [stage.paths for stage in pipeline.read(whole).stages]
@@ -49,7 +49,8 @@ def test_what_did_not_end_well_is_resumed_alone(small: Path, slurm: SlurmCluster
         slurm.run("scontrol", "requeue", jobs[number])
     until(lambda: monitor.of(whole).whole.state in ("failed", "done"), seconds=400)
     view = monitor.of(whole)
-    assert view.in_state("failed") == ["0", "1", "2"] and len(view.in_state("done")) == 9
+    told = [list(ledger.read(point.events))[-3:] for point in points[:3]]
+    assert view.in_state("failed") == ["0", "1", "2"] and len(view.in_state("done")) == 9, told
     for number in (3, 4):
         assert ledger.read(points[number].events).last("requeued") is not None
     kept = {number: points[number].events.read_bytes() for number in range(3, 12)}

@@ -124,7 +124,7 @@ def _ranks(before: Sequence[Event]) -> int:
 def _queued_at(before: Sequence[Event], last: End | None) -> float:
     """When the attempt that comes next was submitted or requeued. The scheduler's own requeue is written only when that
     attempt begins: it happened when the one before ended."""
-    events = [event for event in before if kind_of(event) in ("submitted", "requeued")]
+    events = [event for event in before if kind_of(event) in ("submitted", "released", "requeued")]
     if last and events and events[-1].get("by"):
         return last.time
     return float(events[-1]["time"]) if events else float("inf")

@@ -74,7 +74,7 @@ def page(run: RunPaths) -> str:
         run=run,
         whole=whole,
         kind=view.definition.kind if view is not None else "run",
-        graph=charts.graph(view, {one.name: one.gain for one in parts}) if view is not None else None,
+        graph=charts.graph(view, {one.name: one.gain.removeprefix("eval/") for one in parts}) if view is not None else None,
         table=compared,
         fields=list(dict.fromkeys(field for row in compared.rows for field in row.values)) if compared else [],
         parts=parts[:MOST],
@@ -94,7 +94,7 @@ def _starts(members: Mapping[str, RunPaths]) -> dict[str, float]:
     """When each run began to wait: when it was released, or submitted."""
     starts = {}
     for name, run in members.items():
-        events = ledger.read(run.events)
+        events = ledger.read(_with_attempts(run).events)
         first = next((event for event in events if event["event"] in ("released", "submitted")), None)
         released = next((event for event in events if event["event"] == "released"), first)
         if released is not None and any(event["event"] == "started" for event in events):
@@ -102,9 +102,14 @@ def _starts(members: Mapping[str, RunPaths]) -> dict[str, float]:
     return starts
 
 
+def _with_attempts(run: RunPaths) -> RunPaths:
+    """The run itself; of a task, its first shard stands for all."""
+    return shards.shard(run, 0) if shards.is_task(run) else run
+
+
 def _part(name: str, run: RunPaths, now: Status, moment: float) -> Part:
     events = ledger.read(run.events)
-    one = report.of(shards.shard(run, 0) if shards.is_task(run) else run, moment)
+    one = report.of(_with_attempts(run), moment)
     made = rollouts.of(run)
     return Part(
         name=name,
@@ -140,7 +145,7 @@ def _facts(run: RunPaths, now: Status, one: Report, events: Events) -> list[tupl
         ("method", now.method),
         ("state", now.shown_state + (f": {now.reason}" if now.reason else "")),
         ("attempts", str(len(one.attempts))),
-        ("size", f"{submitted.get('nodes', '?')} nodes, {submitted.get('ranks', '?')} ranks"),
+        ("size", _counted(submitted, "node") + ", " + _counted(submitted, "rank")),
         ("parameters", ", ".join(f"{part} {value:,}" for part, value in counted.items())),
         ("goodput", f"{one.goodput:.1%} of {format_duration(round(one.allocated))}" if one.attempts else ""),
         ("rank hours", f"{one.rank_hours:.2f}" if one.attempts else ""),
@@ -152,6 +157,11 @@ def _facts(run: RunPaths, now: Status, one: Report, events: Events) -> list[tupl
         ("directory", str(run.root)),
     ]
     return [(name, value) for name, value in facts if value]
+
+
+def _counted(submitted: Mapping[str, Any], what: str) -> str:
+    count = submitted.get(f"{what}s", "?")
+    return f"{count} {what}{'' if count == 1 else 's'}"
 
 
 def _energy(events: Events) -> str:
