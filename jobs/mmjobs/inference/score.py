@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -72,8 +73,11 @@ class Judge:
         # Also without rows: a model that is divided over the ranks is run by all of them together.
         values = list(self.model(collate(encoded, pixels, padding, packed=self.packed, blank=self.blank)))
         for place in places:
-            count = len(rows[place][1].answers)
-            scores[place], values = values[:count], values[count:]
+            example = rows[place][1]
+            count = len(example.answers)
+            own, values = values[:count], values[count:]
+            finite = all(map(math.isfinite, own))
+            scores[place] = own if finite else Failed("nonfinite", f"{example.origin}: a score is not finite")
         return scores
 
 
