@@ -7,7 +7,7 @@ import sys
 from dataclasses import asdict
 
 from mmjobs.inference.inputs import measured
-from mmjobs.tasks.data_command import exit_code
+from mmjobs.tasks.program import exit_code
 from mmlaunch.errors import MmlaunchError
 from mmlaunch.recipe.data import Source
 
