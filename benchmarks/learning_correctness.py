@@ -46,8 +46,7 @@ METHODS: dict[str, tuple[Any, tuple[int, float]]] = {
     "DPO": ({"method": "dpo", "beta": 2.0}, (100, 2e-4)),
     "MPO": ("mpo", LATER),
 }
-"""The objective, its steps and its learning rate. Those of DPO were chosen on the seeds 3 and 4: log-ratios of short
-answers are small, and at a beta of 0.1 a pair goes on to push both answers down long after they are told apart."""
+"""The objective, its steps and its learning rate. Those of DPO were chosen on the seeds 3 and 4, not on those of SEEDS."""
 FLUENT = (90, 1.5e-3)
 
 
