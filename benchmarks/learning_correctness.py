@@ -46,7 +46,7 @@ METHODS: dict[str, tuple[Any, tuple[int, float]]] = {
     "DPO": ({"method": "dpo", "beta": 2.0}, (100, 2e-4)),
     "MPO": ("mpo", LATER),
 }
-"""The objective, its steps and its learning rate. Those of DPO were chosen on the seeds 3 and 4, not on those of SEEDS."""
+"""The objective, its steps and its learning rate. Those of DPO were chosen on the seeds 3 and 4."""
 FLUENT = (90, 1.5e-3)
 
 
