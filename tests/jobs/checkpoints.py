@@ -10,6 +10,7 @@ import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
+from mmjobs.model.heads import STATISTICS
 from mmjobs.model.pretrained import still
 
 hf: Any = transformers
@@ -109,10 +110,14 @@ def clip(folder: Path, whole: bool = True) -> Path:
     return folder
 
 
-def llama(folder: Path, tokenizer: Any, **more: Any) -> Path:
-    """A causal language model of LLaMA's shape with its tokenizer, in several shards."""
+def llama(folder: Path, tokenizer: Any, scores: bool = False, **more: Any) -> Path:
+    """A causal language model of LLaMA's shape with its tokenizer, in several shards; or a reward model's export."""
     torch.manual_seed(2)
-    hf.AutoModelForCausalLM.from_config(text_config(tokenizer, **more)).save_pretrained(folder, max_shard_size="20KB")
+    kind: Any = hf.AutoModelForSequenceClassification if scores else hf.AutoModelForCausalLM
+    config = text_config(tokenizer, **more, num_labels=1) if scores else text_config(tokenizer, **more)
+    kind.from_config(config).save_pretrained(folder, max_shard_size="20KB")
+    if scores:
+        (folder / STATISTICS).write_text("{}")
     tokenizer.save_pretrained(folder)
     return folder
 

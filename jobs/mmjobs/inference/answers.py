@@ -18,7 +18,7 @@ from mmjobs.inference.inputs import Failed, InputRow, of_row
 from mmjobs.inference.work import Check
 from mmjobs.model import parts
 from mmjobs.model.build import BuiltModel
-from mmjobs.model.generate import Generated, Vocabulary, answer_text, generate
+from mmjobs.model.generate import Generated, Vocabulary, answer_text, generate, not_finite
 from mmjobs.model.sampling import Draws
 from mmjobs.rank.context import Context
 from mmjobs.rank.watchdog import Phase
@@ -99,7 +99,9 @@ class Answers:
         made = self._generate(prompts, draws, check)
         answers: list[Answered] = [one if isinstance(one, Failed) else [] for one in read]
         for number, place in enumerate(usable):
-            answers[place] = made[number * count : (number + 1) * count]
+            answers[place] = own = made[number * count : (number + 1) * count]
+            if broken := [one for one in own if not one.finite]:
+                answers[place] = Failed("nonfinite", f"{prompts[number].origin}: {not_finite(broken[0])}")
         return answers
 
     def text(self, answer: Generated) -> str:

@@ -11,7 +11,7 @@ from mmjobs.inference.evaluate import Verified
 from mmjobs.inference.inputs import InputRow
 from mmjobs.inference.made import pair
 from mmjobs.inference.records import Record
-from mmjobs.inference.work import Check, source_of
+from mmjobs.inference.work import Check
 from mmjobs.rank.context import Context
 from mmlaunch.recipe.compared import Correctness
 
@@ -34,7 +34,7 @@ class CorrectnessPairs(Verified):
             return made
         right, wrong, unread, counts = self._sorted(made)
         example = self.question(row).example
-        facts = {"source": source_of(row), "truth": next(iter(row.truths), None), "index": row.index}
+        facts = {"source": row.own_source, "truth": next(iter(row.truths), None), "index": row.index}
         pairs = [
             pair(example, better, worse, **facts, why=why)
             for why, better, worse in drawn(right, wrong, unread, self._task.pairs_per_question, self._seed, row.index)

@@ -12,7 +12,7 @@ from mmjobs.inference.inputs import Failed, InputRow
 from mmjobs.inference.made import pair
 from mmjobs.inference.predict import Predict
 from mmjobs.inference.records import Record
-from mmjobs.inference.work import Check, source_of
+from mmjobs.inference.work import Check
 from mmjobs.rank.context import Context
 from mmlaunch.recipe.inference import DropoutNtp
 
@@ -59,7 +59,7 @@ class DropoutNtpPairs(Predict):
             name = f"dropped: {why}" if why else "pairs"
             counts[name] = counts.get(name, 0) + 1
             if not why:
-                facts = {"source": source_of(row), "why": "dropout_ntp", "begun": len(prefix), "index": row.index}
+                facts = {"source": row.own_source, "why": "dropout_ntp", "begun": len(prefix), "index": row.index}
                 pairs.append(pair(row.example, chosen, rejected, **facts))
         return {**made, "begun": prefix, "made": pairs, "counts": counts}
 

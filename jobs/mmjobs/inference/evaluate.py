@@ -35,7 +35,7 @@ class Verified(Predict):
         return [self._verified(row, one) for row, one in zip(rows, made, strict=True)]
 
     def failed(self, row: InputRow, reason: Failed) -> Record:
-        return {**super().failed(row, reason), **self.verifiers.facts(row.source)}
+        return {**super().failed(row, reason), **self.verifiers.facts(row)}
 
     def close(self) -> None:
         self.verifiers.close()
@@ -43,8 +43,8 @@ class Verified(Predict):
     def _verified(self, row: InputRow, made: Record) -> Record:
         if made.get("error") or row.example is None:
             return made
-        scores = self.verifiers.verify(row.source, row.example, row.truths, made["predictions"], made["finish"])
-        return {**made, **self.verifiers.facts(row.source), **described(scores)}
+        scores = self.verifiers.verify(row, row.example, row.truths, made["predictions"], made["finish"])
+        return {**made, **self.verifiers.facts(row), **described(scores)}
 
 
 def instructed(example: Example, asks: str, remove: Sequence[str] = ()) -> Example:

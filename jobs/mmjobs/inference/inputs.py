@@ -6,6 +6,7 @@ import hashlib
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import accumulate
 from pathlib import Path
@@ -21,6 +22,8 @@ from mmlaunch.run.shards import InputFile
 _PIECE = 1 << 22
 _SHOWN = 10
 """So many rows are named in a message."""
+_RECORD, _ANSWERED = frozenset({"index", "source", "prompt", "truths"}), frozenset({"predictions", "scored"})
+"""The fields of every record, and those of which each that has answers has one."""
 
 
 class Failed(Exception):
@@ -51,6 +54,11 @@ class InputRow:
     failed: Failed | None = field(default=None, compare=False)
     predicted: bool = False
     """Whether its answers are those of a model."""
+
+    @property
+    def own_source(self) -> str:
+        """What it is counted under: its file, or, where it is a record of ours, what that was counted under."""
+        return _kept_source(self.values) or self.source
 
     @property
     def truths(self) -> list[str]:
@@ -95,6 +103,23 @@ def measured(sources: Sequence[Source]) -> list[InputFile]:
         size, digest = content_of(source)
         found.append(InputFile(name, source.path or "", rows, size, digest))
     return found
+
+
+def sources_within(sources: Sequence[Source]) -> list[str]:
+    """The sources that the records in files of predictions are counted under."""
+    within = set[str]()
+    for part in (part for one in sources if format_of(one).name == "predictions" for part in parts(one)):
+        for place in range(len(part.rows)):
+            with suppress(BadRow):  # it will fail, for its own reason
+                within.add(_kept_source(part.values(place)))
+    return sorted(within - {""})
+
+
+def _kept_source(values: Mapping[str, Any]) -> str:
+    """The source that a record of ours names; empty for other rows, whose field of that name is the user's."""
+    source = values.get("source")
+    is_record = values.keys() >= _RECORD and not values.keys().isdisjoint(_ANSWERED)
+    return source if is_record and isinstance(source, str) else ""
 
 
 def check_numbers(source: Source) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,7 +17,7 @@ from mmjobs.inference.inputs import Failed, InputRow, InputRows, check_numbers, 
 from mmjobs.inference.made import Made, answered, pair
 from mmjobs.inference.records import Record
 from mmjobs.inference.verify import Verifiers
-from mmjobs.inference.work import Check, failed, record, source_of
+from mmjobs.inference.work import Check, failed, record
 from mmjobs.model import trees
 from mmjobs.rank.context import Context
 from mmjobs.rank.watchdog import Phase
@@ -72,8 +73,11 @@ class Judge:
         # Also without rows: a model that is divided over the ranks is run by all of them together.
         values = list(self.model(collate(encoded, pixels, padding, packed=self.packed, blank=self.blank)))
         for place in places:
-            count = len(rows[place][1].answers)
-            scores[place], values = values[:count], values[count:]
+            example = rows[place][1]
+            count = len(example.answers)
+            own, values = values[:count], values[count:]
+            finite = all(map(math.isfinite, own))
+            scores[place] = own if finite else Failed("nonfinite", f"{example.origin}: a score is not finite")
         return scores
 
 
@@ -111,7 +115,7 @@ class Scores:
         for weight, verifiers in self._functions:
             for place, (row, example) in enumerate(read):
                 texts = [answer.text for answer in example.answers]
-                scored = verifiers.verify(row.source, example, example.truths, texts, ["eos"] * len(texts))
+                scored = verifiers.verify(row, example, example.truths, texts, ["eos"] * len(texts))
                 totals[place] = _sum(totals[place], [one.value for one in scored], weight)
                 if weight or alone:  # of a sum, no single verdict says what it is
                     kinds[place] = [
@@ -162,9 +166,9 @@ class Scores:
         if self._other is not None:
             return "versus"
         if row.example is None:
-            source = source_of(row)
+            source = row.own_source
             if source not in self._readable:
-                same = (one for one in self._rows if one.example is not None and source_of(one) == source)
+                same = (one for one in self._rows if one.example is not None and one.own_source == source)
                 self._readable[source] = next(same, row)
             row = self._readable[source]
         ranked = row.example is not None and len(row.example.answers) > 1 and "predictions" not in row.values
@@ -175,7 +179,7 @@ class Scores:
         task, least = self._task, self._task.least
         known = [(score, one.text) for score, one in zip(scores, example.answers, strict=True) if score is not None]
         good = [(score, text) for score, text in known if least is None or score >= least]
-        facts = {"source": source_of(row), "index": row.index}
+        facts = {"source": row.own_source, "index": row.index}
         if task.select == "best" and good:
             score, text = max(good, key=lambda one: one[0])  # the first of equal ones
             return [answered(example, text, score=score, **facts)]

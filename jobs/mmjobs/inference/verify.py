@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from mmjobs.data.example import Example
+from mmjobs.inference.inputs import InputRow
 from mmjobs.inference.records import Record
 from mmjobs.rank.context import Context
 from mmjobs.rollout.rewards.score import Sample, Score
@@ -25,32 +26,29 @@ class Verifiers:
             self._workers[name] = RewardWorkers(source, _WORKERS, context.paths)
             self._workers[name].check()
 
-    def name_of(self, source: str) -> str:
-        """The name of the function that verifies a source's answers."""
-        return self._metrics[self._key(source)].metric
-
-    def facts(self, source: str) -> Record:
+    def facts(self, row: InputRow) -> Record:
         """What a record says of its metric."""
-        lower = {"better": "lower"} if self._metrics[self._key(source)].lower_is_better else {}
-        return {"kind": "prediction", "metric": self.name_of(source), **lower}
+        metric = self._metrics[self._key(row)]
+        lower = {"better": "lower"} if metric.lower_is_better else {}
+        return {"kind": "prediction", "metric": metric.metric, **lower}
 
     def verify(
-        self, source: str, example: Example, truths: Sequence[str], answers: Sequence[str], finish: Sequence[str]
+        self, row: InputRow, example: Example, truths: Sequence[str], answers: Sequence[str], finish: Sequence[str]
     ) -> list[Score]:
-        """What the metric of a source says of each answer."""
+        """What the metric of a row's source says of each answer."""
         prompt = "\n".join(turn.text.strip() for turn in example.prompt)
         samples = [
             Sample(prompt, text, truths[0] if truths else None, str(example.origin), ended != "length", tuple(truths))
             for text, ended in zip(answers, finish, strict=True)
         ]
-        return self._workers[self._key(source)].score(samples, self._watch.moved)
+        return self._workers[self._key(row)].score(samples, self._watch.moved)
 
     def close(self) -> None:
         for workers in self._workers.values():
             workers.close()
 
-    def _key(self, source: str) -> str:
-        return source if source in self._metrics else ALL
+    def _key(self, row: InputRow) -> str:
+        return next((name for name in (row.own_source, row.source) if name in self._metrics), ALL)
 
 
 def described(scores: Sequence[Score]) -> Record:

@@ -20,10 +20,6 @@ LATER = frozenset(
 """Fields that only some tasks write, some of them later; whoever reads records takes them for a task's."""
 
 
-_RECORD, _ANSWERED = frozenset({"index", "source", "prompt", "truths"}), frozenset({"predictions", "scored"})
-"""The fields of every record, and those of which each that has answers has one."""
-
-
 class Work(Protocol):
     """The work of a task. All ranks call it together, each with a batch of its own or none."""
 
@@ -43,17 +39,10 @@ class Work(Protocol):
         """End whatever was started."""
 
 
-def source_of(row: InputRow) -> str:
-    """What a row is counted under: its file, or, where the row is a record of ours, what that was counted under."""
-    source = row.values.get("source")
-    is_record = row.values.keys() >= _RECORD and not row.values.keys().isdisjoint(_ANSWERED)
-    return source if is_record and isinstance(source, str) and source else row.source
-
-
 def record(row: InputRow, own: Mapping[str, Any]) -> Record:
     """The user's fields as they were, then those of the task. A field of the user's that bears the name of one of ours
     with another value is kept under `input_<name>`, and so is one that another task writes."""
-    ours = {"index": row.index, "source": source_of(row), **_request(row), **own}
+    ours = {"index": row.index, "source": row.own_source, **_request(row), **own}
     taken = {key for key, value in row.values.items() if (ours[key] != value if key in ours else key in LATER)}
     users = {f"input_{key}" if key in taken else key: value for key, value in row.values.items()}
     return {**{key: value for key, value in users.items() if key not in ours}, **ours}

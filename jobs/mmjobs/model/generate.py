@@ -49,6 +49,8 @@ class Generated:
     """Of each token, at the sampling temperature."""
     ended: bool = False
     """Whether it ended; otherwise it was cut at its greatest length."""
+    finite: bool = True
+    """Whether all logits were finite; otherwise no token was drawn from the first that were not."""
 
 
 class Vocabulary:
@@ -108,9 +110,10 @@ class _Answers:
         for row, token, value in pairs:
             if self._done(row):
                 continue
-            if not math.isfinite(value):
-                raise FloatingPointError(f"the logits of token {length + 1} of an answer are not finite")
             answer = self.all[row]
+            if not math.isfinite(value):
+                answer.finite = False
+                continue
             answer.ids.append(token)
             answer.log_probs.append(value)
             answer.ended = token in vocabulary.stops
@@ -121,7 +124,7 @@ class _Answers:
 
     def _done(self, row: int) -> bool:
         answer = self.all[row]
-        return answer.ended or len(answer.ids) >= self._sampling.max_new_tokens
+        return answer.ended or not answer.finite or len(answer.ids) >= self._sampling.max_new_tokens
 
 
 def generate(
@@ -141,7 +144,8 @@ def generate(
 
     `blank`: an image that nothing is learnt from stands for images that no prompt has. `tick` is called by every rank
     as often as by the others, and they go on until nobody's answers do. In `lockstep` all ranks run the network
-    together, token by token, whether they have prompts or not: it may be divided over them.
+    together, token by token, whether they have prompts or not: it may be divided over them. An answer whose logits are
+    not finite stays as it is, and the others go on: the caller says what that means.
     """
     if idle := lockstep and not prompts:
         prompts, draws = [_NOTHING], [Draws(0, 0, number) for number in range(sampling.answers)]
@@ -303,11 +307,24 @@ class _AllEnded(StoppingCriteria):
         return torch.full((len(input_ids),), done, dtype=torch.bool, device=input_ids.device)
 
 
+def all_finite(answers: list[Generated]) -> list[Generated]:
+    """These answers; an error where the logits of one of them were not finite."""
+    for answer in answers:
+        if not answer.finite:
+            raise FloatingPointError(not_finite(answer))
+    return answers
+
+
+def not_finite(answer: Generated) -> str:
+    """What is wrong with an answer that could not go on."""
+    return f"the logits of token {len(answer.ids) + 1} of an answer are not finite"
+
+
 def greedy(network: nn.Module, chat: Chat, pixels: Pixels, prompt: Encoded, longest: int) -> str:
     """The likeliest answer to one prompt, at most so many tokens, as text."""
     sampling = Sampling(max_new_tokens=longest, temperature=0.0)
     vocabulary = Vocabulary(network, chat, sampling)
-    (answer,) = generate(network, [prompt], [Draws(0, 0, 0)], vocabulary, sampling, pixels)
+    (answer,) = all_finite(generate(network, [prompt], [Draws(0, 0, 0)], vocabulary, sampling, pixels))
     return answer_text(chat, answer)
 
 

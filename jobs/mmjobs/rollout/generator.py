@@ -8,7 +8,7 @@ from typing import Protocol
 
 from mmjobs.data.chat import Chat
 from mmjobs.engine.engine import Engine
-from mmjobs.model.generate import Generated, Tick, Vocabulary, generate
+from mmjobs.model.generate import Generated, Tick, Vocabulary, all_finite, generate
 from mmjobs.model.sampling import Draws
 from mmjobs.rollout.rows import Prompts
 from mmlaunch.recipe.sampling import Sampling
@@ -53,10 +53,11 @@ class InProcess:
     ) -> list[Generated]:
         processor = prompts.examples.processor
         with self._actor.autocast():
-            return generate(
+            answers = generate(
                 self._network, [prompts[index] for index in indices], draws, self._vocabulary, sampling,
                 processor.pixels, processor.chat.tokenizer.pad_token_id, self._blank, tick, self._lockstep,
             )  # fmt: skip
+        return all_finite(answers)
 
     def measured(self) -> dict[str, float]:
         return {}

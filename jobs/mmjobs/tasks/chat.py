@@ -14,7 +14,7 @@ from mmjobs.data.encode import Processor
 from mmjobs.data.example import IMAGE, BadPicture, BadRow, Example, Origin, Picture, Slot, Turn
 from mmjobs.data.images.image_file import FilePicture
 from mmjobs.model.build import BuiltModel
-from mmjobs.model.generate import Generated, Vocabulary, answer_text, generate
+from mmjobs.model.generate import Generated, Vocabulary, answer_text, generate, not_finite
 from mmjobs.model.restore import opened
 from mmjobs.model.sampling import Draws
 from mmlaunch.errors import MmlaunchError
@@ -88,10 +88,12 @@ class Conversation:
         chat = self._built.chat
         draws, padding = [Draws(self._seed, turn, 0)], chat.tokenizer.pad_token_id
         try:
-            generate(
+            (answer,) = generate(
                 self._built.network, [prompt], draws, self._vocabulary, sampling, self._processor.pixels, padding,
                 stream=stream,
             )  # fmt: skip
+            if not answer.finite:
+                raise BadRow(prompt.origin, not_finite(answer))
         except Stopped:
             say(" ...")
         text = answer_text(chat, growing)

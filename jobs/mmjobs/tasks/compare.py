@@ -29,8 +29,9 @@ from mmjobs.model.build import BuiltModel, skeleton
 from mmjobs.model.restore import restore
 from mmjobs.objectives.forward import answer_log_probs, by_answer, hidden_states
 from mmjobs.objectives.policy_vs_reference import CompletionIndex
+from mmjobs.tasks.program import end
 from mmjobs.tasks.statistics import around_mean, difference, wilson
-from mmlaunch.errors import BadInput, MmlaunchError, UserError
+from mmlaunch.errors import BadInput, MachineError
 from mmlaunch.recipe import resolved
 from mmlaunch.recipe.check import section_of
 from mmlaunch.recipe.data import Source
@@ -180,20 +181,16 @@ def main() -> int:
     parser.add_argument("runs", type=Path, nargs=2)
     parser.add_argument("sources", help="data sets as in a recipe, in JSON")
     parser.add_argument("--batch", type=int, default=8)
-    given = parser.parse_args()
+    return end(parser, _compare)
+
+
+def _compare(given: argparse.Namespace) -> dict[str, Any]:
+    sources = [section_of(Source, source) for source in json.loads(given.sources)]
     try:
-        sources = [section_of(Source, source) for source in json.loads(given.sources)]
-        result = compare((given.runs[0], given.runs[1]), sources, given.batch)
-    except (UserError, BadInput) as error:
-        result = {"mistake": str(error)}
+        return compare((given.runs[0], given.runs[1]), sources, given.batch)
     except torch.OutOfMemoryError:
-        result = {"error": f"the GPU has no room for {given.batch} examples at a time; write a smaller --batch"}
-    except (MmlaunchError, OSError) as error:
-        result = {"error": str(error)}
-    if sys.stderr.isatty():
-        print("\r\033[K", end="", file=sys.stderr)
-    print(json.dumps(result))
-    return 1 if result.keys() & {"error", "mistake"} else 0
+        what = f"the GPU has no room for {given.batch} examples at a time; write a smaller --batch"
+        raise MachineError(what) from None
 
 
 if __name__ == "__main__":

@@ -20,7 +20,8 @@ from mmjobs.data.writers.files import RowFile, free
 from mmjobs.data.writers.fit import PARTS, Unfit, fitted
 from mmjobs.data.writers.images import Placed
 from mmjobs.data.writers.words import Facts
-from mmjobs.tasks.data_command import LeftOut, Progress, add_source, end, must_differ, opened
+from mmjobs.tasks.data_command import LeftOut, Progress, add_source, must_differ, opened
+from mmjobs.tasks.program import end
 from mmlaunch.errors import BadInput, UserError
 from mmlaunch.run.files import explained, publish
 

@@ -1,21 +1,18 @@
-"""What the commands on files of rows share: how they are opened, progress, what is left out, and how a program ends."""
+"""What the commands on files of rows share: how they are opened, progress, and what is left out."""
 
 from __future__ import annotations
 
 import argparse
-import json
-import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from mmjobs.data.example import BadRow
 from mmjobs.data.formats.registry import FORMATS, Format, recognised
 from mmjobs.data.readers.rows import Part
-from mmlaunch.errors import BadInput, MachineError, MmlaunchError, UserError
+from mmlaunch.errors import BadInput, UserError
 from mmlaunch.recipe.data import FORMATS as RECIPE_FORMATS
 from mmlaunch.recipe.data import Source
 
@@ -78,31 +75,6 @@ def add_source(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--split")
     parser.add_argument("--on-bad", choices=("error", "skip"), default="error")
     parser.add_argument("--overwrite", action="store_true")
-
-
-def end(parser: argparse.ArgumentParser, run: Callable[[argparse.Namespace], dict[str, Any]]) -> int:
-    """Run a program: one JSON object on standard output, and the exit code that the command ends with."""
-    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # half a file is removed
-    try:
-        result = run(parser.parse_args())
-    except (MmlaunchError, OSError) as error:
-        result = {"error": str(error), "exit_code": exit_code(error)}
-    except KeyboardInterrupt:
-        return 130
-    finally:
-        signal.signal(signal.SIGTERM, before)
-    if sys.stderr.isatty():
-        print("\r\033[K", end="", file=sys.stderr)
-    print(json.dumps(result))
-    code: int = result.get("exit_code", 0)
-    return code
-
-
-def exit_code(error: MmlaunchError | OSError) -> int:
-    """What a command ends with. No job reads these rows: wrong ones are a mistake of the user, who names the file."""
-    if isinstance(error, BadInput):
-        return UserError.exit_code
-    return error.exit_code if isinstance(error, MmlaunchError) else MachineError.exit_code
 
 
 def must_differ(input: str, output: Path) -> None:

@@ -12,7 +12,8 @@ from mmjobs.data.example import BadPicture, BadRow
 from mmjobs.data.overlap import Images, Seen, TestSet
 from mmjobs.data.writers.copies import copied, kinds, one_table
 from mmjobs.data.writers.files import RowFile, free
-from mmjobs.tasks.data_command import LeftOut, Progress, add_source, end, must_differ, opened
+from mmjobs.tasks.data_command import LeftOut, Progress, add_source, must_differ, opened
+from mmjobs.tasks.program import end
 
 
 def decontaminate(given: argparse.Namespace) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import shutil
 import sys
@@ -12,7 +11,8 @@ from typing import Any
 
 from mmjobs.checkpoint.train_state import TrainState
 from mmjobs.tasks.model_card import Card
-from mmlaunch.errors import BadInput, MmlaunchError
+from mmjobs.tasks.program import end
+from mmlaunch.errors import BadInput
 from mmlaunch.recipe import resolved
 from mmlaunch.run import ledger, manifest
 from mmlaunch.run.paths import CheckpointPaths, RunPaths
@@ -110,21 +110,19 @@ def _rewards(paths: RunPaths, step: int) -> dict[str, float]:
 
 
 def main() -> int:
-    """`python -m mmjobs.export RUN TO`, which `mmlaunch export` calls."""
+    """`python -m mmjobs.tasks.export RUN TO`, which `mmlaunch export` calls."""
     parser = argparse.ArgumentParser(prog="mmlaunch export")
     parser.add_argument("run", type=Path)
     parser.add_argument("to", type=Path)
     parser.add_argument("--checkpoint", type=int)
     parser.add_argument("--merge-lora", action="store_true")
     parser.add_argument("--no-processor", action="store_true")
-    given = parser.parse_args()
-    try:
-        step, kind = export(given.run, given.to, given.checkpoint, given.merge_lora, not given.no_processor)
-    except (MmlaunchError, OSError) as error:
-        print(json.dumps({"error": str(error)}))
-        return 1
-    print(json.dumps({"step": step, "kind": kind}))
-    return 0
+    return end(parser, _export)
+
+
+def _export(given: argparse.Namespace) -> dict[str, Any]:
+    step, kind = export(given.run, given.to, given.checkpoint, given.merge_lora, not given.no_processor)
+    return {"step": step, "kind": kind}
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import sys
 from collections import Counter
@@ -11,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mmlaunch.errors import MmlaunchError
+from mmjobs.tasks.program import end
 from mmlaunch.recipe import Recipe, resolved
 
 PACKED = 64
@@ -144,15 +143,7 @@ def main() -> int:
     parser.add_argument("--samples", type=int, default=3)
     parser.add_argument("--html", type=Path)
     parser.add_argument("--decode", action="store_true")
-    given = parser.parse_args()
-    try:
-        result = inspect(resolved.read(given.recipe), given.samples, given.html, given.decode)
-    except (MmlaunchError, OSError) as error:
-        result = {"error": str(error)}
-    if sys.stderr.isatty():
-        print("\r\033[K", end="", file=sys.stderr)
-    print(json.dumps(result))
-    return 1 if "error" in result else 0
+    return end(parser, lambda given: inspect(resolved.read(given.recipe), given.samples, given.html, given.decode))
 
 
 if __name__ == "__main__":

@@ -19,7 +19,8 @@ from mmjobs.data.overlap import words
 from mmjobs.data.readers.rows import Rows
 from mmjobs.data.writers.copies import copied, kinds, one_table
 from mmjobs.data.writers.files import free
-from mmjobs.tasks.data_command import LeftOut, Progress, add_source, end, must_differ, opened
+from mmjobs.tasks.data_command import LeftOut, Progress, add_source, must_differ, opened
+from mmjobs.tasks.program import end
 from mmlaunch.errors import BadInput, UserError
 from mmlaunch.run.files import explained
 

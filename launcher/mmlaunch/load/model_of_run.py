@@ -1,8 +1,10 @@
-"""The model of a task without training: where a recipe names only what it starts from, that says what model it is."""
+"""The model of a task without training, where a recipe says nothing else of it: that which it starts from, or, where it
+only scores answers, its first reward run."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from mmlaunch.errors import RecipeError
@@ -10,6 +12,7 @@ from mmlaunch.load.find_model import Missing, find
 from mmlaunch.load.node import Node
 from mmlaunch.load.text import read_file
 from mmlaunch.recipe.objective import SECTIONS, section_name
+from mmlaunch.recipe.rewards import RewardSource
 from mmlaunch.run.paths import RunPaths, of_checkpoint
 
 PARTS = ("vision", "language", "pretrained", "projector")
@@ -23,8 +26,11 @@ def with_model(node: Node, of_stage: Callable[[str], Node | None] = lambda name:
     `of_stage` gives the model of a stage of the same pipeline, whose run does not exist yet.
     """
     objective, model = node.child("objective"), node.child("model")
-    if objective is None or SECTIONS[section_name(objective.plain())].TASK == "train":
+    if objective is None or (section := SECTIONS[section_name(objective.plain())]).TASK == "train":
         return node
+    if not section.READS_MODEL and model is None and isinstance(node.value, dict):
+        reward = _first_reward_model(objective, of_stage)
+        return node if reward is None else Node({**node.value, "model": reward}, node.place, node.key_places)
     start = model.child("init_from") if model is not None else None
     if model is None or start is None or not isinstance(start.value, str) or any(model.child(part) for part in PARTS):
         return node
@@ -42,6 +48,23 @@ def _of_name(name: str, start: Node) -> Node | None:
     except Missing as error:  # what names no model cannot say what the parts of one are
         raise RecipeError([start.place.problem(str(error), error.right, ("model", "init_from"))]) from None
     return _of_folder(folder, start) if folder is not None else None
+
+
+def _first_reward_model(objective: Node, of_stage: Callable[[str], Node | None]) -> Node | None:
+    """What the first reward run says of its model, apart from what it started from; None where there is none yet."""
+    rewards = objective.child("rewards")
+    for source in rewards.value if rewards is not None and isinstance(rewards.value, list) else [rewards]:
+        name = source.child("path") or source if source is not None else None
+        if name is None or not isinstance(name.value, str) or "path" not in RewardSource.of_word(name.value):
+            continue
+        with suppress(Missing):  # said of the reward itself, where it has to be there
+            described = of_stage(name.value)
+            if described is None and (folder := find(name.value)) is not None:
+                described = _of_folder(folder, name)
+            if described is not None and isinstance(described.value, dict):
+                fields = {key: value for key, value in described.value.items() if key != "init_from"}
+                return Node(fields, described.place, described.key_places)
+    return None
 
 
 def _of_folder(folder: Path, start: Node) -> Node | None:

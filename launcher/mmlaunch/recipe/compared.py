@@ -84,7 +84,7 @@ class Compared(Instructed):
 
     metric: Annotated[Metrics, Field(examples=["relaxed"], validate_default=True)] = FINAL
     """A reward function that says which answers are right, or one for each source by its name: {chartqa: relaxed, all:
-    exact}. A source is called after its file or folder."""
+    exact}. A source is called after its file or folder; the rows of predictions keep the source that they had."""
 
     @property
     def reward_sources(self) -> list[RewardSource]:
@@ -100,13 +100,16 @@ class Compared(Instructed):
             right = f"did you mean {near}?" if near else f"one of {', '.join(FUNCTIONS)}, or score.py:reward"
             yield ("metric", name), source.path, mistake(what, right)
 
-    def unnamed(self, sources: Sequence[str]) -> Iterator[Mistake]:
-        """Metrics of sources that are not there, and sources that have no metric."""
+    def unknown(self, sources: Sequence[str]) -> Iterator[Mistake]:
+        """Metrics of sources that are not there."""
         for name in self.metric:
             if name != ALL and name not in sources:
                 near = closest(name, sources)
                 right = f"did you mean {near}?" if near else f"they are called {', '.join(sources)}"
                 yield ("metric", name), None, mistake(f"no source is called {name}", right)
+
+    def without(self, sources: Sequence[str]) -> Iterator[Mistake]:
+        """Sources that have no metric."""
         if ALL not in self.metric and (without := [name for name in sources if name not in self.metric]):
             what = f"none for {', '.join(without)}"
             yield ("metric",), None, mistake(what, f"add objective.metric.{without[0]}, or {ALL}")

@@ -136,6 +136,10 @@ class Score(Inference):
     def reward_sources(self) -> list[RewardSource]:
         return self.rewards
 
+    def frozen_stages(self, adapter_alone: bool, stage: int) -> list[int]:
+        """All reward runs but the first, whose model is that of the recipe."""
+        return [stage] * (sum(source.path is not None for source in self.rewards) - 1)
+
     @rule
     def _scores_come_from_somewhere(self) -> Iterator[Mistake]:
         if not self.rewards:

@@ -143,8 +143,11 @@ class Recipe(Section):
 
     @rule
     def _metrics_are_of_sources(self) -> Iterator[Mistake]:
-        task = self.objective
-        for path, value, error in task.unnamed(names(self.data.inputs)) if isinstance(task, Compared) else ():
+        task, sources = self.objective, names(self.data.inputs)
+        if not isinstance(task, Compared):
+            return
+        within = any(source.format == "predictions" for source in self.data.inputs)  # known when its rows are counted
+        for path, value, error in [*(() if within else task.unknown(sources)), *task.without(sources)]:
             yield ("objective", *path), value, error
 
     @rule

@@ -7,8 +7,9 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import Any
 
-from mmlaunch.errors import MachineError
+from mmlaunch.errors import MachineError, Problem, RecipeError
 from mmlaunch.recipe import Recipe
+from mmlaunch.recipe.compared import Compared
 from mmlaunch.recipe.data import Source
 from mmlaunch.recipe.inference import Inference
 from mmlaunch.run import ledger, owner, shards
@@ -27,9 +28,11 @@ def define(recipe: Recipe, later: Collection[str] = ()) -> Definition:
     task = settings_of(recipe)
     if {task.compared_with, *(source.path for source in recipe.data.inputs)} & {*later}:
         return Definition(0, task.window, task.batch, ((0, 0),) * task.shards, (), open=True)
-    inputs = _counted(recipe.data.inputs)
+    inputs, within = _counted(recipe.data.inputs)
+    if isinstance(task, Compared):
+        _check_metrics(task, [*(one.name for one in inputs), *within])
     other = task.compared_with
-    against = _counted([Source(path=other, format="predictions")]) if other is not None else ()
+    against, _ = _counted([Source(path=other, format="predictions")]) if other is not None else ((), ())
     rows = sum(one.rows for one in inputs)
     return Definition(rows, task.window, task.batch, shards.split(rows, task.shards, task.window), inputs, against)
 
@@ -41,10 +44,18 @@ def close(recipe: Recipe, definition: Definition) -> Definition:
     return replace(counted, ranges=(*counted.ranges, *none))
 
 
-def _counted(sources: Sequence[Source]) -> tuple[InputFile, ...]:
+def _check_metrics(task: Compared, sources: Sequence[str]) -> None:
+    """Refuse a metric of a source that is not there, nor in a file of predictions: no row would use it."""
+    mistakes = [(path, error.context or {}) for path, _, error in task.unknown(sources)]
+    if mistakes:
+        raise RecipeError([Problem(("objective", *path), said["what"], said["right"]) for path, said in mistakes])
+
+
+def _counted(sources: Sequence[Source]) -> tuple[tuple[InputFile, ...], Sequence[str]]:
+    """What is known of each source, and the sources that rows of predictions had before."""
     named = json.dumps([source.model_dump(mode="json", by_alias=True) for source in sources])
-    counted = run_task.run("mmjobs.tasks.count_rows", [named], needs=("numpy", "PIL"))["inputs"]
-    return tuple(InputFile(**one) for one in counted)
+    counted = run_task.run("mmjobs.tasks.count_rows", [named], needs=("numpy", "PIL"))
+    return tuple(InputFile(**one) for one in counted["inputs"]), counted["within"]
 
 
 def settings_of(recipe: Recipe) -> Inference:

@@ -6,6 +6,7 @@ import base64
 import hashlib
 import io
 import json
+import math
 import os
 import signal
 import time
@@ -16,7 +17,10 @@ from typing import Any
 
 import pytest
 from PIL import Image
+from safetensors.torch import load_file, save_file
+from tests.jobs import checkpoints
 from tests.jobs.inference.conftest import Task
+from transformers import AutoTokenizer
 
 from mmjobs.data.formats.registry import parts
 from mmjobs.inference.records import RecordFile
@@ -317,3 +321,46 @@ def test_a_later_turn_that_does_not_fit_is_told(task: Make, rows: Rows) -> None:
     (record,) = task(predict(max_failed="100%"), source).work().records()
     assert record["error"]["reason"] == "overlong" and record["error"]["detail"].startswith("turn 2: ")
     assert len(record["predictions"]) == 1
+
+
+def test_a_row_whose_logits_are_not_finite_fails_alone(task: Make, rows: Rows, tmp_path: Path) -> None:
+    """One word's embedding is NaN: the rows that use it say so, and the others have the answers of a whole model."""
+    words = [f"Say {number}." for number in range(12)]
+    source = rows([{"prompt": f"{text}~" if text[4] == "7" else text} for text in words], format="prompts")
+    folder = checkpoints.llama(tmp_path / "model", checkpoints.llama3_tokenizer())
+    model = {"pretrained": str(folder), "chat_template": "llama-3"}
+    whole = task(predict(), source, model=model).work().records()
+    _lose(folder, "~")
+    done = task(predict(max_failed="10%", sampling={**SAMPLING, "answers": 2}), source, model=model).work()
+    records, merged = done.records(), done.merge()
+    assert dict(merged.failed) == {"nonfinite": 1} and not merged.too_many_failed
+    detail = "the logits of token 1 of an answer are not finite"
+    assert records[7]["error"] == {"reason": "nonfinite", "detail": f"{source['path']}:8: {detail}"}
+    assert records[7]["predictions"] == [] and not whole[7]["error"]
+    for number in range(12):
+        assert number == 7 or records[number]["predictions"] == whole[number]["predictions"] * 2
+
+
+def test_an_answer_whose_score_is_not_finite_fails_its_row_alone(task: Make, rows: Rows, tmp_path: Path) -> None:
+    pairs = [{"question": "Q", "chosen": f"a {number}", "rejected": "b"} for number in range(8)]
+    pairs[5]["rejected"] = "b~"
+    source = rows(pairs, format="rlaif_v")
+    folder = checkpoints.llama(tmp_path / "model", checkpoints.llama3_tokenizer(), scores=True)
+    _lose(folder, "~")
+    model = {"pretrained": str(folder), "chat_template": "llama-3"}
+    objective = {"method": "score", "rewards": [str(folder)], "window": 16, "max_failed": "20%"}
+    records = task(objective, source, model=model).work().records()
+    assert [bool(one["error"]) for one in records] == [number == 5 for number in range(8)]
+    assert records[5]["error"] == {"reason": "nonfinite", "detail": f"{source['path']}:6: a score is not finite"}
+    assert all(math.isfinite(score) for one in records for score in one["scores"])
+
+
+def _lose(folder: Path, word: str) -> None:
+    """Make the embedding of a word of a model no number."""
+    (token,) = AutoTokenizer.from_pretrained(folder)(word, add_special_tokens=False)["input_ids"]
+    for file in folder.glob("*.safetensors"):
+        tensors = load_file(file)
+        for name, tensor in tensors.items():
+            if name.endswith("embed_tokens.weight"):
+                tensor[token] = math.nan
+        save_file(tensors, file, {"format": "pt"})

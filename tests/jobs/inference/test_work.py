@@ -287,6 +287,20 @@ def test_predictions_are_counted_under_their_own_sources(rows: Rows) -> None:
     assert made[2]["input_source"] == "web"
 
 
+def test_each_source_inside_a_file_has_its_own_metric(task: Make, rows: Rows) -> None:
+    """Also a row that failed; a row of another source, and a field of the user's, have the metric of the rest."""
+    ours = {"prompt": "Q", "images": [], "truths": ["a"], "predictions": ["a"], "finish": ["eos"], "error": None}
+    names = enumerate(("chartqa", "docvqa", "chartqa", "other"))
+    values: list[dict[str, Any]] = [{"index": number, "source": name, **ours} for number, name in names]
+    values[2]["prompt"] = "word " * 5000
+    values += [{"index": 4, "source": "chartqa", "prompt": "Q", "truths": ["a"]}]
+    metric = {"all": "exact", "chartqa": {"function": "format", "options": {"pattern": ".*"}}, "docvqa": "anls"}
+    objective = {"method": "evaluate", "window": 16, "sampling": SHORT, "metric": metric, "max_failed": "50%"}
+    records = task(objective, rows(values, format="predictions")).work().records()
+    assert [one["metric"] for one in records] == ["format", "anls", "format", "exact", "exact"]
+    assert records[0]["scores"] == [1.0] and records[2]["error"]["reason"] == "overlong"
+
+
 def test_answers_are_no_truths_of_themselves(task: Make, rows: Rows) -> None:
     """What a model said, or the better answer of a pair, is compared with the row's truths alone, now and later."""
     values = [{"prompt": "Q", "images": [], "truths": [], "predictions": ["a"], "finish": ["eos"], "error": None}]

@@ -15,7 +15,7 @@ from mmjobs.data.example import Example, Origin, Turn
 from mmjobs.data.formats import shapes
 from mmjobs.model import trees
 from mmjobs.model.build import BuiltModel, build
-from mmjobs.model.generate import Generated, Vocabulary, generate
+from mmjobs.model.generate import Generated, Vocabulary, all_finite, generate
 from mmjobs.model.sampling import Draws, draw, truncated
 from mmlaunch.errors import BadInput
 from mmlaunch.recipe import Recipe
@@ -102,6 +102,42 @@ def test_log_probabilities_are_those_of_the_training_forward(tiny: Tiny) -> None
             torch.testing.assert_close(torch.tensor(answer.log_probs, dtype=torch.float64), expected)
 
 
+@pytest.mark.parametrize("kind", ["own", "qwen2_vl"])
+def test_logits_that_are_not_finite_end_their_own_answer_alone(tiny: Tiny, tmp_path: Path, kind: str) -> None:
+    """One word's embedding is NaN: answers go on up to that word, and all others are the same."""
+    if kind == "own":
+        built, processor = built_with(tiny())
+    else:
+        built = build(Model.model_validate({"pretrained": str(checkpoints.qwen2_vl(tmp_path))}))
+        built.network.eval()
+        processor = Processor(built.chat, built.pixels, built.positions)
+    texts = [Example((), (Turn("user", (words,)),), (), Origin("text", row)) for row, words in enumerate(WORDS)]
+    prompts = [processor.prompt(one) for one in (shapes.example(1), *texts)]
+    sampling = Sampling(max_new_tokens=30, answers=3)
+    before = answers_of(built, prompts, sampling, range(len(prompts)))
+    drawn = [token for answer in before for token in answer.ids[:-1]]
+    asked = {token for prompt in prompts for token in prompt.prompt.ids}
+    others = {token for prompt in (*prompts[:2], *prompts[3:]) for token in prompt.prompt.ids}
+    embeddings = cast(Any, built.network).get_input_embeddings().weight.data
+    for word in (min(sorted(set(drawn) - asked), key=drawn.count), min(asked - others)):
+        kept = embeddings[word].clone()
+        embeddings[word] = torch.nan
+        after = answers_of(built, prompts, sampling, range(len(prompts)))
+        embeddings[word] = kept
+        broken = 0
+        for number, (old, new) in enumerate(zip(before, after, strict=True)):
+            prompt = prompts[number // 3].prompt.ids
+            read = [*prompt, *old.ids[:-1]]
+            length = max(0, read.index(word) + 1 - len(prompt)) if word in read else len(old.ids)
+            broken += word in read
+            assert (new.ids, new.finite) == (old.ids[:length], word not in read)
+            assert new.ended == (old.ended and new.finite)
+            assert new.log_probs == pytest.approx(old.log_probs[:length], abs=1e-4)
+        assert 0 < broken < len(before)
+        with pytest.raises(FloatingPointError, match=r"the logits of token \d+ of an answer are not finite"):
+            all_finite(after)
+
+
 @pytest.mark.parametrize("kind", ["qwen2_vl", "internvl", "gemma3", "llama"])
 def test_other_families_generate_too(tmp_path: Path, kind: str) -> None:
     """With transformers' own cache where attention cannot branch; the draws are ours in both."""
@@ -142,7 +178,8 @@ def test_a_model_without_finite_scores_is_named(tiny: Tiny) -> None:
         cast(Any, built.network).get_output_embeddings().weight[0, 0] = torch.nan
     for temperature in (0.0, 1.0):
         with pytest.raises(FloatingPointError, match="logits of token 1 of an answer are not finite"):
-            answers_of(built, prompts_of(processor), Sampling(max_new_tokens=4, temperature=temperature), range(6))
+            sampling = Sampling(max_new_tokens=4, temperature=temperature)
+            all_finite(answers_of(built, prompts_of(processor), sampling, range(6)))
 
 
 def test_lengths_and_stops(tiny: Tiny) -> None:

@@ -59,6 +59,18 @@ def test_what_cannot_be_asked(conversation: Conversation, tmp_path: Path) -> Non
     assert conversation.ask("Hi", lambda _: None) == before
 
 
+def test_an_answer_that_cannot_go_on_is_told(tiny: Callable[..., Recipe]) -> None:
+    """A model whose logits are not finite for one word: without that word the conversation goes on."""
+    built = build(tiny().model)
+    (word,) = built.chat.tokenizer("~", add_special_tokens=False)["input_ids"]
+    network: Any = built.network.requires_grad_(False)
+    network.get_input_embeddings().weight[word] = torch.nan
+    conversation = Conversation(built, Sampling(max_new_tokens=2), seed=3)
+    with pytest.raises(BadRow, match="the logits of token 1 of an answer are not finite"):
+        conversation.ask("~", lambda _: None)
+    conversation.ask("Hi", lambda _: None)
+
+
 def test_a_pipe_gets_nothing_but_answers(
     conversation: Conversation, picture: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

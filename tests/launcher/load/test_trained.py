@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from tests.runs import mmlaunch
 
+from mmlaunch.estimate.memory import estimate
 from mmlaunch.load import load_recipe, trained
 from mmlaunch.load.trained import Resolved
 from mmlaunch.recipe import resolved
@@ -127,3 +128,25 @@ def test_a_reward_run_in_a_list_is_pinned_too(make: Make, write: Callable[..., P
     assert "relative paths start at" in missing[0].right
     (problem,) = trained.resolve(load_recipe(write(text + "exakt"))).missing
     assert problem.right == "did you mean exact, a function that comes with mmlaunch?"
+
+
+def test_a_task_that_only_scores_is_estimated_as_its_reward_runs(make: Make, write: Callable[..., Path]) -> None:
+    """Whatever that has started from, which may be gone. Before there is one, or by functions alone, it is tiny."""
+    trains = load_recipe("recipes/reward_llama3.yaml", ["model.init_from=runs/gone"]).recipe
+    run = make("rm-1121-aaaa")
+    run.resolved.write_text(resolved.text_of(trains))
+    text = "name: s\nobjective: {method: score, rewards: REWARDS}\ndata: {input: rows.jsonl}\n"
+    text += "resources: {nodes: 1, gpus_per_node: 1, time: 1h}\n"
+    whole = estimate(trains).counts.total
+    for rewards, more in (("rm", 0), ("[exact, {path: rm, weight: 2}]", 0), ("[rm, runs/rm, exact]", 1)):
+        scores = load_recipe(write(text.replace("REWARDS", rewards))).recipe
+        made = estimate(scores)
+        assert (made.counts.total, scores.model.init_from) == (whole, None)
+        memory = made.memory(False)
+        assert memory.reference == pytest.approx(more * memory.parameters, rel=0.05)  # adapters are merged
+        assert memory.parameters > 2 * 8_000_000_000
+    for rewards in ("rn", "exact"):
+        scores = load_recipe(write(text.replace("REWARDS", rewards))).recipe
+        assert estimate(scores).counts.total < 10**6
+    own = load_recipe(write(text.replace("REWARDS", "rm") + "model: {language: {random: {}}}\n")).recipe
+    assert own.model.language != trains.model.language

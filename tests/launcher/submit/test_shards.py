@@ -17,7 +17,7 @@ from hypothesis import strategies as some
 from tests.runs import mmlaunch, submit, until
 
 from mmlaunch.cli.results import show
-from mmlaunch.errors import BadInput, MachineError, UserError
+from mmlaunch.errors import BadInput, MachineError, RecipeError, UserError
 from mmlaunch.load import load_recipe, rundir
 from mmlaunch.monitor import status
 from mmlaunch.run import ledger, manifest, shards
@@ -25,7 +25,7 @@ from mmlaunch.run.paths import RunPaths
 from mmlaunch.run.shards import Definition, InputFile
 from mmlaunch.schedulers.base import Array, Scheduler
 from mmlaunch.submit.resume_task import resume_task
-from mmlaunch.submit.shards import PartlySubmitted, fill, launch
+from mmlaunch.submit.shards import PartlySubmitted, define, fill, launch
 
 RECIPE = """\
 name: answers
@@ -168,6 +168,22 @@ def test_results_say_how_many_rows_failed(
     shards.records(shard).write_bytes(data)
     shards.footer(shard).write_text(json.dumps({"sha256": hashlib.sha256(data).hexdigest()}))
     assert show(run) == 1 and f"\n{says}more than" in capsys.readouterr().out
+
+
+def test_a_metric_is_of_a_file_or_of_a_source_inside_it(tmp_path: Path, write: Callable[..., Path]) -> None:
+    """What the sources inside a file of predictions are called is known when its rows are counted."""
+    values = {"prompt": "Q", "images": [], "truths": ["a"], "predictions": ["a"], "finish": ["eos"], "error": None}
+    records = [{"index": number, "source": name, **values} for number, name in enumerate(("chartqa", "docvqa"))]
+    (tmp_path / "said.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    text = RECIPE.replace("{format: shapes, limit: 40}", f"{{path: {tmp_path}/said.jsonl, format: predictions}}")
+    recipe = write(text.replace("method: predict", "method: evaluate, metric: {NAME: relaxed, all: exact}"))
+
+    def defined(name: str) -> Definition:
+        return define(load_recipe(write(recipe.read_text().replace("NAME", name), f"{name}.yaml")).recipe)
+
+    assert defined("chartqa").rows == defined("said").rows == 2
+    with pytest.raises(RecipeError, match=r"metric.chartqb: no source is called chartqb; did you mean chartqa\?"):
+        defined("chartqb")
 
 
 @pytest.mark.parametrize("damage", ["cut", pytest.param("gone", marks=pytest.mark.nightly)])
