@@ -74,7 +74,9 @@ def page(run: RunPaths) -> str:
         run=run,
         whole=whole,
         kind=view.definition.kind if view is not None else "run",
-        graph=charts.graph(view, {one.name: one.gain.removeprefix("eval/") for one in parts}) if view is not None else None,
+        graph=charts.graph(view, {one.name: one.gain.removeprefix("eval/") for one in parts})
+        if view is not None
+        else None,
         table=compared,
         fields=list(dict.fromkeys(field for row in compared.rows for field in row.values)) if compared else [],
         parts=parts[:MOST],

@@ -15,11 +15,13 @@ import yaml
 from mmlaunch.errors import RecipeError
 from mmlaunch.estimate.knowable import contradictions
 from mmlaunch.load import load_recipe
+from mmlaunch.load.pipeline import is_pipeline
 from mmlaunch.recipe import resolved
 from mmlaunch.recipe.check import recipe_of
 from mmlaunch.schedulers import choose
 
-SHIPPED = sorted((Path(__file__).resolve().parents[3] / "recipes").glob("*.yaml"))
+RECIPES = sorted((Path(__file__).resolve().parents[3] / "recipes").glob("*.yaml"))
+SHIPPED = [path for path in RECIPES if not is_pipeline(path)]
 
 BASE = """\
 name: dpo-test

@@ -18,6 +18,7 @@ from mmlaunch.cli.schema import schema
 from mmlaunch.errors import RecipeError
 from mmlaunch.load import cluster as clusters
 from mmlaunch.load import load_recipe
+from mmlaunch.load.pipeline import is_pipeline, load_pipeline
 from mmlaunch.recipe import resolved
 from mmlaunch.recipe.capability import unsupported
 from mmlaunch.recipe.check import recipe_of
@@ -30,7 +31,8 @@ from mmlaunch.submit import plan as plans
 from mmlaunch.submit.render import Renderer
 
 RECIPES = Path(__file__).resolve().parents[3] / "recipes"
-SHIPPED = sorted(RECIPES.glob("*.yaml"))
+PIPELINES = [path for path in sorted(RECIPES.glob("*.yaml")) if is_pipeline(path)]
+SHIPPED = [path for path in sorted(RECIPES.glob("*.yaml")) if path not in PIPELINES]
 BARE = """\
 name: r
 model: {language: l, vision: v}
@@ -46,6 +48,13 @@ def test_shipped_recipes_are_right_and_read_back(path: Path, tmp_path: Path) -> 
     recipe = load_recipe(path).recipe
     (tmp_path / "resolved.yaml").write_text(resolved.text_of(recipe))
     assert resolved.read(tmp_path / "resolved.yaml") == recipe
+    assert path.read_text().startswith("# ")
+
+
+@pytest.mark.parametrize("path", PIPELINES, ids=lambda path: path.name)
+def test_shipped_pipelines_are_right(path: Path) -> None:
+    loaded = load_pipeline(path)
+    assert len(loaded.stages) > 2 and any(stage.references for stage in loaded.stages)
     assert path.read_text().startswith("# ")
 
 
