@@ -75,6 +75,9 @@ def test_each_stage_begins_once_those_that_it_needs_are_done(diamond: Path, subm
     assert newest is not None and ppo.model.init_from == str(sft.checkpoint(newest.step))
     shown = mmlaunch("status", whole.name).stdout
     assert "rlhf-" in shown and "├─ reward" in shown and "└─ ppo" in shown and "4 done" in shown
+    assert mmlaunch("report", whole.name, "--html").returncode == 0
+    written = (whole.root / "report.html").read_text()
+    assert written.count("<section>") == 4 and written.count('class="bars"') + written.count("class=bars") == 4
 
     again = mmlaunch("submit", "--cluster", "local", diamond)
     assert again.returncode == 0 and "all of it has finished runs of the same content" in again.stdout
