@@ -14,6 +14,7 @@ from mmlaunch.load import rundir
 from mmlaunch.monitor import status
 from mmlaunch.monitor.state import FINAL
 from mmlaunch.run import shards
+from mmlaunch.run.job_logs import batch_logs
 from mmlaunch.run.paths import RunPaths, rank_of_log
 
 POLL = 0.3
@@ -107,7 +108,7 @@ class View:
     def print_batch(self) -> bool:
         """Print what the job script itself said: if no rank has begun, the reason stands there."""
         printed = False
-        for path in self.run.batch_logs:
+        for path in batch_logs(self.run):
             for line in path.read_text(errors="replace").splitlines():
                 click.echo(f"[batch] {line}")
                 printed = True

@@ -10,6 +10,7 @@ from mmlaunch.monitor import status
 from mmlaunch.monitor.state import Status
 from mmlaunch.restart import causes, log_patterns
 from mmlaunch.run import ledger, shards
+from mmlaunch.run.job_logs import batch_logs
 from mmlaunch.run.ledger import Events
 from mmlaunch.run.paths import RunPaths
 from mmlaunch.schedulers import choose
@@ -122,7 +123,7 @@ def _of_task(run: RunPaths, now: Status) -> Story:
 
 def _last_words(run: RunPaths) -> str:
     """The last line of the newest job script's log: what it said when it could not write into the ledger."""
-    for log in sorted(run.batch_logs, key=lambda path: path.stat().st_mtime, reverse=True):
+    for log in sorted(batch_logs(run), key=lambda path: path.stat().st_mtime, reverse=True):
         lines = log.read_text(errors="replace").rstrip().splitlines()
         if lines and not lines[-1].startswith("mmlaunch: attempt"):
             return f"{lines[-1][:200]} [{log.name}:{len(lines)}]"
@@ -175,7 +176,7 @@ def locate(run: RunPaths, attempt: int, evidence: str) -> str:
     """The place of the log line that holds the end of the evidence: `attempts/1/logs/rank-0.out:123`."""
     paths = run.attempt(attempt)
     if shown := log_patterns.PLACE.search(evidence):
-        logs = [paths.logs / shown.group(1), *(log for log in run.batch_logs if log.name == shown.group(1))]
+        logs = [paths.logs / shown.group(1), *(log for log in batch_logs(run) if log.name == shown.group(1))]
         if log := next((log for log in logs if log.is_file()), None):
             return f"{log.relative_to(run.root)}:{shown.group(2)}"
     message = evidence.rpartition(": ")[2].strip().splitlines()

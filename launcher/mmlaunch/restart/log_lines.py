@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from mmlaunch.run.job_logs import batch_logs
 from mmlaunch.run.paths import AttemptPaths, RunPaths, rank_of_log
 
 MARKER = "mmlaunch: attempt {number} begins"
@@ -122,7 +123,7 @@ def read(attempt: AttemptPaths) -> Iterator[Log]:
     for path in [*ranks, *others]:
         with suppress(OSError):
             yield _end_of(path)
-    for path in RunPaths(attempt.root.parent.parent).batch_logs:
+    for path in batch_logs(RunPaths(attempt.root.parent.parent)):
         with suppress(OSError):
             log = _end_of(path)
             begins = [i for i, line in enumerate(log.lines) if line == MARKER.format(number=attempt.number)]

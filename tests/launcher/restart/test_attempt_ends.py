@@ -11,6 +11,7 @@ import pytest
 
 from mmlaunch.recipe.resources import Restarts
 from mmlaunch.restart import causes, log_lines, policy
+from mmlaunch.run import ledger
 from mmlaunch.run.paths import RunPaths
 
 
@@ -71,3 +72,18 @@ def test_an_end(end: End, tmp_path: Path) -> None:
 def test_the_corpus_has_every_cause_that_logs_can_show() -> None:
     shown = {cause.name for cause in causes.TABLE if cause.log_pattern or cause.error_pattern}
     assert len(CORPUS) >= 400 and {end.cause for end in CORPUS} >= shown
+
+
+def test_what_another_task_of_the_array_has_said_is_no_evidence(tmp_path: Path) -> None:
+    """Points of a sweep, and shards, share a job folder: one is preempted, the other one crashes."""
+    parent, point = RunPaths(tmp_path / "sweep"), RunPaths(tmp_path / "point")
+    parent.job.mkdir(parents=True)
+    point.attempt(1).logs.mkdir(parents=True)
+    point.job.symlink_to(parent.job)
+    ledger.append(point.events, "queued", job="7_0")
+    begins = log_lines.MARKER.format(number=1)
+    other = f"{begins}\nslurmstepd: error: *** JOB 9 ON node1 CANCELLED AT 2026-11-28T22:09:52 DUE TO JOB REQUEUE ***\n"
+    (parent.job / "batch-7_1.out").write_text(other)
+    (parent.job / "batch-7_0.out").write_text(f"{begins}\nsrun: error: node1: task 0: Aborted\n")
+    ending = policy.classify(134, point.attempt(1), [{"event": "started", "attempt": 1, "time": 0.0}])
+    assert ending.cause == "crash" and "signal 6" in ending.evidence
