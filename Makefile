@@ -1,4 +1,5 @@
-# make quickstart   set up and train a toy vision-language model on this machine
+# make quickstart   set up, then SFT, reward model, DPO and PPO on toy models, on this machine
+# make first-run    set up and train one toy vision-language model: two minutes
 # make test         set up and run all checks, in less than ten minutes on two cores
 # make test-all     the same, with the longer forms of tests (pytest's marker `nightly`)
 # make test-oldest  the command line, and three steps of two methods, with the oldest versions that setup.cfg admits
@@ -11,9 +12,12 @@ PIP = $(VENV)/bin/pip --disable-pip-version-check --quiet
 # Two tests at a time, and beside them those of Slurm: these share one cluster, and wait for it most of the time.
 PYTEST = $(VENV)/bin/pytest -n 3 --dist loadscope --durations=15
 
-.PHONY: quickstart test test-all test-oldest checks slurm browser clean
+.PHONY: quickstart first-run test test-all test-oldest checks slurm browser clean
 
 quickstart: $(VENV)/.train
+	$(VENV)/bin/mmlaunch submit recipes/quickstart_rlhf.yaml --cluster local --follow
+
+first-run: $(VENV)/.train
 	$(VENV)/bin/mmlaunch submit recipes/quickstart.yaml --cluster local --follow
 
 test: $(VENV)/.test slurm browser checks
