@@ -33,6 +33,10 @@ def main(arguments: list[str]) -> int:
                 raise
         code = attempt.main(arguments)
         stages.after(run, member)
+        if (parent := stages.halving(member)) is not None and arguments[0] == "close":
+            from mmlaunch.submit.halving import promote  # only sweeps by halving wait for it
+
+            promote(parent)
     except (MmlaunchError, OSError) as error:
         print(f"mmlaunch: {error}", file=sys.stderr)
         return JobExit.STOP

@@ -44,11 +44,16 @@ class Trainer:
     state: TrainState
     steps: int
 
+    @property
+    def end(self) -> int:
+        """The last step of this submission: a recipe may stop before its schedule ends."""
+        return min(self.steps, self.context.recipe.stop_at or self.steps)
+
     def run(self) -> dict[str, Any]:
         """Train to the last step; raises `RequeueRequested` when there is a reason to go on later."""
         checkpoints, boundary, guard = self.services.checkpoints, self.services.boundary, self.services.guard
         while True:
-            last = self.state.step == self.steps
+            last = self.state.step >= self.end
             due = boundary.due(self.state.step, last, checkpoints.writing, guard.failed)
             checkpoints.advance(due.writing)
             if due.failed:
@@ -83,7 +88,7 @@ class Trainer:
         seconds = self.services.throughput.step(batches)
         self.services.boundary.step_seconds = seconds
         self.context.ranks.watch.stepped(seconds)
-        if number % self.context.recipe.log.every == 0 or number in (1, self.steps):
+        if number % self.context.recipe.log.every == 0 or number in (1, self.end):
             self._log(result)
 
     def _log(self, result: StepResult) -> None:
@@ -155,8 +160,8 @@ class Trainer:
         self.services.guard.check(self.state, self.learner)
         self.services.board.flush()  # first: what a checkpoint has behind it is not done again
         self.state.source, self.state.learner = self.source.state(), self.learner.state()
-        saved = self.services.checkpoints.save(self.state, wait or step == self.steps)
-        if not saved and step == self.steps:
+        saved = self.services.checkpoints.save(self.state, wait or step >= self.end)
+        if not saved and step >= self.end:
             raise DiskFull(f"the disk is full, and step {step} is the result of the run; make room and resume it")
         self.services.boundary.saving.done(step)
         self.services.throughput.pause()

@@ -39,6 +39,12 @@ from mmlaunch.submit.submission import submit
 @click.option("--only", metavar="STAGE", help="Of a pipeline: this stage alone.")
 @click.option("--sweep", is_flag=True, help="A run for every combination of the values that -s lists: 1,2 or 1..3.")
 @click.option("--at-once", type=click.IntRange(min=1), help="Of a sweep: so many points run at the same time at most.")
+@click.option(
+    "--halving",
+    type=click.IntRange(min=2),
+    metavar="N",
+    help="Of a sweep: all points train a little, one in N goes on, and so again up to all steps.",
+)
 @click.option("--dry-run", is_flag=True, help="Check everything and print the job scripts; nothing is written.")
 @options.as_json
 def command(
@@ -51,6 +57,7 @@ def command(
     only: str | None,
     sweep: bool,
     at_once: int | None,
+    halving: int | None,
     dry_run: bool,
     as_json: bool,
 ) -> None:
@@ -66,10 +73,10 @@ def command(
     if sweep:
         from mmlaunch.cli.submit_pipeline import sweep as submit_points
 
-        submit_points(recipe, overrides, cluster, at_once, follow, as_json, dry_run)
+        submit_points(recipe, overrides, cluster, at_once, halving, follow, as_json, dry_run)
         return
-    if at_once:
-        raise click.UsageError("--at-once is of a sweep: add --sweep")
+    if at_once or halving:
+        raise click.UsageError("--at-once and --halving are of a sweep: add --sweep")
     if dry_run:
         from mmlaunch.cli.render import render
 

@@ -28,6 +28,7 @@ def sweep(
     overrides: tuple[str, ...],
     cluster: str | None,
     at_once: int | None,
+    halving: int | None,
     follow: bool,
     as_json: bool,
     dry_run: bool,
@@ -35,7 +36,7 @@ def sweep(
     """Submit a sweep, or show its points."""
     if is_pipeline(path):
         raise click.UsageError(f"{path} is a pipeline; sweep over one of its recipes")
-    whole = (prepare_sweep if dry_run else submit_sweep)(path, overrides, cluster, at_once)
+    whole = (prepare_sweep if dry_run else submit_sweep)(path, overrides, cluster, at_once, halving)
     if dry_run:
         _points(whole)
     else:
@@ -63,6 +64,9 @@ def _points(whole: PreparedPipeline) -> None:
     used = f", {done} done before" if done else ""
     name = whole.run.name if whole.new else whole.loaded.name
     click.echo(f"{click.style(name, bold=True)}   {len(whole.stages)} points{used}{size}, profile {whole.cluster_name}")
+    if whole.rungs:
+        steps = ", ".join(map(str, whole.rungs))
+        click.echo(f"  halving   after {steps} steps; one point in {whole.keep} goes on each time")
     rows = [[f"  {one.name}", " ".join(one.values), one.run.name] for one in whole.stages]
     show(["  point", "values", "run"], rows)
 

@@ -117,6 +117,8 @@ def _state(definition: Definition, stages: Sequence[Status]) -> tuple[str, str]:
         return ("failed" if first == "unknown" else first), reason
     if WAITING in names:
         return "held", "stages wait that could begin"
+    if definition.rungs and max(one.saved_step or 0 for one in stages) < definition.rungs[-1]:
+        return "held", "the best points have not gone on yet"
     return "done", ""
 
 

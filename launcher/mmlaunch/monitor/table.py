@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from mmlaunch.errors import BadInput, UserError
@@ -41,6 +41,10 @@ class Table:
     metric: str
     best: Row | None
 
+    @property
+    def lower_is_better(self) -> bool:
+        return self.metric.rpartition("/")[2].startswith(LOWER)
+
 
 def of(runs: Sequence[RunPaths], metric: str | None) -> Table:
     """The table of these runs; of a sweep or a pipeline, of all its points or stages."""
@@ -56,8 +60,11 @@ def of(runs: Sequence[RunPaths], metric: str | None) -> Table:
     )
     wanted = _metric(rows, metric, [run for _, run, _ in members])
     measured = [row for row in rows if isinstance(row.metrics.get(wanted), (int, float))]
-    choose = min if wanted.rpartition("/")[2].startswith(LOWER) else max
-    return Table(rows, wanted, choose(measured, key=lambda row: float(row.metrics[wanted]), default=None))
+    whole = Table(rows, wanted, None)
+    furthest = max((row.now.step or 0 for row in measured), default=0)  # fewer steps are no fair comparison
+    last = [row for row in measured if (row.now.step or 0) == furthest]
+    choose = min if whole.lower_is_better else max
+    return replace(whole, best=choose(last, key=lambda row: float(row.metrics[wanted]), default=None))
 
 
 def _values(stage: pipeline.Stage) -> dict[str, str]:

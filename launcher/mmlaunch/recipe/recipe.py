@@ -71,6 +71,8 @@ class Recipe(Section):
     """How often the training data are read."""
     steps: Annotated[Count | None, Field(examples=[1000])] = None
     """How many optimiser steps, instead of epochs."""
+    stop_at: Count | None = None
+    """Train to this step only, on the schedule of all steps; a resume with a later one goes on from there."""
     precision: Literal["bf16", "fp16", "fp32"] = "bf16"
     """The arithmetic of forward and backward passes."""
     deepspeed: Annotated[DeepSpeed, BeforeValidator(use_default_for_none)] = Field(default_factory=DeepSpeed)

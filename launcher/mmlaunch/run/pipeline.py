@@ -49,6 +49,10 @@ class Definition:
 
     kind: Kind
     stages: tuple[Stage, ...]
+    rungs: tuple[int, ...] = ()
+    """Of a sweep by successive halving: the steps after which only the best points go on."""
+    keep: int = 1
+    """One in so many goes on."""
 
     @property
     def member(self) -> str:
@@ -109,7 +113,7 @@ def read(run: RunPaths) -> Definition:
             Stage(**{**stage, "needs": tuple(stage["needs"]), "values": tuple(stage["values"])})
             for stage in kept["stages"]
         )
-        return Definition(kept["kind"], stages)
+        return Definition(kept["kind"], stages, tuple(kept.get("rungs", ())), int(kept.get("keep", 1)))
 
 
 def write_membership(run: RunPaths, membership: Membership) -> None:

@@ -77,6 +77,8 @@ class PreparedPipeline:
     kind: Kind = "pipeline"
     at_once: int | None = None
     """Of a sweep: so many points run at the same time at most."""
+    rungs: tuple[int, ...] = ()
+    keep: int = 1
 
     @property
     def new(self) -> list[tuple[PreparedStage, Prepared]]:
@@ -95,6 +97,8 @@ class PreparedPipeline:
             tuple(
                 Stage(one.name, str(one.run.root), one.needs, one.prepared is None, one.values) for one in self.stages
             ),
+            self.rungs,
+            self.keep,
         )
 
 

@@ -12,6 +12,7 @@ from mmlaunch.recipe.suggest import closest
 from mmlaunch.run import pipeline, shards
 from mmlaunch.run.paths import RunPaths
 from mmlaunch.submit import stages
+from mmlaunch.submit.halving import promote
 from mmlaunch.submit.resume import resume
 from mmlaunch.submit.resume_task import resume_task
 
@@ -32,6 +33,8 @@ def resume_pipeline(run: RunPaths, overrides: Sequence[str], cluster_name: str |
         if now.state in UNWELL or stage.name in changes
     ]
     held = [stage for stage, now in zip(view.definition.stages, view.stages, strict=True) if now.state == "held"]
+    if not again and not held and (promoted := promote(run)):
+        return promoted
     if not again and not held and not monitor.missed(view):
         whole = view.whole
         raise UserError(f"{run.name} is {whole.state}: {whole.reason}; mmlaunch status {run.name}")

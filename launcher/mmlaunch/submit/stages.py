@@ -130,6 +130,12 @@ def after(run: RunPaths, member: Membership) -> None:
         release(parent, by=member.name)
 
 
+def halving(member: Membership) -> RunPaths | None:
+    """The sweep of a point, where only the best points go on."""
+    parent = RunPaths(Path(member.pipeline))
+    return parent if pipeline.is_pipeline(parent) and pipeline.read(parent).rungs else None
+
+
 def release(parent: RunPaths, by: str = "") -> list[str]:
     """Let every stage begin that still waits and whose needs are done; returns their names.
 

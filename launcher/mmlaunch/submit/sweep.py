@@ -16,31 +16,42 @@ from mmlaunch.load.sweep import sweep_of
 from mmlaunch.run.paths import RunPaths
 from mmlaunch.schedulers import choose
 from mmlaunch.submit import pipeline
+from mmlaunch.submit.halving import rungs_of
 from mmlaunch.submit.pipeline import PreparedPipeline, PreparedStage
 from mmlaunch.submit.prepare import prepare
 
 
 def submit_sweep(
-    path: str, overrides: Sequence[str], cluster_name: str | None, at_once: int | None = None
+    path: str,
+    overrides: Sequence[str],
+    cluster_name: str | None,
+    at_once: int | None = None,
+    halving: int | None = None,
 ) -> PreparedPipeline:
     """Make all points and submit them. Points that are done already, with the same content, are used again."""
-    whole = prepare_sweep(path, overrides, cluster_name, at_once)
+    whole = prepare_sweep(path, overrides, cluster_name, at_once, halving)
     if whole.new:
         pipeline.submit_prepared(whole)
     return whole
 
 
 def prepare_sweep(
-    path: str, overrides: Sequence[str], cluster_name: str | None, at_once: int | None = None
+    path: str,
+    overrides: Sequence[str],
+    cluster_name: str | None,
+    at_once: int | None = None,
+    halving: int | None = None,
 ) -> PreparedPipeline:
     """Plan and render all points without writing anything; raises `RecipeError` with the problems of all of them."""
     sweep = sweep_of(overrides)
     points, problems = list[Loaded](), list[Problem]()
     base = load_recipe(path, [*sweep.shared, *sweep.points[0]], partial(choose.misfits, cluster_name))
+    rungs = rungs_of(base.recipe, len(sweep.points), halving) if halving else ()
+    stop = [f"stop_at={rungs[0]}"] if len(rungs) > 1 else []
     for number, values in enumerate(sweep.points):
         named = f"name={base.recipe.name}-{number}"
         try:
-            points.append(load_recipe(path, [*sweep.shared, *values, named]))
+            points.append(load_recipe(path, [*sweep.shared, *values, named, *stop]))
         except RecipeError as error:
             problems += error.problems
     if problems:
@@ -59,4 +70,4 @@ def prepare_sweep(
     run = RunPaths(folder / rundir.free_name(name, "\0".join([profile, *(one.key for one in stages)]), folder))
     loaded = tuple(LoadedStage(one.name, point, (), ()) for one, point in zip(stages, points, strict=True))
     whole = LoadedPipeline(name, base.path, loaded, tuple(overrides))
-    return PreparedPipeline(run, whole, profile, tuple(stages), "sweep", at_once)
+    return PreparedPipeline(run, whole, profile, tuple(stages), "sweep", at_once, rungs, halving or 1)
