@@ -28,6 +28,10 @@ class Picture(Protocol):
     def identity(self) -> str:
         """The same for the same picture, in every process."""
 
+    @property
+    def file_name(self) -> str:
+        """What a file of it is called: the same picture has the same name; raises `BadPicture`."""
+
 
 class BadPicture(Exception):
     """An image that cannot be used: which one, and why. The code that knows the row turns it into a `BadRow`."""

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mmjobs.data.example import BadPicture, Example, Picture, Slot
-from mmjobs.data.images.image_file import BytesPicture, FilePicture
+from mmjobs.data.images.image_file import FilePicture
 from mmlaunch.run.files import publish
 from mmlaunch.run.shards import IMAGES
 
@@ -26,18 +26,18 @@ def answered(example: Example, answer: str, **more: Any) -> Made:
 
 def path_of(picture: Picture) -> str:
     """Where an image can be found again: its file, or the file beside the output that it gets where it has none."""
-    if isinstance(picture, BytesPicture):
-        try:
-            return f"{IMAGES}/{picture.file_name}"
-        except BadPicture:
-            return picture.identity
-    return str(Path(picture.path).absolute()) if isinstance(picture, FilePicture) else picture.identity
+    if isinstance(picture, FilePicture):
+        return str(Path(picture.path).absolute())
+    try:
+        return f"{IMAGES}/{picture.file_name}"
+    except BadPicture:
+        return picture.identity
 
 
 def keep(example: Example, folder: Path) -> None:
-    """Write those images of an example that stood in its row into files of a folder."""
+    """Write those images of an example that stood in its row, or were drawn, into files of a folder."""
     for picture in example.images:
-        if not isinstance(picture, BytesPicture):
+        if isinstance(picture, FilePicture):
             continue
         with suppress(BadPicture):  # whoever needs it says so
             path = folder / picture.file_name

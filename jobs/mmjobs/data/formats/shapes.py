@@ -5,6 +5,7 @@ The right answer comes first, then one that is wrong, then one to another questi
 
 from __future__ import annotations
 
+import hashlib
 import io
 import random
 from collections.abc import Sequence
@@ -38,6 +39,11 @@ class Drawing:
     @property
     def identity(self) -> str:
         return repr(self)
+
+    @property
+    def file_name(self) -> str:
+        """The same drawing has the same one."""
+        return f"{hashlib.sha256(self.identity.encode()).hexdigest()[:16]}.png"
 
     def size(self, max_side: int | None = None) -> tuple[int, int]:
         return CANVAS, CANVAS

@@ -65,6 +65,10 @@ class FilePicture:
     def identity(self) -> str:
         return self.path
 
+    @property
+    def file_name(self) -> str:
+        return Path(self.path).name
+
     def read(self) -> bytes:
         with self._bytes() as stream:
             try:
