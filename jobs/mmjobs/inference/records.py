@@ -66,7 +66,8 @@ class RecordFile:
         return f"delete {self._shard.root}/records.jsonl and commits.jsonl to begin anew"
 
     def close(self, facts: Mapping[str, Any]) -> None:
-        """Write the footer: the shard is whole."""
+        """Write the footer: the shard is whole. One without rows has a file without records."""
+        self._path.touch()
         counts = {"rows": self.rows, "bytes": self._size, "sha256": self._hash.hexdigest()}
         footer = {**counts, "failed": dict(self.failed), **facts}
         publish(shards.footer(self._shard), json.dumps(footer, indent=1) + "\n")

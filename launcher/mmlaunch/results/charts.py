@@ -20,8 +20,10 @@ BOX = (168, 46)
 GAP = (44, 16)
 """The size of a stage in a graph, and the space between two."""
 LANE = 22
+GB = "memory"
+"""Bytes in the ledger."""
 NOT_CURVES = ("step", "steps", "attempt", "time", "tokens_per_second", "left_out")
-FIRST = ("loss", "accuracy", "reward", "kl_sequence", "grad_norm", "lr", "rate", "memory")
+FIRST = ("loss", "accuracy", "reward", "kl_sequence", "grad_norm", "lr", "rate")
 """The curves that come first."""
 
 
@@ -91,23 +93,26 @@ def curves(events: Sequence[Event]) -> list[Curve]:
             evaluated[int(event["step"])] = event["metrics"]
     names = {name for event in steps.values() for name, value in event.items() if _number(value) is not None}
     ordered = sorted(names - {*NOT_CURVES}, key=lambda name: (FIRST.index(name) if name in FIRST else len(FIRST), name))
-    drawn = [_curve(name, {step: event.get(name) for step, event in steps.items()}) for name in ordered]
+    drawn = [_curve(name, {step: event.get(name) for step, event in steps.items()}) for name in ordered if name != GB]
+    drawn.append(_curve("memory, GB", {step: event.get(GB) for step, event in steps.items()}, 1e-9))
     held_out = sorted({name for metrics in evaluated.values() for name in metrics})
     drawn += [_curve(name, {step: metrics.get(name) for step, metrics in evaluated.items()}) for name in held_out]
     return [curve for curve in drawn if curve is not None]
 
 
-def _curve(name: str, values: Mapping[int, Any]) -> Curve | None:
-    points = [(step, number) for step, value in sorted(values.items()) if (number := _number(value)) is not None]
+def _curve(name: str, values: Mapping[int, Any], scale: float = 1.0) -> Curve | None:
+    numbers = ((step, _number(value)) for step, value in sorted(values.items()))
+    points = [(step, number * scale) for step, number in numbers if number is not None]
     if not points:
         return None
     every = max(1, math.ceil(len(points) / POINTS))
     kept = points[::every] if points[-1] in points[::every] else [*points[::every], points[-1]]
     low, high = min(value for _, value in points), max(value for _, value in points)
     first, last = points[0][0], points[-1][0]
-    spread, length = (high - low) or 1.0, (last - first) or 1
+    length = (last - first) or 1
+    bottom, spread = (low, high - low) if high > low else (low - 0.5, 1.0)  # what is constant is drawn in the middle
     shown = [
-        (round((step - first) / length * WIDTH, 1), round(HEIGHT - (value - low) / spread * HEIGHT, 1))
+        (round((step - first) / length * WIDTH, 1), round(HEIGHT - (value - bottom) / spread * HEIGHT, 1))
         for step, value in kept
     ]
     line = " ".join(f"{x:g},{y:g}" for x, y in shown)

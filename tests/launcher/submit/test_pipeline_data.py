@@ -27,7 +27,7 @@ stages:
   mmpo:
     extends: small.yaml
     model: {init_from: stage:sft}
-    data: {train: {path: stage:score, format: auto, limit: null}, eval: []}
+    data: {train: {path: stage:score, format: auto, limit: null}, eval: [], on_bad: skip}
     objective: {method: mmpo}
     batch: {global: 4}
 """
@@ -46,5 +46,5 @@ def test_rows_are_split_when_they_are_there(tmp_path: Path) -> None:
     definition = shards.read(score.paths)
     assert not definition.open and definition.rows == 40
     assert definition.ranges == ((0, 16), (16, 32), (32, 40), (40, 40)), "there are only three windows of rows"
-    images = list((score.paths.root.parent / monitor.of(whole).stages[1].run / "images").glob("*.png"))
+    images = list((pipeline.read(whole).stages[1].paths.root / "images").glob("*.png"))
     assert len(images) == 40, "drawings have files, so that others can read them"
