@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import subprocess
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from mmlaunch.errors import MmlaunchError, UserError
 from mmlaunch.load import Loaded, load_recipe, rundir
+from mmlaunch.load.pipeline import is_pipeline, load_pipeline
+from mmlaunch.monitor import pipeline as pipelines
 from mmlaunch.monitor import status, watch
+from mmlaunch.monitor.shards import LIVE
 from mmlaunch.monitor.state import Status
-from mmlaunch.run import ledger
+from mmlaunch.run import ledger, pipeline
 from mmlaunch.run.ledger import Event
 from mmlaunch.run.paths import RunPaths
-from mmlaunch.submit import cancel, resume, submission
+from mmlaunch.submit import cancel, resume, resume_pipeline, submission
 from mmlaunch.submit.other_version import command_of_snapshot, other_version
+from mmlaunch.submit.pipeline import Selection, submit_pipeline
+
+POLL = 1.0
+"""Seconds between two looks at a pipeline."""
 
 __all__ = ["Event", "Loaded", "Run", "Status", "find", "load", "runs", "submit"]
 
@@ -31,16 +39,19 @@ def load(path: str | Path, *overrides: str) -> Loaded:
 
 
 def submit(recipe: Loaded | str | Path, cluster: str | None = None) -> Run:
-    """Make the run directory, start the job and return at once, as `mmlaunch submit` does."""
+    """Make the run directory, start the job and return at once, as `mmlaunch submit` does. The path of a pipeline
+    submits all its stages; what is returned stands for the whole."""
     if not isinstance(recipe, (Loaded, str, Path)):
         raise UserError(f"submit(load(PATH)) or submit(PATH), not submit({type(recipe).__name__})")
+    if not isinstance(recipe, Loaded) and is_pipeline(recipe):
+        return Run(submit_pipeline(load_pipeline(recipe), cluster, Selection()).run)
     loaded = recipe if isinstance(recipe, Loaded) else load(recipe)
     return Run(submission.submit(loaded, cluster).plan.run)
 
 
 def find(name: str | Path) -> Run:
-    """A run by its name, the beginning of it, its directory, or `last`."""
-    return Run(rundir.resolve(str(name)))
+    """A run, a pipeline or a sweep by its name, the beginning of it, its directory, or `last`."""
+    return Run(rundir.resolve_any(str(name)))
 
 
 def runs() -> list[Run]:
@@ -63,8 +74,17 @@ class Run:
         return self.paths.root
 
     def status(self) -> Status:
-        """State, step, rate, loss, newest checkpoint, what happens next."""
+        """State, step, rate, loss, newest checkpoint, what happens next; of a pipeline, how many stages are done."""
+        if pipeline.is_pipeline(self.paths):
+            return pipelines.of(self.paths).whole
         return status.of(self.paths, whole=True)
+
+    @property
+    def stages(self) -> dict[str, Run]:
+        """The stages of a pipeline, or the points of a sweep, by their names; no other run has any."""
+        if not pipeline.is_pipeline(self.paths):
+            return {}
+        return {stage.name: Run(stage.paths) for stage in pipeline.read(self.paths).stages}
 
     def events(self, follow: bool = False) -> Iterator[Event]:
         """The events of the ledger, from its beginning. With `follow`: also new ones, until the run has ended."""
@@ -74,12 +94,18 @@ class Run:
 
     def wait(self) -> Status:
         """Wait until the run has ended, over all its attempts. `.state` says how: done, failed, cancelled or lost."""
-        for _ in watch.events(self.paths):
-            pass
+        if not self.stages:
+            for _ in watch.events(self.paths):
+                pass
+        while self.stages and self.status().state in LIVE:
+            time.sleep(POLL)
         return self.status()
 
     def resume(self, *overrides: str, cluster: str | None = None) -> Run:
         """Continue from the newest checkpoint, as `mmlaunch resume` does."""
+        if self.stages:
+            resume_pipeline.resume_pipeline(self.paths, overrides, cluster)
+            return self
         if version := other_version(self.paths):
             return self._resume_with(version, overrides, cluster)
         return Run(resume.resume(str(self.directory), overrides, cluster).plan.run)

@@ -13,7 +13,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 def run_names(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
     from mmlaunch.load import rundir
 
-    names = ["last", *(run.name for run in rundir.all_runs(rundir.runs_folder()))]
+    names = ["last", *(run.name for run in rundir.all_runs(rundir.runs_folder(), pipelines=True))]
     return [name for name in names if name.startswith(incomplete)]
 
 

@@ -14,6 +14,7 @@ from mmlaunch.run.paths import RunPaths
 from mmlaunch.run.pipeline import Definition, Stage
 
 WAITING, BLOCKED = "waiting", "blocked"
+NOT_RELEASED = "it was not released"
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ def _waiting(run: RunPaths, stage: Stage, before: dict[str, Status]) -> Status:
         return replace(now, reason=f"for {', '.join(missing)}", next=f"begins after {', '.join(missing)}")
     if any(one.state in LIVE and one.state != WAITING for one in before.values()):
         return replace(now, reason="for room on this machine", next="begins when there is room")
-    return replace(now, reason="it was not released", next=f"mmlaunch resume {run.name}")
+    return replace(now, reason=NOT_RELEASED, next=f"mmlaunch resume {run.name}")
 
 
 def missed(view: View) -> list[str]:
@@ -101,7 +102,7 @@ def missed(view: View) -> list[str]:
     return [
         stage.name
         for stage, now in zip(view.definition.stages, view.stages, strict=True)
-        if now.state == WAITING and now.next.startswith("mmlaunch resume")
+        if now.state == WAITING and now.reason == NOT_RELEASED
     ]
 
 
