@@ -11,8 +11,8 @@ from mmlaunch.cli.columns import show
 from mmlaunch.cli.graph import drawn, others
 from mmlaunch.load.pipeline import is_pipeline, load_pipeline
 from mmlaunch.schedulers import choose
-from mmlaunch.submit.pipeline import PreparedPipeline, Selection, submit_pipeline
-from mmlaunch.submit.sweep import prepare_sweep, submit_sweep
+from mmlaunch.submit.pipeline import PreparedPipeline, Selection, submit_pipeline, submit_prepared
+from mmlaunch.submit.sweep import prepare_sweep
 
 
 def submit(
@@ -36,11 +36,13 @@ def sweep(
     """Submit a sweep, or show its points."""
     if is_pipeline(path):
         raise click.UsageError(f"{path} is a pipeline; sweep over one of its recipes")
-    whole = (prepare_sweep if dry_run else submit_sweep)(path, overrides, cluster, at_once, halving)
+    whole = prepare_sweep(path, overrides, cluster, at_once, halving)
     if dry_run:
         _points(whole)
-    else:
-        _say(whole, follow, as_json)
+        return
+    if whole.new:
+        submit_prepared(whole)
+    _say(whole, follow, as_json)
 
 
 def _say(whole: PreparedPipeline, follow: bool, as_json: bool) -> None:

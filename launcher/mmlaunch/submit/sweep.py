@@ -1,4 +1,4 @@
-"""Submits a sweep: a run directory for each point, and one job array for all of them.
+"""Plans a sweep: a run directory for each point, and one job array for all of them; `pipeline` submits it.
 
 Where the scheduler has no arrays, the points begin one after the other, as there is room.
 """
@@ -19,20 +19,6 @@ from mmlaunch.submit import pipeline
 from mmlaunch.submit.halving import rungs_of
 from mmlaunch.submit.pipeline import PreparedPipeline, PreparedStage
 from mmlaunch.submit.prepare import prepare
-
-
-def submit_sweep(
-    path: str,
-    overrides: Sequence[str],
-    cluster_name: str | None,
-    at_once: int | None = None,
-    halving: int | None = None,
-) -> PreparedPipeline:
-    """Make all points and submit them. Points that are done already, with the same content, are used again."""
-    whole = prepare_sweep(path, overrides, cluster_name, at_once, halving)
-    if whole.new:
-        pipeline.submit_prepared(whole)
-    return whole
 
 
 def prepare_sweep(
