@@ -113,8 +113,16 @@ def problems_of(loaded: LoadedPipeline, look: Callable[[Loaded], Sequence[Proble
 
 
 def _once(problems: Sequence[Problem]) -> list[Problem]:
-    """Stages that share a file share its mistakes."""
-    return list({(one.place or one.path, one.path[2:], one.what): one for one in problems}.values())
+    """Stages that share a file share its mistakes: each is told once, with the override that mends it for all."""
+    alike: dict[object, list[Problem]] = {}
+    for one in problems:
+        alike.setdefault((one.place or one.path, one.path[2:], one.what), []).append(one)
+    return [_mendable(same[0], len(same) > 1) for same in alike.values()]
+
+
+def _mendable(problem: Problem, shared: bool) -> Problem:
+    where = "shared" if shared else ".".join(map(str, problem.path[:2]))
+    return replace(problem, right=re.sub(r"-s (?=[a-z_]+[.=\[])", f"-s {where}.", problem.right))
 
 
 def _divided(overrides: Sequence[str]) -> tuple[list[str], dict[str, list[str]]]:

@@ -52,6 +52,9 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = (), also: Also = la
     file = find(str(path))
     problems: list[Problem] = []
     node = extended(read_file(file, str(path) if file == Path(path) else None, problems), file, problems)
+    if (stages := node.child("stages")) is not None and node.child("objective") is None:
+        right = "validate, render and submit take it; name the recipe of one of its stages"
+        raise RecipeError([stages.place.problem("this is a pipeline, and one recipe is wanted", right, ("stages",))])
     node = with_model(apply(node, overrides))
     return Loaded(valid_recipe(node, also, problems), file, node, tuple(overrides))
 

@@ -61,6 +61,8 @@ def of(runs: Sequence[RunPaths], metric: str | None) -> Table:
     wanted = _metric(rows, metric, [run for _, run, _ in members])
     measured = [row for row in rows if isinstance(row.metrics.get(wanted), (int, float))]
     whole = Table(rows, wanted, None)
+    if any(pipeline.is_pipeline(run) and pipeline.read(run).kind == "pipeline" for run in runs):
+        return whole  # its stages do different things
     furthest = max((row.now.step or 0 for row in measured), default=0)  # fewer steps are no fair comparison
     last = [row for row in measured if (row.now.step or 0) == furthest]
     choose = min if whole.lower_is_better else max

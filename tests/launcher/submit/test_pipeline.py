@@ -14,6 +14,7 @@ from tests.stub_job import Fault
 
 from mmlaunch.monitor import pipeline as monitor
 from mmlaunch.recipe import resolved
+from mmlaunch.recipe.environment import hide_secrets
 from mmlaunch.run import ledger, manifest, pipeline
 from mmlaunch.run.paths import RunPaths
 from mmlaunch.submit import stages
@@ -222,3 +223,16 @@ def test_a_recipe_alone_has_no_stages(write: Callable[..., Path]) -> None:
     assert done.returncode == 2 and "names a stage, and this recipe is not one of a pipeline" in done.stderr
     submit_only = mmlaunch("submit", "--cluster", "local", path, "--only", "sft")
     assert submit_only.returncode == 2 and "choose stages of a pipeline" in submit_only.stderr
+
+
+def test_what_all_stages_share_is_told_once_and_mended_for_all(diamond: Path) -> None:
+    diamond.write_text(DIAMOND.replace("shared: {", "shared: {batch: {global: 9}, "))
+    done = mmlaunch("validate", diamond, "-s", "shared.resources.tasks_per_node=2")
+    assert done.returncode == 2 and done.stderr.count("do not divide") == 1
+    right: list[str | Path] = ["--cluster", "local", diamond, "-s", "shared.batch.global=12"]
+    done = mmlaunch("submit", *right, "-s", "shared.resources.nodes=3")
+    assert "-s shared.resources.nodes=1" in done.stderr
+    one = mmlaunch("submit", *right, "-s", "stages.dpo.resources.nodes=3")
+    assert "-s stages.dpo.resources.nodes=1" in one.stderr
+    assert hide_secrets("recipes/rlhf_llama3.yaml") == "recipes/rlhf_llama3.yaml", "no token of Hugging Face"
+    assert "this is a pipeline, and one recipe is wanted" in mmlaunch("estimate", diamond).stderr
