@@ -73,7 +73,7 @@ def is_pipeline(path: str | Path) -> bool:
     """Whether a file, or one that it extends, has stages. A file that cannot be read is left to whoever loads it."""
     try:
         file = find(str(path))
-        node = read_file(file)
+        node = read_file(file, problems=[])
         if node.child("objective") is None and node.child("extends") is not None and node.child("stages") is None:
             node = extended(node, file, [])
     except (RecipeError, OSError):
