@@ -12,9 +12,11 @@ from typing import Any
 
 import jinja2
 
+from mmlaunch.errors import BadInput
 from mmlaunch.monitor import gains, pipeline, report, rollouts, status, table, why
 from mmlaunch.monitor.report import Report
 from mmlaunch.monitor.state import Status
+from mmlaunch.recipe import resolved
 from mmlaunch.recipe.scalars import format_duration
 from mmlaunch.results import charts, pictures
 from mmlaunch.run import ledger, shards
@@ -49,6 +51,8 @@ class Part:
     curves: list[charts.Curve]
     samples: tuple[Sample, ...]
     warnings: tuple[str, ...]
+    scores: tuple[tuple[str, str, str, str], ...]
+    """Of a task that evaluates, by source."""
     story: str
     gain: str
     recipe: str
@@ -122,6 +126,7 @@ def _part(name: str, run: RunPaths, now: Status, moment: float) -> Part:
         curves=charts.curves(events.events),
         samples=tuple(_samples(run, events, made)),
         warnings=tuple(made.warnings()) if made is not None else (),
+        scores=_scores(run),
         story=_story(run, now),
         gain=gains.of(run),
         recipe=_text(run.resolved),
@@ -150,7 +155,7 @@ def _facts(run: RunPaths, now: Status, one: Report, events: Events) -> list[tupl
         ("size", _counted(submitted, "node") + ", " + _counted(submitted, "rank")),
         ("parameters", ", ".join(f"{part} {value:,}" for part, value in counted.items())),
         ("goodput", f"{one.goodput:.1%} of {format_duration(round(one.allocated))}" if one.attempts else ""),
-        ("rank hours", f"{one.rank_hours:.2f}" if one.attempts else ""),
+        ("GPU hours" if _gpus(run) else "rank hours", f"{one.rank_hours:.2f}" if one.attempts else ""),
         ("energy", _energy(events)),
         ("memory of the fullest GPU", f"{max(memory) / 1e9:.1f} GB" if memory else ""),
         ("steps done twice", str(one.lost_steps) if one.lost_steps else ""),
@@ -159,6 +164,26 @@ def _facts(run: RunPaths, now: Status, one: Report, events: Events) -> list[tupl
         ("directory", str(run.root)),
     ]
     return [(name, value) for name, value in facts if value]
+
+
+def _gpus(run: RunPaths) -> bool:
+    """Whether each rank has a GPU."""
+    try:
+        return resolved.read(run.resolved).resources.gpus_per_node > 0
+    except BadInput:
+        return False
+
+
+def _scores(run: RunPaths) -> tuple[tuple[str, str, str, str], ...]:
+    """What the records of a task came to: source, rows, score, interval."""
+    kept = _json(run.evaluation)
+    named = [*(kept.get("by_source") or {}).items(), ("overall", kept.get("overall") or {})]
+    return tuple(
+        (name, str(one["n"]), f"{one['score']:.4f}", f"{one['low']:.4f} to {one['high']:.4f}")
+        for name, one in named
+        if isinstance(one, Mapping)
+        and all(isinstance(one.get(key), (int, float)) for key in ("n", "score", "low", "high"))
+    )
 
 
 def _counted(submitted: Mapping[str, Any], what: str) -> str:
