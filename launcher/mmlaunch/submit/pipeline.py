@@ -189,7 +189,9 @@ def _stage(
 def key_of(prepared: Prepared, by_content: Recipe, later: Collection[str]) -> str:
     """The same for stages that make the same: of the recipe, the data, the models that it starts from, the version."""
     recipe = prepared.plan.recipe
-    content: dict[str, Any] = by_content.model_dump(mode="json", by_alias=True, exclude=set(NOT_CONTENT))
+    content: dict[str, Any] = by_content.model_dump(
+        mode="json", by_alias=True, exclude=set(NOT_CONTENT), exclude_defaults=True
+    )
     content["version"] = __version__
     content["functions"] = reward_functions.files(recipe, prepared.reward_folders)
     for field, checkpoint in prepared.trained.pinned if prepared.trained else ():
