@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from mmlaunch.errors import MachineError, MmlaunchError, UserError
+from mmlaunch.load import trained
 from mmlaunch.load.trained import with_value
 from mmlaunch.monitor import status
 from mmlaunch.monitor.state import FINAL
@@ -88,6 +89,8 @@ def _pin(run: RunPaths, member: Membership) -> None:
             if not (source.root / reference.file).is_file():
                 merge(source)
             continue
+        if dict(trained.names(recipe)).get(reference.place) != str(source.root):
+            continue  # another shard has done it
         newest, rejected = manifest.newest(source.checkpoints)
         if newest is None:
             why = f": {rejected[0]}" if rejected else ""
