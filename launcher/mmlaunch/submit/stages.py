@@ -89,9 +89,9 @@ def _pin(run: RunPaths, member: Membership) -> None:
             if not (source.root / reference.file).is_file():
                 merge(source)
             continue
-        if dict(trained.names(recipe)).get(reference.place) != str(source.root):
-            continue  # another shard has done it
-        newest, rejected = manifest.newest(source.checkpoints)
+        # The hashes of a large model take their time: only the first of several shards looks at them.
+        first = dict(trained.names(recipe)).get(reference.place) == str(source.root)
+        newest, rejected = manifest.newest(source.checkpoints, contents=first)
         if newest is None:
             why = f": {rejected[0]}" if rejected else ""
             raise NotReady(f"stage {reference.stage} has no valid checkpoint{why}")
