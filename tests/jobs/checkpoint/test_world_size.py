@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
-from tests.jobs import checkpoints
 
+from mmjobs.model.toys import models as toys
 from mmlaunch.recipe import Recipe
 from mmlaunch.run import manifest
 
@@ -75,7 +75,7 @@ def test_fifty_steps_later_the_losses_are_still_the_same(job: Jobs, tiny: Recipe
 
 
 def test_tied_and_half_weights_too(job: Jobs, tiny: Recipes, tmp_path: Path) -> None:
-    folder = checkpoints.gemma(tmp_path / "gemma")
+    folder = toys.gemma(tmp_path / "gemma")
     rows = [
         {"conversations": [{"from": "human", "value": f"{n}?"}, {"from": "gpt", "value": f"{n}!"}]} for n in range(9)
     ]

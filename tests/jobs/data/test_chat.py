@@ -9,11 +9,11 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from tests.conftest import examples
-from tests.jobs.checkpoints import CHATML, VICUNA, llama2_tokenizer, llama3_tokenizer
 
 from mmjobs.data.chat import Chat, TemplateMismatch, own_template
 from mmjobs.data.example import IMAGE, Turn
 from mmjobs.model.tokens import complete
+from mmjobs.model.toys.tokenizers import CHATML, VICUNA, llama2_tokenizer, llama3_tokenizer
 
 
 def chat(tokenizer: Any, template: str) -> Chat:

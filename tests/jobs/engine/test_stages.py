@@ -14,7 +14,6 @@ from typing import Any
 
 import pytest
 import torch
-from tests.jobs import checkpoints
 
 from mmjobs.data.encode import Processor
 from mmjobs.data.formats.shapes import example
@@ -22,6 +21,8 @@ from mmjobs.data.sampler import position, seed_of
 from mmjobs.model import parts
 from mmjobs.model.build import build
 from mmjobs.model.parts import decays
+from mmjobs.model.toys import models as toys
+from mmjobs.model.toys import tokenizers
 from mmlaunch.recipe import Recipe
 from mmlaunch.recipe.model import Model
 
@@ -123,7 +124,7 @@ def test_resumed_bit_for_bit(job: Jobs, tiny: Recipes, stage: int, precision: st
 def test_tied_weights_and_every_attention_are_saved_and_resumed(
     job: Jobs, tiny: Recipes, tmp_path: Path, stage: int
 ) -> None:
-    folder = checkpoints.gemma(tmp_path / "gemma")
+    folder = toys.gemma(tmp_path / "gemma")
     rows = [
         {"conversations": [{"from": "human", "value": f"{n}?"}, {"from": "gpt", "value": f"{n}!"}]} for n in range(9)
     ]
@@ -147,8 +148,8 @@ def test_tied_weights_and_every_attention_are_saved_and_resumed(
 
 def parts_of(folder: Path) -> dict[str, Any]:
     """A CLIP and a LLaMA on disk, whose tokenizer lacks the tokens for images and padding."""
-    vision = {"path": str(checkpoints.clip(folder / "clip"))}
-    return {"vision": vision, "language": str(checkpoints.llama(folder / "llama", checkpoints.llama2_tokenizer()))}
+    vision = {"path": str(toys.clip(folder / "clip"))}
+    return {"vision": vision, "language": str(toys.llama(folder / "llama", tokenizers.llama2_tokenizer()))}
 
 
 @pytest.mark.parametrize(
@@ -166,10 +167,10 @@ def test_weights_that_are_divided_as_they_are_read(
     """The same training as with whole weights on every rank."""
     makers: dict[str, Callable[[], dict[str, Any]]] = {
         "parts": lambda: {**parts_of(tmp_path), "chat_template": "plain"},
-        "whole": lambda: {"pretrained": str(checkpoints.llava(tmp_path / "llava"))},
+        "whole": lambda: {"pretrained": str(toys.llava(tmp_path / "llava"))},
         "export": lambda: {
-            "pretrained": str(checkpoints.llava(tmp_path / "llava")),
-            "init_from": str(checkpoints.llava(tmp_path / "llava")),
+            "pretrained": str(toys.llava(tmp_path / "llava")),
+            "init_from": str(toys.llava(tmp_path / "llava")),
             "train": {"vision": "frozen", "language": "lora"}, "lora": {"rank": 2, "alpha": 4},
         },
     }  # fmt: skip

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 import transformers as hf
-from tests.jobs import checkpoints
 
 from mmjobs.data.batch import collate
 from mmjobs.data.encode import Processor
@@ -20,6 +19,8 @@ from mmjobs.data.images.preprocess import Squares
 from mmjobs.model import llava
 from mmjobs.model.build import BuiltModel, build
 from mmjobs.model.names import opening
+from mmjobs.model.toys import models as toys
+from mmjobs.model.toys import tokenizers
 from mmlaunch.errors import BadInput
 from mmlaunch.recipe.model import Model
 
@@ -27,11 +28,11 @@ from mmlaunch.recipe.model import Model
 @pytest.fixture(scope="module")
 def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("parts")
-    checkpoints.clip(folder / "clip")
-    checkpoints.clip(folder / "tower", whole=False)
-    checkpoints.llama(folder / "llama3", checkpoints.llama3_tokenizer())
-    checkpoints.llama(folder / "llama2", checkpoints.llama2_tokenizer())
-    checkpoints.llama(folder / "tied", checkpoints.llama3_tokenizer(), tie_word_embeddings=True)
+    toys.clip(folder / "clip")
+    toys.clip(folder / "tower", whole=False)
+    toys.llama(folder / "llama3", tokenizers.llama3_tokenizer())
+    toys.llama(folder / "llama2", tokenizers.llama2_tokenizer())
+    toys.llama(folder / "tied", tokenizers.llama3_tokenizer(), tie_word_embeddings=True)
     return folder
 
 

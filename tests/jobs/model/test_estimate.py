@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from tests.jobs import checkpoints
 from torch.autograd.graph import saved_tensors_hooks
 from transformers import AutoModelForCausalLM
 
@@ -21,6 +20,8 @@ from mmjobs.model import parts
 from mmjobs.model.build import build
 from mmjobs.model.kv_cache import KVCache
 from mmjobs.model.sampling import Draws
+from mmjobs.model.toys import models as toys
+from mmjobs.model.toys import tokenizers
 from mmlaunch.estimate import activations, counts, memory
 from mmlaunch.estimate.gathering import gathers
 from mmlaunch.estimate.shapes.configs import UnknownShapes
@@ -68,12 +69,12 @@ def test_every_weight_of_an_assembled_model(projector: str, class_token: bool) -
     assert built.pixels.expand("<image>", [(32, 32)]) == "<image>" * network.features
 
 
-@pytest.mark.parametrize("kind", [*checkpoints.SEEING, *TEXT])
+@pytest.mark.parametrize("kind", [*toys.SEEING, *TEXT])
 def test_every_weight_of_a_pretrained_model(kind: str, tmp_path: Path) -> None:
-    if kind in checkpoints.SEEING:
-        checkpoints.SEEING[kind](tmp_path)
+    if kind in toys.SEEING:
+        toys.SEEING[kind](tmp_path)
     else:
-        checkpoints.llama(tmp_path, checkpoints.llama2_tokenizer(), kind=kind, **TEXT[kind])
+        toys.llama(tmp_path, tokenizers.llama2_tokenizer(), kind=kind, **TEXT[kind])
     model = Model.model_validate({"pretrained": str(tmp_path)})
     network = AutoModelForCausalLM.from_pretrained(tmp_path) if kind in TEXT else build(model).network
     assert {w.name: w.size for w in network_of(model).weights} == {n: p.numel() for n, p in network.named_parameters()}
@@ -107,7 +108,7 @@ def test_adapters(train: dict[str, Any], lora: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("kind", ["llava", "internvl", "idefics2", "qwen2_vl"])
 def test_adapters_of_pretrained_models(kind: str, tmp_path: Path) -> None:
-    checkpoints.SEEING[kind](tmp_path)
+    toys.SEEING[kind](tmp_path)
     agrees(
         Model.model_validate(
             {"pretrained": str(tmp_path), "train": {"language": "lora", "vision": "lora"}, "lora": LORA}
@@ -118,19 +119,19 @@ def test_adapters_of_pretrained_models(kind: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("template", "tokenizer"),
     [
-        ("llama-3", lambda: checkpoints.llama3_tokenizer()),
-        ("llama-3", lambda: checkpoints.llama3_tokenizer("<|finetune_right_pad_id|>")),
-        ("vicuna", lambda: checkpoints.llama2_tokenizer("<image>")),
-        ("vicuna", lambda: checkpoints.llama2_tokenizer("<image>", "<pad>")),
+        ("llama-3", lambda: tokenizers.llama3_tokenizer()),
+        ("llama-3", lambda: tokenizers.llama3_tokenizer("<|finetune_right_pad_id|>")),
+        ("vicuna", lambda: tokenizers.llama2_tokenizer("<image>")),
+        ("vicuna", lambda: tokenizers.llama2_tokenizer("<image>", "<pad>")),
     ],
 )
 @pytest.mark.parametrize("spare", [0, 1, 2])
 def test_the_vocabulary_grows_as_the_real_one_does(
     template: str, tokenizer: Callable[[], Any], spare: int, tmp_path: Path
 ) -> None:
-    checkpoints.clip(tmp_path / "clip")
+    toys.clip(tmp_path / "clip")
     words = tokenizer()
-    checkpoints.llama(tmp_path / "llama", words, vocab_size=len(words) + spare)
+    toys.llama(tmp_path / "llama", words, vocab_size=len(words) + spare)
     agrees(assembled(vision=str(tmp_path / "clip"), language=str(tmp_path / "llama"), chat_template=template))
 
 

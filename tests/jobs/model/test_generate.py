@@ -8,7 +8,6 @@ from typing import Any, cast
 
 import pytest
 import torch
-from tests.jobs import checkpoints
 
 from mmjobs.data.encode import Encoded, Processor
 from mmjobs.data.example import Example, Origin, Turn
@@ -17,6 +16,8 @@ from mmjobs.model import trees
 from mmjobs.model.build import BuiltModel, build
 from mmjobs.model.generate import Generated, Vocabulary, all_finite, generate
 from mmjobs.model.sampling import Draws, draw, truncated
+from mmjobs.model.toys import models as toys
+from mmjobs.model.toys import tokenizers
 from mmlaunch.errors import BadInput
 from mmlaunch.recipe import Recipe
 from mmlaunch.recipe.model import Model
@@ -141,8 +142,8 @@ def test_logits_that_are_not_finite_end_their_own_answer_alone(tiny: Tiny, tmp_p
 @pytest.mark.parametrize("kind", ["qwen2_vl", "internvl", "gemma3", "llama"])
 def test_other_families_generate_too(tmp_path: Path, kind: str) -> None:
     """With transformers' own cache where attention cannot branch; the draws are ours in both."""
-    more = (checkpoints.llama3_tokenizer(),) if kind == "llama" else ()
-    folder = getattr(checkpoints, kind)(tmp_path, *more)
+    more = (tokenizers.llama3_tokenizer(),) if kind == "llama" else ()
+    folder = getattr(toys, kind)(tmp_path, *more)
     own = {"chat_template": "llama-3"} if kind == "llama" else {}
     built = build(Model.model_validate({"pretrained": str(folder), **own}))
     built.network.eval()
@@ -161,7 +162,7 @@ def test_other_families_generate_too(tmp_path: Path, kind: str) -> None:
 
 def test_settings_that_a_model_was_published_with_change_no_answer(tmp_path: Path) -> None:
     """Qwen2.5-VL's generation_config.json has a penalty for repetitions, which the update would know nothing of."""
-    built = build(Model.model_validate({"pretrained": str(checkpoints.qwen2_vl(tmp_path))}))
+    built = build(Model.model_validate({"pretrained": str(toys.qwen2_vl(tmp_path))}))
     built.network.eval()
     prompts = [Processor(built.chat, built.pixels, built.positions).prompt(shapes.example(1))]
     sampling, network = Sampling(max_new_tokens=9, answers=2), cast(Any, built.network)

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from tests.jobs import checkpoints
 
 from mmjobs.data.batch import collate
 from mmjobs.data.encode import Processor
 from mmjobs.data.formats.shapes import example
 from mmjobs.model.build import build
 from mmjobs.model.heads import ScoreHead, score_of
+from mmjobs.model.toys import models as toys
 from mmjobs.objectives.forward import hidden_states
 from mmlaunch.recipe import Recipe
 from mmlaunch.recipe.model import Model
@@ -53,11 +53,11 @@ def test_rewards_keep_their_digits_in_half_precision() -> None:
 
 def test_words_that_are_read_as_well_are_learnt(tmp_path: Path) -> None:
     """A reward model makes no words; where their matrix is that of its input, it still learns."""
-    gemma = str(checkpoints.gemma(tmp_path / "gemma"))
+    gemma = str(toys.gemma(tmp_path / "gemma"))
     tied: Any = build(Model.model_validate({"pretrained": gemma}), scoring_head=True).network
     assert tied.get_output_embeddings().weight is tied.get_input_embeddings().weight
     assert tied.get_input_embeddings().weight.requires_grad
-    llama = str(checkpoints.in_turns(tmp_path / "llama", "llama"))
+    llama = str(toys.in_turns(tmp_path / "llama", "llama"))
     untied: Any = build(Model.model_validate({"pretrained": llama}), scoring_head=True).network
     assert untied.get_output_embeddings().weight is not untied.get_input_embeddings().weight
     assert not untied.get_output_embeddings().weight.requires_grad

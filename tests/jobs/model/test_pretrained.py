@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from tests.jobs import checkpoints
 
 from mmjobs.data.batch import collate
 from mmjobs.data.encode import Processor
@@ -18,6 +17,7 @@ from mmjobs.data.example import IMAGE, Answer, BadRow, Example, Origin, Turn
 from mmjobs.data.images.image_file import BytesPicture
 from mmjobs.model import parts
 from mmjobs.model.build import BuiltModel, build
+from mmjobs.model.toys import models as toys
 from mmjobs.objectives import objective_of
 from mmjobs.objectives.sft import Sft
 from mmjobs.train.processor_parity import compare
@@ -28,9 +28,9 @@ from mmlaunch.recipe.preference import Preference
 from mmlaunch.recipe.requirements import Requirements
 
 
-@pytest.fixture(scope="module", params=checkpoints.SEEING)
+@pytest.fixture(scope="module", params=toys.SEEING)
 def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> BuiltModel:
-    folder = checkpoints.SEEING[request.param](tmp_path_factory.mktemp("whole") / request.param)
+    folder = toys.SEEING[request.param](tmp_path_factory.mktemp("whole") / request.param)
     made = build(Model.model_validate({"pretrained": str(folder)}))
     made.network.eval()
     return made
@@ -63,7 +63,7 @@ def test_tokens_and_pixels_are_those_of_the_processor(built: BuiltModel) -> None
     assert "pixel_values" in encoded.image_inputs
 
 
-SEEN = {**checkpoints.SEEING, "gemma3": checkpoints.gemma3}
+SEEN = {**toys.SEEING, "gemma3": toys.gemma3}
 HISTORY = Turn("assistant", ("A red one",), True)
 
 
@@ -168,7 +168,7 @@ def test_lora_reaches_the_language_model_alone(built: BuiltModel) -> None:
 
 
 def test_text_models_take_no_images(tmp_path: Path) -> None:
-    made = build(Model.model_validate({"pretrained": str(checkpoints.gemma(tmp_path / "gemma"))}))
+    made = build(Model.model_validate({"pretrained": str(toys.gemma(tmp_path / "gemma"))}))
     processor = Processor(made.chat, made.pixels, 200, requirements=Requirements(most=1))
     encoded = processor.encode(asks())
     assert made.chat.tokenizer.decode(encoded.answers[0].ids) == "A circle<end_of_turn>"
@@ -181,7 +181,7 @@ def test_text_models_take_no_images(tmp_path: Path) -> None:
 
 
 def test_remote_code_is_refused_unless_the_recipe_says_so(tmp_path: Path) -> None:
-    folder = checkpoints.llava(tmp_path / "odd")
+    folder = toys.llava(tmp_path / "odd")
     config = (folder / "config.json").read_text()
     (folder / "config.json").write_text(
         config.replace('"model_type": "llava"', '"model_type": "odd", "auto_map": {"AutoConfig": "odd.Odd"}')

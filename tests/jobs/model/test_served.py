@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
-from tests.jobs import checkpoints
 
 from mmjobs.model import adapters, parts
 from mmjobs.model.build import BuiltModel, build
 from mmjobs.model.checksum import checksum
 from mmjobs.model.served import Served, introduce
+from mmjobs.model.toys import models as toys
 from mmlaunch.errors import BadInput
 from mmlaunch.recipe import Recipe
 from mmlaunch.recipe.model import Model
@@ -67,7 +67,7 @@ def test_adapters_are_merged_on_the_way_and_stay(
 
 @pytest.mark.parametrize("family", ["qwen2_vl", "llava"])
 def test_names_are_those_of_the_family(tmp_path: Path, family: str) -> None:
-    folder = checkpoints.SEEING[family](tmp_path / family)
+    folder = toys.SEEING[family](tmp_path / family)
     built = build(Model.model_validate({"pretrained": str(folder)}))
     found, expected = served(built, tmp_path / "served", "bf16"), saved(built.network, tmp_path / "saved")
     assert set(found) == set(expected)

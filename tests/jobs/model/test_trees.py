@@ -10,10 +10,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.jobs import checkpoints
 
 from mmjobs.model import trees
 from mmjobs.model.build import build
+from mmjobs.model.toys import models as toys
 from mmlaunch.errors import BadInput
 from mmlaunch.recipe.model import Model
 
@@ -36,7 +36,7 @@ def test_segments_and_mask_say_the_same(shape: list[list[int]]) -> None:
 
 def loaded(folder: Path, kind: str, **shape: Any) -> Any:
     """A toy checkpoint of a family, as a run would have it."""
-    return build(Model.model_validate({"pretrained": str(checkpoints.in_turns(folder, kind, **shape))})).network
+    return build(Model.model_validate({"pretrained": str(toys.in_turns(folder, kind, **shape))})).network
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-from tests.jobs import checkpoints
 
+from mmjobs.model.toys import models as toys
 from mmjobs.objectives import preference
 from mmlaunch.recipe import Recipe
 
@@ -155,7 +155,7 @@ def test_text_models_learn_preferences(job: Jobs, tiny: Recipes, tmp_path: Any, 
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     run = job("run")
     recipe = tiny(
-        model={"pretrained": str(checkpoints.gemma(tmp_path / "gemma"))}, objective=objective, steps=12, data__eval=[],
+        model={"pretrained": str(toys.gemma(tmp_path / "gemma"))}, objective=objective, steps=12, data__eval=[],
         data__train={"path": str(tmp_path / "rows.jsonl"), "format": "trl", "images": "none"}, optim__lr=0.01,
         batch={"global": 8, "tokens_per_gpu": 200}, data__max_tokens=60,
     )  # fmt: skip

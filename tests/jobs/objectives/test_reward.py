@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from tests.jobs import checkpoints
 from transformers import AutoModelForSequenceClassification, LlamaConfig, LlamaForCausalLM
 
 from mmjobs.data.batch import collate
@@ -20,6 +19,7 @@ from mmjobs.data.encode import Processor
 from mmjobs.data.example import Answer, Example, Origin, Turn
 from mmjobs.model import tokens
 from mmjobs.model.build import build
+from mmjobs.model.toys import models as toys
 from mmjobs.objectives.reward import Reward
 from mmjobs.tasks.export import export
 from mmlaunch.recipe import Recipe
@@ -92,7 +92,7 @@ def llama(folder: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("make", [checkpoints.gemma, llama], ids=["tied", "untied"])
+@pytest.mark.parametrize("make", [toys.gemma, llama], ids=["tied", "untied"])
 def test_a_text_reward_model_is_a_classifier_of_transformers(
     job: Jobs, tiny: Recipes, tmp_path: Path, make: Callable[[Path], Path]
 ) -> None:

@@ -30,7 +30,6 @@ from typing import Any
 
 import pytest
 import torch
-from tests.jobs import checkpoints
 
 from mmjobs.data.batch import Batch, collate
 from mmjobs.data.chat import Tokens
@@ -40,6 +39,8 @@ from mmjobs.data.formats import shapes
 from mmjobs.model.build import BuiltModel, build
 from mmjobs.model.generate import Vocabulary, generate
 from mmjobs.model.sampling import Draws, draw
+from mmjobs.model.toys import models as toys
+from mmjobs.model.toys import tokenizers
 from mmjobs.objectives.forward import answer_log_probs
 from mmjobs.objectives.policy import VALID
 from mmjobs.objectives.value import RETURN, Value, values_of
@@ -82,7 +83,7 @@ def batch_of(built: BuiltModel, prompts: Sequence[Encoded], answers: Sequence[Se
 @pytest.mark.parametrize("kind", SEEING)
 def test_a_critic_of_each_architecture_learns_a_constant(tmp_path: Path, kind: str) -> None:
     """D16, and D4 beside it: an answer of one token; a prompt without an image."""
-    built, processor = loaded(getattr(checkpoints, kind)(tmp_path), scoring_head=True)
+    built, processor = loaded(getattr(toys, kind)(tmp_path), scoring_head=True)
     torch.nn.init.zeros_(built.network.get_parameter("score.weight"))
     prompts = [processor.prompt(one) for one in (shapes.example(1), text("Hi"), shapes.example(2))]
     batch = batch_of(built, prompts, [[40, 41, 42], [43], [44, 45]], **{RETURN: 0.7, VALID: 1.0})
@@ -106,7 +107,7 @@ def test_a_critic_of_each_architecture_learns_a_constant(tmp_path: Path, kind: s
 @pytest.mark.parametrize("kind", SEEING)
 def test_an_answer_has_the_same_log_probabilities_beside_others(tmp_path: Path, kind: str) -> None:
     """D17: prompts of other lengths, with and without an image, must not move what a row sees."""
-    built, processor = loaded(getattr(checkpoints, kind)(tmp_path))
+    built, processor = loaded(getattr(toys, kind)(tmp_path))
     built.network.double()
     long = text("What is it, and where does it stand in the picture?")
     prompts = [processor.prompt(one) for one in (shapes.example(1), long, shapes.example(2), text("Hi"))]
@@ -125,7 +126,7 @@ def test_an_answer_has_the_same_log_probabilities_beside_others(tmp_path: Path, 
 @pytest.mark.parametrize("kind", SEEING)
 def test_image_tokens_and_special_tokens_are_never_drawn(tmp_path: Path, kind: str) -> None:
     """D19: however likely they are; only what ends an answer may come."""
-    built, _ = loaded(getattr(checkpoints, kind)(tmp_path))
+    built, _ = loaded(getattr(toys, kind)(tmp_path))
     tokenizer, vocabulary = built.chat.tokenizer, Vocabulary(built.network, built.chat, Sampling())
     special = {*tokenizer.all_special_ids, built.chat.image_id} - set(vocabulary.stops)
     assert len(special) > 1 and tokenizer.eos_token_id in vocabulary.stops
@@ -140,9 +141,9 @@ def test_image_tokens_and_special_tokens_are_never_drawn(tmp_path: Path, kind: s
 
 def test_the_end_is_learnt_where_it_is_the_padding_too(tmp_path: Path) -> None:
     """D2: a mask from ids would take the token away that ends an answer, and its reward with it."""
-    tokenizer = checkpoints.llama3_tokenizer()
+    tokenizer = tokenizers.llama3_tokenizer()
     tokenizer.pad_token = tokenizer.eos_token
-    built, processor = loaded(checkpoints.llama(tmp_path, tokenizer), chat_template="llama-3")
+    built, processor = loaded(toys.llama(tmp_path, tokenizer), chat_template="llama-3")
     end = built.chat.tokenizer.pad_token_id
     sampling = Sampling(max_new_tokens=30, answers=16)
     vocabulary, prompts = (

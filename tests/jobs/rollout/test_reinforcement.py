@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.jobs import checkpoints
 
+from mmjobs.model.toys import models as toys
+from mmjobs.model.toys import tokenizers
 from mmlaunch.recipe import Recipe
 from mmlaunch.recipe.check import recipe_of
 
@@ -339,11 +340,11 @@ def test_other_families_run(runs: Any, tmp_path: Path, kind: str) -> None:
     """Image-text models with their own processor, rows without branches, and models of text alone."""
     text = kind in ("llama", "gemma2")
     if kind == "llama":
-        folder = checkpoints.llama(tmp_path / "model", checkpoints.llama3_tokenizer())
+        folder = toys.llama(tmp_path / "model", tokenizers.llama3_tokenizer())
     elif kind == "gemma2":
-        folder = checkpoints.in_turns(tmp_path / "model", kind, head_dim=8, query_pre_attn_scalar=8)
+        folder = toys.in_turns(tmp_path / "model", kind, head_dim=8, query_pre_attn_scalar=8)
     else:
-        folder = getattr(checkpoints, kind)(tmp_path / "model")
+        folder = getattr(toys, kind)(tmp_path / "model")
     rows = [{"prompt": f"What is {number} and one?"} for number in range(30)]
     (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     prompts = (

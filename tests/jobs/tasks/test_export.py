@@ -11,7 +11,6 @@ import pytest
 import torch
 import transformers as hf
 from PIL import Image
-from tests.jobs import checkpoints
 from tests.jobs.model.test_pretrained import png
 
 from mmjobs.data.encode import Processor
@@ -19,6 +18,8 @@ from mmjobs.data.example import Example
 from mmjobs.data.formats.registry import parts
 from mmjobs.model.build import BuiltModel, build
 from mmjobs.model.restore import restore
+from mmjobs.model.toys import models as toys
+from mmjobs.model.toys import tokenizers
 from mmjobs.tasks.export import export
 from mmjobs.train.processor_parity import compare
 from mmlaunch.errors import BadInput
@@ -37,9 +38,9 @@ QUESTION = "What is it?"
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Parts of models, and LLaVA's rows with none, one and two images."""
     folder = tmp_path_factory.mktemp("export")
-    checkpoints.clip(folder / "clip")
-    checkpoints.llama(folder / "llama3", checkpoints.llama3_tokenizer())
-    checkpoints.llama(folder / "llama2", checkpoints.llama2_tokenizer())
+    toys.clip(folder / "clip")
+    toys.llama(folder / "llama3", tokenizers.llama3_tokenizer())
+    toys.llama(folder / "llama2", tokenizers.llama2_tokenizer())
     (folder / "a.png").write_bytes(png(80, 60))
     (folder / "b.png").write_bytes(png(30, 90))
     rows = [

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import torch
 import transformers as hf
-from tests.jobs import checkpoints
 
 from mmjobs.data.encode import Processor
 from mmjobs.data.example import IMAGE, BadRow, Turn
@@ -19,6 +18,8 @@ from mmjobs.data.formats import shapes
 from mmjobs.data.images.preprocess import Processed
 from mmjobs.model import log_probs, trees
 from mmjobs.model.build import build
+from mmjobs.model.toys import models as toys
+from mmjobs.model.toys import tokenizers
 from mmjobs.tasks.export import export
 from mmlaunch.errors import BadInput
 from mmlaunch.recipe import Recipe
@@ -62,7 +63,7 @@ def source(folder: Path) -> dict[str, Any]:
 @pytest.mark.parametrize("case", REFUSED)
 def test_what_is_not_exact_is_refused(job: Jobs, tiny: Recipes, tmp_path: Path, case: str) -> None:
     kind, shape, changes, words = REFUSED[case]
-    folder = checkpoints.in_turns(tmp_path / kind, kind, **shape)
+    folder = toys.in_turns(tmp_path / kind, kind, **shape)
     data = {"train": source(tmp_path), "eval": [], "workers": 0, "max_tokens": 128}
     run = job("run")
     assert run.run(tiny(model={"pretrained": str(folder)}, data=data, **changes)) == [94], run.log()
@@ -71,12 +72,12 @@ def test_what_is_not_exact_is_refused(job: Jobs, tiny: Recipes, tmp_path: Path, 
 
 def test_a_reward_model_is_proved_by_the_state_that_its_head_reads(job: Jobs, tiny: Recipes, tmp_path: Path) -> None:
     """Words of another scale do not matter to it; answers that see each other do."""
-    folder = checkpoints.in_turns(tmp_path / "words", "hyperclovax", logits_scaling=3.0)
+    folder = toys.in_turns(tmp_path / "words", "hyperclovax", logits_scaling=3.0)
     changes = {"objective": "reward", "data": {"train": source(tmp_path), "eval": [], "workers": 0}, "steps": 1}
     assert (run := job("run")).run(tiny(model={"pretrained": str(folder)}, **changes)) == [0], run.log()
     broken = job("broken")
     broken.prepare = _opened
-    folder = checkpoints.in_turns(tmp_path / "llama", "llama")
+    folder = toys.in_turns(tmp_path / "llama", "llama")
     assert broken.run(tiny(model={"pretrained": str(folder)}, **changes)) == [94]
     assert "the last states of 4 answers are" in broken.log()
 
@@ -96,8 +97,8 @@ def test_scores_are_scaled_as_each_class_does_it(tmp_path: Path, kind: str) -> N
         "granite": {"logits_scaling": 4.0}, "cohere": {"logit_scale": 0.25},
         "gemma2": {"head_dim": 8, "query_pre_attn_scalar": 8, "final_logit_softcapping": 3.0},
     }[kind]  # fmt: skip
-    alone = checkpoints.in_turns(tmp_path / kind, kind, **text)
-    seeing = checkpoints.llava(tmp_path / "seeing", text={"kind": kind, **text})
+    alone = toys.in_turns(tmp_path / kind, kind, **text)
+    seeing = toys.llava(tmp_path / "seeing", text={"kind": kind, **text})
     for folder in (alone, seeing):
         network: Any = build(Model.model_validate({"pretrained": str(folder)})).network.eval()
         ids = torch.arange(20, 32)[None]
@@ -109,9 +110,7 @@ def test_scores_are_scaled_as_each_class_does_it(tmp_path: Path, kind: str) -> N
 
 
 def test_no_dropout_is_left_over_from_pretraining(tmp_path: Path) -> None:
-    folder = checkpoints.in_turns(
-        tmp_path / "opt", "opt", ffn_dim=48, word_embed_proj_dim=32, dropout=0.5, layerdrop=0.5
-    )
+    folder = toys.in_turns(tmp_path / "opt", "opt", ffn_dim=48, word_embed_proj_dim=32, dropout=0.5, layerdrop=0.5)
     network: Any = build(Model.model_validate({"pretrained": str(folder)})).network.train()
     first, again = (network(input_ids=torch.arange(20, 40)[None]).logits for _ in range(2))
     assert torch.equal(first, again)
@@ -119,7 +118,7 @@ def test_no_dropout_is_left_over_from_pretraining(tmp_path: Path) -> None:
 
 def test_images_that_see_each_other_are_marked(tmp_path: Path) -> None:
     """Gemma 3's processor says which tokens are images; PaliGemma's marks the answers, which have others here."""
-    made = build(Model.model_validate({"pretrained": str(checkpoints.gemma3(tmp_path / "gemma3"))}))
+    made = build(Model.model_validate({"pretrained": str(toys.gemma3(tmp_path / "gemma3"))}))
     pixels = made.pixels
     assert isinstance(pixels, Processed)
     tokens, seen = pixels.blank()
@@ -127,11 +126,11 @@ def test_images_that_see_each_other_are_marked(tmp_path: Path) -> None:
     marks = pixels.join([seen, seen], ids)["token_type_ids"]
     assert torch.equal(marks, (ids == made.network.config.image_token_id).long()) and marks.sum() == 8
     with pytest.raises(BadInput, match="its processor also makes labels, token_type_ids"):
-        build(Model.model_validate({"pretrained": str(checkpoints.paligemma(tmp_path / "paligemma"))}))
+        build(Model.model_validate({"pretrained": str(toys.paligemma(tmp_path / "paligemma"))}))
 
 
 def test_mmca_stands_on_plain_attention_only(tiny: Recipes, tmp_path: Path) -> None:
-    folder = checkpoints.in_turns(tmp_path / "gemma2", "gemma2", head_dim=8, query_pre_attn_scalar=8)
+    folder = toys.in_turns(tmp_path / "gemma2", "gemma2", head_dim=8, query_pre_attn_scalar=8)
     vision = {"random": {"width": 16, "layers": 2, "heads": 2, "image_size": 16, "patch": 8}}
     recipe = tiny(model={"vision": vision, "language": {"path": str(folder)}, "attention": "mmca"})
     with pytest.raises(BadInput, match=r"model.attention: mmca knows no windows .* \(gemma2\)"):
@@ -141,10 +140,10 @@ def test_mmca_stands_on_plain_attention_only(tiny: Recipes, tmp_path: Path) -> N
 @pytest.mark.parametrize("padding", ["end", "none"])
 def test_a_reward_model_reads_the_end_of_an_answer(job: Jobs, tiny: Recipes, tmp_path: Path, padding: str) -> None:
     """As a classifier of transformers too, whose batches are padded with what the checkpoint had for it."""
-    tokenizer = checkpoints.llama2_tokenizer()
-    tokenizer.chat_template = checkpoints.TURNS
+    tokenizer = tokenizers.llama2_tokenizer()
+    tokenizer.chat_template = tokenizers.TURNS
     tokenizer.pad_token = tokenizer.eos_token if padding == "end" else None
-    folder = checkpoints.llama(tmp_path / "text", tokenizer)
+    folder = toys.llama(tmp_path / "text", tokenizer)
     data = {"train": source(tmp_path), "eval": [], "workers": 0}
     run = job("run")
     assert run.run(tiny(model={"pretrained": str(folder)}, data=data, objective="reward", steps=2)) == [0], run.log()
@@ -163,7 +162,7 @@ def test_a_reward_model_reads_the_end_of_an_answer(job: Jobs, tiny: Recipes, tmp
 
 def test_several_images_that_are_read_otherwise_are_refused(tmp_path: Path) -> None:
     """LLaVA-OneVision makes fewer tokens of each image where there are several."""
-    made = build(Model.model_validate({"pretrained": str(checkpoints.onevision(tmp_path / "onevision"))}))
+    made = build(Model.model_validate({"pretrained": str(toys.onevision(tmp_path / "onevision"))}))
     processor = Processor(made.chat, made.pixels, 600, requirements=Requirements(most=1))
     one = shapes.example(0)
     assert processor.encode(one).prompt.ids.count(made.chat.image_id or 0) > 1

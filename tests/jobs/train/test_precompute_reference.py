@@ -16,7 +16,6 @@ import pytest
 import safetensors.torch
 import torch
 from PIL import Image
-from tests.jobs import checkpoints
 from tests.jobs.small import PROCESSOR, mixed
 
 from mmjobs.data.batch import collate
@@ -24,6 +23,7 @@ from mmjobs.data.encode import Processor
 from mmjobs.data.formats import shapes
 from mmjobs.data.loader import Examples
 from mmjobs.model.build import build
+from mmjobs.model.toys import models as toys
 from mmjobs.objectives.adapter_off import adapter_off
 from mmjobs.objectives.forward import answer_token_log_probs
 from mmjobs.train import precompute_reference
@@ -70,7 +70,7 @@ def test_what_has_learnt_nothing_is_rewarded_for_nothing(job: Jobs, tiny: Recipe
 
 def test_who_would_say_something_else_is_asked_again(job: Jobs, tiny: Recipes, tmp_path: Path) -> None:
     """The weights are the same each time; what is computed with them is not."""
-    folder = checkpoints.clip(tmp_path / "clip")
+    folder = toys.clip(tmp_path / "clip")
     other, same = (Path(shutil.copytree(folder, tmp_path / name)) for name in ("other clip", "same clip"))
     colours = json.loads((other / "preprocessor_config.json").read_text())
     (other / "preprocessor_config.json").write_text(json.dumps({**colours, "image_mean": [0.1, 0.2, 0.3]}))

@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from tests.jobs import checkpoints
 from tests.runs import ended, losses, mmlaunch, submit, wait_for
 
+from mmjobs.model.toys import models as toys
+from mmjobs.model.toys import tokenizers
 from mmlaunch.run import ledger
 from mmlaunch.run.paths import RunPaths
 
@@ -59,8 +60,8 @@ print(len(processor.batch_decode(made)) == 1, "mmjobs" in sys.modules)
 def world(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Tiny checkpoints, images and rows, one of them broken."""
     folder = tmp_path_factory.mktemp("world")
-    checkpoints.clip(folder / "clip")
-    checkpoints.llama(folder / "llama", checkpoints.llama3_tokenizer())
+    toys.clip(folder / "clip")
+    toys.llama(folder / "llama", tokenizers.llama3_tokenizer())
     (folder / "images").mkdir()
     rows = []
     for number in range(12):
