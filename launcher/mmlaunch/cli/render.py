@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -49,8 +50,15 @@ def render(
     from mmlaunch.submit import pipeline  # a single recipe does not wait for all that submits runs
 
     chosen = selection or pipeline.Selection()
-    for stage, prepared in pipeline.prepare_pipeline(load_pipeline(recipe, overrides, also), cluster, chosen).new:
-        click.echo(f"##### stage {stage.name}: {prepared.plan.run.name}")
+    whole = pipeline.prepare_pipeline(load_pipeline(recipe, overrides, also), cluster, chosen)
+    show_all([(stage.name, prepared) for stage, prepared in whole.new], what)
+
+
+def show_all(runs: Sequence[tuple[str, Prepared]], what: str = "script") -> None:
+    """Print one of the texts of several runs, each with its stage if it has one."""
+    for stage, prepared in runs:
+        if stage:
+            click.echo(f"##### stage {stage}: {prepared.plan.run.name}")
         _print(prepared, what)
 
 

@@ -28,7 +28,8 @@ from mmlaunch.submit.submission import submit
     epilog="\b\nExamples:\n  mmlaunch submit recipes/quickstart.yaml --follow\n"
     "  mmlaunch submit recipes/dpo_llama3.yaml -s optim.lr=1e-6 -s resources.nodes=2\n"
     "  mmlaunch submit my.yaml --cluster local\n  mmlaunch submit recipes/rlhf_llama3.yaml --until reward\n"
-    "  mmlaunch submit my.yaml -s optim.lr=1e-6,5e-7 -s seed=1..3 --sweep"
+    "  mmlaunch submit my.yaml -s optim.lr=1e-6,5e-7 -s seed=1..3 --sweep\n"
+    "  mmlaunch submit recipes/ppo_llama3.yaml --toy --follow"
 )
 @options.recipe()
 @options.overrides
@@ -45,6 +46,7 @@ from mmlaunch.submit.submission import submit
     metavar="N",
     help="Of a sweep: all points train a little, one in N goes on, and so again up to all steps.",
 )
+@click.option("--toy", is_flag=True, help="Rehearse it here: tiny random models, generated data, two steps, on CPU.")
 @click.option("--dry-run", is_flag=True, help="Check everything and print the job scripts; nothing is written.")
 @options.as_json
 def command(
@@ -58,6 +60,7 @@ def command(
     sweep: bool,
     at_once: int | None,
     halving: int | None,
+    toy: bool,
     dry_run: bool,
     as_json: bool,
 ) -> None:
@@ -65,11 +68,15 @@ def command(
 
     A recipe with stages is a pipeline: all stages are checked, and each begins once those that it needs are done.
     Stages of the same content that are done already are not run again. With --sweep, a value of -s may be a list, and
-    each combination is a run; mmlaunch table compares them.
+    each combination is a run; mmlaunch table compares them. With --toy, the whole recipe is rehearsed with tiny models
+    of the same classes and generated data of the same formats, every other field kept, before it queues for a day.
     """
     if as_json and follow:
         raise click.UsageError("--json and --follow write to the same place; use mmlaunch status --json instead")
     selection = Selection(first, last, only)
+    if toy:
+        _rehearse(recipe, overrides, cluster, selection, follow, dry_run, as_json, sweep or at_once is not None)
+        return
     if sweep:
         from mmlaunch.cli.submit_pipeline import sweep as submit_points
 
@@ -87,9 +94,53 @@ def command(
 
         submit_all(recipe, overrides, cluster, selection, follow, as_json)
         return
+    _no_stages(recipe, selection)
+    _done(submit(load_recipe(recipe, overrides, partial(choose.misfits, cluster)), cluster), follow, as_json)
+
+
+def _no_stages(recipe: str, selection: Selection) -> None:
     if selection != Selection():
         raise click.UsageError(f"--from, --until and --only choose stages of a pipeline, and {recipe} is one recipe")
-    prepared = submit(load_recipe(recipe, overrides, partial(choose.misfits, cluster)), cluster)
+
+
+def _rehearse(
+    recipe: str,
+    overrides: tuple[str, ...],
+    cluster: str | None,
+    selection: Selection,
+    follow: bool,
+    dry_run: bool,
+    as_json: bool,
+    sweep: bool,
+) -> None:
+    """Submit a recipe or a pipeline as a toy."""
+    from mmlaunch.cli import submit_toy
+
+    if sweep:
+        raise click.UsageError("--toy rehearses one recipe; leave out --sweep and its lists of values")
+    if not is_pipeline(recipe):
+        _no_stages(recipe, selection)
+    where = cluster or submit_toy.CLUSTER
+    made = submit_toy.toy_of(recipe, overrides, where)
+    if dry_run:
+        from mmlaunch.cli.render import show_all
+
+        submit_toy.say(made)
+        show_all(submit_toy.prepared(made, where, selection))
+        return
+    if not as_json:
+        submit_toy.say(made)
+    submitted = submit_toy.submit(made, where, selection)
+    if isinstance(submitted, Prepared):
+        _done(submitted, follow, as_json)
+    else:
+        from mmlaunch.cli.submit_pipeline import say as say_stages
+
+        say_stages(submitted, follow, as_json)
+
+
+def _done(prepared: Prepared, follow: bool, as_json: bool) -> None:
+    """Say what was submitted, and stay if the user wants that."""
     if as_json:
         click.echo(json.dumps(_record(prepared)))
     else:

@@ -20,7 +20,7 @@ def submit(
 ) -> None:
     """Submit a pipeline, and say what was submitted."""
     loaded = load_pipeline(path, overrides, partial(choose.misfits, cluster))
-    _say(submit_pipeline(loaded, cluster, selection), follow, as_json)
+    say(submit_pipeline(loaded, cluster, selection), follow, as_json)
 
 
 def sweep(
@@ -42,10 +42,10 @@ def sweep(
         return
     if whole.new:
         submit_prepared(whole)
-    _say(whole, follow, as_json)
+    say(whole, follow, as_json)
 
 
-def _say(whole: PreparedPipeline, follow: bool, as_json: bool) -> None:
+def say(whole: PreparedPipeline, follow: bool, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(_record(whole)))
     else:

@@ -12,7 +12,7 @@ from mmlaunch.load.text import parse_value
 _PART = re.compile(r"([^.\[\]=]+)|\[([0-9]{1,9})\]")
 _NUMBER = re.compile(r"[0-9]{1,9}")
 _DEEPEST = 100
-_ONE_IS_A_LIST = (("data", "train"), ("data", "eval"), ("objective", "rewards"))
+_ONE_IS_A_LIST = (("data", "train"), ("data", "input"), ("data", "eval"), ("objective", "rewards"))
 """The keys whose list of one element may be written without the list."""
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,6 +64,13 @@ def opened(path: Path, split: str | None) -> Saved:
     if not len(table):
         raise BadInput(f"{path}: holds no rows; it needs at least one")
     return Saved(str(path), table.with_format("arrow"))
+
+
+def write(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Rows as one parquet file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _library() as datasets:
+        datasets.Dataset.from_list(list(rows)).to_parquet(str(path))
 
 
 @contextmanager

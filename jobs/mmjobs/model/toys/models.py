@@ -39,9 +39,10 @@ def vision_config(**more: Any) -> Any:
     return hf.CLIPVisionConfig(**{**shape, **more}, projection_dim=16, initializer_range=0.2)
 
 
-def clip(folder: Path, whole: bool = True) -> Path:
+def clip(folder: Path, whole: bool = True, layers: int = 3) -> Path:
     """A CLIP with both of its towers, as the hub has it, or the vision tower alone."""
     torch.manual_seed(1)
+    seen = vision_config(num_hidden_layers=layers)
     if whole:
         text = {
             "hidden_size": 16,
@@ -50,11 +51,10 @@ def clip(folder: Path, whole: bool = True) -> Path:
             "num_attention_heads": 2,
             "vocab_size": 50,
         }
-        hf.CLIPModel(
-            hf.CLIPConfig(text_config=text, vision_config=vision_config().to_dict(), projection_dim=16)
-        ).save_pretrained(folder)
+        config = hf.CLIPConfig(text_config=text, vision_config=seen.to_dict(), projection_dim=16)
+        hf.CLIPModel(config).save_pretrained(folder)
     else:
-        hf.CLIPVisionModel(vision_config()).save_pretrained(folder)
+        hf.CLIPVisionModel(seen).save_pretrained(folder)
     square = {"height": 28, "width": 28}
     hf.CLIPImageProcessorPil(size={"shortest_edge": 28}, crop_size=square, image_mean=[0.4, 0.5, 0.6]).save_pretrained(
         folder

@@ -1,0 +1,102 @@
+"""The sizes of a toy: a few steps, small batches and short answers on this machine's CPU; all that they need to fit."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Iterator
+from typing import Any
+
+from mmlaunch.recipe import Recipe
+from mmlaunch.recipe.environment import passed
+from mmlaunch.recipe.inference import Generating, Inference
+from mmlaunch.recipe.reinforcement import Ppo, Reinforcement
+
+STEPS, TOKENS, ANSWERS, EXAMPLES, SHARDS, TIME = 2, 8, 4, 2, 2, 3600
+"""Steps; tokens and number of answers; examples of a rank; shards; the time limit."""
+Change = tuple[str, Any, Any]
+"""A field, what the recipe says, and what the toy says."""
+
+
+def sizes(recipe: Recipe, given: Collection[str]) -> Iterator[Change]:
+    """What changes; a field that the user has `given` on the command line stays, and the others follow it."""
+    ranks = min(2, recipe.resources.world)
+    yield from _machine(recipe, ranks)
+    if recipe.trains:
+        yield from _length(recipe, given)
+        yield from _batch(recipe, ranks, given)
+    yield from _answers(recipe)
+    yield from _shards(recipe)
+
+
+def _machine(recipe: Recipe, ranks: int) -> Iterator[Change]:
+    own = recipe.resources
+    yield "resources.nodes", own.nodes, 1
+    yield "resources.gpus_per_node", own.gpus_per_node, 0
+    yield "resources.tasks_per_node", own.tasks_per_node, ranks
+    if own.time > TIME:
+        yield "resources.time", f"{own.time}s", f"{TIME}s"
+    for name in ("partition", "account", "qos", "memory", "cpus_per_rank"):
+        yield f"resources.{name}", getattr(own, name), None
+    yield "data.workers", recipe.data.workers, min(recipe.data.workers, 1)
+    yield "deepspeed.offload", recipe.deepspeed.offload, "none"
+    if recipe.precision == "fp16":  # needs a GPU
+        yield "precision", "fp16", "bf16"
+        if recipe.model.weights == "fp16":
+            yield "model.weights", "fp16", "auto"
+    names = [name for name in passed(recipe.env) if name not in os.environ]
+    yield "env", recipe.env, [entry for entry in recipe.env if entry not in names]
+    yield "restarts.crash", recipe.restarts.crash, 0
+    yield "log.every", recipe.log.every, 1
+
+
+def _length(recipe: Recipe, given: Collection[str]) -> Iterator[Change]:
+    steps = recipe.steps
+    if not {"steps", "epochs"} & set(given):
+        steps = STEPS
+        yield "epochs", recipe.epochs, None
+        yield "steps", recipe.steps, steps
+    warmup = recipe.optim.warmup.steps
+    if warmup is not None and steps is not None and warmup > steps:
+        yield "optim.warmup", str(recipe.optim.warmup), "1 steps"
+
+
+def _batch(recipe: Recipe, ranks: int, given: Collection[str]) -> Iterator[Change]:
+    learnt, group = recipe.objective, 1
+    if isinstance(learnt, Reinforcement):
+        answers = learnt.sampling.answers
+        group = answers if "objective.sampling.answers" in given else min(answers, ANSWERS)
+    examples = recipe.batch.examples if "batch.global" in given else ranks * max(group, EXAMPLES)
+    if isinstance(learnt, Reinforcement) and examples % group == 0:
+        examples_then = recipe.batch.examples
+        yield "objective.rollouts", learnt.rollouts, examples * min(2, max(1, learnt.rollouts // examples_then))
+    yield "batch.global", recipe.batch.examples, examples
+    if recipe.batch.micro is not None:
+        yield "batch.micro", recipe.batch.micro, group
+
+
+def _answers(recipe: Recipe) -> Iterator[Change]:
+    task = recipe.objective
+    if not isinstance(task, (Reinforcement, Generating)):
+        return
+    own = task.sampling
+    yield "objective.sampling.max_new_tokens", own.max_new_tokens, min(own.max_new_tokens, TOKENS)
+    yield "objective.sampling.min_new_tokens", own.min_new_tokens, min(own.min_new_tokens, TOKENS - 1)
+    yield "objective.sampling.answers", own.answers, min(own.answers, ANSWERS)
+    if not isinstance(task, Reinforcement):
+        return
+    if (overlong := task.shaping.overlong) is not None:
+        yield "objective.shaping.overlong.margin", overlong.margin, min(overlong.margin, TOKENS // 2)
+    if task.groups is not None:  # all answers of a toy are wrong: none of its groups may be dropped for that
+        yield "objective.groups.low", task.groups.low, -1e9
+        yield "objective.groups.high", task.groups.high, 1e9
+    yield "objective.engine", task.engine and task.engine.kind, None
+    if isinstance(task, Ppo):
+        yield "objective.critic.warmup_steps", task.critic.warmup_steps, min(task.critic.warmup_steps, 1)
+        yield "objective.critic.offload", task.critic.offload, task.critic.offload and "none"
+
+
+def _shards(recipe: Recipe) -> Iterator[Change]:
+    task = recipe.objective
+    if isinstance(task, Inference):
+        yield "objective.shards", task.shards, min(task.shards, SHARDS)
+        yield "objective.window", task.window, min(task.window, task.batch)
