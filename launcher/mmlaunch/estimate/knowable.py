@@ -21,9 +21,14 @@ def contradictions(recipe: Recipe) -> list[Problem]:
         what = f"pixel_shuffle needs an even number of patches a side, and the encoder has {network.vision.side}"
         problems.append(Problem(("model", "projector"), what, "write projector: mlp, or another encoder"))
     sources = [*recipe.data.train, *recipe.data.input, *recipe.data.eval]
-    if network.features >= recipe.data.max_tokens and all(
-        source.images != "none" and (FORMATS[source.format].image_folder or FORMATS[source.format].generated)
-        for source in sources
+    fixed = not network.vision.any_size
+    if (
+        fixed
+        and network.features >= recipe.data.max_tokens
+        and all(
+            source.images != "none" and (FORMATS[source.format].image_folder or FORMATS[source.format].generated)
+            for source in sources
+        )
     ):
         what = f"an image alone has {network.features} tokens, so no example with one fits"
         problems.append(Problem(("data", "max_tokens"), what, f"write more than {network.features}"))

@@ -14,10 +14,11 @@ BY_NAME = (
     ("internvl", "internvl"), ("qwen25vl", "qwen2_5_vl"), ("qwen2vl", "qwen2_vl"),
     ("llavaonevision", "llava_onevision"), ("llavav16", "llava_next"), ("llavanext", "llava_next"),
     ("llava", "llava"), ("idefics2", "idefics2"),
-    ("paligemma", "paligemma"), ("gemma3", "gemma3"), ("gemma2", "gemma2"), ("gemma", "gemma"), ("clip", "clip"),
+    ("paligemma", "paligemma"), ("gemma3(?!b)", "gemma3"), ("gemma2(?!b)", "gemma2"), ("gemma", "gemma"),
+    ("clip", "clip"),
     ("llama", "llama"), ("vicuna", "llama"), ("mistral", "mistral"), ("qwen3", "qwen3"), ("qwen2", "qwen2"),
 )  # fmt: skip
-"""What a name without a config.json is taken for: the first of these words that it has."""
+"""What a name without a config.json is taken for: the first of these that its letters and digits match."""
 LARGE = 100_000
 """Llama-2's vocabulary is smaller, that of Llama-3 larger."""
 FEWEST_LAYERS = 3
@@ -82,7 +83,7 @@ def _config(name: str) -> dict[str, Any]:
 
 def _by_name(name: str) -> str | None:
     plain = _plain(name)
-    return next((family for word, family in BY_NAME if word in plain), None)
+    return next((family for word, family in BY_NAME if re.search(word, plain)), None)
 
 
 def _plain(name: str) -> str:

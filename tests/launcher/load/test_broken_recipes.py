@@ -585,6 +585,18 @@ def test_what_shapes_contradict_is_told_before_anything_is_queued(write: Callabl
         load_recipe(write(text), odd)
 
 
+def test_an_encoder_of_any_image_size_contradicts_no_length() -> None:
+    """Qwen2-VL makes few tokens of a small image: 1,024 are those of a large one."""
+    assert (
+        contradictions(
+            load_recipe(
+                "recipes/grpo_qwen2vl.yaml", ["data.max_tokens=1000", "objective.sampling.max_new_tokens=64"]
+            ).recipe
+        )
+        == []
+    )
+
+
 def test_a_cluster_adds_its_mistakes_to_those_of_the_recipe(write: Callable[..., Path]) -> None:
     path = write(BASE.replace("lr: 5e-6", "lr: fast").replace("attention: plain", "attention: mcma"))
     with pytest.raises(RecipeError) as caught:

@@ -62,6 +62,11 @@ class Encoder:
         return self.kind != "qwen2_5_vl_vision" and self.options.get("norm_type") != "rms_norm"
 
     @property
+    def any_size(self) -> bool:
+        """Whether it reads images of any size: `image` is then the side of a large one."""
+        return self.kind.startswith("qwen")
+
+    @property
     def gated(self) -> bool:
         return self.kind == "qwen2_5_vl_vision"
 
