@@ -87,7 +87,8 @@ def _write_sets(toy: ToyData, kind: Format, path: Path) -> None:
 
 
 def _fitted(toy: ToyData, kind: Format, place: int) -> Example:
-    example, holds = _example(toy, place), OF_OWN.get(kind.name, kind.holds)
+    holds = OF_OWN.get(kind.name, kind.holds)
+    example = _example(toy if holds.images else replace(toy, images=False), place)
     count = max(holds.fewest, min(toy.answers, holds.most))
     example = replace(example, answers=example.answers[:count])
     return fitted(example, holds, [*PARTS])[0]

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mmlaunch.cli.columns import show
-from mmlaunch.load import load_recipe
-from mmlaunch.load.pipeline import is_pipeline, load_pipeline
+from mmlaunch.load.pipeline import is_pipeline
 from mmlaunch.submit import toy
 from mmlaunch.submit.pipeline import PreparedPipeline, Selection, prepare_pipeline, submit_pipeline
 from mmlaunch.submit.prepare import Prepared, prepare
@@ -21,9 +20,7 @@ CLUSTER = "local"
 
 def toy_of(path: str, overrides: tuple[str, ...], cluster: str) -> toy.Toy | toy.ToyPipeline:
     """The toy of a recipe or of a pipeline."""
-    if is_pipeline(path):
-        return toy.together(load_pipeline(path, overrides), cluster)
-    return toy.alone(load_recipe(path, overrides), cluster)
+    return (toy.together if is_pipeline(path) else toy.alone)(path, overrides, cluster)
 
 
 def submit(made: toy.Toy | toy.ToyPipeline, cluster: str, selection: Selection) -> Prepared | PreparedPipeline:

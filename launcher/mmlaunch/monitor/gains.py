@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from mmlaunch.recipe.reward_functions import FUNCTIONS, LOWER_IS_BETTER
 from mmlaunch.run import ledger
 from mmlaunch.run.paths import RunPaths
 
@@ -14,9 +15,9 @@ MEASURES = ("right", "accuracy", "reward", "loss")
 
 
 def of(run: RunPaths) -> str:
-    """`eval/accuracy 12.1 % -> 99.6 %`; the score of a task that evaluates; empty where nothing was measured."""
-    if (score := _of_task(run)) is not None:
-        return f"right {score:.1%}"
+    """`eval/accuracy 12.1 % -> 99.6 %`; the score of a task over rows; empty where nothing was measured."""
+    if scored := _of_task(run):
+        return scored
     evaluated = ledger.read(run.events).all("evaluated")
     if not evaluated:
         return ""
@@ -40,10 +41,15 @@ def shown(name: str, value: object) -> str:
     return f"{value:.1%}" if is_share else f"{value:.4g}"
 
 
-def _of_task(run: RunPaths) -> float | None:
-    """The overall score of a task whose results were looked at."""
+def _of_task(run: RunPaths) -> str:
+    """The overall score of a task whose results were looked at: of right answers, or of another measure by its name."""
     try:
-        score = json.loads(run.evaluation.read_text(encoding="utf-8"))["overall"]["score"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return float(score) if isinstance(score, (int, float)) else None
+        results = json.loads(run.evaluation.read_text(encoding="utf-8"))
+        score, metrics = results["overall"]["score"], {one["metric"] for one in results["by_source"].values()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return ""
+    if not isinstance(score, (int, float)):
+        return ""
+    if metrics <= FUNCTIONS.keys() - set(LOWER_IS_BETTER):
+        return f"right {score:.1%}"
+    return f"{metrics.pop() if len(metrics) == 1 else 'score'} {score:.4g}"

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Sequence
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -15,18 +16,18 @@ from typing import Any
 
 from mmlaunch import __version__
 from mmlaunch.errors import Problem, RecipeError
-from mmlaunch.load import Loaded, rundir, trained
+from mmlaunch.load import Loaded, load_recipe, rundir, trained
 from mmlaunch.load.node import Node
 from mmlaunch.load.overrides import apply
 from mmlaunch.load.overrides import split as split_override
-from mmlaunch.load.pipeline import LoadedPipeline, LoadedStage
+from mmlaunch.load.pipeline import LoadedPipeline, LoadedStage, load_pipeline
 from mmlaunch.load.recipe import valid_recipe
 from mmlaunch.load.text import parse
 from mmlaunch.recipe.scalars import STAGE
 from mmlaunch.run.pipeline import Reference
 from mmlaunch.schedulers import choose
 from mmlaunch.submit import run_task, toy_data, toy_models
-from mmlaunch.submit.toy_sizes import Change, sizes
+from mmlaunch.submit.toy_sizes import OWN, Change, sizes
 
 FOLDER = ".toy"
 """Its name begins with a dot: it is no run."""
@@ -42,6 +43,7 @@ steps: 2
 precision: {precision}
 resources: {{nodes: 1, gpus_per_node: 0, tasks_per_node: {ranks}}}
 """
+_OF_STAGE = re.compile(r"^(shared|stages\.[^.]+)\.")
 _ANY_MODEL = "model: {vision: {random: {width: 32}}, language: {random: {width: 32}}}"
 
 
@@ -67,8 +69,9 @@ class ToyPipeline:
     pieces: tuple[dict[str, Any], ...]
 
 
-def toy_of(loaded: Loaded, cluster: str, given: Collection[str] = ()) -> Toy:
-    """The toy of a recipe; `given`: the fields that the user has set on the command line, whose sizes stay."""
+def toy_of(loaded: Loaded, cluster: str, own: Sequence[str] = ()) -> Toy:
+    """The toy of a recipe; `own`: overrides of the toy itself."""
+    given = {split_override(override)[0].strip() for override in own}
     recipe, folder = loaded.recipe, rundir.runs_folder() / FOLDER
     if problems := list(toy_data.unknown(recipe, Path.cwd())):
         raise loaded.placed(problems)
@@ -91,42 +94,57 @@ def toy_of(loaded: Loaded, cluster: str, given: Collection[str] = ()) -> Toy:
     for field, source, piece in toy_data.pieces(recipe, Path.cwd()):
         pieces.append(_placed(piece, folder))
         file = Path(pieces[-1]["folder"], piece["name"])
-        own = field == "objective.against"
-        changes.append((field if own else f"{field}.path", source.path, str(file)))
-        if not own and source.images not in (None, "none"):
+        if field == "objective.against":
+            changes.append((field, source.path, str(file)))
+            continue
+        changes.append((f"{field}.path", source.path, str(file)))
+        changes.append((f"{field}.skip", source.skip, 0))
+        if source.images not in (None, "none"):
             changes.append((f"{field}.images", source.images, str(file.parent)))
-        if not own:
-            changes.append((f"{field}.skip", source.skip, 0))
     made = tuple(change for change in changes if change[1] != change[2])
-    overrides = [f"{field}={_written(value)}" for field, _, value in made]
+    overrides = [*(f"{field}={_written(value)}" for field, _, value in made), *own]
     node = apply(loaded.node, overrides)
     toy = valid_recipe(node, partial(choose.misfits, cluster))
     whole = replace(loaded, recipe=toy, node=node, overrides=(*loaded.overrides, *overrides))
     return Toy(whole, made, tuple(pieces), tuple(rewards))
 
 
-def alone(loaded: Loaded, cluster: str) -> Toy | ToyPipeline:
+def alone(path: str | Path, overrides: Sequence[str], cluster: str) -> Toy | ToyPipeline:
     """The toy of a single recipe: one run, or two where it needs a reward model that a run of its own has to make."""
-    toy = toy_of(loaded, cluster, _fields(loaded.overrides))
+    of_recipe, own = _divided(overrides)
+    loaded = load_recipe(path, of_recipe)
+    toy = toy_of(loaded, cluster, own)
     if not toy.rewards:
         return toy
     stages = _with_rewards(toy, loaded, LoadedStage(loaded.recipe.objective.method, loaded, (), ()), REWARD, cluster)
-    return _pipeline(f"{loaded.recipe.name[:LONGEST]}-toy", loaded.path, stages, loaded.overrides)
+    return _pipeline(f"{loaded.recipe.name[:LONGEST]}-toy", loaded.path, stages, overrides)
 
 
-def together(loaded: LoadedPipeline, cluster: str) -> ToyPipeline:
+def together(path: str | Path, overrides: Sequence[str], cluster: str) -> ToyPipeline:
     """The toy of a pipeline; all stages that have mistakes as toys are named."""
+    of_recipes, own = _divided(overrides)
+    loaded = load_pipeline(path, of_recipes)
     stages, problems = list[tuple[LoadedStage, Toy]](), list[Problem]()
-    shared = [field.removeprefix("shared.") for field in _fields(loaded.overrides)]
     for stage in loaded.stages:
+        heads = ("shared.", f"stages.{stage.name}.")
+        of_stage = [one.strip().removeprefix(head) for head in heads for one in own if one.strip().startswith(head)]
         try:
-            toy = toy_of(stage.loaded, cluster, {*shared, *_fields(stage.loaded.overrides)})
+            toy = toy_of(stage.loaded, cluster, of_stage)
             stages += _with_rewards(toy, stage.loaded, stage, f"{stage.name}-{REWARD}", cluster)
         except RecipeError as error:
             problems += [replace(one, path=("stages", stage.name, *one.path)) for one in error.problems]
     if problems:
         raise RecipeError(problems)
-    return _pipeline(f"{loaded.name}-toy", loaded.path, stages, loaded.overrides)
+    return _pipeline(f"{loaded.name}-toy", loaded.path, stages, overrides)
+
+
+def _divided(overrides: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The overrides of what is rehearsed, and those of the toy itself: its sizes."""
+    divided: tuple[list[str], list[str]] = ([], [])
+    for override in overrides:
+        field = _OF_STAGE.sub("", split_override(override)[0].strip())
+        divided[field in OWN].append(override)
+    return divided
 
 
 def make(pieces: Sequence[dict[str, Any]]) -> None:
@@ -181,10 +199,6 @@ def _placed(piece: dict[str, Any], folder: Path) -> dict[str, Any]:
     content = json.dumps({**piece, "title": "", "version": __version__}, sort_keys=True)
     kind = str(piece.get("family") or piece["source"]["format"])
     return {**piece, "folder": str(folder / f"{kind}-{hashlib.sha256(content.encode()).hexdigest()[:12]}")}
-
-
-def _fields(overrides: Sequence[str]) -> set[str]:
-    return {split_override(override)[0].strip() for override in overrides}
 
 
 def _dotted(place: trained.Place) -> str:

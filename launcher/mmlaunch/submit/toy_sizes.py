@@ -15,15 +15,21 @@ STEPS, TOKENS, ANSWERS, EXAMPLES, SHARDS, TIME = 2, 8, 4, 2, 2, 3600
 """Steps; tokens and number of answers; examples of a rank; shards; the time limit."""
 Change = tuple[str, Any, Any]
 """A field, what the recipe says, and what the toy says."""
+OWN = (
+    "steps", "epochs", "batch.global", "batch.micro", "data.workers", "log.every", "resources.tasks_per_node",
+    "resources.time", "objective.rollouts", "objective.sampling.answers", "objective.sampling.max_new_tokens",
+    "objective.shards", "objective.window", "restarts.crash",
+)  # fmt: skip
+"""The sizes that `-s` gives to the toy itself, and not to the recipe."""
 
 
 def sizes(recipe: Recipe, given: Collection[str]) -> Iterator[Change]:
-    """What changes; a field that the user has `given` on the command line stays, and the others follow it."""
+    """What changes, without the sizes that the user has `given`: they are the toy's own."""
     ranks = min(2, recipe.resources.world)
     yield from _machine(recipe, ranks)
     if recipe.trains:
         yield from _length(recipe, given)
-        yield from _batch(recipe, ranks, given)
+        yield from _batch(recipe, ranks)
     yield from _answers(recipe)
     yield from _shards(recipe)
 
@@ -50,28 +56,24 @@ def _machine(recipe: Recipe, ranks: int) -> Iterator[Change]:
 
 
 def _length(recipe: Recipe, given: Collection[str]) -> Iterator[Change]:
-    steps = recipe.steps
-    if not {"steps", "epochs"} & set(given):
-        steps = STEPS
-        yield "epochs", recipe.epochs, None
-        yield "steps", recipe.steps, steps
+    yield "epochs", recipe.epochs, None
+    yield "steps", recipe.steps, None if "epochs" in given else STEPS
     warmup = recipe.optim.warmup.steps
-    if warmup is not None and steps is not None and warmup > steps:
+    if warmup is not None and warmup > STEPS:
         yield "optim.warmup", str(recipe.optim.warmup), "1 steps"
 
 
-def _batch(recipe: Recipe, ranks: int, given: Collection[str]) -> Iterator[Change]:
+def _batch(recipe: Recipe, ranks: int) -> Iterator[Change]:
     learnt, group = recipe.objective, 1
     if isinstance(learnt, Reinforcement):
-        answers = learnt.sampling.answers
-        group = answers if "objective.sampling.answers" in given else min(answers, ANSWERS)
-    examples = recipe.batch.examples if "batch.global" in given else ranks * max(group, EXAMPLES)
-    if isinstance(learnt, Reinforcement) and examples % group == 0:
-        examples_then = recipe.batch.examples
-        yield "objective.rollouts", learnt.rollouts, examples * min(2, max(1, learnt.rollouts // examples_then))
+        group = min(learnt.sampling.answers, ANSWERS)
+    examples = ranks * max(group, EXAMPLES)
     yield "batch.global", recipe.batch.examples, examples
     if recipe.batch.micro is not None:
         yield "batch.micro", recipe.batch.micro, group
+    if isinstance(learnt, Reinforcement):
+        steps = min(2, learnt.rollouts // recipe.batch.examples)  # several steps of a round stay several
+        yield "objective.rollouts", learnt.rollouts, steps * examples
 
 
 def _answers(recipe: Recipe) -> Iterator[Change]:

@@ -1,0 +1,129 @@
+"""Toys: what a rehearsal changes of a recipe, and every shipped recipe rehearsed to its end."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.conftest import ROOT
+from tests.runs import mmlaunch
+
+from mmlaunch.errors import RecipeError
+from mmlaunch.load import load_recipe
+from mmlaunch.load.pipeline import is_pipeline, load_pipeline
+from mmlaunch.recipe import Recipe
+from mmlaunch.submit import toy
+
+SHIPPED = sorted(path.name for path in (ROOT / "recipes").glob("*.yaml"))
+QUICK = "mpo_internvl25_1b.yaml"
+
+pytestmark = pytest.mark.usefixtures("stop_all")
+
+
+def toys(path: str | Path, *overrides: str) -> list[tuple[Recipe | None, toy.Toy]]:
+    """The toys of a recipe or of the stages of a pipeline, behind the recipes that they are made of."""
+    if is_pipeline(path):
+        whole = toy.together(path, overrides, "local")
+        before = {stage.name: stage.loaded.recipe for stage in load_pipeline(path).stages}
+    else:
+        alone = toy.alone(path, overrides, "local")
+        one = load_recipe(path, [] if any("steps" in override for override in overrides) else overrides).recipe
+        if isinstance(alone, toy.Toy):
+            return [(one, alone)]
+        whole, before = alone, {one.objective.method: one}
+    return [
+        (before.get(stage.name), toy.Toy(stage.loaded, whole.changes[stage.name], (), ()))
+        for stage in whole.loaded.stages
+    ]
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_toy_of_every_shipped_recipe_is_valid_and_keeps_every_other_field(name: str) -> None:
+    for recipe, made in toys(f"recipes/{name}"):
+        own = made.loaded.recipe
+        assert own.resources.world <= 2 and not own.resources.gpus_per_node and own.name.endswith("-toy")
+        assert (own.steps == toy_steps(own)) and own.batch.examples <= 8
+        if recipe is None:  # the reward model that is trained before it
+            continue
+        fields = {field for field, _, _ in made.changes}
+        before, after = (
+            flat(recipe.model_dump(mode="json", by_alias=True)),
+            flat(own.model_dump(mode="json", by_alias=True)),
+        )
+        different = {path for path in before | after if before.get(path) != after.get(path)}
+        assert not {path for path in different if not any(same(path, field) for field in fields)}
+
+
+def toy_steps(recipe: Recipe) -> int | None:
+    return 2 if recipe.trains else recipe.steps
+
+
+def flat(value: Any, path: str = "") -> dict[str, Any]:
+    """The leaves of a recipe by their paths."""
+    if isinstance(value, dict):
+        return {leaf: one for key, below in value.items() for leaf, one in flat(below, f"{path}.{key}").items()}
+    if isinstance(value, list) and value and isinstance(value[0], dict):
+        return {leaf: one for at, below in enumerate(value) for leaf, one in flat(below, f"{path}[{at}]").items()}
+    return {path.removeprefix("."): value}
+
+
+def same(path: str, field: str) -> bool:
+    return path == field or path.startswith(f"{field}.")
+
+
+def test_sizes_that_are_written_on_the_command_line_stay() -> None:
+    ((_, made),) = toys("recipes/sft_llama3.yaml", "steps=5", "batch.global=16", "resources.tasks_per_node=1")
+    own = made.loaded.recipe
+    assert (own.steps, own.epochs, own.batch.examples, own.resources.world) == (5, None, 16, 1)
+    whole = toy.together("recipes/quickstart_rlhf.yaml", ["stages.sft.steps=3", "shared.log.every=7"], "local")
+    assert [stage.loaded.recipe.steps for stage in whole.loaded.stages][:3] == [3, 2, 2]
+    assert {stage.loaded.recipe.log.every for stage in whole.loaded.stages} == {7}
+
+
+def test_a_toy_that_learns_from_a_reward_run_trains_one_first() -> None:
+    whole = toy.alone("recipes/ppo_llama3.yaml", (), "local")
+    assert isinstance(whole, toy.ToyPipeline)
+    reward, ppo = whole.loaded.stages
+    assert ppo.needs == ("reward",) and [one.stage for one in ppo.references] == ["reward"]
+    assert ppo.loaded.recipe.model.vision == reward.loaded.recipe.model.vision
+    assert reward.loaded.recipe.objective.SCORING_HEAD
+
+
+def test_data_that_exist_only_as_a_name_are_a_mistake_with_its_place(write: Callable[..., Path]) -> None:
+    path = write("extends: sft_llama3.yaml\ndata: {train: {path: data/mine.json}, eval: []}\nevaluate: {every:}\n")
+    with pytest.raises(RecipeError, match=r"yaml:2:\d+: data.train\[0\].path: no toy .*mine.json.*; add format: with"):
+        toys(path)
+    rows = write(
+        json.dumps([{"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "A"}]}]), "a.json"
+    )
+    ((_, made),) = toys(path, f"data.train.path={rows}")
+    assert made.loaded.recipe.data.train[0].path != str(rows)
+
+
+def test_a_model_whose_class_nothing_tells_is_a_mistake_with_its_place() -> None:
+    with pytest.raises(RecipeError, match=r"model.pretrained: no toy .* lab/secret: .*; put its config"):
+        toys("recipes/mdpo_llava15_7b.yaml", "model.pretrained=lab/secret")
+
+
+def test_the_family_of_a_model_is_read_from_its_config_json(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llava_next", "vision_config": {}}))
+    ((_, made),) = toys("recipes/mdpo_llava15_7b.yaml", f"model.pretrained={tmp_path}")
+    assert "llava_next" in str(made.loaded.recipe.model.pretrained)
+
+
+def test_a_dry_run_writes_nothing_and_sweeps_are_refused(own_home: Path) -> None:
+    done = mmlaunch("submit", "recipes/ppo_llama3.yaml", "--toy", "--dry-run")
+    assert done.returncode == 0, done.stderr
+    assert "ppo.objective.rewards[0].path" in done.stdout and "##### stage ppo" in done.stdout
+    assert not (own_home / "runs").exists()
+    refused = mmlaunch("submit", "recipes/sft_llama3.yaml", "--toy", "--sweep", "-s", "seed=1..3")
+    assert refused.returncode == 2 and "leave out --sweep" in refused.stderr
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n == QUICK else pytest.mark.nightly) for n in SHIPPED])
+def test_a_toy_of_every_shipped_recipe_runs_to_its_end(name: str) -> None:
+    done = mmlaunch("submit", f"recipes/{name}", "--toy", "--follow")
+    assert done.returncode == 0, done.stdout + done.stderr
