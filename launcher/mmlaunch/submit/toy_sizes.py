@@ -57,10 +57,22 @@ def _machine(recipe: Recipe, ranks: int) -> Iterator[Change]:
 
 def _length(recipe: Recipe, given: Collection[str]) -> Iterator[Change]:
     yield "epochs", recipe.epochs, None
-    yield "steps", recipe.steps, None if "epochs" in given else STEPS
+    yield "steps", recipe.steps, None if "epochs" in given else _steps(recipe)
     warmup = recipe.optim.warmup.steps
     if warmup is not None and warmup > STEPS:
         yield "optim.warmup", str(recipe.optim.warmup), "1 steps"
+
+
+def _steps(recipe: Recipe) -> int:
+    """A few; of what learns from its own answers as many that it answers once more after it has learnt."""
+    learnt = recipe.objective
+    return _per_round(recipe) * min(learnt.epochs, 2) + 1 if isinstance(learnt, Reinforcement) else STEPS
+
+
+def _per_round(recipe: Recipe) -> int:
+    """The batches of a round of answers; several stay several."""
+    learnt = recipe.objective
+    return min(2, learnt.rollouts // recipe.batch.examples) if isinstance(learnt, Reinforcement) else 1
 
 
 def _batch(recipe: Recipe, ranks: int) -> Iterator[Change]:
@@ -72,8 +84,7 @@ def _batch(recipe: Recipe, ranks: int) -> Iterator[Change]:
     if recipe.batch.micro is not None:
         yield "batch.micro", recipe.batch.micro, group
     if isinstance(learnt, Reinforcement):
-        steps = min(2, learnt.rollouts // recipe.batch.examples)  # several steps of a round stay several
-        yield "objective.rollouts", learnt.rollouts, steps * examples
+        yield "objective.rollouts", learnt.rollouts, _per_round(recipe) * examples
 
 
 def _answers(recipe: Recipe) -> Iterator[Change]:
@@ -92,6 +103,7 @@ def _answers(recipe: Recipe) -> Iterator[Change]:
         yield "objective.groups.low", task.groups.low, -1e9
         yield "objective.groups.high", task.groups.high, 1e9
     yield "objective.engine", task.engine and task.engine.kind, None
+    yield "objective.epochs", task.epochs, min(task.epochs, 2)
     if isinstance(task, Ppo):
         yield "objective.critic.warmup_steps", task.critic.warmup_steps, min(task.critic.warmup_steps, 1)
         yield "objective.critic.offload", task.critic.offload, task.critic.offload and "none"

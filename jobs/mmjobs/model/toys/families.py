@@ -16,8 +16,8 @@ POSITIONS = 32768
 """The longest sequence of a toy: no recipe's own limits have to change for it."""
 WHOLE: dict[str, Callable[[Path], Path]] = {
     "llava": models.llava, "llava_next": models.llava_next, "llava_onevision": models.onevision,
-    "idefics2": models.idefics2, "internvl": models.internvl, "qwen2_vl": models.qwen2_vl, "gemma3": models.gemma3,
-    "paligemma": models.paligemma, "gemma": models.gemma,
+    "idefics2": models.idefics2, "internvl": models.internvl, "qwen2_vl": models.qwen2_vl,
+    "qwen2_5_vl": models.qwen2_5_vl, "gemma3": models.gemma3, "paligemma": models.paligemma, "gemma": models.gemma,
 }  # fmt: skip
 """Models whose processor or chat template is of their own; every other family is a language model."""
 OWN_HEADS = ("gemma2", "gemma3_text", "qwen3")

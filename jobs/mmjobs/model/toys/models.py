@@ -185,34 +185,38 @@ def internvl(folder: Path) -> Path:
 
 
 def qwen2_vl(folder: Path) -> Path:
+    seen = {"depth": 2, "embed_dim": 32, "hidden_size": 32, "num_heads": 2, "mlp_ratio": 2, "patch_size": 7}
+    return _qwen(folder, "Qwen2VL", "qwen2_vl_text", seen)
+
+
+def qwen2_5_vl(folder: Path) -> Path:
+    seen = {
+        "depth": 2, "hidden_size": 32, "intermediate_size": 48, "out_hidden_size": 32, "num_heads": 2, "patch_size": 7,
+        "window_size": 28, "fullatt_block_indexes": [1],
+    }  # fmt: skip
+    return _qwen(folder, "Qwen2_5_VL", "qwen2_5_vl_text", seen)
+
+
+def _qwen(folder: Path, kind: str, text: str, seen: dict[str, Any]) -> Path:
     words = ("<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
     tokenizer = llama3_tokenizer(*words)
     tokenizer.eos_token = "<|im_end|>"
-    text = text_config(
-        tokenizer,
-        "qwen2_vl_text",
-        rope_parameters={"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 1e4},
-    )
-    config = hf.Qwen2VLConfig(
-        text_config=text.to_dict(),
-        vision_config={"depth": 2, "embed_dim": 32, "hidden_size": 32, "num_heads": 2, "mlp_ratio": 2, "patch_size": 7},
-        **{
-            f"{name}_token_id": _id(tokenizer, word)
-            for name, word in (
-                ("image", "<|image_pad|>"),
-                ("video", "<|video_pad|>"),
-                ("vision_start", "<|vision_start|>"),
-                ("vision_end", "<|vision_end|>"),
-            )
-        },
-    )
+    rope = {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 1e4}
+    ids = {
+        f"{name}_token_id": _id(tokenizer, word)
+        for name, word in (
+            ("image", "<|image_pad|>"), ("video", "<|video_pad|>"), ("vision_start", "<|vision_start|>"),
+            ("vision_end", "<|vision_end|>"),
+        )
+    }  # fmt: skip
+    language = text_config(tokenizer, text, rope_parameters=rope).to_dict()
+    config = getattr(hf, f"{kind}Config")(text_config=language, vision_config=seen, **ids)
     images = hf.Qwen2VLImageProcessorPil(
         min_pixels=14 * 14 * 2, max_pixels=14 * 14 * 16, patch_size=7, merge_size=2, temporal_patch_size=2
     )
-    processor = still(hf.Qwen2VLProcessor)(
-        images, tokenizer, chat_template=CHATML.replace("<image>", "<|vision_start|><|image_pad|><|vision_end|>")
-    )
-    return _saved(folder, hf.Qwen2VLForConditionalGeneration, config, processor)
+    template = CHATML.replace("<image>", "<|vision_start|><|image_pad|><|vision_end|>")
+    processor = still(getattr(hf, f"{kind}Processor"))(images, tokenizer, chat_template=template)
+    return _saved(folder, getattr(hf, f"{kind}ForConditionalGeneration"), config, processor)
 
 
 def gemma(folder: Path) -> Path:
