@@ -65,12 +65,13 @@ class Vocabulary:
         self.banned = torch.zeros(rows, dtype=torch.bool)  # [V]
         forbidden = {*tokenizer.all_special_ids, *_added(tokenizer), chat.image_id} - {None}
         forbidden |= {self._token(tokenizer, "forbid", word) for word in sampling.forbid}
-        self.banned[sorted(forbidden)] = True
+        self.banned[[token for token in sorted(forbidden) if token < rows]] = True  # a tokenizer may be longer
         self.banned[len(tokenizer) :] = True  # rows that no token has
-        self.banned[self.stops] = False
+        ends = [stop for stop in self.stops if stop < rows]
+        self.banned[ends] = False
         self.banned_early = self.banned.clone()
         """[V], what is banned while an answer is too short to end."""
-        self.banned_early[self.stops] = True
+        self.banned_early[ends] = True
 
     @staticmethod
     def _token(tokenizer: Any, key: str, word: str) -> int:

@@ -160,6 +160,19 @@ def test_other_families_generate_too(tmp_path: Path, kind: str) -> None:
     assert all(answer.ids and not banned[answer.ids].any() for answer in answers)
 
 
+def test_a_tokenizer_may_have_more_tokens_than_the_model(tiny: Tiny) -> None:
+    """As where a padding token was added and the matrices were left as they are: no row has to be banned for it."""
+    built, _ = built_with(tiny())
+    usual = Vocabulary(built.network, built.chat, Sampling())
+    rows = len(usual.banned)
+    more = [f"<more {number}>" for number in range(rows - len(built.chat.tokenizer) + 2)]
+    built.chat.tokenizer.add_tokens(more, special_tokens=True)
+    built.chat.tokenizer.pad_token = more[-1]
+    assert built.chat.tokenizer.pad_token_id >= rows
+    vocabulary = Vocabulary(built.network, built.chat, Sampling())
+    assert vocabulary.stops == usual.stops and torch.equal(vocabulary.banned, usual.banned)
+
+
 def test_settings_that_a_model_was_published_with_change_no_answer(tmp_path: Path) -> None:
     """Qwen2.5-VL's generation_config.json has a penalty for repetitions, which the update would know nothing of."""
     built = build(Model.model_validate({"pretrained": str(toys.qwen2_vl(tmp_path))}))

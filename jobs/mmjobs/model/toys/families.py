@@ -20,6 +20,8 @@ WHOLE: dict[str, Callable[[Path], Path]] = {
     "qwen2_5_vl": models.qwen2_5_vl, "gemma3": models.gemma3, "paligemma": models.paligemma, "gemma": models.gemma,
 }  # fmt: skip
 """Models whose processor or chat template is of their own; every other family is a language model."""
+QWEN_END = "<|endoftext|>"
+"""The tokenizers of Qwen add it where they lack it: it would have no row in the model's matrices."""
 OWN_HEADS = ("gemma2", "gemma3_text", "qwen3")
 """Language models whose heads are not as wide as hidden states divided by heads."""
 
@@ -38,7 +40,7 @@ def make(folder: Path, family: str, vocabulary: str, options: Mapping[str, Any])
         known = ", ".join(sorted(WHOLE))
         what = f"no toy of the family {family} can be made; those that see are {known}"
         raise UserError(f"{what}; write a model of one of these, or a language model that transformers knows") from None
-    tokenizer = llama3_tokenizer("<|pad|>") if vocabulary == "llama-3" else llama2_tokenizer("<pad>")
+    tokenizer = llama3_tokenizer("<|pad|>", QWEN_END) if vocabulary == "llama-3" else llama2_tokenizer("<pad>")
     tokenizer.pad_token = "<|pad|>" if vocabulary == "llama-3" else "<pad>"
     tokenizer.chat_template = TURNS
     heads = {"head_dim": 8} if family in OWN_HEADS else {}
