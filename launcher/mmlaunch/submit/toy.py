@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -23,6 +23,7 @@ from mmlaunch.load.overrides import split as split_override
 from mmlaunch.load.pipeline import LoadedPipeline, LoadedStage, load_pipeline
 from mmlaunch.load.recipe import valid_recipe
 from mmlaunch.load.text import parse
+from mmlaunch.recipe import Recipe
 from mmlaunch.recipe.scalars import STAGE
 from mmlaunch.run.pipeline import Reference
 from mmlaunch.schedulers import choose
@@ -71,8 +72,7 @@ class ToyPipeline:
 
 def toy_of(loaded: Loaded, cluster: str, own: Sequence[str] = ()) -> Toy:
     """The toy of a recipe; `own`: overrides of the toy itself."""
-    given = {split_override(override)[0].strip() for override in own}
-    recipe, folder = loaded.recipe, rundir.runs_folder() / FOLDER
+    recipe, given = loaded.recipe, {split_override(override)[0].strip() for override in own}
     if problems := list(toy_data.unknown(recipe, Path.cwd())):
         raise loaded.placed(problems)
     changes = [change for change in sizes(recipe, given) if change[0] not in given]
@@ -81,32 +81,45 @@ def toy_of(loaded: Loaded, cluster: str, own: Sequence[str] = ()) -> Toy:
     for place, name in trained.names(recipe):
         if name.startswith(STAGE):
             continue
-        changes.append((_dotted(place), name, None if place[:2] != trained.REWARDS else f"{STAGE}{REWARD}"))
-        rewards += [place] if place[:2] == trained.REWARDS else []
-    try:
-        models = toy_models.pieces(recipe.model) if recipe.objective.READS_MODEL else []
-    except toy_models.Unknown as error:
-        raise loaded.placed([error.problem]) from None
-    for place, name, piece in models:
-        pieces.append(_placed(piece, folder))
-        changes.append((_dotted(place), name, pieces[-1]["folder"]))
-    changes += toy_data.drawn(recipe)
-    for field, source, piece in toy_data.pieces(recipe, Path.cwd()):
-        pieces.append(_placed(piece, folder))
-        file = Path(pieces[-1]["folder"], piece["name"])
-        if field == "objective.against":
-            changes.append((field, source.path, str(file)))
-            continue
-        changes.append((f"{field}.path", source.path, str(file)))
-        changes.append((f"{field}.skip", source.skip, 0))
-        if source.images not in (None, "none"):
-            changes.append((f"{field}.images", source.images, str(file.parent)))
+        if place[:2] == trained.REWARDS:
+            rewards.append(place)
+        changes.append((_dotted(place), name, f"{STAGE}{REWARD}" if place[:2] == trained.REWARDS else None))
+    changes += _models(loaded, pieces)
+    changes += _data(recipe, pieces)
     made = tuple(change for change in changes if change[1] != change[2])
     overrides = [*(f"{field}={_written(value)}" for field, _, value in made), *own]
     node = apply(loaded.node, overrides)
     toy = valid_recipe(node, partial(choose.misfits, cluster))
     whole = replace(loaded, recipe=toy, node=node, overrides=(*loaded.overrides, *overrides))
     return Toy(whole, made, tuple(pieces), tuple(rewards))
+
+
+def _models(loaded: Loaded, pieces: list[dict[str, Any]]) -> Iterator[Change]:
+    """The models of a recipe as toys, which are added to `pieces`."""
+    if not loaded.recipe.objective.READS_MODEL:
+        return
+    try:
+        models = toy_models.pieces(loaded.recipe.model)
+    except toy_models.Unknown as error:
+        raise loaded.placed([error.problem]) from None
+    for place, name, piece in models:
+        pieces.append(_placed(piece))
+        yield _dotted(place), name, pieces[-1]["folder"]
+
+
+def _data(recipe: Recipe, pieces: list[dict[str, Any]]) -> Iterator[Change]:
+    """The data of a recipe as toys, which are added to `pieces`."""
+    yield from toy_data.drawn(recipe)
+    for field, source, piece in toy_data.pieces(recipe, Path.cwd()):
+        pieces.append(_placed(piece))
+        file = Path(pieces[-1]["folder"], piece["name"])
+        if field == toy_data.AGAINST:
+            yield field, source.path, str(file)
+            continue
+        yield f"{field}.path", source.path, str(file)
+        yield f"{field}.skip", source.skip, 0
+        if source.images not in (None, "none"):
+            yield f"{field}.images", source.images, str(file.parent)
 
 
 def alone(path: str | Path, overrides: Sequence[str], cluster: str) -> Toy | ToyPipeline:
@@ -194,10 +207,11 @@ def _pipeline(
     return ToyPipeline(loaded, {stage.name: toy.changes for stage, toy in stages}, pieces)
 
 
-def _placed(piece: dict[str, Any], folder: Path) -> dict[str, Any]:
+def _placed(piece: dict[str, Any]) -> dict[str, Any]:
     """The same piece with its folder, whose name is of its content."""
     content = json.dumps({**piece, "title": "", "version": __version__}, sort_keys=True)
     kind = str(piece.get("family") or piece["source"]["format"])
+    folder = rundir.runs_folder() / FOLDER
     return {**piece, "folder": str(folder / f"{kind}-{hashlib.sha256(content.encode()).hexdigest()[:12]}")}
 
 

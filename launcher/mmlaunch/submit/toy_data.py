@@ -19,6 +19,7 @@ STYLES = (
     ("choice", ("choice",)), ("yes_no", ("yes_no",)), ("number", ("numeric", "math", "relaxed", "boxed", "final")),
 )  # fmt: skip
 """The kind of answers that reward functions read."""
+AGAINST = "objective.against"
 APART = 10_000
 """The drawings of two sources are so far from each other."""
 OF_GROUP = {"train": 0, "input": 50 * APART, "eval": 100 * APART}
@@ -44,7 +45,7 @@ def pieces(recipe: Recipe, folder: Path) -> Iterator[tuple[str, Source, dict[str
     against = recipe.objective.compared_with
     if against is not None and not against.startswith(STAGE):
         source = Source(path=against, format="predictions")
-        yield "objective.against", source, _piece(recipe, source, folder, OF_GROUP["input"], turned=True)
+        yield AGAINST, source, _piece(recipe, source, folder, OF_GROUP["input"], turned=True)
 
 
 def drawn(recipe: Recipe) -> Iterator[tuple[str, int, int]]:

@@ -10,6 +10,7 @@ from mmlaunch.recipe import Recipe
 from mmlaunch.recipe.environment import passed
 from mmlaunch.recipe.inference import Generating, Inference
 from mmlaunch.recipe.reinforcement import Ppo, Reinforcement
+from mmlaunch.recipe.scalars import format_duration
 
 STEPS, TOKENS, ANSWERS, EXAMPLES, SHARDS, TIME = 2, 8, 4, 2, 2, 3600
 """Steps; tokens and number of answers; examples of a rank; shards; the time limit."""
@@ -40,7 +41,7 @@ def _machine(recipe: Recipe, ranks: int) -> Iterator[Change]:
     yield "resources.gpus_per_node", own.gpus_per_node, 0
     yield "resources.tasks_per_node", own.tasks_per_node, ranks
     if own.time > TIME:
-        yield "resources.time", f"{own.time}s", f"{TIME}s"
+        yield "resources.time", format_duration(own.time), format_duration(TIME)
     for name in ("partition", "account", "qos", "memory", "cpus_per_rank"):
         yield f"resources.{name}", getattr(own, name), None
     yield "data.workers", recipe.data.workers, min(recipe.data.workers, 1)
