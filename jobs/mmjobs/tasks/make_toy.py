@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mmjobs.data import toys
-from mmjobs.tasks.data_command import end
+from mmjobs.tasks.program import end
 from mmlaunch.recipe.data import Source
 
 

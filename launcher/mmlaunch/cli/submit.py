@@ -46,7 +46,7 @@ from mmlaunch.submit.submission import submit
     metavar="N",
     help="Of a sweep: all points train a little, one in N goes on, and so again up to all steps.",
 )
-@click.option("--toy", is_flag=True, help="Rehearse it here: tiny random models, generated data, two steps, on CPU.")
+@click.option("--toy", is_flag=True, help="Rehearse it here: tiny random models, generated data, a few steps, on CPU.")
 @click.option("--dry-run", is_flag=True, help="Check everything and print the job scripts; nothing is written.")
 @options.as_json
 def command(
@@ -75,7 +75,9 @@ def command(
         raise click.UsageError("--json and --follow write to the same place; use mmlaunch status --json instead")
     selection = Selection(first, last, only)
     if toy:
-        _rehearse(recipe, overrides, cluster, selection, follow, dry_run, as_json, sweep or at_once is not None)
+        if sweep or at_once or halving:
+            raise click.UsageError("--toy rehearses one recipe; leave out --sweep and its lists of values")
+        _rehearse(recipe, overrides, cluster, selection, follow, dry_run, as_json)
         return
     if sweep:
         from mmlaunch.cli.submit_pipeline import sweep as submit_points
@@ -111,13 +113,10 @@ def _rehearse(
     follow: bool,
     dry_run: bool,
     as_json: bool,
-    sweep: bool,
 ) -> None:
     """Submit a recipe or a pipeline as a toy."""
     from mmlaunch.cli import submit_toy
 
-    if sweep:
-        raise click.UsageError("--toy rehearses one recipe; leave out --sweep and its lists of values")
     if not is_pipeline(recipe):
         _no_stages(recipe, selection)
     where = cluster or submit_toy.CLUSTER

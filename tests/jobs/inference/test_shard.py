@@ -18,12 +18,13 @@ from typing import Any
 import pytest
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from tests.jobs import checkpoints
 from tests.jobs.inference.conftest import Task
 from transformers import AutoTokenizer
 
 from mmjobs.data.formats.registry import parts
 from mmjobs.inference.records import RecordFile
+from mmjobs.model.toys import models as toys
+from mmjobs.model.toys import tokenizers
 from mmlaunch.errors import BadInput
 from mmlaunch.recipe.data import Source
 from mmlaunch.results.merge import NotWhole
@@ -327,7 +328,7 @@ def test_a_row_whose_logits_are_not_finite_fails_alone(task: Make, rows: Rows, t
     """One word's embedding is NaN: the rows that use it say so, and the others have the answers of a whole model."""
     words = [f"Say {number}." for number in range(12)]
     source = rows([{"prompt": f"{text}~" if text[4] == "7" else text} for text in words], format="prompts")
-    folder = checkpoints.llama(tmp_path / "model", checkpoints.llama3_tokenizer())
+    folder = toys.llama(tmp_path / "model", tokenizers.llama3_tokenizer())
     model = {"pretrained": str(folder), "chat_template": "llama-3"}
     whole = task(predict(), source, model=model).work().records()
     _lose(folder, "~")
@@ -345,7 +346,7 @@ def test_an_answer_whose_score_is_not_finite_fails_its_row_alone(task: Make, row
     pairs = [{"question": "Q", "chosen": f"a {number}", "rejected": "b"} for number in range(8)]
     pairs[5]["rejected"] = "b~"
     source = rows(pairs, format="rlaif_v")
-    folder = checkpoints.llama(tmp_path / "model", checkpoints.llama3_tokenizer(), scores=True)
+    folder = toys.llama(tmp_path / "model", tokenizers.llama3_tokenizer(), scores=True)
     _lose(folder, "~")
     model = {"pretrained": str(folder), "chat_template": "llama-3"}
     objective = {"method": "score", "rewards": [str(folder)], "window": 16, "max_failed": "20%"}

@@ -109,7 +109,7 @@ def test_logits_that_are_not_finite_end_their_own_answer_alone(tiny: Tiny, tmp_p
     if kind == "own":
         built, processor = built_with(tiny())
     else:
-        built = build(Model.model_validate({"pretrained": str(checkpoints.qwen2_vl(tmp_path))}))
+        built = build(Model.model_validate({"pretrained": str(toys.qwen2_vl(tmp_path))}))
         built.network.eval()
         processor = Processor(built.chat, built.pixels, built.positions)
     texts = [Example((), (Turn("user", (words,)),), (), Origin("text", row)) for row, words in enumerate(WORDS)]

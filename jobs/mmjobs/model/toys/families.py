@@ -43,5 +43,5 @@ def make(folder: Path, family: str, vocabulary: str, options: Mapping[str, Any])
     tokenizer = llama3_tokenizer("<|pad|>", QWEN_END) if vocabulary == "llama-3" else llama2_tokenizer("<pad>")
     tokenizer.pad_token = "<|pad|>" if vocabulary == "llama-3" else "<pad>"
     tokenizer.chat_template = TURNS
-    heads = {"head_dim": 8} if family in OWN_HEADS else {}
+    heads: dict[str, Any] = {"head_dim": 8} if family in OWN_HEADS else {}
     return models.llama(folder, tokenizer, kind=family, max_position_embeddings=POSITIONS, **heads)
