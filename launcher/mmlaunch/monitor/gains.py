@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from mmlaunch.recipe.reward_functions import FUNCTIONS, LOWER_IS_BETTER
+from mmlaunch.recipe.reward_functions import FUNCTIONS, LOWER_IS_BETTER, WITHOUT_TRUTH
 from mmlaunch.run import ledger
 from mmlaunch.run.paths import RunPaths
 
@@ -50,6 +50,6 @@ def _of_task(run: RunPaths) -> str:
         return ""
     if not isinstance(score, (int, float)):
         return ""
-    if metrics <= FUNCTIONS.keys() - set(LOWER_IS_BETTER):
+    if metrics <= FUNCTIONS.keys() - {*LOWER_IS_BETTER, *WITHOUT_TRUTH}:
         return f"right {score:.1%}"
     return f"{metrics.pop() if len(metrics) == 1 else 'score'} {score:.4g}"

@@ -28,7 +28,7 @@ from mmlaunch.recipe.scalars import STAGE
 from mmlaunch.run.pipeline import Reference
 from mmlaunch.schedulers import choose
 from mmlaunch.submit import run_task, toy_data, toy_models
-from mmlaunch.submit.toy_sizes import OWN, Change, sizes
+from mmlaunch.submit.toy_sizes import OWN, Change, fruitful, sizes
 
 FOLDER = ".toy"
 """Its name begins with a dot: it is no run."""
@@ -70,12 +70,13 @@ class ToyPipeline:
     pieces: tuple[dict[str, Any], ...]
 
 
-def toy_of(loaded: Loaded, cluster: str, own: Sequence[str] = ()) -> Toy:
-    """The toy of a recipe; `own`: overrides of the toy itself."""
+def toy_of(loaded: Loaded, cluster: str, own: Sequence[str] = (), feeds: bool = False) -> Toy:
+    """The toy of a recipe; `own`: overrides of the toy itself; `feeds`: whether a later stage reads its rows."""
     recipe, given = loaded.recipe, {split_override(override)[0].strip() for override in own}
     if problems := list(toy_data.unknown(recipe, Path.cwd())):
         raise loaded.placed(problems)
     changes = [change for change in sizes(recipe, given) if change[0] not in given]
+    changes += fruitful(recipe) if feeds else ()
     changes.append(("name", recipe.name, f"{recipe.name[:LONGEST]}-toy"))
     pieces, rewards = list[dict[str, Any]](), list[trained.Place]()
     for place, name in trained.names(recipe):
@@ -138,11 +139,12 @@ def together(path: str | Path, overrides: Sequence[str], cluster: str) -> ToyPip
     of_recipes, own = _divided(overrides)
     loaded = load_pipeline(path, of_recipes)
     stages, problems = list[tuple[LoadedStage, Toy]](), list[Problem]()
+    read = {reference.stage for stage in loaded.stages for reference in stage.references if reference.file}
     for stage in loaded.stages:
         heads = ("shared.", f"stages.{stage.name}.")
         of_stage = [one.strip().removeprefix(head) for head in heads for one in own if one.strip().startswith(head)]
         try:
-            toy = toy_of(stage.loaded, cluster, of_stage)
+            toy = toy_of(stage.loaded, cluster, of_stage, stage.name in read)
             stages += _with_rewards(toy, stage.loaded, stage, f"{stage.name}-{REWARD}", cluster)
         except RecipeError as error:
             problems += [replace(one, path=("stages", stage.name, *one.path)) for one in error.problems]

@@ -7,8 +7,9 @@ from collections.abc import Collection, Iterator
 from typing import Any
 
 from mmlaunch.recipe import Recipe
+from mmlaunch.recipe.compared import Correctness
 from mmlaunch.recipe.environment import passed
-from mmlaunch.recipe.inference import Generating, Inference
+from mmlaunch.recipe.inference import Generating, Inference, Score
 from mmlaunch.recipe.reinforcement import Ppo, Reinforcement
 from mmlaunch.recipe.scalars import format_duration
 
@@ -115,3 +116,15 @@ def _shards(recipe: Recipe) -> Iterator[Change]:
     if isinstance(task, Inference):
         yield "objective.shards", task.shards, min(task.shards, SHARDS)
         yield "objective.window", task.window, min(task.window, task.batch)
+
+
+def fruitful(recipe: Recipe) -> Iterator[Change]:
+    """What makes sure that rows are made for a later stage: a random model is never right, and hardly ever better."""
+    task = recipe.objective
+    if isinstance(task, Correctness):
+        names = ", ".join(source.metric for source in task.reward_sources)
+        yield "objective.metric", names, "{function: length, options: {target: 12}}"
+        yield "objective.right", task.right, 0.5
+    if isinstance(task, Score):
+        yield "objective.gap", task.gap, 0.0
+        yield "objective.least", task.least, None if task.least is None else -1e9

@@ -88,6 +88,16 @@ def test_a_toy_that_learns_from_a_reward_run_trains_one_first() -> None:
     assert reward.loaded.recipe.objective.SCORING_HEAD
 
 
+def test_a_stage_whose_rows_are_read_later_makes_some() -> None:
+    """A random model is never right: `correctness` would make no pair, and the stage that reads them would fail."""
+    whole = toy.together("recipes/mpo_data_llama3.yaml", (), "local")
+    task = {stage.name: stage.loaded.recipe.objective for stage in whole.loaded.stages}["correctness"]
+    assert [source.function for source in task.reward_sources] == ["length"]
+    alone = toy.alone("recipes/correctness_llama3.yaml", (), "local")
+    assert isinstance(alone, toy.Toy)
+    assert [source.function for source in alone.loaded.recipe.objective.reward_sources] == ["final"]
+
+
 def test_data_that_exist_only_as_a_name_are_a_mistake_with_its_place(write: Callable[..., Path]) -> None:
     path = write("extends: sft_llama3.yaml\ndata: {train: {path: data/mine.json}, eval: []}\nevaluate: {every:}\n")
     with pytest.raises(RecipeError, match=r"yaml:2:\d+: data.train\[0\].path: no toy .*mine.json.*; add format: with"):
