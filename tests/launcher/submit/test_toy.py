@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -129,7 +131,17 @@ def test_a_dry_run_writes_nothing_and_sweeps_are_refused(own_home: Path) -> None
     assert refused.returncode == 2 and "leave out --sweep" in refused.stderr
 
 
+@pytest.fixture(scope="session")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What toys read, made once for all tests."""
+    return tmp_path_factory.mktemp("toys")
+
+
+@pytest.mark.timeout(900)  # a pipeline of eight stages
 @pytest.mark.parametrize("name", [pytest.param(n, marks=() if n == QUICK else pytest.mark.nightly) for n in SHIPPED])
-def test_a_toy_of_every_shipped_recipe_runs_to_its_end(name: str) -> None:
-    done = mmlaunch("submit", f"recipes/{name}", "--toy", "--follow")
+def test_a_toy_of_every_shipped_recipe_runs_to_its_end(name: str, own_home: Path, made: Path) -> None:
+    (own_home / "runs").mkdir()
+    (own_home / "runs" / toy.FOLDER).symlink_to(made)
+    command = [sys.executable, "-m", "mmlaunch", "submit", f"recipes/{name}", "--toy", "--follow"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=850, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
