@@ -276,6 +276,13 @@ OVERRIDES = {
 }
 
 
+@pytest.mark.parametrize("recipe", ["predict_llama3", "sft_llama3"])
+def test_an_override_reaches_the_one_element_that_stands_without_a_list(recipe: str) -> None:
+    group = "input" if recipe == "predict_llama3" else "train"
+    data = load_recipe(RECIPES / f"{recipe}.yaml", [f"data.{group}[0].limit=5"]).recipe.data
+    assert [source.limit for source in data.inputs] == [5]
+
+
 @pytest.mark.parametrize("override", OVERRIDES)
 def test_overrides(override: str) -> None:
     right = OVERRIDES[override]
