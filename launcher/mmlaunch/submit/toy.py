@@ -223,4 +223,4 @@ def _dotted(place: trained.Place) -> str:
 
 def _written(value: Any) -> str:
     """A value as `-s` reads it."""
-    return "" if value is None else value if isinstance(value, str) else json.dumps(value)
+    return "" if value is None else json.dumps(value)

@@ -123,7 +123,7 @@ def fruitful(recipe: Recipe) -> Iterator[Change]:
     task = recipe.objective
     if isinstance(task, Correctness):
         names = ", ".join(source.metric for source in task.reward_sources)
-        yield "objective.metric", names, "{function: length, options: {target: 12}}"
+        yield "objective.metric", names, {"function": "length", "options": {"target": 12}}
         yield "objective.right", task.right, 0.5
     if isinstance(task, Score):
         yield "objective.gap", task.gap, 0.0

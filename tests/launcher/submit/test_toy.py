@@ -116,6 +116,13 @@ def test_a_model_whose_class_nothing_tells_is_a_mistake_with_its_place() -> None
         toys("recipes/mdpo_llava15_7b.yaml", "model.pretrained=lab/secret")
 
 
+def test_a_folder_of_runs_may_have_any_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = tmp_path / "runs: of [mine], #1"
+    monkeypatch.setenv("MMLAUNCH_RUNS", str(runs))
+    ((_, made),) = toys("recipes/mdpo_llava15_7b.yaml")
+    assert Path(str(made.loaded.recipe.model.pretrained)).parent == runs / toy.FOLDER
+
+
 def test_the_family_of_a_model_is_read_from_its_config_json(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llava_next", "vision_config": {}}))
     ((_, made),) = toys("recipes/mdpo_llava15_7b.yaml", f"model.pretrained={tmp_path}")
