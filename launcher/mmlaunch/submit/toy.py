@@ -175,7 +175,7 @@ def _with_rewards(
     """A stage, behind the one that makes its reward model if it needs one."""
     if not toy.rewards:
         return [(replace(stage, loaded=toy.loaded), toy)]
-    reward = toy_of(_reward(loaded, name), cluster)
+    reward = toy_of(_reward(loaded), cluster)
     fields = [f"{_dotted(place)}={STAGE}{name}" for place in toy.rewards]
     node = apply(toy.loaded.node, fields)
     own = replace(toy.loaded, node=node, recipe=valid_recipe(node, lambda data: ()))
@@ -184,13 +184,13 @@ def _with_rewards(
     return [(LoadedStage(name, reward.loaded, (), ()), reward), (later, toy)]
 
 
-def _reward(loaded: Loaded, name: str) -> Loaded:
+def _reward(loaded: Loaded) -> Loaded:
     """A recipe that trains a reward model from the model of another recipe, on pairs."""
     recipe = loaded.recipe
     own = recipe.objective.READS_MODEL
     images = "data" if not own or toy_models.sees(recipe.model) else "none"
     precision = "bf16" if recipe.precision == "fp16" else recipe.precision
-    title = f"{recipe.name[: LONGEST - 10]}-{name}"
+    title = f"{recipe.name[: LONGEST - 10]}-{REWARD}"
     ranks = min(2, recipe.resources.world)
     written = parse(_REWARD.format(name=title, images=images, precision=precision, ranks=ranks), "the reward model")
     model = loaded.node.child("model") if own else parse(_ANY_MODEL, "the reward model").child("model")
