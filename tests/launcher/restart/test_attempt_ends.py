@@ -38,7 +38,7 @@ def read(path: Path) -> list[End]:
     return ends
 
 
-FILES = ("attempt_ends.txt", "more_attempt_ends.txt", "third_attempt_ends.txt")
+FILES = ("attempt_ends.txt", "more_attempt_ends.txt", "third_attempt_ends.txt", "fourth_attempt_ends.txt")
 CORPUS = [end for name in FILES for end in read(Path(__file__).with_name(name))]
 
 
