@@ -78,6 +78,7 @@ TABLE: tuple[Cause, ...] = (
             r"_ALLOC_FAILED|[Mm]emory (?:is )?exhausted|OUT_OF_\w*MEMORY|"
             r"cudaErrorMemoryAllocation|can't allocate memory|[Cc]annot allocate memory|"
             r"not enough memory|[Nn]o (?:available|free) memory|"
+            r"(?i:\bmemory\b.{0,80}\b(?:(?:less|smaller|larger|more|greater) than|exceeds?)\b)|"
             r"[Ii]nsufficient \w* ?memory|[Aa]llocation .{0,40}failed|[Mm]alloc.{0,20}fail|"
             r"bad_alloc|MemoryError|[Uu]nable to allocate .*(?:[KMGT]i?B|bytes|array)|"
             r"[Ff]ailed to allocate .*(?:memory|[KMGT]i?B|bytes)|RESOURCE_EXHAUSTED|mmap.*\[Errno 12\]|\[Errno 12\]"

@@ -24,9 +24,10 @@ MOST = 262_144
 
 PREFIX = (
     r"^\s*(?:\[?(?:default|rank)?_?\d*\]?:\s*|\[[^\]]{1,80}\]:?\s*|\d+:\s+|[EWIF]\d{4} [\d:.]+ [^\]]*\]\s*|E\s{2,}|"
-    r"\d{4}-\d\d-\d\d[ T][\d:.,]+\S*\s+)*"
+    r"\d{4}-\d\d-\d\d[ T][\d:.,]+\S*\s+|\(\w[^()]{0,80}\bpid=\d+[^()]{0,40}\)\s*|"
+    r"[A-Z]{4,8} \d\d-\d\d [\d:.,]+ \[[^\]]{1,80}\]\s*)*"
 )
-"""What loggers and launchers write before a line: `[rank3]:`, `12:`, a time."""
+"""What loggers and launchers write before a line: `[rank3]:`, `12:`, a time, `(Worker pid=7)`."""
 EXCEPTION = re.compile(
     PREFIX
     + r"((?:\w+\.)*(?:_?[A-Z]\w*)?(?:Error|Exception|Interrupt|Exit|Timeout|Fault|Failure|Mismatch|Invalid|NotFound|"

@@ -27,7 +27,9 @@ _CONNECTION = re.compile(
     r"communicator was aborted|remote process|[Gg]loo|NET/|IBV?_|ibv_|connect(?:ion)? timed out|No route to host|"
     r"[Nn]etwork is unreachable|Host is unreachable|ECONN|EHOSTUNREACH|client socket|ChildFailedError|"
     r"RendezvousConnection|"
-    r"SignalException|BrokenProcessPool|exited unexpectedly|^SystemExit|KeyboardInterrupt|ProcessRaised|ProcessExited"
+    r"SignalException|BrokenProcessPool|exited unexpectedly|"
+    r"[Ss]ee (?:the )?(?:root cause|error|exception|traceback|log|output)s? above|"
+    r"^SystemExit|KeyboardInterrupt|ProcessRaised|ProcessExited"
 )
 """What a rank says when another one is gone, and what its helper processes say when the rank itself is gone. The cause
 stands elsewhere, if anywhere."""
