@@ -79,7 +79,8 @@ TABLE: tuple[Cause, ...] = (
             r"cudaErrorMemoryAllocation|can't allocate memory|[Cc]annot allocate memory|"
             r"not enough memory|[Nn]o (?:available|free) memory|"
             r"(?i:\bmemory\b.{0,80}\b(?:(?:less|smaller|larger|more|greater) than|exceeds?)\b)|"
-            r"[Ii]nsufficient \w* ?memory|[Aa]llocation .{0,40}failed|[Mm]alloc.{0,20}fail|"
+            r"[Ii]nsufficient \w* ?memory|[Aa]llocation .{0,40}failed|"
+            r"^(?!.*(?i:\breset\b|\blost\b|\bECC\b|hardware)).*[Mm]alloc.{0,20}fail|"
             r"bad_alloc|MemoryError|[Uu]nable to allocate .*(?:[KMGT]i?B|bytes|array)|"
             r"[Ff]ailed to allocate .*(?:memory|[KMGT]i?B|bytes)|RESOURCE_EXHAUSTED|mmap.*\[Errno 12\]|\[Errno 12\]"
         ),
@@ -94,7 +95,7 @@ TABLE: tuple[Cause, ...] = (
         ),
         error_pattern=re.compile(
             r"^(?!.*(?:[Nn]o space left|quota exceeded)).*(?:"
-            r"[Ss]tale file handle|[Ss]tale NFS|[Tt]ransport endpoint|Input/output error|Remote I/O error|"
+            r"[Ss]tale file handle|[Ss]tale NFS|[Tt]ransport endpoint|[Ii]nput/output error|[Rr]emote I/O error|"
             r"[Rr]ead-only file system|ESTALE|ESHUTDOWN|ENOTCONN|\bEIO\b|\[Errno (?:5|30|107|108|116|121|512)\]|"
             r"\[Errno 110\] Connection timed out: '|No such device or address: '/|Host is down: ')"
         ),
@@ -126,6 +127,7 @@ TABLE: tuple[Cause, ...] = (
             r"[Dd]ouble.bit ECC|NVLink (?:error|fatal)|Node failure on|DUE TO NODE FAILURE|GPU is lost|"
             r"CUDA error: (?:unspecified launch failure|unknown error|uncorrectable|hardware|system not yet init)|"
             r"Machine check|mce: \[Hardware Error\]|nvidia-smi has failed|row remapping|"
+            r"GPU.{0,20}requires? (?:a )?reset|"
             r"infiniband.*(?:link down|port error)|DUE TO (?:SYSTEM|NODE|HARDWARE)|nodes? not responding|"
             r"lost contact with node|slurmd .*(?:not respond|down)"
         ),

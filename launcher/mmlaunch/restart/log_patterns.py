@@ -34,6 +34,8 @@ _CONNECTION = re.compile(
 """What a rank says when another one is gone, and what its helper processes say when the rank itself is gone. The cause
 stands elsewhere, if anywhere."""
 _CHAINED = re.compile(r"^\S*\s*(?:During handling of the above|The above exception was the direct)", re.MULTILINE)
+_BEGINS = re.compile(r"(?<=: )[A-Za-z](?=[a-z]+\b)")
+"""The letter with which a message begins, behind what has spoken."""
 _ENDED = re.compile(r"^srun: error: (\S+): tasks? ([\d,-]+): (.+)$", re.MULTILINE)
 _NODE = re.compile(r"Node failure on (?P<a>[\w.-]+)|[Nn]odes? (?P<b>[\w.-]+) (?:failed|is down|not responding)")
 
@@ -77,9 +79,10 @@ def trained(attempt: AttemptPaths) -> bool:
 
 def in_text(text: str) -> str | None:
     """The name of the cause that the message of an error shows."""
-    for cause, log_pattern, error_pattern in causes.with_patterns():
-        if any(pattern is not None and pattern.search(text) for pattern in (log_pattern, error_pattern)):
-            return cause
+    for spelling in _spellings(text):
+        for cause, log_pattern, error_pattern in causes.with_patterns():
+            if any(pattern is not None and pattern.search(spelling) for pattern in (log_pattern, error_pattern)):
+                return cause
     return None
 
 
@@ -133,16 +136,30 @@ def _evidence(cause: str, log: Log, index: int, line: str, node: str = "") -> Ev
 def _causes_in(log: Log) -> Iterator[Evidence]:
     """Every line that shows a cause, and what it shows."""
     for index, line in log.telling():
-        states = EXCEPTION.match(line) or STATEMENT.search(line)
+        if cause := _cause_of(line):
+            match = _NODE.search(line)
+            yield _evidence(cause, log, index, line, (match["a"] or match["b"]) if match else "")
+
+
+def _cause_of(line: str) -> str | None:
+    """The name of the cause that a line of a log shows."""
+    exception = EXCEPTION.match(line)
+    states = exception or STATEMENT.search(line)
+    for spelling in _spellings(line) if states else (line,):
         for cause, log_pattern, error_pattern in causes.with_patterns():
-            shown = log_pattern.search(line) if log_pattern else None
-            if shown and not EXCEPTION.match(line) and _is_quoted(line, shown.start()):
-                shown = None
-            if shown or (states and error_pattern and error_pattern.search(line)):
-                match = _NODE.search(line)
-                node = (match["a"] or match["b"]) if match else ""
-                yield _evidence(cause, log, index, line, node)
-                break
+            shown = log_pattern.search(spelling) if log_pattern else None
+            if shown and (exception or not _is_quoted(line, shown.start())):
+                return cause
+            if states and error_pattern and error_pattern.search(spelling):
+                return cause
+    return None
+
+
+def _spellings(text: str) -> Iterator[str]:
+    """A text as it stands; then, as programs differ in it, with the other of small and capital letters where a message
+    begins."""
+    yield text
+    yield _BEGINS.sub(lambda letter: letter[0].swapcase(), text)
 
 
 def _is_quoted(line: str, at: int) -> bool:
