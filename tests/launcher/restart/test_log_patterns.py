@@ -158,3 +158,17 @@ def test_the_first_task_to_end_is_the_one_that_counts(tmp_path: Path) -> None:
     assert ending.cause == "crash" and ending.evidence.endswith("; task 3 on gpu014")
     ends = "srun: error: gpu013: tasks 0-7: Terminated\nsrun: error: gpu014: task 3: Killed\n"
     assert policy.classify(143, attempt(tmp_path / "b", srun=ends), [{"event": "submitted"}]).cause == "time limit"
+
+
+@pytest.mark.parametrize(
+    ("lines", "cause"),
+    [
+        ("(Core pid=17) ERROR 09-28 15:47:24 [core.py:7] ValueError: the prompt is too long", "program error"),
+        ("ValueError: free memory (3.2/79.1 GiB) is less than desired", "out of memory"),
+        ("RuntimeError: CUDA error: No kernel image is available for execution on the device", "import"),
+        ("RuntimeError: CUDA error: GPU requires reset, call to cudaMalloc failed", "node"),
+    ],
+)
+def test_words_of_helpers_and_other_versions(tmp_path: Path, lines: str, cause: str) -> None:
+    after = "RuntimeError: Engine core initialization failed. See root cause above."
+    assert policy.classify(1, attempt(tmp_path, **{"rank-0": f"{lines}\n{after}\n"}), []).cause == cause
