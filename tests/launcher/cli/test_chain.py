@@ -140,7 +140,7 @@ def test_the_export_is_a_llava_to_everybody(
     again = mmlaunch("export", trained.root, "--to", merged)
     assert again.returncode == 2 and "exists already" in again.stderr
     wrong = mmlaunch("export", trained.root, "--to", tmp_path / "x", "--checkpoint", "2")
-    assert wrong.returncode == 1 and "no checkpoint of step 2; there are: 3" in wrong.stderr
+    assert wrong.returncode == 2 and "no checkpoint of step 2; there are: 3" in wrong.stderr
 
 
 @pytest.mark.nightly  # half a minute

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests import stub_job
 from tests.conftest import SubmitStub
 from tests.runs import at_step, before_the_resume, ended, losses, mmlaunch, saved_at, submit, wait_for
 from tests.stub_job import losses_of, runs
@@ -79,7 +80,9 @@ def check_readable_by_others(run: RunPaths) -> None:
 
 
 @pytest.mark.usefixtures("stop_all")
-def test_secrets_are_nowhere(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_secrets_are_nowhere(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, submit_stub: SubmitStub
+) -> None:
     with small.open("a") as file:
         file.write(f"env: [WANDB_API_KEY, PLAIN=visible]\n# a comment with {SECRET}\n")
     repository = small.parent
@@ -88,7 +91,7 @@ def test_secrets_are_nowhere(small: Path, tmp_path: Path, monkeypatch: pytest.Mo
     (repository / "small.yaml").write_text(small.read_text() + f"# dirty {SECRET}\n")
     monkeypatch.setenv("WANDB_API_KEY", SECRET)
     dry = mmlaunch("render", "--cluster", "local", small)
-    run = submit(small, "-s", "resources.tasks_per_node=1")
+    run = submit_stub(small, "-s", "resources.tasks_per_node=1", cluster="local")
     seen_in_argv = [p for p in Path("/proc").glob("[0-9]*") if SECRET.encode() in _bytes(p / "cmdline")]
     wait_for(run, ended)
     assert SECRET not in dry.stdout + dry.stderr and "export PLAIN=visible" in dry.stdout
@@ -224,6 +227,7 @@ def test_edited_code_does_not_change_a_run(small: Path, tmp_path: Path) -> None:
         shutil.copytree(ROOT / root / package, tmp_path / "checkout" / package)
     for data in ("templates", "recipes"):
         shutil.copytree(ROOT / data, tmp_path / "checkout" / "mmlaunch" / data)
+    shutil.copyfile(stub_job.__file__, tmp_path / "checkout" / "mmjobs" / "main.py")
     run = submit(small, "-s", "resources.tasks_per_node=1", PYTHONPATH=str(tmp_path / "checkout"))
     for path in (tmp_path / "checkout").rglob("*.py"):
         path.write_text("raise SystemExit('edited')\n")

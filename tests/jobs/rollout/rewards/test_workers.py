@@ -38,7 +38,7 @@ def leave(): sys.exit(3)
 def fail(): raise ValueError("no digits\\nin this answer")
 def eat():
     held = []
-    while True: held.append(bytearray(1 << 24))
+    while True: held.append(bytearray(1 << 28))
 def double():
     if os.fork() == 0: return 0.25
     os.wait()
