@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 from tests.conftest import SMALL, SubmitStub
-from tests.runs import losses, mmlaunch, saved_at, until, wait_for
+from tests.runs import losses, mmlaunch, saved_at, submit, until, wait_for
 from tests.slurm.cluster import SlurmCluster
 from tests.slurm.jobs import BRISK, RESOURCES, UNBROKEN, finished, job_of, requeues
 from tests.stub_job import Fault, losses_of
 
 from mmlaunch.monitor import pipeline as monitor
+from mmlaunch.results.merge import merge
 from mmlaunch.run import ledger, pipeline
 from mmlaunch.run.ledger import Event
 from mmlaunch.run.paths import RunPaths
@@ -134,3 +135,65 @@ def test_a_job_that_is_held_again_is_released_by_resume(
     assert f"mmlaunch resume {whole.name}" in mmlaunch("status", whole.name).stdout
     assert "goes on with reward" in mmlaunch("resume", whole.name).stdout
     until(lambda: monitor.of(whole).whole.state == "done", seconds=120)
+
+
+TRAINED = """\
+name: stack
+shared:
+  precision: fp32
+  log: {every: 1}
+  checkpoint: {every: 5 steps}
+  data: {workers: 0}
+  resources: {nodes: 2, gpus_per_node: 0, tasks_per_node: 1, cpus_per_rank: 1, memory: 1G, time: 10m}
+stages:
+  sft: {extends: small.yaml, steps: 20}
+  reward: {extends: small.yaml, model: {init_from: stage:sft}, objective: reward, steps: 150}
+  dpo: {extends: small.yaml, model: {init_from: stage:sft}, objective: dpo, steps: 20}
+  ppo:
+    extends: small.yaml
+    needs: dpo
+    model: {init_from: stage:sft}
+    objective: {method: ppo, rewards: stage:reward, rollouts: 32, sampling: {max_new_tokens: 40}}
+    batch: {global: 16}
+    steps: 24
+  evaluate:
+    model: {init_from: stage:ppo}
+    data: {input: {format: shapes, limit: 48, skip: 1000}}
+    objective: {method: evaluate, metric: exact, instruction: none, sampling: {max_new_tokens: 12}}
+    resources: {nodes: 1}
+"""
+
+
+@pytest.mark.nightly  # four minutes
+def test_a_trained_diamond_with_three_faults_ends_as_one_without(tmp_path: Path, slurm: SlurmCluster) -> None:
+    """Real models and real training, from SFT to an evaluation of what PPO has made."""
+    (tmp_path / "small.yaml").write_text(SMALL)
+    recipe = tmp_path / "stack.yaml"
+    recipe.write_text(TRAINED)
+    unbroken = submit(recipe, cluster="slurm")
+    until(lambda: monitor.of(unbroken).whole.state == "done", seconds=400)
+    # What bad rows do is another key: no stage of the first one is used again, and all compute the same.
+    size = ["-s", "shared.data.on_bad=skip", "-s", "stages.reward.resources.partition=gentle"]
+    whole = submit(recipe, *size, cluster="slurm")
+    stages = stages_of(whole)
+    job = job_of(wait_for(stages["reward"], saved_at(5), seconds=300))
+    nodes = slurm.run("squeue", "-h", "-j", job, "-o", "%N").strip()
+    slurm.run("sbatch", "-p", "urgent", "-N2", f"-w{nodes}", "--exclusive", "--wrap", "true")  # it is preempted
+    wait_for(stages["reward"], lambda events: any(event["event"] == "signal" for event in events))
+    slurm.kill("slurmctld", signal.SIGTERM)
+    time.sleep(5)
+    slurm.start_ctld()
+    job = job_of(wait_for(stages["ppo"], saved_at(5), seconds=400))
+    node = slurm.run("squeue", "-h", "-j", job, "-o", "%B").strip()
+    slurm.kill_node(node)
+    try:
+        finished(stages["ppo"])
+    finally:
+        slurm.revive_node(node)
+    until(lambda: monitor.of(whole).whole.state == "done", seconds=200)
+    before = stages_of(unbroken)
+    for name in ("sft", "reward", "dpo", "ppo"):
+        assert losses(list(ledger.read(stages[name].events))) == losses(list(ledger.read(before[name].events))), name
+    assert requeues(list(ledger.read(stages["reward"].events))) and requeues(list(ledger.read(stages["ppo"].events)))
+    records = [merge(run).output.read_bytes() for run in (stages["evaluate"], before["evaluate"])]
+    assert records[0] == records[1] and records[0].count(b"\n") == 48
