@@ -144,6 +144,7 @@ def test_an_unconfirmed_submission_is_cancelled_honestly(
     assert status(run)["state"] == "cancelled" and not list(run.attempt(1).logs.iterdir())
 
 
+@pytest.mark.nightly  # a quarter of a minute
 def test_scancel_of_ranks_that_do_not_listen(small: Path, slurm: SlurmCluster, submit_stub: SubmitStub) -> None:
     """Slurm kills the job script with them: only Slurm can say how the run ended."""
     run = submit_stub(small, *LONG, cluster="slurm", fault=Fault.DEAF)
