@@ -104,8 +104,8 @@ def _example(toy: ToyData, place: int) -> Example:
     example = replace(drawn, answers=answers[::-1] if toy.turned else answers, truths=(texts[0],))
     if toy.images:
         return replace(example, prompt=(Turn("user", (drawn.prompt[0].content[0], question)),))
-    told = f"Drawing {number} shows something {texts[0]}. {question}"
-    return replace(example, images=(), prompt=(Turn("user", (told,)),))
+    text = f"Drawing {number} shows something {texts[0]}. {question}"
+    return replace(example, images=(), prompt=(Turn("user", (text,)),))
 
 
 def _asked(style: str, question: str, number: int, texts: Sequence[str]) -> tuple[str, list[str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,8 @@ import click
 
 from mmlaunch.cli import options
 from mmlaunch.cli.columns import wrapped
-from mmlaunch.load import load_recipe
+from mmlaunch.errors import RecipeError
+from mmlaunch.load import Loaded, load_recipe
 from mmlaunch.load.cluster import gigabytes
 from mmlaunch.load.pipeline import is_pipeline
 from mmlaunch.recipe import Recipe
@@ -97,7 +99,7 @@ def command(
         submit_all(recipe, overrides, cluster, selection, follow, as_json)
         return
     _no_stages(recipe, selection)
-    _done(submit(load_recipe(recipe, overrides, partial(choose.misfits, cluster)), cluster), follow, as_json)
+    _done(submit(_loaded(recipe, overrides, cluster), cluster), follow, as_json)
 
 
 def _no_stages(recipe: str, selection: Selection) -> None:
@@ -148,6 +150,18 @@ def _done(prepared: Prepared, follow: bool, as_json: bool) -> None:
         from mmlaunch.cli.follow import follow as stay
 
         raise SystemExit(stay(prepared.plan.run))
+
+
+def _loaded(recipe: str, overrides: tuple[str, ...], cluster: str | None) -> Loaded:
+    """The recipe; several values of one field are a sweep, and nothing else."""
+    try:
+        return load_recipe(recipe, overrides, partial(choose.misfits, cluster))
+    except RecipeError as error:
+        listed = [f"-s {one}" for one in overrides if "," in one or ".." in one]
+        right = "add --sweep for a run of each value"
+        raise RecipeError(
+            [replace(one, right=right) if one.place in listed else one for one in error.problems]
+        ) from None
 
 
 def _record(prepared: Prepared) -> dict[str, Any]:

@@ -37,12 +37,12 @@ def unlike(recipe: Recipe, own: Recipe, name: str) -> tuple[str, str] | None:
     if isinstance(recipe.objective, Score):  # there is no policy: the reward model reads the data itself
         return None
     policy, reward = recipe.model, own.model
-    for part, mine, its in (
+    for part, of_policy, of_reward in (
         ("chat template", policy.chat_template, reward.chat_template),
         ("base model", policy.pretrained, reward.pretrained),
         ("vision encoder", policy.vision, reward.vision),
     ):
-        if mine != its:
+        if of_policy != of_reward:
             what = f"{name} has another {part} than the policy, and would read its answers otherwise"
             return what, "train the reward model from the policy's own model"
     return None

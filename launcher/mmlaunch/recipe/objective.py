@@ -115,7 +115,7 @@ def _read(section: type[Method], value: Any, info: ValidationInfo) -> Method:
     return section.model_validate(value, context=info.context)
 
 
-_UNION: Any = Union[tuple(Annotated[section, Tag(_tag(name))] for name, section in SECTIONS.items())]  # noqa: UP007
+_UNION: Any = Union[tuple(Annotated[section, Tag(_tag(name))] for name, section in SECTIONS.items())]  # noqa: UP007  made of a table: `|` joins what is written out
 
 
 class ReadByOne:

@@ -137,8 +137,8 @@ def _story(run: RunPaths, now: Status) -> str:
     """What ended a run that did not end well."""
     if now.state not in (*why.UNWELL, "held"):
         return ""
-    told = why.of(run)
-    return " ".join(part for part in (f"{told.what}.", told.evidence, told.place, told.done) if part)
+    story = why.of(run)
+    return " ".join(part for part in (f"{story.what}.", story.evidence, story.place, story.done) if part)
 
 
 def _facts(run: RunPaths, now: Status, one: Report, events: Events) -> list[tuple[str, str]]:

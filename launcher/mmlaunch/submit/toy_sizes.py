@@ -66,27 +66,27 @@ def _length(recipe: Recipe, given: Collection[str]) -> Iterator[Change]:
 
 
 def _steps(recipe: Recipe) -> int:
-    """A few; of what learns from its own answers as many that it answers once more after it has learnt."""
-    learnt = recipe.objective
-    return _per_round(recipe) * min(learnt.epochs, 2) + 1 if isinstance(learnt, Reinforcement) else STEPS
+    """A few; of what learns from its own answers as many that it answers once more after an update."""
+    objective = recipe.objective
+    return _per_round(recipe) * min(objective.epochs, 2) + 1 if isinstance(objective, Reinforcement) else STEPS
 
 
 def _per_round(recipe: Recipe) -> int:
     """The batches of a round of answers; several stay several."""
-    learnt = recipe.objective
-    return min(2, learnt.rollouts // recipe.batch.examples) if isinstance(learnt, Reinforcement) else 1
+    objective = recipe.objective
+    return min(2, objective.rollouts // recipe.batch.examples) if isinstance(objective, Reinforcement) else 1
 
 
 def _batch(recipe: Recipe, ranks: int) -> Iterator[Change]:
-    learnt, group = recipe.objective, 1
-    if isinstance(learnt, Reinforcement):
-        group = min(learnt.sampling.answers, ANSWERS)
+    objective, group = recipe.objective, 1
+    if isinstance(objective, Reinforcement):
+        group = min(objective.sampling.answers, ANSWERS)
     examples = ranks * max(group, EXAMPLES)
     yield "batch.global", recipe.batch.examples, examples
     if recipe.batch.micro is not None:
         yield "batch.micro", recipe.batch.micro, group
-    if isinstance(learnt, Reinforcement):
-        yield "objective.rollouts", learnt.rollouts, _per_round(recipe) * examples
+    if isinstance(objective, Reinforcement):
+        yield "objective.rollouts", objective.rollouts, _per_round(recipe) * examples
 
 
 def _answers(recipe: Recipe) -> Iterator[Change]:

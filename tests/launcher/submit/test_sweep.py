@@ -46,6 +46,8 @@ def test_points_run_and_are_compared(small: Path, submit_stub: SubmitStub, own_h
     wrong = mmlaunch("submit", "--cluster", "local", small, "-s", "optim.lrr=1,2", *one)
     assert wrong.returncode == 2 and wrong.stderr.count("did you mean optim.lr?") == 1
     assert not (own_home / "runs").exists()
+    alone = mmlaunch("submit", "--cluster", "local", small, "-s", "optim.lr=1e-3,1e-2")
+    assert alone.returncode == 2 and "add --sweep for a run of each value" in alone.stderr
     whole = submit_stub(small, "-s", "optim.lr=1e-3,1e-2", *one, cluster="local")
     until(lambda: monitor.of(whole).whole.state == "done")
     points = pipeline.read(whole).stages

@@ -35,7 +35,7 @@ class Placed:
         picture.size()  # a header that cannot be read is found here, and not when somebody trains
         if self.embedded:
             return base64.b64encode(picture.read()).decode()
-        path = os.path.abspath(picture.path) if isinstance(picture, FilePicture) else self._written(picture)  # noqa: PTH100  the same
+        path = os.path.abspath(picture.path) if isinstance(picture, FilePicture) else self._written(picture)  # noqa: PTH100  links stay
         short = path.startswith(self.folder.rstrip("/") + "/") and not self.absolute
         self.short += short
         self.full += not short
