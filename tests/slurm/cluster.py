@@ -230,7 +230,12 @@ class SlurmCluster:
         sql = "CREATE DATABASE slurm_acct;"
         for user in ("'slurm'@'%'", "'slurm'@'localhost'"):
             sql += f"CREATE USER {user} IDENTIFIED BY 'slurm'; GRANT ALL ON slurm_acct.* TO {user};"
-        subprocess.run(["mariadb", f"--socket={sock}", "-u", "root", "-e", sql], check=True, capture_output=True)
+        self.sql(sql)
+
+    def sql(self, statements: str) -> str:
+        """Run statements on the accounting's database, past slurmdbd."""
+        command = ["mariadb", f"--socket={self.folder / 'mysql.sock'}", "-u", "root", "-N", "-e", statements]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
     def _daemon(self, name: str, *command: str) -> None:
         with (self.folder / f"{name}.out").open("ab") as log:

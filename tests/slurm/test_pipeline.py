@@ -62,6 +62,24 @@ def check_order(whole: RunPaths) -> dict[str, list[Event]]:
     return ledgers
 
 
+def three_faults(slurm: SlurmCluster, stages: dict[str, RunPaths]) -> None:
+    """The reward stage is preempted, the controller stops and comes back, and a node of the PPO stage dies."""
+    job = job_of(wait_for(stages["reward"], saved_at(5), seconds=300))
+    nodes = slurm.run("squeue", "-h", "-j", job, "-o", "%N").strip()
+    slurm.run("sbatch", "-p", "urgent", "-N2", f"-w{nodes}", "--exclusive", "--wrap", "true")  # it is preempted
+    wait_for(stages["reward"], lambda events: any(event["event"] == "signal" for event in events))
+    slurm.kill("slurmctld", signal.SIGTERM)
+    time.sleep(5)
+    slurm.start_ctld()
+    job = job_of(wait_for(stages["ppo"], saved_at(5), seconds=400))
+    node = slurm.run("squeue", "-h", "-j", job, "-o", "%B").strip()
+    slurm.kill_node(node)
+    try:
+        finished(stages["ppo"])
+    finally:
+        slurm.revive_node(node)
+
+
 def test_stages_wait_held_and_are_released(diamond: Path, slurm: SlurmCluster, submit_stub: SubmitStub) -> None:
     whole = submit_stub(diamond, *SIZE, "-s", "shared.steps=10", cluster="slurm")
     stages = stages_of(whole)
@@ -80,21 +98,7 @@ def test_a_diamond_with_three_faults_ends_as_if_nothing_had_happened(
     faults = ["-s", "shared.steps=300", "-s", "stages.reward.resources.partition=gentle"]
     whole = submit_stub(diamond, *SIZE, *faults, cluster="slurm")
     stages = stages_of(whole)
-    job = job_of(wait_for(stages["reward"], saved_at(5), seconds=300))
-    nodes = slurm.run("squeue", "-h", "-j", job, "-o", "%N").strip()
-    slurm.run("sbatch", "-p", "urgent", "-N2", f"-w{nodes}", "--exclusive", "--wrap", "true")  # it is preempted
-    wait_for(stages["reward"], lambda events: any(event["event"] == "signal" for event in events))
-    wait_for(stages["dpo"], saved_at(7), seconds=300)
-    slurm.kill("slurmctld", signal.SIGTERM)
-    time.sleep(5)
-    slurm.start_ctld()
-    job = job_of(wait_for(stages["ppo"], saved_at(7), seconds=400))
-    node = slurm.run("squeue", "-h", "-j", job, "-o", "%B").strip()
-    slurm.kill_node(node)
-    try:
-        finished(stages["ppo"])
-    finally:
-        slurm.revive_node(node)
+    three_faults(slurm, stages)
     ledgers = check_order(whole)
     assert all(losses(events) == UNBROKEN for events in ledgers.values())
     assert requeues(ledgers["ppo"]) == ["node"]
@@ -176,20 +180,7 @@ def test_a_trained_diamond_with_three_faults_ends_as_one_without(tmp_path: Path,
     size = ["-s", "shared.data.on_bad=skip", "-s", "stages.reward.resources.partition=gentle"]
     whole = submit(recipe, *size, cluster="slurm")
     stages = stages_of(whole)
-    job = job_of(wait_for(stages["reward"], saved_at(5), seconds=300))
-    nodes = slurm.run("squeue", "-h", "-j", job, "-o", "%N").strip()
-    slurm.run("sbatch", "-p", "urgent", "-N2", f"-w{nodes}", "--exclusive", "--wrap", "true")  # it is preempted
-    wait_for(stages["reward"], lambda events: any(event["event"] == "signal" for event in events))
-    slurm.kill("slurmctld", signal.SIGTERM)
-    time.sleep(5)
-    slurm.start_ctld()
-    job = job_of(wait_for(stages["ppo"], saved_at(5), seconds=400))
-    node = slurm.run("squeue", "-h", "-j", job, "-o", "%B").strip()
-    slurm.kill_node(node)
-    try:
-        finished(stages["ppo"])
-    finally:
-        slurm.revive_node(node)
+    three_faults(slurm, stages)
     until(lambda: monitor.of(whole).whole.state == "done", seconds=200)
     before = stages_of(unbroken)
     for name in ("sft", "reward", "dpo", "ppo"):

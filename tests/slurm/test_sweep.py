@@ -10,12 +10,13 @@ from pathlib import Path
 
 import pytest
 from tests.conftest import SubmitStub
-from tests.runs import losses, mmlaunch, saved_at, until, wait_for
+from tests.runs import losses, mmlaunch, saved_at, submit, until, wait_for
 from tests.slurm.cluster import SlurmCluster
-from tests.slurm.jobs import BRISK, RESOURCES, UNBROKEN, job_of
+from tests.slurm.jobs import BRISK, RESOURCES, UNBROKEN, finished, job_of
 
 from mmlaunch.monitor import pipeline as monitor
 from mmlaunch.run import ledger, pipeline
+from mmlaunch.run.paths import RunPaths
 
 ONE = RESOURCES.format(1).replace("nodes: 2", "nodes: 1")
 
@@ -60,3 +61,41 @@ def test_what_did_not_end_well_is_resumed_alone(small: Path, slurm: SlurmCluster
     assert all(losses(list(ledger.read(point.events))) == UNBROKEN for point in points)
     rows = json.loads(mmlaunch("table", whole.name, "--json").stdout)["rows"]
     assert len(rows) == 12 and {row["state"] for row in rows} == {"done"}
+
+
+@pytest.mark.nightly  # two minutes
+def test_the_best_points_of_a_rung_go_on(small: Path, slurm: SlurmCluster) -> None:
+    """Successive halving without a process on the login node: the last point of a rung resumes the best ones."""
+    size = ["-s", ONE, "-s", "data.workers=0", "-s", "steps=8", "-s", "optim.lr=1e-6,1e-4,1e-3,1e-2"]
+    whole = submit(small, *size, "--sweep", "--halving", "2", cluster="slurm")
+    until(lambda: monitor.of(whole).whole.state == "done" and max(steps_of(whole)) == 8, seconds=400)
+    assert sorted(steps_of(whole)) == [2, 2, 4, 8]
+    points = pipeline.read(whole).stages
+    measured = [event for point in points for event in ledger.read(point.paths.events).all("evaluated")[:1]]
+    losses_there = [event["metrics"]["eval/loss"] for event in measured]  # at the end of the first rung
+    best = sorted(range(4), key=lambda number: losses_there[number])[:2]
+    assert {number for number, steps in enumerate(steps_of(whole)) if steps > 2} == set(best)
+
+
+def steps_of(whole: RunPaths) -> list[int]:
+    """The last step of each point."""
+    events = [ledger.read(point.paths.events).last("step") for point in pipeline.read(whole).stages]
+    return [0 if event is None else int(event["step"]) for event in events]
+
+
+@pytest.mark.nightly  # half a minute
+def test_energy_is_that_of_all_attempts_where_the_site_counts_it(
+    small: Path, slurm: SlurmCluster, submit_stub: SubmitStub
+) -> None:
+    """There is no meter here: what one would have counted is written where accounting keeps it."""
+    run = submit_stub(small, "-s", ONE, *BRISK, "-s", "steps=300", cluster="slurm")
+    slurm.run("scontrol", "requeue", job_of(wait_for(run, saved_at(5), seconds=300)))
+    job = job_of(finished(run))
+    assert mmlaunch("report", run.name, "--html").returncode == 0
+    assert "kWh" not in (run.root / "report.html").read_text()
+    slurm.sql(
+        f"UPDATE slurm_acct.lab_step_table s JOIN slurm_acct.lab_job_table j USING (job_db_inx) "
+        f"SET s.consumed_energy = 900000 WHERE j.id_job = {job} AND s.id_step >= 0"
+    )
+    assert mmlaunch("report", run.name, "--html").returncode == 0
+    assert "kWh" in (run.root / "report.html").read_text()

@@ -63,7 +63,7 @@ def test_the_stub_writes_what_training_writes(small: Path, submit_stub: SubmitSt
     """The other tests of this folder are worth as much as their stub is like the real job."""
     real, stub = (finished(start(small, *BRISK, "-s", "steps=6", cluster="local")) for start in (submit, submit_stub))
     kinds = [[event["event"] for event in events if event["event"] != "step"] for events in (real, stub)]
-    only_real = {"preflight", "evaluated", "warning"}
+    only_real = {"preflight", "started_up", "evaluated", "warning"}
     assert [kind for kind in kinds[0] if kind not in only_real] == kinds[1]
     for event in stub:
         (like, *_) = (one for one in real if one["event"] == event["event"])

@@ -23,12 +23,14 @@ from mmlaunch.run.paths import RunPaths
 def joined(recipe: Recipe, paths: RunPaths, stop: StopRequest, position: Position, watch: Watchdog) -> Context:
     """The context of the attempt, once all ranks are there."""
     torch.set_num_threads(_threads(recipe))
+    watch.doing("joins the other ranks")
     ranks = join(watch)
     with suppress(OSError):  # the preflight reports a full disk
         print(f"rank {ranks.rank} of {ranks.world} runs on {socket.gethostname()}, pid {os.getpid()}", flush=True)
     events = EventWriter(
         paths, int(os.environ["MMLAUNCH_ATTEMPT"]), ranks.first, int(os.environ.get(owner.VARIABLE) or 0)
     )
+    watch.doing("checks the nodes")
     preflight.check(paths, recipe.resources.gpus_per_node, ranks, events)
     return Context(recipe, paths, ranks, events, position, stop)
 

@@ -64,6 +64,30 @@ REPORT = 20.0
 """Seconds for stacks and record. Where the file system itself hangs, they are given up."""
 
 
+LIBRARIES = "loads the libraries"
+
+
+class StartUp:
+    """Where the seconds go from the beginning of a rank's process to the end of its first step."""
+
+    def __init__(self, first: str) -> None:
+        self.seconds: dict[str, float] = {}
+        self._now, self._since = first, time.monotonic()
+        self._over = False
+
+    def begins(self, what: str) -> None:
+        """The next piece of work begins."""
+        if not self._over:
+            now = time.monotonic()
+            self.seconds[self._now] = round(self.seconds.get(self._now, 0.0) + now - self._since, 3)
+            self._now, self._since = what, now
+
+    def end(self) -> None:
+        """The first step is done; what follows is no start-up."""
+        self.begins("")
+        self._over = True
+
+
 class Pulse(NamedTuple):
     """One sign of life. It is replaced as a whole, so that the watching thread never sees half of one."""
 
@@ -83,7 +107,8 @@ class Watchdog:
         self._given = _given()
         self._recent: deque[float] = deque(maxlen=RECENT)
         self._settled = False
-        self._detail, self._unit, self._count = "loads the libraries", "", 0
+        self._detail, self._unit, self._count = LIBRARIES, "", 0
+        self.startup = StartUp(LIBRARIES)
         self.pulse = Pulse(Phase.START, self._least(Phase.START), False, time.time())
         self._over = threading.Event()
         self._threads = [threading.Thread(target=target, daemon=True) for target in (self._watch, self._tell)]
@@ -106,6 +131,8 @@ class Watchdog:
         """
         self._detail, self._unit, self._count = "", "", 0
         allowed = self.pulse.allowed
+        if phase in (Phase.STEP, Phase.ROLLOUT):
+            self.startup.begins("first step" if phase is Phase.STEP else "first rollout")
         if phase is not Phase.STEP:
             allowed, self._settled = self._least(phase), False
         elif self._settled:
@@ -114,6 +141,7 @@ class Watchdog:
 
     def stepped(self, seconds: float) -> None:
         """A step has ended."""
+        self.startup.end()
         if self._settled:
             self._recent.append(min(seconds, self.pulse.allowed))  # more only when the job was suspended meanwhile
         self._settled = True
@@ -121,6 +149,7 @@ class Watchdog:
     def doing(self, detail: str, unit: str = "") -> None:
         """Say what the phase is busy with; with a `unit`, every sign of life counts one of it."""
         self._detail, self._unit, self._count = detail, unit, 0
+        self.startup.begins(detail)
         self.moved()
         if self._rank == 0:  # whoever follows the run reads it at once
             self._beat(self.pulse)

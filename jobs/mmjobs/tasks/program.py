@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import signal
 import sys
@@ -15,6 +16,7 @@ from mmlaunch.errors import BadInput, MachineError, MmlaunchError, UserError
 def end(parser: argparse.ArgumentParser, run: Callable[[argparse.Namespace], dict[str, Any]]) -> int:
     """Run a program: one JSON object on standard output, and the exit code that the command ends with."""
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # half a file is removed
+    gc.set_threshold(50_000)  # libraries make objects by the hundred thousand, and all of them stay
     try:
         result = run(parser.parse_args())
     except (MmlaunchError, OSError) as error:
@@ -23,6 +25,7 @@ def end(parser: argparse.ArgumentParser, run: Callable[[argparse.Namespace], dic
         return 130
     finally:
         signal.signal(signal.SIGTERM, before)
+        gc.freeze()  # nor is anything searched for on the way out, which takes a second
     if sys.stderr.isatty():
         print("\r\033[K", end="", file=sys.stderr)
     print(json.dumps(result))

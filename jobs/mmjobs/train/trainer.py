@@ -43,6 +43,8 @@ class Trainer:
     services: Services
     state: TrainState
     steps: int
+    started: bool = False
+    """Whether this attempt has done a step."""
 
     @property
     def end(self) -> int:
@@ -88,6 +90,9 @@ class Trainer:
         seconds = self.services.throughput.step(batches)
         self.services.boundary.step_seconds = seconds
         self.context.ranks.watch.stepped(seconds)
+        if not self.started:
+            self.started = True
+            self.context.events.write("started_up", step=number, phases=self.context.ranks.watch.startup.seconds)
         if number % self.context.recipe.log.every == 0 or number in (1, self.end):
             self._log(result)
 

@@ -66,6 +66,9 @@ def command(run: str, html: bool, output: str | None, as_json: bool) -> None:
         f"goodput {summary.goodput:.1%} of {_time(summary.allocated)} allocated, {summary.rank_hours:.2f} rank hours, "
         f"{_time(summary.queued)} in the queue, {summary.lost_steps} steps done twice"
     )
+    if startup := next((a.startup for a in reversed(summary.attempts) if a.startup), None):
+        phases = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in startup.items() if seconds >= 0.05)
+        click.echo(f"last start-up, to the end of its first step: {sum(startup.values()):.1f} s: {phases}")
     if made is not None:
         _show_rollouts(made)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -28,6 +28,7 @@ class Attempt:
     last_step: int | None
     lost_steps: int  # steps that the next attempt had to do again
     productive: float  # seconds between the built model and the last step that counted
+    startup: Mapping[str, float]  # seconds of each piece of work before the first step was done
 
 
 @dataclass(frozen=True)
@@ -164,4 +165,17 @@ def _attempt(part: Sequence[Event], following: Sequence[Event] | None, end: End,
         last_step=last,
         lost_steps=max(0, (last or 0) - resumed),
         productive=max(0.0, kept[-1]["time"] - ready) if kept and ready is not None else 0.0,
+        startup=_startup(part),
     )
+
+
+def _startup(part: Sequence[Event]) -> dict[str, float]:
+    """What rank 0 did before its first step, and before that the job script until the process of rank 0 began."""
+    event = next((event for event in part if kind_of(event) == "started_up"), None)
+    if event is None:
+        return {}
+    phases = {
+        str(name): float(seconds) for name, seconds in event["phases"].items() if isinstance(seconds, (int, float))
+    }
+    before = event["time"] - part[0]["time"] - sum(phases.values())
+    return {"starts the ranks": round(max(0.0, before), 3), **phases}

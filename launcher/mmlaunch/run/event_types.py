@@ -1,7 +1,7 @@
 """The kinds of events in a ledger: a class declares each kind and its fields. A field without a default is required.
 
 The classes are declarations only: an event in memory is a dict, as it is in the file. (They are no dataclasses, since
-nothing needs an instance, and to make seventeen of them takes ten milliseconds of every command.)
+nothing needs an instance, and to make some twenty of them takes ten milliseconds of every command.)
 
 A writer may add fields of its own: a step carries whatever its objective measures. Every event of a job also carries
 `attempt`, and every event carries `time`.
@@ -13,9 +13,9 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 Kind = Literal[
-    "submitted", "unconfirmed", "queued", "released", "started", "preflight", "ready", "resumed", "reference",
-    "generated", "records", "rollout", "step", "evaluated", "checkpoint", "signal", "warning", "excluded", "cancelling",
-    "failed", "requeued", "ended",
+    "submitted", "unconfirmed", "queued", "released", "started", "preflight", "ready", "resumed", "started_up",
+    "reference", "generated", "records", "rollout", "step", "evaluated", "checkpoint", "signal", "warning", "excluded",
+    "cancelling", "failed", "requeued", "ended",
 ]  # fmt: skip
 
 
@@ -100,6 +100,14 @@ class Resumed:
     """The job continues from a checkpoint."""
 
     step: int
+
+
+class StartedUp:
+    """The first step of an attempt is done."""
+
+    step: int
+    phases: Mapping[str, Any]
+    """The seconds of rank 0 in each piece of work before it."""
 
 
 class Reference:
@@ -241,8 +249,8 @@ class Ended:
 
 TYPES: dict[Kind, type] = {
     "submitted": Submitted, "unconfirmed": Unconfirmed, "queued": Queued, "released": Released, "started": Started,
-    "preflight": Preflight, "ready": Ready,
-    "resumed": Resumed, "reference": Reference, "generated": Generated, "records": Records, "rollout": Rollout,
+    "preflight": Preflight, "ready": Ready, "resumed": Resumed, "started_up": StartedUp,
+    "reference": Reference, "generated": Generated, "records": Records, "rollout": Rollout,
     "step": Step, "evaluated": Evaluated, "checkpoint": Checkpoint,
     "signal": Signal, "warning": Warned, "excluded": Excluded, "cancelling": Cancelling, "failed": Failed,
     "requeued": Requeued, "ended": Ended,

@@ -54,6 +54,10 @@ def test_one_unfit_node_ends_the_attempt_on_all(job: Jobs, tiny: Recipes, tmp_pa
     assert run.run(tiny(resources__tasks_per_node=2, steps=1), 2, **where) == [0, 0], run.log()
     (event,) = run.events("preflight")
     assert event["attempt"] == 2 and 0 <= event["seconds"] < 5
+    (started,) = run.events("started_up")
+    assert started["step"] == 1 and all(seconds >= 0 for seconds in started["phases"].values())
+    order = ["loads the libraries", "joins the other ranks", "checks the nodes", "loads the model", "first step"]
+    assert [phase for phase in started["phases"] if phase in order] == order
     assert not list((tmp_path / "scratch-0").iterdir()) and not list(run.paths.root.glob(".preflight*"))
 
 

@@ -58,6 +58,18 @@ def test_an_attempt_that_begins_anew_has_lost_everything_before(tmp_path: Path) 
 THEN = 1_700_000_000.0
 
 
+def test_a_start_up_has_its_phases(tmp_path: Path) -> None:
+    phases = {"loads the libraries": 4.0, "loads the model": 1.5, "first step": 0.5, "odd": None}
+    events = [
+        {"event": "started", "attempt": 1, "time": THEN},
+        {"event": "started_up", "step": 1, "phases": phases, "time": THEN + 8.0},
+    ]
+    (one,) = reported(tmp_path, *events).attempts
+    assert one.startup == {
+        "starts the ranks": 2.0, "loads the libraries": 4.0, "loads the model": 1.5, "first step": 0.5,
+    }  # fmt: skip
+
+
 def written(folder: Path, *events: tuple[float, str, dict[str, Any]], beat: float | None = None) -> RunPaths:
     """A ledger whose events came so many seconds after the first one; rank 0's last sign of life in attempt 1."""
     run = RunPaths(folder / "run")

@@ -109,6 +109,20 @@ def test_a_stage_that_fails_holds_up_those_that_need_it(diamond: Path, submit_st
 
 
 @pytest.mark.nightly  # a quarter of a minute
+def test_from_goes_on_behind_stages_that_are_done(diamond: Path, submit_stub: SubmitStub) -> None:
+    too_early = mmlaunch("submit", "--cluster", "local", diamond, "--from", "dpo")
+    assert too_early.returncode == 2 and "sft has no finished run of the same content" in too_early.stderr
+    begun = submit_stub(diamond, "--until", "reward", cluster="local")
+    until(lambda: over(begun))
+    rest = submit_stub(diamond, "--from", "dpo", cluster="local")
+    until(lambda: over(rest))
+    assert state_of(rest) == "done"
+    before, after = ({s.name: s.run for s in pipeline.read(whole).stages} for whole in (begun, rest))
+    assert set(before) == {"sft", "reward"} and {name: after[name] for name in before} == before
+    assert all(ledger.read(run_of(rest, name).events).last("ended") is not None for name in ("dpo", "ppo"))
+
+
+@pytest.mark.nightly  # a quarter of a minute
 def test_nothing_is_released_twice_and_a_missed_release_is_seen(diamond: Path, submit_stub: SubmitStub) -> None:
     submitted = submit_stub(diamond, "-s", "stages.ppo.steps=5", cluster="local")
     reward = run_of(submitted, "reward")
