@@ -66,8 +66,9 @@ def test_what_did_not_end_well_is_resumed_alone(small: Path, slurm: SlurmCluster
 @pytest.mark.nightly  # two minutes
 def test_the_best_points_of_a_rung_go_on(small: Path, slurm: SlurmCluster) -> None:
     """Successive halving without a process on the login node: the last point of a rung resumes the best ones."""
-    size = ["-s", ONE, "-s", "data.workers=0", "-s", "steps=8", "-s", "optim.lr=1e-6,1e-4,1e-3,1e-2"]
-    whole = submit(small, *size, "--sweep", "--halving", "2", cluster="slurm")
+    size = ["-s", ONE, "-s", "data.workers=0", "-s", "checkpoint.best=eval/loss", "-s", "steps=8"]
+    axes = ["-s", "optim.lr=1e-6,1e-4,1e-3,1e-2", "--sweep", "--halving", "2"]
+    whole = submit(small, *size, *axes, cluster="slurm")
     until(lambda: monitor.of(whole).whole.state == "done" and max(steps_of(whole)) == 8, seconds=400)
     assert sorted(steps_of(whole)) == [2, 2, 4, 8]
     points = pipeline.read(whole).stages
@@ -93,9 +94,8 @@ def test_energy_is_that_of_all_attempts_where_the_site_counts_it(
     job = job_of(finished(run))
     assert mmlaunch("report", run.name, "--html").returncode == 0
     assert "kWh" not in (run.root / "report.html").read_text()
-    slurm.sql(
-        f"UPDATE slurm_acct.lab_step_table s JOIN slurm_acct.lab_job_table j USING (job_db_inx) "
-        f"SET s.consumed_energy = 900000 WHERE j.id_job = {job} AND s.id_step >= 0"
-    )
+    unmeasured, energy = f"3={2**64 - 2}", "3=900000"  # joules
+    change = f"SET tres_alloc = REPLACE(tres_alloc, '{unmeasured}', '{energy}') WHERE id_job = {job}"
+    slurm.sql(f"UPDATE slurm_acct.{slurm.name}_job_table {change}")
     assert mmlaunch("report", run.name, "--html").returncode == 0
-    assert "kWh" in (run.root / "report.html").read_text()
+    assert "0.50 kWh" in (run.root / "report.html").read_text(), "of both attempts"
