@@ -137,7 +137,7 @@ TABLE: tuple[Cause, ...] = (
             r"cudaErrorDevicesUnavailable|cudaErrorECCUncorrectable|ECC error|Unable to determine the device handle|"
             r"CUDA (?:driver initialization failed|initialization: )|cuInit|nvml.*(?:Unknown Error|GPU is lost)|"
             r"CUDA error: (?:device.*unavailable|an illegal instruction|misaligned|initialization error)|NVML_ERROR|"
-            r"cudaErrorSystem|HARDWARE_EXCEPTION|HSA_STATUS_ERROR|hipErrorNoDevice|Driver/library version mismatch"
+            r"cudaErrorSystem|system not yet initialized|HARDWARE_EXCEPTION|HSA_STATUS_ERROR|hipErrorNoDevice|Driver/library version mismatch"
         ),
     ),
     Cause(
@@ -158,7 +158,7 @@ TABLE: tuple[Cause, ...] = (
         error_pattern=re.compile(
             r"(?:Import|ModuleNotFound|Indentation|Tab)Error|SyntaxError(?!: (?:broken|not a) \w+ file)|"
             r"[Cc]annot import name|"
-            r"[Ff]ailed to import|could not be imported|does not match the version|(?:unable|failed) to compile|"
+            r"[Ff]ailed to import (?!docker|container|squashfs)|could not be imported|does not match the version|(?:unable|failed) to compile|"
             r"No module named|"
             r"partially initialized module|module '\S+' has no attribute|"
             r"(?:driver (?:version|on your system) is).*(?:insufficient|too old)|no kernel image is available|"
@@ -246,6 +246,7 @@ TABLE: tuple[Cause, ...] = (
         budget="crash",
         why="The network failed",
         error_types=("HubUnreachable",),
+        log_pattern=re.compile(r"curl: \((?:5|6|7|28|35|52|55|56)\)"),  # of enroot, which fetches an image
         error_pattern=re.compile(
             r"^(?!.*(?:CERTIFICATE_VERIFY|certificate verify))(?:.*)(?:"  # no retry makes a certificate valid
             r"[Cc]ouldn't connect to 'https?://|hub does not answer|MaxRetryError|NewConnectionError|ConnectTimeout|"

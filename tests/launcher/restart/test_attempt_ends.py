@@ -38,8 +38,8 @@ def read(path: Path) -> list[End]:
     return ends
 
 
-FILES = ("attempt_ends.txt", "more_attempt_ends.txt", "third_attempt_ends.txt", "fourth_attempt_ends.txt")
-CORPUS = [end for name in FILES for end in read(Path(__file__).with_name(name))]
+NAMES = ("attempt_ends", "more_attempt_ends", "third_attempt_ends", "fourth_attempt_ends", "fifth_attempt_ends")
+CORPUS = [end for name in NAMES for end in read(Path(__file__).with_name(f"{name}.txt"))]
 
 
 def ending(end: End, folder: Path) -> policy.Ending:
