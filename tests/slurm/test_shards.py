@@ -102,8 +102,10 @@ def test_ten_thousand_rows_over_twenty_tasks(tmp_path: Path, slurm: SlurmCluster
     until(lambda: {"saved", "preempted"} & set(causes(run)), seconds=120)
     node = until(lambda: nodes(run), seconds=120)[0]
     slurm.kill_node(node)
-    until(lambda: "node" in causes(run), seconds=120)
-    slurm.revive_node(node)
+    try:
+        until(lambda: "node" in causes(run), seconds=120)
+    finally:
+        slurm.revive_node(node)
     until(lambda: all_ended(run), seconds=300)
     merged = output(run)
     assert merged == whole

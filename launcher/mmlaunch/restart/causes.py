@@ -137,7 +137,8 @@ TABLE: tuple[Cause, ...] = (
             r"cudaErrorDevicesUnavailable|cudaErrorECCUncorrectable|ECC error|Unable to determine the device handle|"
             r"CUDA (?:driver initialization failed|initialization: )|cuInit|nvml.*(?:Unknown Error|GPU is lost)|"
             r"CUDA error: (?:device.*unavailable|an illegal instruction|misaligned|initialization error)|NVML_ERROR|"
-            r"cudaErrorSystem|system not yet initialized|HARDWARE_EXCEPTION|HSA_STATUS_ERROR|hipErrorNoDevice|Driver/library version mismatch"
+            r"cudaErrorSystem|system not yet initialized|"
+            r"HARDWARE_EXCEPTION|HSA_STATUS_ERROR|hipErrorNoDevice|Driver/library version mismatch"
         ),
     ),
     Cause(
@@ -158,7 +159,8 @@ TABLE: tuple[Cause, ...] = (
         error_pattern=re.compile(
             r"(?:Import|ModuleNotFound|Indentation|Tab)Error|SyntaxError(?!: (?:broken|not a) \w+ file)|"
             r"[Cc]annot import name|"
-            r"[Ff]ailed to import (?!docker|container|squashfs)|could not be imported|does not match the version|(?:unable|failed) to compile|"
+            r"[Ff]ailed to import (?!docker|container|squashfs)|could not be imported|"
+            r"does not match the version|(?:unable|failed) to compile|"
             r"No module named|"
             r"partially initialized module|module '\S+' has no attribute|"
             r"(?:driver (?:version|on your system) is).*(?:insufficient|too old)|no kernel image is available|"

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Iterator
+from string import ascii_letters
 from typing import Any
 
 from mmlaunch.recipe import Recipe
 from mmlaunch.recipe.compared import Correctness
 from mmlaunch.recipe.environment import passed
-from mmlaunch.recipe.inference import Generating, Inference, Score
+from mmlaunch.recipe.inference import DropoutNtp, Generating, Inference, Score
 from mmlaunch.recipe.reinforcement import Ppo, Reinforcement
 from mmlaunch.recipe.scalars import format_duration
 
@@ -125,6 +126,8 @@ def fruitful(recipe: Recipe) -> Iterator[Change]:
         names = ", ".join(source.metric for source in task.reward_sources)
         yield "objective.metric", names, {"function": "length", "options": {"target": 12}}
         yield "objective.right", task.right, 0.5
+    if isinstance(task, DropoutNtp):  # a random model hardly ever ends an answer, and one that is cut makes no pair
+        yield "objective.sampling.stop", list(task.sampling.stop), [*task.sampling.stop, *ascii_letters]
     if isinstance(task, Score):
         yield "objective.gap", task.gap, 0.0
         yield "objective.least", task.least, None if task.least is None else -1e9
