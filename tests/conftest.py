@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
+import hypothesis
 import pytest
 from tests import stub_job
 from tests.runs import submit
@@ -34,6 +35,10 @@ resources: {nodes: 1, gpus_per_node: 0, tasks_per_node: 2, time: 10m}
 """
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is loaded: several tests share the cores
+
+
+hypothesis.settings.register_profile("any machine", deadline=None)  # several tests share the cores
+hypothesis.settings.load_profile("any machine")
 
 
 def examples(count: int) -> int:

@@ -112,7 +112,7 @@ def batches(examples: Examples, order: Iterable[list[int]], workers: int) -> Ite
             blank=examples.mixture.has_images,
             keyed=examples.keyed,
         ),
-        worker_init_fn=_begin_worker,
+        worker_init_fn=begin_worker,
         generator=torch.Generator(),  # its own: the loader draws a seed, and the run's RNG must not move for it
     )
     return _named(iter(loader))
@@ -148,7 +148,7 @@ def _dead(workers: Sequence[BaseProcess]) -> BaseProcess | None:
     return None
 
 
-def _begin_worker(number: int) -> None:
+def begin_worker(number: int) -> None:
     """A worker ends when it is told to, and with its rank; only the rank answers signals with a checkpoint."""
     end_with_parent()
     signal.signal(signal.SIGTERM, signal.SIG_DFL)

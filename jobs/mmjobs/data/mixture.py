@@ -7,12 +7,16 @@ import statistics
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
+
 from mmjobs.data.example import Example
 from mmjobs.data.readers.rows import Part
-from mmjobs.data.sampler import repeated
-from mmjobs.data.survey import Survey, Usable
+from mmjobs.data.sampler import Numbers, repeated
+from mmjobs.data.survey_rows import Arrays, LeftOutRows, Survey, Usable, Why
 from mmlaunch.errors import BadInput
 from mmlaunch.recipe.requirements import Requirements
+
+_CHUNK = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -20,7 +24,7 @@ class Mixture:
     """Examples by their place in the mixture."""
 
     survey: Survey
-    places: tuple[int, ...]
+    places: Numbers
     """Which of the survey's usable rows stands at each place."""
 
     def __len__(self) -> int:
@@ -32,21 +36,28 @@ class Mixture:
 
     def usable(self, place: int) -> Usable:
         """The row at this place, as the survey read it."""
-        return self.survey.usable[self.places[place]]
+        return self.survey.usable[int(self.places[place])]
 
     def part(self, place: int) -> Part:
         """The source of the row at this place, with its settings."""
-        return self.survey.parts[self.usable(place).part]
+        return self.survey.parts[int(self._arrays["part"][self.places[place]])]
 
     def tokens(self, place: int, requirements: Requirements | None = None) -> int:
         """The length of all trees at this place that these requirements need."""
-        row = self.usable(place)
-        length = row.prompt + sum(row.answers)
-        if requirements is not None and requirements.corrupted and row.images:
-            length += row.prompt + row.answers[0]
+        return int(self.lengths(requirements, slice(place, place + 1))[0])
+
+    def lengths(self, requirements: Requirements | None = None, places: slice = slice(None)) -> Numbers:
+        """The same for several places, or for all."""
+        rows = self.places[places]
+        lengths: Numbers = self._arrays["total"][rows].astype(np.int64)
+        if requirements is not None and requirements.corrupted:
+            usable = self.survey.usable
+            first = usable.answers.values[usable.answers.ends[rows] - usable.answers.counts_at(rows)]
+            lengths += np.where(usable.images.counts_at(rows) > 0, self._arrays["prompt"][rows] + first, 0)
         if requirements is not None and requirements.mismatched:
-            length += min(row.answer_space, self.usable((place + 1) % len(self)).first_answer)
-        return length
+            following = self.places[(np.arange(len(self))[places] + 1) % len(self)]
+            lengths += np.minimum(self._arrays["answer_space"][rows], self._arrays["first_answer"][following])
+        return lengths
 
     @cached_property
     def std(self) -> float:
@@ -59,17 +70,21 @@ class Mixture:
     def digest(self) -> str:
         """A digest of the questions and answers in their order."""
         digest = hashlib.blake2b(digest_size=8)
-        for place in range(len(self)):
-            digest.update(self.usable(place).content)
+        for start in range(0, len(self), _CHUNK):
+            digest.update(self._arrays["content"][self.places[start : start + _CHUNK]].tobytes())
         return digest.hexdigest()
 
     @cached_property
     def has_images(self) -> bool:
         """Whether any row has one."""
-        return any(row.images for row in self.survey.usable)
+        return len(self.survey.usable.images.values) > 0
+
+    @property
+    def _arrays(self) -> Arrays:
+        return self.survey.usable.arrays
 
     def __str__(self) -> str:
-        counts = {
+        counts: dict[Why, str] = {
             "bad": "that cannot be used", "overlong": "too long", "held out": "also in the evaluation data",
             "surplus": "more than the format takes of their kind", "same answers": "whose answers are the same",
         }  # fmt: skip
@@ -79,24 +94,30 @@ class Mixture:
 
 def mixture(survey: Survey, seed: int, tolerant: bool = False) -> Mixture:
     """The usable rows with their repeats. A bad one is an error, unless the recipe is `tolerant` of it."""
-    bad = [row for row in survey.left_out if row.why == "bad"]
-    if bad and not tolerant:
-        more = f" (and {len(bad) - 1} more rows; data.on_bad: skip leaves them out)" if len(bad) > 1 else ""
-        raise BadInput(f"{bad[0].origin}: {bad[0].reason}{more}")
-    of_part: dict[int, list[int]] = {number: [] for number in range(len(survey.parts))}
-    for number, row in enumerate(survey.usable):
-        of_part[row.part].append(number)
-    places: list[int] = []
+    if not tolerant:
+        refuse_bad(survey.left_out)
+    parts = survey.usable.arrays["part"]
+    places = [np.empty(0, dtype=np.int64)]
     for number, part in enumerate(survey.parts):
-        rows = of_part[number]
-        places += [rows[place] for place in repeated(len(rows), part.repeat, "repeat", seed, number)]
-    if survey.parts and not places:
+        rows = np.flatnonzero(parts == number)
+        places.append(rows[repeated(len(rows), part.repeat, "repeat", seed, number)])
+    mixed = Mixture(survey, np.concatenate(places))
+    if survey.parts and not len(mixed):
         raise BadInput(f"no example is left: {_losses(survey)}")
-    return Mixture(survey, tuple(places))
+    return mixed
+
+
+def refuse_bad(left_out: LeftOutRows) -> None:
+    """Raise `BadInput` for the first bad row."""
+    bad = left_out.numbers("bad")
+    if len(bad):
+        more = f" (and {len(bad) - 1} more rows; data.on_bad: skip leaves them out)" if len(bad) > 1 else ""
+        first = left_out[int(bad[0])]
+        raise BadInput(f"{first.origin}: {first.reason}{more}")
 
 
 def _losses(survey: Survey) -> str:
-    kinds = {
+    kinds: dict[Why, str] = {
         "overlong": "are too long",
         "held out": "held out",
         "surplus": "too many of a kind",

@@ -6,10 +6,14 @@ import hashlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
+from typing import Any
 
+import numpy as np
 import torch
 
 from mmjobs.data.packing import pack
+
+Numbers = np.ndarray[Any, np.dtype[np.int64]]
 
 
 def seed_of(*parts: object) -> int:
@@ -18,29 +22,29 @@ def seed_of(*parts: object) -> int:
     return int.from_bytes(digest, "big") >> 1
 
 
-def shuffled(count: int, *parts: object) -> list[int]:
+def shuffled(count: int, *parts: object) -> Numbers:
     """The numbers below `count` in an order that the parts decide."""
     generator = torch.Generator().manual_seed(seed_of(*parts))
-    order: list[int] = torch.randperm(count, generator=generator).tolist()
+    order: Numbers = torch.randperm(count, generator=generator).numpy()
     return order
 
 
-def repeated(count: int, repeat: float, *parts: object) -> list[int]:
+def repeated(count: int, repeat: float, *parts: object) -> Numbers:
     """The rows of a source with its `repeat`: each as often as its whole part says, a seeded choice once more."""
     whole = math.floor(repeat)
     more = round((repeat - whole) * count)
-    return [*(row for _ in range(whole) for row in range(count)), *sorted(shuffled(count, *parts)[:more])]
+    return np.concatenate([np.tile(np.arange(count), whole), np.sort(shuffled(count, *parts)[:more])])
 
 
 @lru_cache(maxsize=2)
-def _epoch(seed: int, epoch: int, count: int) -> tuple[int, ...]:
-    return tuple(shuffled(count, "order", seed, epoch))
+def _epoch(seed: int, epoch: int, count: int) -> Numbers:
+    return shuffled(count, "order", seed, epoch)
 
 
 def position(index: int, count: int, seed: int) -> int:
     """The place, in a mixture of `count` examples, of the example with this global index; epochs follow one another."""
     epoch, place = divmod(index, count)
-    return _epoch(seed, epoch, count)[place]
+    return int(_epoch(seed, epoch, count)[place])
 
 
 MicroBatches = Callable[[int], list[list[int]]]

@@ -4,87 +4,49 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass, field
-from itertools import islice
-from typing import Any, Literal, NamedTuple
+from typing import Literal
 
 from mmjobs.data.chat import Tokens
 from mmjobs.data.encode import Processor
 from mmjobs.data.example import BadRow, Example, Surplus
-from mmjobs.data.images.tiling import Size
 from mmjobs.data.readers.rows import Part
 from mmjobs.data.requirements import missing
-
-Gather = Callable[[Any], list[Any]]
-
-
-class Usable(NamedTuple):
-    """A row that can be trained on."""
-
-    part: int
-    row: int
-    prompt: int
-    """Tokens, including those of its images."""
-    answers: tuple[int, ...]
-    images: tuple[Size, ...]
-    question: bytes
-    """A digest of the question: equal where the same question is asked again."""
-    content: bytes
-    """A digest of the question and its answers."""
-    scores: tuple[float | None, ...] = ()
-    answer_space: int = 0
-    """Tokens that an answer may have after this prompt."""
-    first_answer: int = 0
-    """Tokens of its first answer before it is cut; as a mismatched answer it stands after another prompt."""
-
-
-class LeftOut(NamedTuple):
-    """A row that is left out."""
-
-    part: int
-    row: int
-    why: Literal["bad", "overlong", "held out", "surplus", "same answers"]
-    origin: str
-    reason: str
-
-
-@dataclass(frozen=True)
-class Survey:
-    """All rows of some parts, in their order."""
-
-    parts: tuple[Part, ...]
-    usable: list[Usable] = field(default_factory=list)
-    left_out: list[LeftOut] = field(default_factory=list)
-
-    @property
-    def questions(self) -> set[bytes]:
-        """The digests of all questions, for other data to leave out."""
-        return {row.question for row in self.usable}
-
-    def count(self, why: str) -> int:
-        return sum(row.why == why for row in self.left_out)
+from mmjobs.data.survey_rows import DIGEST_BYTES, LeftOut, Rows, Survey, Usable, flat
 
 
 def survey(
     parts: Sequence[Part],
     processor: Processor,
     held_out: Collection[bytes] = (),
-    share: tuple[int, int] = (0, 1),
-    gather: Gather = lambda value: [value],
     moved: Callable[[], None] = lambda: None,
 ) -> Survey:
-    """Read every row. Rank `share[0]` of `share[1]` reads its share, and `gather` returns those of all ranks.
+    """Read every row; `moved` is called for each."""
+    return Survey(tuple(parts), *read_rows(parts, processor, held_out, range(count(parts)), moved))
 
-    `moved` is called for each row: millions of them take time, and a watchdog is waiting.
-    """
-    results: list[Usable | LeftOut] = []
-    everything = ((number, row) for number, part in enumerate(parts) for row in range(len(part.rows)))
-    for number, row in islice(everything, share[0], None, share[1]):
-        moved()
-        results.append(_read(parts[number], number, row, processor, held_out))
-    merged = sorted((one for of_rank in gather(results) for one in of_rank), key=lambda one: (one.part, one.row))
-    usable = [one for one in merged if isinstance(one, Usable)]
-    return Survey(tuple(parts), usable, [one for one in merged if isinstance(one, LeftOut)])
+
+def count(parts: Sequence[Part]) -> int:
+    """The rows of all parts."""
+    return sum(len(part.rows) for part in parts)
+
+
+def read_rows(
+    parts: Sequence[Part],
+    processor: Processor,
+    held_out: Collection[bytes],
+    numbers: range,
+    moved: Callable[[], None] = lambda: None,
+) -> Rows:
+    """Read some of the rows, which are counted through all parts."""
+
+    def results() -> Iterator[Usable | LeftOut]:
+        first = 0
+        for number, part in enumerate(parts):
+            for row in range(max(0, numbers.start - first), min(len(part.rows), numbers.stop - first)):
+                moved()
+                yield _read(part, number, row, processor, held_out)
+            first += len(part.rows)
+
+    return flat(results())
 
 
 def _read(part: Part, number: int, row: int, processor: Processor, held_out: Collection[bytes]) -> Usable | LeftOut:
@@ -138,7 +100,7 @@ def fingerprint(example: Example) -> bytes:
 
 
 def _digest(content: object) -> bytes:
-    return hashlib.blake2b(repr(content).encode(errors="surrogatepass"), digest_size=12).digest()
+    return hashlib.blake2b(repr(content).encode(errors="surrogatepass"), digest_size=DIGEST_BYTES).digest()
 
 
 def lines(left_out: Sequence[LeftOut]) -> Iterator[dict[str, str]]:

@@ -96,7 +96,7 @@ class RolloutSource:
         """The groups of a mini-batch; each epoch has its own order."""
         epoch, number = divmod(position, self._minibatches)
         order = shuffled(len(rollout.prompts), "rollout", self._context.recipe.seed, rollout.step, epoch)
-        return order[number * self._groups : (number + 1) * self._groups]
+        return [int(group) for group in order[number * self._groups : (number + 1) * self._groups]]
 
     def _collect(self, check: Check) -> None:
         """Make the next rollout, or take up what is left of it from an attempt that was cut short."""

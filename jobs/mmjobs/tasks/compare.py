@@ -12,6 +12,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -23,7 +24,8 @@ from mmjobs.data.loader import Examples, batches
 from mmjobs.data.mixture import Mixture
 from mmjobs.data.readers.rows import Part
 from mmjobs.data.sampler import one_each, split_over_ranks
-from mmjobs.data.survey import Survey, survey
+from mmjobs.data.survey import survey
+from mmjobs.data.survey_rows import Survey
 from mmjobs.model import heads, parts
 from mmjobs.model.build import BuiltModel, skeleton
 from mmjobs.model.restore import restore
@@ -116,7 +118,8 @@ class Judge:
         built = restore(self.recipe, self.paths.checkpoint(step))
         network: Any = built.network
         network.to(device).eval()
-        places = tuple(n for n, row in enumerate(surveyed.usable) if (row.part, row.row) in common)
+        numbers = [n for n, row in enumerate(surveyed.usable) if (row.part, row.row) in common]
+        places = np.array(numbers, dtype=np.int64)
         pairs = Examples(Mixture(surveyed, places), self._processor(built), tolerant=True, packed=built.branches)
         precision = parts.TYPES[self.recipe.precision]
         moved = _Progress(self.paths.name, f"of {len(places):,} pairs")

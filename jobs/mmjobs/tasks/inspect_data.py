@@ -110,7 +110,7 @@ def _fill(mixed: Any, recipe: Recipe) -> float | None:
 def _decoded(surveyed: Any, processor: Any) -> Any:
     """The survey after every image was decoded: some images are damaged after a header that is whole."""
     from mmjobs.data.example import BadPicture
-    from mmjobs.data.survey import LeftOut, Survey
+    from mmjobs.data.survey_rows import LeftOut, LeftOutRows, Survey, UsableRows
 
     usable, left_out = [], list(surveyed.left_out)
     for row in surveyed.usable:
@@ -121,7 +121,7 @@ def _decoded(surveyed: Any, processor: Any) -> Any:
             usable.append(row)
         except BadPicture as error:
             left_out.append(LeftOut(row.part, row.row, "bad", str(example.origin), str(error)))
-    return Survey(surveyed.parts, usable, left_out)
+    return Survey(surveyed.parts, UsableRows.of(usable), LeftOutRows.of(left_out))
 
 
 class _Dots:

@@ -7,17 +7,16 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from mmjobs.data.encode import Processor
-from mmjobs.data.formats.registry import parts as parts_of
 from mmjobs.data.loader import Examples
 from mmjobs.data.mixture import Mixture, mixture
 from mmjobs.data.reference_store import ReferenceStore
 from mmjobs.data.sampler import MicroBatches, equal_batches, one_each, packed_batches, position, split_over_ranks
-from mmjobs.data.survey import survey
 from mmjobs.model.build import BuiltModel
 from mmjobs.rank.context import Context
 from mmjobs.rank.ranks import Ranks
 from mmjobs.rank.watchdog import Phase
 from mmjobs.train import skipped_rows
+from mmjobs.train.survey_cache import surveyed
 from mmlaunch.errors import BadInput
 from mmlaunch.recipe import Recipe
 from mmlaunch.recipe.batch import Batch as BatchSize
@@ -71,7 +70,7 @@ def build_datasets(context: Context, built: BuiltModel, requirements: Requiremen
     )  # fmt: skip
     training = examples(train, place_of=place_of, seed=recipe.seed, fixed_pixels=recipe.objective.uses_reference)
     row = recipe.batch.tokens_per_gpu
-    longer = sum(training.tokens(place) > row for place in range(len(train))) if row else 0
+    longer = int((train.lengths(requirements) > row).sum()) if row else 0
     micro_batches = _micro_batches(recipe, built, ranks, training, place_of)
     return Datasets(training, examples(held_out), micro_batches, longer)
 
@@ -91,19 +90,16 @@ def batches_of_rank(examples: Examples, places: Iterable[int], size: BatchSize, 
 
 
 def _surveyed(context: Context, processor: Processor) -> tuple[Mixture, Mixture]:
-    """The mixtures for training and evaluation; each rank looks at its share of the rows."""
-    recipe, ranks = context.recipe, context.ranks
+    """The mixtures for training and evaluation."""
+    recipe, watch = context.recipe, context.ranks.watch
     tolerant = recipe.data.on_bad == "skip"
-    look = partial(
-        survey, processor=processor, share=(ranks.rank, ranks.world), gather=ranks.gather, moved=ranks.watch.moved
-    )
-    ranks.watch.doing("reads the evaluation data", "rows")
-    held_out = look(sum((parts_of(source) for source in recipe.data.eval), ()))
-    ranks.watch.enter(Phase.START)
-    ranks.watch.doing("reads the training data", "rows")
+    watch.doing("reads the evaluation data", "rows")
+    held_out = surveyed(context, recipe.data.eval, processor)
+    watch.enter(Phase.START)
+    watch.doing("reads the training data", "rows")
     questions = held_out.questions if recipe.data.deduplicate else set()
-    train = look(sum((parts_of(source) for source in recipe.data.train), ()), held_out=questions)
-    if ranks.first:
+    train = surveyed(context, recipe.data.train, processor, questions)
+    if context.ranks.first:
         skipped_rows.write(context.paths, [*train.left_out, *held_out.left_out])
     return mixture(train, recipe.seed, tolerant), mixture(held_out, recipe.seed, tolerant)
 

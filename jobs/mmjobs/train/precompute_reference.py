@@ -25,7 +25,8 @@ from mmjobs.rank.context import Context
 from mmjobs.rank.watchdog import Phase
 from mmjobs.train import pins
 from mmjobs.train.datasets import Datasets, batches_of_rank
-from mmjobs.train.reference_cache import key_of, scope_of, take_over, visible
+from mmjobs.train.linked import visible
+from mmjobs.train.reference_cache import key_of, scope_of, take_over
 from mmlaunch.errors import BadInput
 from mmlaunch.run.files import publish
 
@@ -166,6 +167,6 @@ def _distinct(examples: Examples) -> list[int]:
     if examples.processor.requirements.mismatched:
         return list(range(len(examples.mixture)))
     first: dict[int, int] = {}
-    for place, row in enumerate(examples.mixture.places):
+    for place, row in enumerate(examples.mixture.places.tolist()):
         first.setdefault(row, place)
     return list(first.values())

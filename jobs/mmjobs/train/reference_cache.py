@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
-import time
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +15,8 @@ from mmjobs.engine.engine import Engine
 from mmjobs.model import sharded
 from mmjobs.model.parts import ADAPTER
 from mmjobs.rank.ranks import Ranks
+from mmjobs.train.linked import link_or_copy
 from mmlaunch.run.paths import RunPaths
-
-_PATIENCE = 90.0
-"""Seconds that a file system may take to show a file to all nodes."""
 
 
 def key_of(engine: Engine, examples: Examples, ranks: Ranks, dora: bool) -> str:
@@ -62,15 +56,6 @@ def _content_of(config: Any) -> Any:
     return {name: _content_of(value) for name, value in config.items() if not str(name).startswith("_")}
 
 
-def visible(path: Path) -> Path:
-    """A file that another rank has just written, as soon as this machine sees it too: NFS takes its time."""
-    until = time.monotonic() + _PATIENCE
-    while not path.exists() and time.monotonic() < until:
-        os.scandir(path.parent).close()
-        time.sleep(0.2)
-    return path
-
-
 def take_over(paths: RunPaths, folder: Path) -> None:
     """Link what runs beside this one have computed with the same weights; on rank 0."""
     for other in sorted(paths.root.parent.glob(f"*/{paths.reference.name}/{folder.name}")):
@@ -81,12 +66,5 @@ def take_over(paths: RunPaths, folder: Path) -> None:
 def _link_pieces(other: Path, folder: Path) -> None:
     """Link or copy the pieces that are missing here. That all are there says nothing: it may be for other examples."""
     for path in other.glob("[!.]*.safetensors"):
-        target = folder / path.name
-        if target.exists():
-            continue
-        try:
-            os.link(path, target)
-        except OSError:
-            with suppress(OSError):
-                shutil.copyfile(path, folder / f".{path.name}.writing")
-                (folder / f".{path.name}.writing").replace(target)
+        if not (folder / path.name).exists():
+            link_or_copy(path, folder / path.name)

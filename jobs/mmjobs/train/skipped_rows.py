@@ -6,7 +6,8 @@ import json
 from collections.abc import Sequence
 
 from mmjobs.data.example import BadRow
-from mmjobs.data.survey import LeftOut, lines
+from mmjobs.data.survey import lines
+from mmjobs.data.survey_rows import LeftOut
 from mmlaunch.run.files import publish
 from mmlaunch.run.paths import RunPaths
 

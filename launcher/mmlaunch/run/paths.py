@@ -334,6 +334,10 @@ class RunPaths:
         """The rows of the data that are left out, with their reasons."""
         return self.root / "data" / "skipped.jsonl"
 
+    def survey(self, key: str) -> Path:
+        """What is known of every row of some data, as one model reads it."""
+        return self.root / "data" / f"survey-{key}.safetensors"
+
     def attempt(self, number: int) -> AttemptPaths:
         return AttemptPaths(self.attempts / str(number))
 

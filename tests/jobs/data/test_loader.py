@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import pytest
 import torch
 from tests.jobs.small import CHAT, PIXELS, PROCESSOR, mixed, text
@@ -112,7 +113,7 @@ def test_the_corrupted_image_is_drawn_from_its_seed_and_its_row() -> None:
     pieces = [corrupted(plain, index) for index in range(8)]
     assert differ(pieces, [corrupted(replace(plain, corruption_seed=6), index) for index in range(8)])
     turned = replace(plain, place_of=lambda index: 7 - index)
-    moved = replace(plain, mixture=replace(plain.mixture, places=tuple(range(7, -1, -1))))
+    moved = replace(plain, mixture=replace(plain.mixture, places=np.arange(7, -1, -1)))
     for other in (turned, moved):
         assert not differ(pieces, [corrupted(other, 7 - index) for index in range(8)])
     assert not differ(pieces, [corrupted(replace(plain, seed=None), index) for index in range(8)])

@@ -1,0 +1,31 @@
+"""Files that runs share: found at once on every node, and linked rather than copied."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from contextlib import suppress
+from pathlib import Path
+
+_PATIENCE = 90.0
+"""Seconds that a file system may take to show a file to all nodes."""
+
+
+def visible(path: Path) -> Path:
+    """A file that another rank has just written, as soon as this machine sees it too: NFS takes its time."""
+    until = time.monotonic() + _PATIENCE
+    while not path.exists() and time.monotonic() < until:
+        os.scandir(path.parent).close()
+        time.sleep(0.2)
+    return path
+
+
+def link_or_copy(path: Path, target: Path) -> None:
+    """Link a file of another run; where the file system cannot, copy it. A failure leaves nothing."""
+    try:
+        os.link(path, target)
+    except OSError:
+        with suppress(OSError):
+            shutil.copyfile(path, target.with_name(f".{target.name}.writing"))
+            target.with_name(f".{target.name}.writing").replace(target)
