@@ -52,6 +52,22 @@ def stalls(folder: Path, stage: int, background: bool) -> tuple[float, float, fl
     return stall, seconds, statistics.median(steps), saved[-1]["bytes"]
 
 
+def adapters(folder: Path, stage: int) -> tuple[int, int, int]:
+    """Bytes of a checkpoint of LoRA, of what it trains with its optimiser, and of the frozen weights, once in a run."""
+    job = Job(RunPaths(folder / f"lora-{stage}"))
+    job.paths.root.mkdir()
+    training = {"vision": "frozen", "projector": "full", "language": "lora"}
+    recipe = tiny_recipe(deepspeed__stage=stage, model__train=training, model__lora={"rank": 8, "alpha": 16}, **MODEL)
+    assert job.run(recipe, 2) == [0, 0], job.log()
+    (ready,) = job.events("ready")
+    trained = sum(part["trainable"] for part in ready["parameters"].values())
+    state = trained * (4 + 4 + 4 + (4 if stage else 0))  # weight, two moments, and ZeRO's own copy of the weight
+    kept = sum(path.stat().st_size for path in job.paths.frozen.iterdir())
+    saved = int(job.events("checkpoint")[-1]["bytes"])
+    shutil.rmtree(job.paths.root)
+    return saved, state, kept
+
+
 def validation(folder: Path) -> float:
     """Seconds to validate a checkpoint of many shards."""
     staging = manifest.staging(folder, 1)
@@ -133,6 +149,12 @@ def main() -> None:
                 how = "beside the training" if background else "training waits"
                 print(f"| {stage} | {size / 1e6:.0f} | {how} | {stall:.2f} | {seconds:.2f} | {step:.2f} |", flush=True)
         print("\nMedians of three saves. The bytes are in memory after the stall; the rest is beside the training.\n")
+        print("| LoRA, ZeRO stage | MB of a checkpoint | x what is trained | MB of frozen weights, once |")
+        print("|---|---|---|---|")
+        for stage in STAGES:
+            saved, state, kept = adapters(Path(name), stage)
+            print(f"| {stage} | {saved / 1e6:.1f} | {saved / state:.2f} | {kept / 1e6:.1f} |", flush=True)
+        print()
         seconds = validation(Path(name) / "shards")
         print(f"Validation of {SHARDS} shards of {SHARD >> 20} MiB, hashes and all, from memory: {seconds:.2f} s\n")
         found, wrong = judge(Path(name))

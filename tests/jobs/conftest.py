@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import safetensors.torch
 import torch
 
+from mmjobs.model import frozen_weights
 from mmlaunch.recipe import Recipe, resolved
 from mmlaunch.recipe.batch import split
 from mmlaunch.recipe.check import recipe_of
@@ -150,9 +150,11 @@ class Job:
         return found
 
     def weights(self, step: int) -> dict[str, torch.Tensor]:
-        return safetensors.torch.load(
-            (CheckpointPaths(self.paths.checkpoint(step)).engine("model") / "model.safetensors").read_bytes()
+        """All weights of a checkpoint, as they are now: what is read later from the disk may be another file."""
+        weights = frozen_weights.read(
+            CheckpointPaths(self.paths.checkpoint(step)).engine("model") / "model.safetensors"
         )
+        return {name: value.clone() for name, value in weights.items()}
 
     def saved(self) -> list[int]:
         return manifest.steps(self.paths.checkpoints)

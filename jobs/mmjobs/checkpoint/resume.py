@@ -7,6 +7,8 @@ import shutil
 from mmjobs.checkpoint import random_state
 from mmjobs.checkpoint.saveable import Engines, Saveable
 from mmjobs.checkpoint.train_state import TrainState
+from mmjobs.model import frozen_weights
+from mmjobs.model.weights import FILE as WEIGHTS
 from mmjobs.rank.context import Context
 from mmjobs.rank.disk import DiskFull
 from mmlaunch.errors import BadInput
@@ -26,6 +28,7 @@ def resume(context: Context, engines: Engines) -> TrainState:
     for name, engine in engines.items():
         _check_layout(state, name, engine)
     for name, engine in engines.items():
+        _mend_frozen(context, checkpoint, name, engine)
         if world == ranks.world or not engine.divided:
             engine.load(checkpoint.engine(name))
         else:
@@ -70,6 +73,27 @@ def _check_layout(state: TrainState, name: str, engine: Saveable) -> None:
         what = ", ".join(f"{keys[key]} {saved[key]} (now {now[key]})" for key in different)
         right = "resume with what it was saved with, or start a new run from it with model.init_from"
         raise BadInput(f"step {state.step} was saved with {what}; {right}")
+
+
+def _mend_frozen(context: Context, checkpoint: CheckpointPaths, name: str, engine: Saveable) -> None:
+    """Where the frozen weights of a checkpoint are lost, keep those of the model as it was built, if they are equal."""
+    weights = checkpoint.engine(name) / WEIGHTS
+    damage = context.ranks.from_first(
+        frozen_weights.damage(weights) if context.ranks.first and weights.is_file() else None
+    )
+    if damage is None:
+        return
+    wrong, built = None, engine.weights_to_keep()
+    if context.ranks.first and built is not None:
+        kept = frozen_weights.keep(context.paths, built)
+        if kept != frozen_weights.named_by(weights):
+            context.paths.frozen_weights(kept).unlink()
+            model = context.recipe.model
+            source = model.init_from or model.pretrained or "the models that the recipe names"
+            wrong = f"{damage}, and the frozen weights of {source} are no longer those of {checkpoint.root.name}"
+    if wrong := context.ranks.from_first(wrong):
+        raise BadInput(f"{wrong}; put one of the two back")
+    context.events.warn(f"{damage}: it is written again from the model that the run began with", step=0)
 
 
 def _load_divided(context: Context, checkpoint: CheckpointPaths, name: str, engine: Saveable, step: int) -> None:

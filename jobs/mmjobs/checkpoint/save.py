@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+
+import torch
 
 from mmjobs.checkpoint import random_state, retention
 from mmjobs.checkpoint.background import Background, write
 from mmjobs.checkpoint.saveable import Engines
 from mmjobs.checkpoint.train_state import TrainState
 from mmjobs.engine.checkpoint_io import Files
+from mmjobs.model import frozen_weights
 from mmjobs.rank.context import Context
 from mmjobs.rank.disk import DiskFull
 from mmlaunch.run import manifest
@@ -47,6 +50,8 @@ class CheckpointWriter:
         self._paths, self._settings, self._ranks = context.paths, context.recipe.checkpoint, context.ranks
         self._rejected = set(rejected)
         self._saving: Saving | None = None
+        self._kept: dict[str, str] = {}
+        """Where the frozen weights of each engine are."""
         self._bytes = 0
 
     @property
@@ -63,12 +68,16 @@ class CheckpointWriter:
         self.finish()  # the one before
         started = time.monotonic()
         folder = manifest.staging(self._paths.checkpoints, state.step)
-        ready = Background(partial(self._make_empty, folder))
+        offered = {name: engine.weights_to_keep() for name, engine in self._engines.items()}
+        frozen = {name: weights for name, weights in offered.items() if weights is not None}
+        ready = Background(partial(self._prepare, folder, frozen))
         ready.wait()
         self._saving = Saving(state.step, folder, started, ready)
         if self._ranks.any(self.writing == FULL):
             self.advance(FULL)
             return False
+        for name in frozen:
+            self._engines[name].kept_as(self._kept.get(name))
         files = self._snapshot(folder, state)
         sizes = {path.relative_to(folder).as_posix(): len(content) for path, content in files.items()}
         self._saving.files = {name: size for rank in self._ranks.gather(sizes) for name, size in rank.items()}
@@ -118,10 +127,12 @@ class CheckpointWriter:
             files[checkpoint.state] = state.text().encode()
         return files
 
-    def _make_empty(self, folder: Path) -> None:
+    def _prepare(self, folder: Path, frozen: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
+        """Make the folder, and keep the frozen weights before the first checkpoint that names them."""
         if self._ranks.first:
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir()
+            self._kept |= {name: frozen_weights.keep(self._paths, weights) for name, weights in frozen.items()}
 
     def _seal(self, saving: Saving) -> None:
         self._context.events.check_owner()

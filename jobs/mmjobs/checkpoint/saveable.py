@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
+
 from mmjobs.engine.checkpoint_io import Files
 
 
@@ -19,6 +21,12 @@ class Saveable(Protocol):
     @property
     def divided(self) -> bool:
         """Whether each rank saves a part of its own, which other numbers of ranks cannot load as it is."""
+
+    def weights_to_keep(self) -> Mapping[str, torch.Tensor] | None:
+        """What no step changes, on rank 0; None if there is nothing, or the run keeps it already."""
+
+    def kept_as(self, name: str | None) -> None:
+        """The run keeps that; rank 0 has to know under which name."""
 
     def snapshot(self, folder: Path) -> Files:
         """The files of this rank, in memory; somebody else writes them."""

@@ -38,7 +38,10 @@ class EngineFiles(TorchCheckpointEngine):  # type: ignore[misc]  # deepspeed has
         self.collected[Path(path)] = buffer.getbuffer()
 
     def load(self, path: str, map_location: Any = None) -> Any:
-        """Load without running code of the file: only tensors, containers and known classes of DeepSpeed."""
+        """Load without running code of the file: only tensors, containers and known classes of DeepSpeed.
+
+        Frozen weights, which a run keeps once, are not among them.
+        """
         with universal.harmless(Path(path)):
             state = torch.load(path, map_location=map_location, weights_only=True)
         if self._whole(path):

@@ -19,7 +19,7 @@ from torch import nn
 
 from mmjobs.data.batch import Batch
 from mmjobs.engine.lr_schedule import lr_factor
-from mmjobs.model import sharded
+from mmjobs.model import frozen_weights, sharded
 from mmjobs.model.checksum import checksum
 from mmjobs.model.parts import decays, has_dropout
 from mmjobs.model.weights import FILE as WEIGHTS
@@ -103,6 +103,11 @@ class Engine:
         self._half = precision == "bf16" and not settings["bf16"]["enabled"]  # stage 0 has no masters of half weights
         trained = [(name, parameter) for name, parameter in network.named_parameters() if parameter.requires_grad]
         self._trained = [parameter for _, parameter in trained]
+        self._frozen = {name: value for name, value in network.named_parameters(remove_duplicate=False)
+                        if not value.requires_grad}  # fmt: skip
+        self._kept: str | None = None
+        """Under which name the run keeps the frozen weights; rank 0 alone knows it in the attempt that writes them."""
+        self._keeps = bool(self._frozen)
         self._has_dropout = has_dropout(network)
         cast_to_half(network, settings)
         groups = _parameter_groups(trained, decays(network), optim)
@@ -187,19 +192,38 @@ class Engine:
         return all(bool(sharded.own(parameter).isfinite().all()) for parameter in self.network.parameters())
 
     @peers()
+    def weights_to_keep(self) -> dict[str, torch.Tensor] | None:
+        """The frozen weights, on rank 0; None if there are none, or the run keeps them. All ranks together."""
+        if not self._keeps:
+            return None
+        kept = {}
+        for name, value in self._frozen.items():
+            with sharded.whole([value]):
+                if self._ranks.first:
+                    kept[name] = value.detach().cpu().clone()
+        return kept
+
+    def kept_as(self, name: str | None) -> None:
+        """The run keeps the frozen weights; rank 0 has to know under which name."""
+        self._kept, self._keeps = name, False
+
+    @peers()
     def snapshot(self, folder: Path) -> Files:
-        """Weights and optimiser state as files in memory, each rank its own part; all ranks together."""
+        """Trained weights and optimiser state as files in memory, each rank its own part; all ranks together."""
         self._files.collected = {}
-        self._engine.save_checkpoint(str(folder), tag=TAG, client_state={}, save_latest=False)
+        self._engine.save_checkpoint(
+            str(folder), tag=TAG, client_state={}, save_latest=False, exclude_frozen_parameters=True
+        )
         weights = self._weights()
         files, self._files.collected = self._files.collected, {}
         if self._ranks.first:
-            files[folder / WEIGHTS] = safetensors.torch.save(weights, metadata={"format": "pt"})
+            files[folder / WEIGHTS] = safetensors.torch.save(weights, metadata=frozen_weights.metadata(self._kept))
         return files
 
     def load(self, folder: Path) -> None:
         """Take weights and optimiser state from a checkpoint of as many ranks, on every rank."""
-        self._engine.load_checkpoint(str(folder), tag=TAG, load_lr_scheduler_states=False)
+        self._engine.load_checkpoint(str(folder), tag=TAG, load_lr_scheduler_states=False, load_module_strict=False)
+        self._load_frozen(folder / WEIGHTS)
 
     def convert(self, folder: Path, converted: Path) -> Iterator[None]:
         """On one rank, prepare a checkpoint for `load_converted`; each turn is a piece of the work."""
@@ -208,14 +232,25 @@ class Engine:
     @peers()
     def load_converted(self, folder: Path, converted: Path) -> None:
         """Take weights and optimiser state from a checkpoint of any number of ranks, on every rank."""
-        frozen = {name: value for name, value in self.network.named_parameters() if not value.requires_grad}
         with safetensors.safe_open(folder / WEIGHTS, "pt") as file:
             saved = set(file.keys())
-            for name, value in [*frozen.items(), *self.network.named_buffers()]:
-                if name in saved:
+            for name, value in [*self._frozen.items(), *self.network.named_buffers()]:
+                if name in saved:  # version 0.2 saved the frozen weights too
                     with torch.no_grad(), deepspeed.zero.GatheredParameters([value], modifier_rank=0):
                         value.copy_(file.get_tensor(name))
+        self._load_frozen(folder / WEIGHTS)
         universal.restore(self._optimizer, converted, self.stage)
+
+    def _load_frozen(self, weights: Path) -> None:
+        """Take the frozen weights that a checkpoint names; one that names none holds all."""
+        path = frozen_weights.place(weights)
+        if path is None:
+            return
+        with safetensors.safe_open(path, "pt") as file:
+            for name, value in self._frozen.items():
+                with torch.no_grad(), sharded.whole([value]):
+                    value.copy_(file.get_tensor(name))
+        self.kept_as(path.stem)
 
     def eval_network(self) -> nn.Module:
         """The network in evaluation mode, without dropout."""
@@ -259,12 +294,12 @@ class Engine:
         return float(nn.utils.get_total_norm(gradients))
 
     def _weights(self) -> dict[str, torch.Tensor]:
-        """All weights under the names of the network, on rank 0."""
+        """The weights that are trained, and the buffers, under the names of the network, on rank 0."""
         if self.sharded:
-            state = self._engine._zero3_consolidated_16bit_state_dict() or {}
+            state = self._engine._zero3_consolidated_16bit_state_dict(exclude_frozen_parameters=True) or {}
             state = {name.removeprefix(PREFIX): value for name, value in state.items()}
         else:
-            state = self.network.state_dict()
+            state = {name: value for name, value in self.network.state_dict().items() if name not in self._frozen}
         weights: dict[str, torch.Tensor] = {}
         pointers: set[int] = set()
         for name, value in state.items():

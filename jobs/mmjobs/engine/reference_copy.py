@@ -65,6 +65,12 @@ class ReferenceCopy:
     def divided(self) -> bool:
         return False
 
+    def weights_to_keep(self) -> None:
+        """All of them change."""
+
+    def kept_as(self, name: str | None) -> None:
+        """Nothing is kept."""
+
     def snapshot(self, folder: Path) -> Files:
         """The weights as a file in memory, on rank 0; all ranks have the same."""
         if not self._first:

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import safetensors
-import safetensors.torch
 import torch
 from torch import nn
 from transformers import (
@@ -16,6 +15,7 @@ from transformers import (
     AutoModelForSequenceClassification,
 )
 
+from mmjobs.model import frozen_weights
 from mmjobs.model.adapters import add_saved, together
 from mmjobs.model.heads import SCORE
 from mmjobs.model.names import on_disk, opening, weights
@@ -97,7 +97,7 @@ def _of_run(folder: Path) -> dict[str, torch.Tensor]:
     if not file.is_file():
         raise BadInput(f"model.init_from: {folder} holds no {FILE}; give a run, a checkpoint or an export")
     try:
-        return dict(safetensors.torch.load_file(file))
+        return frozen_weights.read(file)
     except (OSError, safetensors.SafetensorError) as error:
         raise BadInput(f"model.init_from: {file} cannot be read: {error}") from error
 

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from mmjobs.checkpoint.train_state import TrainState
+from mmjobs.checkpoint.train_state import MODEL, TrainState
 from mmjobs.tasks.model_card import Card
 from mmjobs.tasks.program import end
 from mmlaunch.errors import BadInput
@@ -25,8 +25,9 @@ def export(
 
     Without a `processor` it holds the tokenizer alone: what prepares images is left to whoever serves the model.
     """
-    from mmjobs.model import adapters, heads, llava, parts, preprocessor
+    from mmjobs.model import adapters, frozen_weights, heads, llava, parts, preprocessor
     from mmjobs.model.restore import restore
+    from mmjobs.model.weights import FILE as WEIGHTS
 
     paths = RunPaths(run)
     recipe = resolved.read(paths.resolved)
@@ -34,6 +35,8 @@ def export(
     if processor and (reason := preprocessor.unserved(recipe.model.tiling)) is not None:
         what = f"images would be served otherwise than they were trained: {reason}"
         raise BadInput(f"{what}; write --no-processor, and prepare images with your own code")
+    if damage := frozen_weights.damage(CheckpointPaths(paths.checkpoint(step)).engine(MODEL) / WEIGHTS):
+        raise BadInput(f"step {step} cannot be exported: {damage}; mmlaunch resume {paths.name} writes it again")
     built = restore(recipe, paths.checkpoint(step))
     network: Any = built.network
     partial = to.with_name(f".{to.name}.partial")

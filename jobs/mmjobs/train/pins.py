@@ -13,11 +13,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from mmjobs.model import frozen_weights
+from mmjobs.model.weights import FILE as WEIGHTS
 from mmjobs.rank.context import Context
 from mmlaunch.errors import BadInput
 from mmlaunch.recipe import Recipe
 from mmlaunch.run import manifest
 from mmlaunch.run.files import publish
+from mmlaunch.run.paths import CheckpointPaths
 
 _SAMPLE = 1 << 20
 """Bytes at the beginning and at the end of a large file that stand for its content."""
@@ -67,6 +70,8 @@ def _wrong(context: Context) -> str | None:
             manifest.validate(Path(source))
         except manifest.InvalidCheckpoint as error:
             return f"model.init_from: {source} is damaged ({error}); start from another checkpoint"
+        if damage := frozen_weights.damage(CheckpointPaths(Path(source)).engine("model") / WEIGHTS):
+            return f"model.init_from: {source} cannot be read: {damage}; start from another checkpoint"
     for field, folder in _folders(context.recipe):
         if field == "model.init_from" and source_is_gone(context):
             continue

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _CHECKPOINT = re.compile(r"step-(\d+)")
+_CHECKPOINTS = "checkpoints"
 SHARDS = "shards"
 """The folder of a task that holds a run directory for each of its shards."""
 SERVED = "served.json"
@@ -140,6 +141,12 @@ def checkpoint_in(checkpoints: Path, step: int) -> Path:
     return checkpoints / f"step-{step}"
 
 
+def run_of_checkpoint(file: Path) -> RunPaths:
+    """The run that a file of a checkpoint belongs to; the checkpoint may be one that is being written."""
+    inside = next((folder for folder in file.parents if folder.name == _CHECKPOINTS), file.parent)
+    return RunPaths(inside.parent)
+
+
 def of_checkpoint(folder: Path) -> tuple[RunPaths, int] | None:
     """The run and the step of a checkpoint's folder; None if it is no checkpoint of a run."""
     match, run = _CHECKPOINT.fullmatch(folder.name), RunPaths(folder.parent.parent)
@@ -264,7 +271,7 @@ class RunPaths:
 
     @property
     def checkpoints(self) -> Path:
-        return self.root / "checkpoints"
+        return self.root / _CHECKPOINTS
 
     @property
     def batch_log(self) -> Path:
@@ -333,6 +340,15 @@ class RunPaths:
     def skipped(self) -> Path:
         """The rows of the data that are left out, with their reasons."""
         return self.root / "data" / "skipped.jsonl"
+
+    @property
+    def frozen(self) -> Path:
+        """The weights that no step changes."""
+        return self.root / "frozen"
+
+    def frozen_weights(self, name: str) -> Path:
+        """Those of one model; they are named by a digest of their content."""
+        return self.frozen / f"{name}.safetensors"
 
     def survey(self, key: str) -> Path:
         """What is known of every row of some data, as one model reads it."""

@@ -58,6 +58,12 @@ class Weights:
     def load(self, folder: Path) -> None:
         self.value = (folder / "deepspeed" / "weights").read_bytes()
 
+    def weights_to_keep(self) -> None:
+        return None
+
+    def kept_as(self, name: str | None) -> None:
+        return None
+
     def convert(self, folder: Path, converted: Path) -> Iterator[None]:
         return iter(())
 

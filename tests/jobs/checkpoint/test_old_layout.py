@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 
+from mmjobs.model import frozen_weights
 from mmlaunch.recipe import Recipe
 from mmlaunch.run import manifest
 
@@ -21,6 +23,10 @@ def to_version_0_1(checkpoints: Path, step: int, world: int) -> None:
     final, folder = checkpoints / f"step-{step}", manifest.staging(checkpoints, step)
     final.rename(folder)
     (folder / manifest.NAME).unlink()
+    weights = folder / "model" / "model.safetensors"
+    whole = {name: value.clone() for name, value in frozen_weights.read(weights).items()}
+    weights.unlink()
+    safetensors.torch.save_file(whole, weights, metadata={"format": "pt"})
     for path in list((folder / "model").iterdir()):
         path.rename(folder / path.name)
     (folder / "model").rmdir()

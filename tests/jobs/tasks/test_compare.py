@@ -48,7 +48,7 @@ def by_hand(run: Any, recipe: Recipe, rows: Sequence[int]) -> list[float]:
     if scored:
         heads.add_score(network)
     adapters.add(network, recipe.model)
-    state = safetensors.torch.load_file(run.paths.checkpoint(run.saved()[-1]) / "model" / "model.safetensors")
+    state = run.weights(run.saved()[-1])
     network.load_state_dict({name: value.float() for name, value in state.items()})
     processor = Processor(built.chat, built.pixels, 128)
     judge = _score if scored else _log_probability
@@ -139,7 +139,7 @@ def test_a_set_that_is_shown_never_is_not_judged(job: Jobs, tiny: Recipes, tmp_p
 def test_weights_that_are_no_numbers_judge_nothing(job: Jobs, tiny: Recipes) -> None:
     run = trained(job, "run", tiny(objective="dpo", steps=1))
     folder = run.paths.checkpoint(1)
-    state = safetensors.torch.load_file(folder / "model" / "model.safetensors")
+    state = run.weights(1)
     name = next(name for name in state if "language_model" in name and "q_proj" in name)
     state[name][0, 0] = float("nan")
     safetensors.torch.save_file(state, folder / "model" / "model.safetensors")
