@@ -142,7 +142,7 @@ def _parse(lines: list[bytes], changed: float) -> Events:
         if not line.strip():
             continue
         try:
-            event = json.loads(line)
+            event = json.loads(line.decode(errors="surrogatepass"))
             if not isinstance(event, dict) or not isinstance(event.get("event"), str) or "time" not in event:
                 raise ValueError("not an event")
             known = event_types.believed(event)
