@@ -18,7 +18,7 @@ def of(run: RunPaths) -> str:
     """`eval/accuracy 12.1 % -> 99.6 %`; the score of a task over rows; empty where nothing was measured."""
     if scored := _of_task(run):
         return scored
-    evaluated = ledger.read(run.events).all("evaluated")
+    evaluated = ledger.skim(run.events).all("evaluated")
     if not evaluated:
         return ""
     name = measure(evaluated[-1].get("metrics") or {})

@@ -56,7 +56,7 @@ def _joined(run: RunPaths, definition: Definition, own: Sequence[Status]) -> Vie
         elif by_name[stage.name].state == "held":
             by_name[stage.name] = replace(by_name[stage.name], next=f"mmlaunch resume {run.name}")
     stages = tuple(by_name[stage.name] for stage in definition.stages)
-    submitted = ledger.read(run.events).last("submitted")
+    submitted = ledger.skim(run.events).last("submitted")
     state, reason = _state(definition, stages)
     if submitted is None:
         state, reason = "held", "its submission was interrupted: no stage begins"

@@ -101,7 +101,7 @@ def job_record(events: Events) -> Event | None:
 def _ledger(run: RunPaths, whole: bool) -> Events:
     """The events of a run. A ledger that cannot be read counts as empty, so that the other runs are still shown."""
     try:
-        return (ledger.read if whole else ledger.read_ends)(run.events)
+        return (ledger.skim if whole else ledger.read_ends)(run.events)
     except OSError:
         return Events(())
 

@@ -74,9 +74,9 @@ def _values(stage: pipeline.Stage) -> dict[str, str]:
 
 
 def _metrics(run: RunPaths) -> Mapping[str, Any]:
-    evaluated = ledger.read(run.events).last("evaluated") or {}
+    evaluated = ledger.skim(run.events).last("evaluated") or {}
     metrics = dict(evaluated.get("metrics") or {})
-    if not metrics and (step := ledger.read(run.events).last("step")):
+    if not metrics and (step := ledger.skim(run.events).last("step")):
         metrics = {"loss": step.get("loss")}
     return metrics
 

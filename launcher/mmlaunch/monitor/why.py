@@ -39,7 +39,7 @@ class Story:
 
 def of(run: RunPaths) -> Story:
     """Explain the state of a run."""
-    now, events = status.of(run, whole=True), ledger.read(run.events).of_this_submission
+    now, events = status.of(run, whole=True), ledger.skim(run.events).of_this_submission
     if shards.is_task(run):
         return _of_task(run, now)
     if now.state == "failed":
@@ -115,7 +115,7 @@ def _of_task(run: RunPaths, now: Status) -> Story:
         f"{len(wrong)} of {len(states)} shards {'is' if len(wrong) == 1 else 'are'} not done. {story.run}: {story.what}"
     )
     place = f"shards/{first.root.name}/{story.place}" if story.place else ""
-    of_task = causes.named(_cause(ledger.read(first.events).of_this_submission)).of_task
+    of_task = causes.named(_cause(ledger.skim(first.events).of_this_submission)).of_task
     again = story.next if of_task else f"mmlaunch resume {run.name}"
     following = f"{again}    {story.run} alone: mmlaunch logs {story.run}"
     return Story(run.name, now.state, what, story.evidence, place, story.done, following)

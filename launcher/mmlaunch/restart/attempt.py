@@ -45,7 +45,7 @@ EARLY = 60
 def begin(run: RunPaths, script: Path, submission: int = 0) -> tuple[int, int]:
     """Open the next attempt: its folder, its `started` event, a port."""
     owner.check(run, submission)
-    events = ledger.read(run.events)
+    events = ledger.skim(run.events)
     number = max([len(events.all("started")), *(n for n in run.attempt_numbers if run.attempt(n).rank_logs)]) + 1
     scheduler = choose.of_run(events)
     job = scheduler.batch()
@@ -71,7 +71,7 @@ def begin(run: RunPaths, script: Path, submission: int = 0) -> tuple[int, int]:
 def end(run: RunPaths, number: int, exit_code: int, submission: int = 0) -> int:
     """Close an attempt: classify its ending, decide, write both to the ledger; returns the exit code."""
     owner.check(run, submission)
-    known = ledger.read(run.events).of_this_submission
+    known = ledger.skim(run.events).of_this_submission
     if ended := known.last("ended"):  # whoever cancelled the run has written it already
         return int(ended.get("exit_code", CANCELLED))
     events, scheduler = known.events, choose.of_run(known)
@@ -111,7 +111,7 @@ def _deepspeed_before(run: RunPaths, number: int) -> Path:
 
 def is_over(run: RunPaths) -> bool:
     """Whether a shard has ended since it was submitted: a job that starts again goes on with its other shards."""
-    return shards.task_of(run) is not None and ledger.read(run.events).of_this_submission.last("ended") is not None
+    return shards.task_of(run) is not None and ledger.skim(run.events).of_this_submission.last("ended") is not None
 
 
 def _note(run: RunPaths, event: Kind, **facts: Any) -> bool:
@@ -185,7 +185,7 @@ def _close_taken(run: RunPaths, number: int, known: Sequence[Event], scheduler: 
 def _requeue(run: RunPaths, number: int, scheduler: Scheduler, job: BatchJob, pause: int) -> None:
     """Have the job run again after the pause. A running job cannot be kept off a node: if one is unfit, a new job takes
     over."""
-    events = ledger.read(run.events)
+    events = ledger.skim(run.events)
     unfit, avoided = excluded(events, time.time()), (events.last("queued") or {}).get("excluded", [])
     if scheduler.excludes_nodes and not set(unfit) <= set(avoided):
         try:

@@ -15,6 +15,6 @@ def batch_logs(run: RunPaths) -> list[Path]:
     """
     if not run.job.is_symlink():
         return run.batch_logs
-    jobs = {str(event.get("job")) for event in ledger.read(run.events).all("queued", "started")}
+    jobs = {str(event.get("job")) for event in ledger.skim(run.events).all("queued", "started")}
     own = {run.batch_log.name, *(f"batch-{job}.out" for job in jobs)}
     return [log for log in run.batch_logs if log.name in own]

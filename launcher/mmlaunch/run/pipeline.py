@@ -154,7 +154,7 @@ def is_submitted(run: RunPaths) -> bool:
 
 def waits(run: RunPaths) -> bool:
     """Whether a stage still waits to be released."""
-    return waiting(ledger.read(run.events).of_this_submission)
+    return waiting(ledger.skim(run.events).of_this_submission)
 
 
 def waiting(events: ledger.Events) -> bool:

@@ -35,7 +35,7 @@ def cancel(run: RunPaths, now: bool) -> str:
     state = status.of(run, whole=True)
     if state.final:
         return f"was {state.state} already"
-    events = ledger.read(run.events).of_this_submission
+    events = ledger.skim(run.events).of_this_submission
     scheduler = choose.of_run(events)
     record: JobRecord | None = status.job_record(events)
     if record and (place := scheduler.out_of_reach(record)):
@@ -73,7 +73,7 @@ def _cancel_task(run: RunPaths, now: bool) -> str:
     still = [shard for shard, one in zip(every, states, strict=True) if not one.final]
     if not still:
         return f"was {status.of(run).state} already"
-    events = ledger.read(run.events)
+    events = ledger.skim(run.events)
     scheduler = choose.of_run(events)
     records = events.all("queued")
     for record in records:
@@ -139,4 +139,4 @@ def _warned(scheduler: Scheduler, record: JobRecord) -> bool:
 
 
 def _is_over(run: RunPaths) -> bool:
-    return ledger.read(run.events).of_this_submission.last("ended") is not None
+    return ledger.skim(run.events).of_this_submission.last("ended") is not None

@@ -350,7 +350,7 @@ def _text(loaded: LoadedPipeline) -> str:
 def _undo(made: Sequence[RunPaths]) -> None:
     """Take back what was submitted, and remove what was made: none of it has begun."""
     for run in reversed(made):
-        events = ledger.read(run.events)
+        events = ledger.skim(run.events)
         for record in events.all("queued"):
             try:
                 choose.of_run(events).cancel(record)

@@ -41,7 +41,7 @@ def resume(name: str, overrides: Sequence[str], cluster_name: str | None, held: 
     A stage whose needs are not done is submitted `held`, and so is any stage of a pipeline that is resumed as a whole.
     """
     run = rundir.resolve(name)
-    events = ledger.read(run.events)  # before the state: whatever is submitted later, `own` notices
+    events = ledger.skim(run.events)  # before the state: whatever is submitted later, `own` notices
     now = status.of(run, whole=True)
     if not now.final and now.state != "lost":
         raise UserError(f"{run.name} is {now.state}; mmlaunch cancel {run.name} first")
@@ -121,7 +121,7 @@ def _check_given_up(run: RunPaths, number: int, submissions: int) -> None:
 
 
 def _submitted(run: RunPaths) -> list[Event]:
-    return ledger.read(run.events).all("submitted")
+    return ledger.skim(run.events).all("submitted")
 
 
 def _check(prepared: Prepared, now: Status, overrides: Sequence[str]) -> None:
@@ -152,7 +152,7 @@ def prepare_again(run: RunPaths, overrides: Sequence[str], cluster_name: str | N
 
 def _profile(run: RunPaths, name: str | None) -> tuple[str, Cluster]:
     """The profile that is named, or the run's own as it was when the run was submitted."""
-    last = ledger.read(run.events).last("submitted") or {}
+    last = ledger.skim(run.events).last("submitted") or {}
     if name is None and run.profile.exists():
         kept = validated(read_file(run.profile), lambda data: section_of(Cluster, data))
         return str(last.get("cluster", run.profile)), kept

@@ -27,7 +27,7 @@ def resume_task(
 
     `held`: as for any other run.
     """
-    events, every = ledger.read(run.events), shards.all_shards(run)
+    events, every = ledger.skim(run.events), shards.all_shards(run)
     states = status.of_all(every, whole=True)
     damaged = [number for number, one in enumerate(every) if _damaged(one, states[number])]
     again = [number for number, one in enumerate(states) if one.state in UNWELL or number in damaged]
@@ -55,7 +55,7 @@ def resume_task(
                     shards.make(run, place)
                 owner.take(shard, number, **submitter())
                 taken.append(shard)
-                one_run.close_open(shard, states[place], ledger.read(shard.events))
+                one_run.close_open(shard, states[place], ledger.skim(shard.events))
                 first, stop = shards.read(run).ranges[place]
                 ledger.append(shard.events, "submitted", **facts, rows=stop - first)
             ledger.append(run.events, "submitted", **facts)

@@ -52,7 +52,7 @@ def enter(run: RunPaths, member: Membership, submission: int) -> None:
     Only before its first attempt: later ones start from its own checkpoints.
     """
     owner.check(run, submission)
-    if ledger.read(run.events).last("started") is not None:
+    if ledger.skim(run.events).last("started") is not None:
         return
     whole, parent = run_shards.task_of(run) or run, RunPaths(Path(member.pipeline))
     with ExitStack() as stack:
@@ -75,7 +75,7 @@ def _check_done(name: str, run: RunPaths, noted: str) -> None:
     now = status.of(run, whole=True)
     if now.state != "done":
         raise NotReady(f"stage {name}, which this one needs, is not done: it is {now.shown_state} ({run.name})")
-    submitted = ledger.read(run.events).all("submitted")
+    submitted = ledger.skim(run.events).all("submitted")
     if digest(run) not in {noted, *(event.get("recipe") for event in submitted)}:
         raise NotReady(f"stage {name}, which this one needs, was changed since: {run.resolved} is another recipe")
 
@@ -126,7 +126,7 @@ def facts(run: RunPaths, held: bool) -> dict[str, Any]:
 
 def after(run: RunPaths, member: Membership) -> None:
     """The last act of a stage that has ended: those that need it may begin, and others where there is room again."""
-    if ledger.read(run.events).of_this_submission.last("ended") is None:
+    if ledger.skim(run.events).of_this_submission.last("ended") is None:
         return
     parent = RunPaths(Path(member.pipeline))
     if pipeline.is_pipeline(parent):
@@ -175,7 +175,7 @@ def _ready(definition: pipeline.Definition) -> Iterator[Stage]:
 def _let_go(definition: pipeline.Definition, stage: Stage, by: str) -> bool:
     """Let one stage begin; no where it has to wait until others have left this machine."""
     run = stage.paths
-    events = ledger.read(run.events).of_this_submission
+    events = ledger.skim(run.events).of_this_submission
     scheduler = choose.of_run(events)
     submitted = events.last("submitted") or {}
     number = int(submitted.get("submission", 1))
@@ -196,7 +196,7 @@ def _let_go(definition: pipeline.Definition, stage: Stage, by: str) -> bool:
 
 def release_job(run: RunPaths, in_job: bool = False) -> None:
     """Let the held job of a stage start."""
-    events = ledger.read(run.events).of_this_submission
+    events = ledger.skim(run.events).of_this_submission
     for record in events.all("queued"):
         choose.of_run(events).release(record, in_job)
 

@@ -120,6 +120,31 @@ def test_ends_of_a_long_ledger(tmp_path: Path) -> None:
     assert ends.torn == 0 and len(ends.events) < 2000
 
 
+@given(
+    stretches=st.lists(st.tuples(st.integers(0, 40), st.sampled_from(["checkpoint", "torn", "started"])), max_size=6)
+)
+def test_a_skim_leaves_out_steps_alone(
+    tmp_path_factory: pytest.TempPathFactory, stretches: list[tuple[int, str]]
+) -> None:
+    path, step = tmp_path_factory.mktemp("skim") / "events.jsonl", 0
+    ledger.append(path, "started", attempt=1)
+    for steps, then in stretches:
+        for _ in range(steps):
+            step += 1
+            ledger.append(path, "step", step=step, steps=999)
+        if then == "torn":
+            with path.open("ab") as file:
+                file.write(b'{"time":1.0,"event":"step","step":\n')
+        else:
+            ledger.append(path, then, step=step, attempt=1)  # type: ignore[arg-type]  # one of two kinds
+    whole, skimmed = ledger.read(path), ledger.skim(path)
+    rest = [[event for event in events if event["event"] != "step"] for events in (whole, skimmed)]
+    assert rest[0] == rest[1] and whole.torn == skimmed.torn
+    assert [event for event in whole if event in skimmed.events] == list(skimmed), "in the same order"
+    ends = [[event for event in events if event["event"] == "step"] for events in (whole, skimmed)]
+    assert ends[0][:1] == ends[1][:1] and ends[0][-8:] == ends[1][-8:]
+
+
 def test_a_tail_sees_each_event_once(tmp_path: Path) -> None:
     path = tmp_path / "events.jsonl"
     tail = ledger.Tail(path)
