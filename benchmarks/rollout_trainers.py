@@ -38,7 +38,7 @@ def ours(line: Connection, data: Path, own: Path, options: dict[str, Any]) -> No
     from mmjobs.rank.ranks import join
     from mmjobs.rank.signals import StopRequest
     from mmjobs.rank.watchdog import Watchdog
-    from mmjobs.rollout import collect
+    from mmjobs.rollout import generator
     from mmjobs.train.policy_setup import build_policy_trainer
     from mmlaunch.recipe.check import recipe_of
     from mmlaunch.run.paths import RunPaths
@@ -50,7 +50,7 @@ def ours(line: Connection, data: Path, own: Path, options: dict[str, Any]) -> No
                 turns.more["phases"] = {name: value for name, value in fields.items() if name.startswith("seconds_")}
                 turns.step(fields["loss"], fields["grad_norm"])
 
-    replaced: Any = collect  # this process does nothing else
+    replaced: Any = generator  # this process does nothing else
     generate, groups = replaced.generate, iter(range(PROMPTS * GIVEN))
 
     def generated(network: Any, prompts: Any, *arguments: Any) -> Any:
