@@ -194,3 +194,18 @@ def job(tmp_path: Path) -> Iterator[Callable[[str], Job]]:
     yield _job
     for one in made:
         one.kill()
+
+
+@pytest.fixture
+def mount() -> Iterator[Callable[[Path, str], None]]:
+    """Mount a tmpfs with these options, until the test is over."""
+    mounted: list[Path] = []
+
+    def _mount(folder: Path, options: str) -> None:
+        if os.system(f"mount -t tmpfs -o {options} none {folder} 2>/dev/null"):
+            pytest.skip("a small disk can be mounted by root only")
+        mounted.append(folder)
+
+    yield _mount
+    for folder in mounted:
+        os.system(f"umount -l {folder}")

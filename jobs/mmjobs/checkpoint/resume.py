@@ -83,16 +83,15 @@ def _mend_frozen(context: Context, checkpoint: CheckpointPaths, name: str, engin
     )
     if damage is None:
         return
-    wrong, built = None, engine.weights_to_keep()
-    if context.ranks.first and built is not None:
-        kept = frozen_weights.keep(context.paths, built)
-        if kept != frozen_weights.named_by(weights):
-            context.paths.frozen_weights(kept).unlink()
-            model = context.recipe.model
-            source = model.init_from or model.pretrained or "the models that the recipe names"
-            wrong = f"{damage}, and the frozen weights of {source} are no longer those of {checkpoint.root.name}"
+    built, wrong = engine.weights_to_keep(), None
+    if context.ranks.first and (built is None or frozen_weights.digest(built) != frozen_weights.named_by(weights)):
+        wrong = f"{damage}, and the model as it is built now has other frozen weights than {checkpoint.root.name}"
+        wrong += f" (model.init_from: {context.recipe.model.init_from})" if context.recipe.model.init_from else ""
     if wrong := context.ranks.from_first(wrong):
         raise BadInput(f"{wrong}; put one of the two back")
+    if context.ranks.first and built is not None:
+        frozen_weights.keep(context.paths, built)
+    context.ranks.any(False)  # nobody reads before it is written
     context.events.warn(f"{damage}: it is written again from the model that the run began with", step=0)
 
 

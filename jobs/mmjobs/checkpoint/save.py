@@ -51,7 +51,7 @@ class CheckpointWriter:
         self._rejected = set(rejected)
         self._saving: Saving | None = None
         self._kept: dict[str, str] = {}
-        """Where the frozen weights of each engine are."""
+        """Under which name the run keeps the frozen weights of each engine."""
         self._bytes = 0
 
     @property
@@ -71,12 +71,14 @@ class CheckpointWriter:
         offered = {name: engine.weights_to_keep() for name, engine in self._engines.items()}
         frozen = {name: weights for name, weights in offered.items() if weights is not None}
         ready = Background(partial(self._prepare, folder, frozen))
+        names = list(frozen)
+        del offered, frozen  # they may be as large as the model
         ready.wait()
         self._saving = Saving(state.step, folder, started, ready)
         if self._ranks.any(self.writing == FULL):
             self.advance(FULL)
             return False
-        for name in frozen:
+        for name in names:
             self._engines[name].kept_as(self._kept.get(name))
         files = self._snapshot(folder, state)
         sizes = {path.relative_to(folder).as_posix(): len(content) for path, content in files.items()}
@@ -129,6 +131,7 @@ class CheckpointWriter:
 
     def _prepare(self, folder: Path, frozen: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
         """Make the folder, and keep the frozen weights before the first checkpoint that names them."""
+        self._context.events.check_owner()
         if self._ranks.first:
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir()

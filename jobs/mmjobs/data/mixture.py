@@ -55,7 +55,7 @@ class Mixture:
             first = usable.answers.values[usable.answers.ends[rows] - usable.answers.counts_at(rows)]
             lengths += np.where(usable.images.counts_at(rows) > 0, self._arrays["prompt"][rows] + first, 0)
         if requirements is not None and requirements.mismatched:
-            following = self.places[(np.arange(len(self))[places] + 1) % len(self)]
+            following = self.places[(np.arange(*places.indices(len(self))) + 1) % len(self)]
             lengths += np.minimum(self._arrays["answer_space"][rows], self._arrays["first_answer"][following])
         return lengths
 

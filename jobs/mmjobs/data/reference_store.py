@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate, pairwise
 from pathlib import Path
@@ -12,6 +11,8 @@ from pathlib import Path
 import safetensors
 import safetensors.torch
 import torch
+
+from mmjobs.data.tensor_file import writing
 
 _WIDTH = 16
 _DIGEST = "blake2b"
@@ -63,12 +64,8 @@ def write(path: Path, values: Mapping[bytes, torch.Tensor]) -> None:
     keys = torch.frombuffer(bytearray(b"".join(values)), dtype=torch.uint8).view(len(values), _WIDTH)  # [N, 16]
     lengths = torch.tensor([len(one) for one in values.values()])  # [N]
     state = {"keys": keys, "lengths": lengths, "values": torch.cat([one.float() for one in values.values()])}
-    partial = path.with_name(f".{path.name}.writing")
-    with partial.open("wb") as file:
-        file.write(safetensors.torch.save(state, metadata={_DIGEST: _digest(state)}))
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    with writing(path) as file:
+        file.write_bytes(safetensors.torch.save(state, metadata={_DIGEST: _digest(state)}))
 
 
 def _read(path: Path) -> tuple[list[bytes], list[int], torch.Tensor]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -18,6 +17,7 @@ import safetensors.torch
 
 from mmjobs.data.images.tiling import Size
 from mmjobs.data.readers.rows import Part
+from mmjobs.data.tensor_file import writing
 
 Why = Literal["bad", "overlong", "held out", "surplus", "same answers"]
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -93,8 +93,8 @@ class UsableRows(Sequence[Usable]):
         total = np.array([row.prompt + sum(row.answers) for row in rows], dtype=np.int32)
         answers = _lists("answers", [row.answers for row in rows], np.int32)
         images = _lists("images", [row.images for row in rows], np.int32, 2)
-        unscored = [[np.nan if score is None else score for score in row.scores] for row in rows]
-        scores = _lists("scores", unscored, np.float64)
+        numbered = [[np.nan if score is None else score for score in row.scores] for row in rows]
+        scores = _lists("scores", numbered, np.float64)
         return cls({**numbers, **digests, "total": total, **answers, **images, **scores})
 
     def __len__(self) -> int:
@@ -201,11 +201,8 @@ def write(path: Path, rows: Rows) -> None:
     usable, left_out = rows
     state = {f"usable.{name}": array for name, array in usable.arrays.items()}
     state |= {f"left_out.{name}": array for name, array in left_out.arrays.items()}
-    partial = path.with_name(f".{path.name}.writing")
-    safetensors.numpy.save_file(state, partial, metadata={_DIGEST: _digest(state)})
-    with partial.open("rb") as file:
-        os.fsync(file.fileno())
-    partial.replace(path)
+    with writing(path) as file:
+        safetensors.numpy.save_file(state, file, metadata={_DIGEST: _digest(state)})
 
 
 def read(path: Path, check: bool = True) -> Rows:

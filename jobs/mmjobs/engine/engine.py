@@ -26,6 +26,8 @@ from mmjobs.model.weights import FILE as WEIGHTS
 from mmjobs.objectives.objective import ObjectiveOutput, Units
 from mmjobs.rank.position import Position
 from mmjobs.rank.ranks import Ranks, peers
+from mmjobs.rank.shared_files import visible
+from mmlaunch.errors import BadInput
 from mmlaunch.recipe.optim import Optim
 from mmlaunch.recipe.parts import part_of
 
@@ -107,7 +109,7 @@ class Engine:
                         if not value.requires_grad}  # fmt: skip
         self._kept: str | None = None
         """Under which name the run keeps the frozen weights; rank 0 alone knows it in the attempt that writes them."""
-        self._keeps = bool(self._frozen)
+        self._unkept = bool(self._frozen)
         self._has_dropout = has_dropout(network)
         cast_to_half(network, settings)
         groups = _parameter_groups(trained, decays(network), optim)
@@ -194,18 +196,19 @@ class Engine:
     @peers()
     def weights_to_keep(self) -> dict[str, torch.Tensor] | None:
         """The frozen weights, on rank 0; None if there are none, or the run keeps them. All ranks together."""
-        if not self._keeps:
+        if not self._unkept:
             return None
         kept = {}
         for name, value in self._frozen.items():
+            self._ranks.watch.moved()
             with sharded.whole([value]):
                 if self._ranks.first:
-                    kept[name] = value.detach().cpu().clone()
+                    kept[name] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
         return kept
 
     def kept_as(self, name: str | None) -> None:
         """The run keeps the frozen weights; rank 0 has to know under which name."""
-        self._kept, self._keeps = name, False
+        self._kept, self._unkept = name, False
 
     @peers()
     def snapshot(self, folder: Path) -> Files:
@@ -222,6 +225,7 @@ class Engine:
 
     def load(self, folder: Path) -> None:
         """Take weights and optimiser state from a checkpoint of as many ranks, on every rank."""
+        self._check_names(folder / WEIGHTS)
         self._engine.load_checkpoint(str(folder), tag=TAG, load_lr_scheduler_states=False, load_module_strict=False)
         self._load_frozen(folder / WEIGHTS)
 
@@ -241,13 +245,23 @@ class Engine:
         self._load_frozen(folder / WEIGHTS)
         universal.restore(self._optimizer, converted, self.stage)
 
+    def _check_names(self, weights: Path) -> None:
+        """Refuse a checkpoint that lacks a weight: it would keep its first value, and nobody would notice."""
+        with safetensors.safe_open(weights, "pt") as file:
+            saved = set(file.keys())
+        frozen = set() if frozen_weights.named_by(weights) is None else self._frozen.keys()
+        missing = sorted(self.network.state_dict().keys() - saved - frozen)
+        if missing:
+            raise BadInput(f"{weights} lacks {', '.join(missing[:3])}: it was not saved by a run of this model")
+
     def _load_frozen(self, weights: Path) -> None:
         """Take the frozen weights that a checkpoint names; one that names none holds all."""
         path = frozen_weights.place(weights)
         if path is None:
             return
-        with safetensors.safe_open(path, "pt") as file:
+        with safetensors.safe_open(visible(path), "pt") as file:
             for name, value in self._frozen.items():
+                self._ranks.watch.moved()
                 with torch.no_grad(), sharded.whole([value]):
                     value.copy_(file.get_tensor(name))
         self.kept_as(path.stem)

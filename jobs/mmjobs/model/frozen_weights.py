@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -11,7 +10,9 @@ import safetensors
 import safetensors.torch
 import torch
 
+from mmjobs.data.tensor_file import writing
 from mmlaunch.errors import BadInput
+from mmlaunch.run.files import sync_folder
 from mmlaunch.run.paths import RunPaths, run_of_checkpoint
 
 _NAMED = "frozen"
@@ -24,15 +25,25 @@ def metadata(name: str | None) -> dict[str, str]:
 
 
 def keep(run: RunPaths, weights: Mapping[str, torch.Tensor]) -> str:
-    """Write them into the run directory; returns the name, which is a digest of their content."""
-    run.frozen.mkdir(exist_ok=True)
-    partial = run.frozen / ".writing"
-    safetensors.torch.save_file(dict(weights), partial, metadata=metadata(None))
-    name = _digest(partial)
-    with partial.open("rb") as file:
-        os.fsync(file.fileno())
-    partial.replace(run.frozen_weights(name))
+    """Write them into the run directory, unless they are there; returns their name, a digest of their content."""
+    name = digest(weights)
+    path = run.frozen_weights(name)
+    if not _is_whole(path):
+        run.frozen.mkdir(exist_ok=True)
+        with writing(path) as file:
+            safetensors.torch.save_file(dict(weights), file, metadata=metadata(None))
+        sync_folder(run.frozen)
     return name
+
+
+def digest(weights: Mapping[str, torch.Tensor]) -> str:
+    """A digest of the names, the shapes and the content of weights."""
+    sums = hashlib.sha256()
+    for name in sorted(weights):
+        value = weights[name]
+        sums.update(f"{name} {tuple(value.shape)} {value.dtype} ".encode())
+        sums.update(value.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return sums.hexdigest()[:16]
 
 
 def named_by(weights: Path) -> str | None:
@@ -44,17 +55,15 @@ def named_by(weights: Path) -> str | None:
 def place(weights: Path) -> Path | None:
     """The file of the frozen weights that belong to those of a checkpoint."""
     name = named_by(weights)
-    return None if name is None else run_of_checkpoint(weights).frozen_weights(name)
+    return None if name is None else run_of_checkpoint(weights.resolve()).frozen_weights(name)
 
 
 def damage(weights: Path) -> str | None:
     """What is wrong with the frozen weights that belong to those of a checkpoint; None if nothing is."""
     path = place(weights) if weights.is_file() else None
-    if path is None:
+    if path is None or _is_whole(path):
         return None
-    if not path.is_file():
-        return f"{path} is not there"
-    return None if _digest(path) == path.stem else f"{path} is damaged"
+    return f"{path} is damaged" if path.is_file() else f"{path} is not there"
 
 
 def read(weights: Path) -> dict[str, torch.Tensor]:
@@ -66,9 +75,8 @@ def read(weights: Path) -> dict[str, torch.Tensor]:
     return {**frozen, **safetensors.torch.load_file(weights)}
 
 
-def _digest(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()[:16]
+def _is_whole(path: Path) -> bool:
+    try:
+        return path.is_file() and digest(safetensors.torch.load_file(path)) == path.stem
+    except (OSError, safetensors.SafetensorError):
+        return False

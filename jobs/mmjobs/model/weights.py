@@ -33,6 +33,8 @@ FILE = "model.safetensors"
 
 def load(network: nn.Module, checkpoint: Path) -> None:
     """Load the weights of a checkpoint of the same model, including its adapters."""
+    if damage := frozen_weights.damage(CheckpointPaths(checkpoint).engine("model") / FILE):
+        raise BadInput(f"{checkpoint} cannot be read: {damage}; put it back")
     network.load_state_dict(_of_run(checkpoint))
 
 

@@ -131,8 +131,8 @@ class Watchdog:
         """
         self._detail, self._unit, self._count = "", "", 0
         allowed = self.pulse.allowed
-        if phase in (Phase.STEP, Phase.ROLLOUT):
-            self.startup.begins("first step" if phase is Phase.STEP else "first rollout")
+        if phase is not Phase.START:  # which says itself what it does
+            self.startup.begins("first step" if phase is Phase.STEP else phase.value)
         if phase is not Phase.STEP:
             allowed, self._settled = self._least(phase), False
         elif self._settled:

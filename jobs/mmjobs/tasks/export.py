@@ -36,7 +36,7 @@ def export(
         what = f"images would be served otherwise than they were trained: {reason}"
         raise BadInput(f"{what}; write --no-processor, and prepare images with your own code")
     if damage := frozen_weights.damage(CheckpointPaths(paths.checkpoint(step)).engine(MODEL) / WEIGHTS):
-        raise BadInput(f"step {step} cannot be exported: {damage}; mmlaunch resume {paths.name} writes it again")
+        raise BadInput(f"step {step} cannot be exported: {damage}; put it back, or export another run")
     built = restore(recipe, paths.checkpoint(step))
     network: Any = built.network
     partial = to.with_name(f".{to.name}.partial")

@@ -22,10 +22,10 @@ from mmjobs.objectives.adapter_off import adapter_off
 from mmjobs.objectives.forward import answer_token_log_probs
 from mmjobs.rank.boundary import Boundary, Interrupted, Interval, RequeueRequested
 from mmjobs.rank.context import Context
+from mmjobs.rank.shared_files import visible
 from mmjobs.rank.watchdog import Phase
 from mmjobs.train import pins
 from mmjobs.train.datasets import Datasets, batches_of_rank
-from mmjobs.train.linked import visible
 from mmjobs.train.reference_cache import key_of, scope_of, take_over
 from mmlaunch.errors import BadInput
 from mmlaunch.run.files import publish
@@ -42,6 +42,7 @@ def precompute_reference(context: Context, engine: Engine, datasets: Datasets, e
     Raises `RequeueRequested` when the attempt has to end before.
     """
     context.ranks.watch.enter(Phase.EVALUATE)
+    context.ranks.watch.doing("computes the reference")
     try:
         return _Precomputation(context, engine).run(datasets, examples)
     except Interrupted as reason:

@@ -15,7 +15,7 @@ from mmjobs.engine.engine import Engine
 from mmjobs.model import sharded
 from mmjobs.model.parts import ADAPTER
 from mmjobs.rank.ranks import Ranks
-from mmjobs.train.linked import link_or_copy
+from mmjobs.rank.shared_files import link_or_copy
 from mmlaunch.run.paths import RunPaths
 
 

@@ -23,22 +23,24 @@ from torch.utils.data import DataLoader, Dataset
 import mmjobs
 from mmjobs.data import survey_rows
 from mmjobs.data.encode import Processor
+from mmjobs.data.example import BadRow
 from mmjobs.data.formats.registry import parts as parts_of
 from mmjobs.data.loader import begin_worker
 from mmjobs.data.mixture import refuse_bad
 from mmjobs.data.readers.rows import Part
-from mmjobs.data.survey import count, read_rows
-from mmjobs.data.survey_rows import Survey
+from mmjobs.data.survey import count, fingerprint, read_rows
+from mmjobs.data.survey_rows import Rows, Survey
 from mmjobs.rank.context import Context
+from mmjobs.rank.shared_files import link_or_copy, visible
 from mmjobs.train import pins
-from mmjobs.train.linked import link_or_copy, visible
 from mmlaunch.errors import BadInput
 from mmlaunch.recipe.data import Source
+from mmlaunch.run import manifest
 
-BLOCK = 4096
+BLOCK = 1024
 """Rows of a block."""
-_DATA = {".json", ".jsonl", ".tsv", ".xlsx", ".parquet", ".arrow", ".txt"}
-"""The endings of files that hold rows, in a folder that holds images too."""
+SAMPLE = 64
+"""So many rows are read once more before a survey is used again: images are no part of its key."""
 
 
 def surveyed(
@@ -48,7 +50,7 @@ def surveyed(
     ranks, parts = context.ranks, sum((parts_of(source) for source in sources), ())
     key = ranks.from_first(_key(context, sources, parts, processor, held_out) if ranks.first else None)
     path = context.paths.survey(key)
-    known = ranks.from_first((path if _is_whole(path) else _take_over(context, path)) if ranks.first else None)
+    known = ranks.from_first(_known(context, path, parts, processor) if ranks.first else None)
     if known is None:
         _make(context, parts, processor, held_out, path)
     else:
@@ -74,7 +76,7 @@ def _key(
         "limits": [processor.longest, processor.overlong, repr(processor.requirements)],
         "sources": [source.model_dump(mode="json", exclude={"repeat", "augment"}) for source in sources],
         "files": [_state(path) for path in _files(sources, parts)],
-        "tiles": [part.max_tiles for part in parts],
+        "parts": [[part.name, len(part.rows), part.max_tiles] for part in parts],
         "held out": _digest(sorted(held_out), bytes),
     }
     text = json.dumps(content, sort_keys=True, default=str)
@@ -83,16 +85,15 @@ def _key(
 
 def _files(sources: Sequence[Source], parts: Sequence[Part]) -> Iterator[Path]:
     """The files that hold the rows; the images that rows name are not among them."""
+    tables = {path for part in parts if (path := getattr(getattr(part.rows, "table", None), "path", None))}
+    yield from sorted(tables)
     for source in sources:
         path = Path(source.path).expanduser() if source.path else None
         if path is not None and path.is_dir():
-            # Tables stand in the folder or one below; deeper ones may hold millions of images.
-            yield from sorted(file for place in ("*", "*/*") for file in path.glob(place) if file.suffix in _DATA)
+            yield from sorted(path.glob("*.json"))  # what names tables, or says what is in the folder
+            if not tables:  # otherwise it may be a folder of images
+                yield from sorted(file for ending in ("parquet", "arrow") for file in path.rglob(f"*.{ending}"))
         elif path is not None:
-            yield path
-    for part in parts:
-        path = getattr(getattr(part.rows, "table", None), "path", None)
-        if isinstance(path, Path):
             yield path
 
 
@@ -108,30 +109,51 @@ def _digest(values: Collection[Any], content: Callable[[Any], bytes]) -> str:
     return digest.hexdigest()
 
 
-def _is_whole(path: Path) -> bool:
-    """Whether a survey is there, and is what was written; another one is removed."""
-    if not path.exists():
-        return False
-    try:
-        survey_rows.read(path)
-    except ValueError:
+def _known(context: Context, path: Path, parts: Sequence[Part], processor: Processor) -> Path | None:
+    """Where the survey was that this run has now: in its own directory, or in that of a run beside it.
+
+    Bad rows may be good by now: a survey with some is used only to go on with the rows that a run has begun with.
+    """
+    begun = manifest.newest(context.paths.checkpoints, contents=False)[0] is not None
+    tolerant = context.recipe.data.on_bad == "skip"
+    if (rows := _whole(path)) is not None:
+        if (not _has_bad(rows) or (begun and tolerant)) and _is_as_before(rows, parts, processor):
+            return path
         path.unlink(missing_ok=True)
-        return False
-    return True
-
-
-def _take_over(context: Context, path: Path) -> Path | None:
-    """Link the survey of a run beside this one. One with bad rows is made anew: they may be good by now."""
     for other in sorted(context.paths.root.parent.glob(f"*/{path.parent.name}/{path.name}")):
-        try:
-            _, left_out = survey_rows.read(other)
-        except ValueError:
-            continue
-        if not len(left_out.numbers("bad")):
+        rows = _whole(other)
+        if rows is not None and not _has_bad(rows) and _is_as_before(rows, parts, processor):
             path.parent.mkdir(exist_ok=True)
             link_or_copy(other, path)
             return other if path.exists() else None
     return None
+
+
+def _whole(path: Path) -> Rows | None:
+    """The survey of a file; None where there is none, or it is not what was written."""
+    try:
+        return survey_rows.read(path) if path.exists() else None
+    except ValueError:
+        return None
+
+
+def _has_bad(rows: Rows) -> bool:
+    return len(rows[1].numbers("bad")) > 0
+
+
+def _is_as_before(rows: Rows, parts: Sequence[Part], processor: Processor) -> bool:
+    """Whether some of the rows, and the sizes of their images, are still what they were."""
+    usable, _ = rows
+    for place in sorted({len(usable) * number // SAMPLE for number in range(SAMPLE)}) if len(usable) else ():
+        before = usable[place]
+        try:
+            example = parts[before.part].rows[before.row]
+            same = fingerprint(example) == before.question and processor.sizes(example) == before.images
+        except BadRow:
+            same = False
+        if not same:
+            return False
+    return True
 
 
 def _make(
@@ -139,18 +161,19 @@ def _make(
 ) -> None:
     """Read what is not read yet, all ranks together, and join it on rank 0."""
     ranks, folder = context.ranks, path.with_name(f".{path.stem}")
-    blocks = Blocks(folder, tuple(parts), processor, frozenset(held_out))
+    workers = context.recipe.data.workers if count(parts) > BLOCK * ranks.world else 0
+    moved = ranks.watch.moved if not workers else _nothing
+    blocks = Blocks(folder, tuple(parts), processor, frozenset(held_out), moved)
     if ranks.first:
         folder.mkdir(parents=True, exist_ok=True)
     ranks.any(False)  # the folder is there
     numbers = list(range(ranks.rank, len(blocks), ranks.world))
-    workers = context.recipe.data.workers if len(numbers) > 1 else 0
     loader = DataLoader(
         blocks, batch_size=None, sampler=numbers, num_workers=workers, worker_init_fn=begin_worker,
         generator=torch.Generator(),  # its own: a loader draws a seed
     )  # fmt: skip
     for rows in loader:
-        for _ in range(rows):
+        for _ in range(rows if workers else 0):
             ranks.watch.moved()
     ranks.any(False)  # all have written theirs
     wrong = ranks.from_first(_join(context, blocks, path) if ranks.first else None)
@@ -173,6 +196,10 @@ def _join(context: Context, blocks: Blocks, path: Path) -> str | None:
     return wrong
 
 
+def _nothing() -> None:
+    """A worker gives no sign of life; its rank does, for each block."""
+
+
 @dataclass(frozen=True)
 class Blocks(Dataset[int]):
     """The blocks of a survey as torch's `DataLoader` reads them: each is written, and counts its rows."""
@@ -181,6 +208,8 @@ class Blocks(Dataset[int]):
     parts: tuple[Part, ...]
     processor: Processor
     held_out: frozenset[bytes]
+    moved: Callable[[], None]
+    """Called for each row where the rank itself reads it."""
 
     def __len__(self) -> int:
         return math.ceil(count(self.parts) / BLOCK)
@@ -190,6 +219,6 @@ class Blocks(Dataset[int]):
 
     def __getitem__(self, number: int) -> int:
         numbers, path = range(count(self.parts))[number * BLOCK : (number + 1) * BLOCK], self.path(number)
-        if not _is_whole(path):
-            survey_rows.write(path, read_rows(self.parts, self.processor, self.held_out, numbers))
+        if (rows := _whole(path)) is None or _has_bad(rows):
+            survey_rows.write(path, read_rows(self.parts, self.processor, self.held_out, numbers, self.moved))
         return len(numbers)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from mmlaunch.errors import BadInput
 from mmlaunch.recipe import resolved
-from mmlaunch.run import heartbeats
+from mmlaunch.run import heartbeats, ledger
 from mmlaunch.run.heartbeats import straggler
 from mmlaunch.run.ledger import Events
 from mmlaunch.run.paths import RunPaths
@@ -32,7 +32,7 @@ class Silence:
 def of(run: RunPaths, events: Events, now: float) -> Silence:
     """Which rank keeps the others waiting, or that events cannot be written, when nothing has been written for longer
     than is usual between two lines."""
-    steps = events.all("step")[-8:]
+    steps = events.all("step")[-ledger.RECENT :]
     usual = (steps[-1]["time"] - steps[0]["time"]) / (len(steps) - 1) if len(steps) > 1 else 0.0
     since = now - max(SILENT, 2 * usual)
     started = events.last("started")

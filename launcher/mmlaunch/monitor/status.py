@@ -245,7 +245,7 @@ def _start_condition(events: Events) -> str:
 
 def seconds_left(events: Events) -> float | None:
     """How long the remaining steps will take, at the speed of the newest ones."""
-    steps = events.all("step")[-8:]
+    steps = events.all("step")[-ledger.RECENT :]
     first, last = (steps[0], steps[-1]) if steps else ({}, {})
     done = last.get("step", 0) - first.get("step", 0)
     seconds = last["time"] - first["time"] if steps else 0.0

@@ -57,8 +57,10 @@ def kind_of(event: Event) -> Kind:
     return kind
 
 
-_STEP, _BEGIN, _KEPT = b'"event":"step"', 64, 8
-"""What the line of a step has among its first bytes; so many steps before another event are read by `skim`."""
+_STEP, _BEGIN = b'"event":"step"', 64
+"""What the line of a step has among its first bytes."""
+RECENT = 8
+"""So many steps tell how fast a run is; `skim` reads them before every other event."""
 
 
 def append(path: Path, event: Kind, **fields: Any) -> Event:
@@ -108,7 +110,7 @@ def skim(path: Path) -> Events:
     except FileNotFoundError:
         return Events(())
     others = [number for number, line in enumerate(lines) if _STEP not in line[:_BEGIN] or not line.endswith(b"}")]
-    near = {number + by for number in others for by in range(-_KEPT, 2)}
+    near = {number + by for number in others for by in range(-RECENT, 2)}
     return _parse([lines[number] for number in sorted(near) if 0 <= number < len(lines)], changed)
 
 

@@ -9,9 +9,12 @@ from typing import Any
 
 import pytest
 import safetensors.torch
+import torch
 
+from mmjobs.model import frozen_weights
 from mmlaunch.recipe import Recipe
-from mmlaunch.run.paths import CheckpointPaths
+from mmlaunch.run import manifest
+from mmlaunch.run.paths import CheckpointPaths, RunPaths
 
 Jobs = Callable[[str], Any]
 Recipes = Callable[..., Recipe]
@@ -33,7 +36,7 @@ def own_names(run: Any, step: int) -> set[str]:
     return set(safetensors.torch.load_file(file))
 
 
-@pytest.mark.parametrize("stage", [0, pytest.param(1, marks=pytest.mark.nightly), 2, 3])
+@pytest.mark.parametrize("stage", [0, *(pytest.param(stage, marks=pytest.mark.nightly) for stage in (1, 2)), 3])
 def test_a_checkpoint_holds_what_is_trained(job: Jobs, tiny: Recipes, stage: int) -> None:
     changes = {**LORA, "deepspeed": {"stage": stage}, "resources__tasks_per_node": 2}
     whole, broken = job("whole"), job("broken")
@@ -61,7 +64,7 @@ def damaged(path: Path, how: str) -> None:
         path.write_bytes(content)
 
 
-@pytest.mark.parametrize("how", ["a bit", "gone"])
+@pytest.mark.parametrize("how", ["a bit", pytest.param("gone", marks=pytest.mark.nightly)])
 def test_what_is_lost_is_written_again_from_the_same_source_alone(job: Jobs, tiny: Recipes, how: str) -> None:
     first = job("first")
     assert first.run(tiny(steps=2)) == [0]
@@ -82,7 +85,11 @@ def test_what_is_lost_is_written_again_from_the_same_source_alone(job: Jobs, tin
     run.paths.pins.write_text(json.dumps({name: value for name, value in pins.items() if name != "model.init_from"}))
     (first.paths.checkpoint(2) / "MANIFEST.json").unlink()
     assert run.run(tiny(**changes, steps=6)) == [94]
-    assert "frozen weights of" in run.log() and begun in run.log() and "put one of the two back" in run.log()
+    assert (
+        "has other frozen weights than step-4" in run.log()
+        and begun in run.log()
+        and "put one of the two back" in run.log()
+    )
 
 
 def test_a_checkpoint_is_read_inside_its_run(job: Jobs, tiny: Recipes) -> None:
@@ -91,3 +98,45 @@ def test_a_checkpoint_is_read_inside_its_run(job: Jobs, tiny: Recipes) -> None:
     begun = tiny(steps=2, model__init_from=str(run.paths.checkpoint(2)))
     damaged(store(run), "gone")
     assert following.run(begun) == [94] and "is not there; start from another checkpoint" in following.log()
+
+
+def test_a_weight_that_a_checkpoint_lacks_is_said(job: Jobs, tiny: Recipes) -> None:
+    run = job("run")
+    assert run.run(tiny(**LORA, steps=2)) == [0]
+    folder = manifest.staging(run.paths.checkpoints, 2)
+    run.paths.checkpoint(2).rename(folder)
+    (folder / manifest.NAME).unlink()
+    file = folder / "model" / "model.safetensors"
+    name = frozen_weights.named_by(file)
+    weights = {key: value.clone() for key, value in safetensors.torch.load_file(file).items()}
+    lost = next(key for key in weights if "lora_A" in key)
+    del weights[lost]
+    file.unlink()
+    safetensors.torch.save_file(weights, file, metadata=frozen_weights.metadata(name))
+    manifest.seal(folder, run.paths.checkpoint(2), 2, 1)
+    assert run.run(tiny(**LORA, steps=4)) == [94] and f"lacks {lost}" in run.log()
+
+
+def test_a_full_disk_costs_the_checkpoint_and_not_the_run(
+    job: Jobs, tiny: Recipes, mount: Callable[[Path, str], None]
+) -> None:
+    run = job("run")
+    run.paths.frozen.mkdir()
+    mount(run.paths.frozen, "size=40k")
+    changes = {**LORA, "checkpoint": {"every": "2 steps"}}
+    assert run.run(tiny(**changes, steps=5)) == [93], run.log()
+    assert [event["step"] for event in run.events("step")] == [1, 2, 3, 4, 5], "the end alone needs a checkpoint"
+    assert "no checkpoint of step 2" in run.log() and "Traceback" not in run.log()
+    assert not list(run.paths.frozen.iterdir())
+
+
+def test_what_a_killed_writer_left_is_removed(tmp_path: Path) -> None:
+    weights = {"a": torch.arange(6).reshape(2, 3).T, "b": torch.tensor(1.5, dtype=torch.bfloat16)}
+    run = RunPaths(tmp_path)
+    name = frozen_weights.digest(weights)
+    left = run.frozen / f".{name}.safetensors.writing"
+    left.mkdir(parents=True)
+    (left / ".tmpAbCdEf").write_bytes(b"half")
+    contiguous = {key: value.contiguous() for key, value in weights.items()}
+    assert frozen_weights.keep(run, contiguous) == name == frozen_weights.digest(contiguous)
+    assert [path.name for path in run.frozen.iterdir()] == [f"{name}.safetensors"]

@@ -15,6 +15,7 @@ import pytest
 import safetensors.torch
 import torch
 
+from mmjobs.model import frozen_weights
 from mmjobs.tasks import train
 from mmlaunch.recipe import Recipe
 from mmlaunch.run import manifest
@@ -190,9 +191,11 @@ def _poison(checkpoint: Path, checkpoints: Path) -> None:
     staging = manifest.staging(checkpoints, 2)
     checkpoint.rename(staging)
     (staging / manifest.NAME).unlink()
-    weights = safetensors.torch.load((staging / "model" / "model.safetensors").read_bytes())
+    file = staging / "model" / "model.safetensors"
+    metadata = frozen_weights.metadata(frozen_weights.named_by(file))
+    weights = safetensors.torch.load(file.read_bytes())
     weights["lm_head.weight"][0, 0] = float("nan")
-    safetensors.torch.save_file(weights, staging / "model" / "model.safetensors")
+    safetensors.torch.save_file(weights, file, metadata=metadata)
     manifest.seal(staging, checkpoint, 2, 1)
 
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,21 +17,6 @@ from mmlaunch.restart import policy
 
 Jobs = Callable[[str], Any]
 Recipes = Callable[..., Recipe]
-
-
-@pytest.fixture
-def mount() -> Iterator[Callable[[Path, str], None]]:
-    """Mount a tmpfs with these options, until the test is over."""
-    mounted: list[Path] = []
-
-    def _mount(folder: Path, options: str) -> None:
-        if os.system(f"mount -t tmpfs -o {options} none {folder} 2>/dev/null"):
-            pytest.skip("a small disk can be mounted by root only")
-        mounted.append(folder)
-
-    yield _mount
-    for folder in mounted:
-        os.system(f"umount -l {folder}")
 
 
 def test_one_unfit_node_ends_the_attempt_on_all(job: Jobs, tiny: Recipes, tmp_path: Path) -> None:

@@ -11,14 +11,18 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from mmjobs.data import survey_rows
+from mmjobs.data.formats.registry import parts
 from mmjobs.data.mixture import mixture
+from mmjobs.data.readers import saved
 from mmjobs.data.readers.rows import Part
 from mmjobs.data.sampler import position
 from mmjobs.data.survey_rows import LeftOut, Survey, Usable, flat, joined
 from mmjobs.train import survey_cache
 from mmlaunch.recipe import Recipe
+from mmlaunch.recipe.data import Source
 
 Jobs = Callable[[str], Any]
 Recipes = Callable[..., Recipe]
@@ -110,6 +114,39 @@ def test_bad_rows_are_read_again_once_they_may_be_good(job: Jobs, tiny: Recipes,
     rows(tmp_path / "rows.jsonl", *(f"answer {number}" for number in range(9)))
     fresh = job("fresh")
     assert fresh.run(strict) == [0] and known(fresh) == 1, "the file has changed"
+
+
+def pictures(folder: Path, side: int, count: int = 12) -> dict[str, Any]:
+    """Rows that each name an image, and the images."""
+    folder.mkdir(exist_ok=True)
+    lines = []
+    for number in range(count):
+        talk = [("human", f"<image>\nquestion {number}"), ("gpt", f"answer {number}")]
+        lines.append({"image": f"{number}.png", "conversations": [{"from": who, "value": text} for who, text in talk]})
+        if side:
+            Image.new("RGB", (side, side)).save(folder / f"{number}.png")
+    if not (folder / "rows.json").exists():
+        (folder / "rows.json").write_text(json.dumps(lines))
+    return {"path": str(folder / "rows.json"), "format": "llava", "images": str(folder)}
+
+
+def test_images_that_are_put_back_or_replaced_are_seen(job: Jobs, tiny: Recipes, tmp_path: Path) -> None:
+    folder, run = tmp_path / "data", job("run")
+    recipe = tiny(steps=1, data__train=pictures(folder, side=0), data__on_bad="skip")
+    assert run.run(recipe) == [94] and "no example is left" in run.log()
+    pictures(folder, side=24)
+    assert run.run(recipe) == [0], run.log()
+    other, another = job("other"), job("another")
+    assert other.run(recipe) == [0] and known(other) == 2
+    pictures(folder, side=40)
+    assert another.run(recipe) == [0] and known(another) == 1, "images have other sizes now"
+
+
+def test_tables_of_any_depth_are_part_of_the_key(tmp_path: Path) -> None:
+    deep = tmp_path / "default" / "train" / "0000.parquet"
+    saved.write([{"prompt": "a", "completion": "b"}], deep)
+    source = Source(path=str(tmp_path), format="trl")
+    assert list(survey_cache._files([source], parts(source))) == [deep]
 
 
 def end_in_the_third_block() -> None:

@@ -1,11 +1,10 @@
-"""Files that runs share: found at once on every node, and linked rather than copied."""
+"""Files that ranks and runs share: seen by every node, and linked rather than copied."""
 
 from __future__ import annotations
 
 import os
 import shutil
 import time
-from contextlib import suppress
 from pathlib import Path
 
 _PATIENCE = 90.0
@@ -23,9 +22,12 @@ def visible(path: Path) -> Path:
 
 def link_or_copy(path: Path, target: Path) -> None:
     """Link a file of another run; where the file system cannot, copy it. A failure leaves nothing."""
+    partial = target.with_name(f".{target.name}.copying")
     try:
         os.link(path, target)
     except OSError:
-        with suppress(OSError):
-            shutil.copyfile(path, target.with_name(f".{target.name}.writing"))
-            target.with_name(f".{target.name}.writing").replace(target)
+        try:
+            shutil.copyfile(path, partial)
+            partial.replace(target)
+        except OSError:
+            partial.unlink(missing_ok=True)
