@@ -12,7 +12,7 @@ PIP = $(VENV)/bin/pip --disable-pip-version-check --quiet
 # Two tests at a time, and beside them those of Slurm: these share one cluster, and wait for it most of the time.
 PYTEST = $(VENV)/bin/pytest -n 3 --dist loadscope --durations=15
 
-.PHONY: quickstart first-run test test-all test-oldest checks slurm browser clean
+.PHONY: quickstart first-run test test-all test-oldest checks tests all-tests slurm browser clean
 
 quickstart: $(VENV)/.train
 	$(VENV)/bin/mmlaunch submit recipes/quickstart_rlhf.yaml --cluster local --follow
@@ -20,10 +20,17 @@ quickstart: $(VENV)/.train
 first-run: $(VENV)/.train
 	$(VENV)/bin/mmlaunch submit recipes/quickstart.yaml --cluster local --follow
 
-test: $(VENV)/.test slurm browser checks
+# The checks run beside the tests: mypy needs one core for half a minute.
+test: $(VENV)/.test slurm browser
+	$(MAKE) --no-print-directory -j 2 checks tests
+
+test-all: $(VENV)/.test slurm browser
+	$(MAKE) --no-print-directory -j 2 checks all-tests
+
+tests:
 	$(PYTEST)
 
-test-all: $(VENV)/.test slurm browser checks
+all-tests:
 	NIGHTLY=1 $(PYTEST) -m ""
 
 test-oldest:

@@ -112,6 +112,7 @@ def test_ten_thousand_rows_over_twenty_tasks(tmp_path: Path, slurm: SlurmCluster
     assert [json.loads(line)["index"] for line in merged.splitlines()] == list(range(10_000))
 
 
+@pytest.mark.nightly  # half a minute
 def test_only_what_failed_is_submitted_again(tmp_path: Path, slurm: SlurmCluster) -> None:
     """A shard whose rank is killed twice fails; the others end; resume submits that one alone."""
     recipe, few = write(tmp_path), ["-s", "data.input.limit=900", "-s", "objective.shards=3"]
