@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -89,9 +90,7 @@ class Job:
         assert found is not None
         with suppress(OSError):  # a test fills the disk
             self.paths.attempt(self.attempt).deepspeed.write_text(json.dumps(deepspeed(recipe, *found)))
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+        port = _free_port()
         shared = {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
         shared |= {"MMLAUNCH_ATTEMPT": str(self.attempt), **environment}
         self.ranks = []
@@ -161,6 +160,15 @@ class Job:
 
     def log(self, rank: int = 0) -> str:
         return self.paths.attempt(self.attempt).rank_log(rank).read_text()
+
+
+def _free_port() -> int:
+    """One below those that the system gives to whoever asks for any: between two tests, nobody else takes it."""
+    while True:
+        port = random.randrange(20_000, 32_000)
+        with socket.socket() as free, suppress(OSError):
+            free.bind(("127.0.0.1", port))
+            return port
 
 
 def _rank(run_dir: str, environment: dict[str, str], log: str, prepare: Callable[[], None] | None) -> None:

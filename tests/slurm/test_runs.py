@@ -188,6 +188,7 @@ def test_a_rank_that_hangs(small: Path, monkeypatch: pytest.MonkeyPatch, submit_
     assert "[srun] srun: error: node1: task 0: Exited with exit code 92" in logs
 
 
+@pytest.mark.nightly  # a quarter of a minute
 def test_two_hundred_runs_are_one_question(slurm: SlurmCluster, own_home: Path, tmp_path: Path) -> None:
     """Slurm's administrators count the questions: one squeue for all runs, one sacct for those that left the queue."""
     loop = "for i in $(seq 200); do sbatch --parsable --hold --wrap true --output=/dev/null; done"

@@ -32,6 +32,7 @@ def test_only_the_batch_shell(small: Path, slurm: SlurmCluster, submit_stub: Sub
     check_nothing_lost(finished(run), UNBROKEN, "saved")
 
 
+@pytest.mark.nightly  # half a minute
 def test_preempted_without_a_grace_time(small: Path, slurm: SlurmCluster, submit_stub: SubmitStub) -> None:
     """Requeued at once: SIGTERM, and KillWait to leave in."""
     run = submit_stub(small, *PAIR, cluster="slurm")

@@ -179,7 +179,8 @@ def test_a_broken_step_changes_nothing(tmp_path: Path, stage: int, precision: st
     assert whole[-1][0] < whole[0][0]
 
 
-@pytest.mark.parametrize("stage", [1, pytest.param(3, marks=pytest.mark.nightly)])
+@pytest.mark.nightly  # half a minute each
+@pytest.mark.parametrize("stage", [1, 3])
 def test_half_precision_finds_its_scale(tmp_path: Path, stage: int) -> None:
     (whole, _), (precise, _) = trained(tmp_path, stage, "fp16"), trained(tmp_path, 0, "fp32")
     taken = [step for step in whole if not step[2]]

@@ -186,7 +186,7 @@ def test_a_metric_is_of_a_file_or_of_a_source_inside_it(tmp_path: Path, write: C
         defined("chartqb")
 
 
-@pytest.mark.nightly  # half a minute each; shards on Slurm are damaged and resumed every day
+@pytest.mark.nightly  # half a minute each
 @pytest.mark.parametrize("damage", ["cut", "gone"])
 def test_a_task_on_this_machine(tmp_path: Path, own_home: Path, write: Callable[..., Path], damage: str) -> None:
     """From the recipe to one file; names of shards; what cannot be changed; nothing left to resume."""
