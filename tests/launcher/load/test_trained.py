@@ -111,7 +111,10 @@ def test_a_damaged_newest_checkpoint_is_passed_over(make: Make, resolve: Callabl
     assert resolve("sft").loaded.recipe.model.init_from == str(run.checkpoint(2))
 
 
-def test_a_reward_run_in_a_list_is_pinned_too(make: Make, write: Callable[..., Path]) -> None:
+def test_a_reward_run_in_a_list_is_pinned_too(
+    make: Make, write: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # where this is typed there may be a folder of runs, which is called nearly `rn`
     run, sft = make("rm-1121-aaaa"), make("sft-1121-bbbb")
     text = "extends: recipes/ppo_llama3.yaml\nname: p\nmodel: {init_from: sft}\nobjective:\n  rewards: "
     for rewards, place in (("['score.py:f', {path: rm, weight: 2}]", "1"), ("rm", "0")):
