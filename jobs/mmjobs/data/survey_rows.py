@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -73,11 +74,32 @@ class Lists:
         return counts
 
 
-class UsableRows(Sequence[Usable]):
-    """Usable rows by their number."""
+class FlatRows(Sequence[T]):
+    """Rows by their number, each made of arrays when it is read."""
 
     def __init__(self, arrays: Arrays) -> None:
         self.arrays = arrays
+
+    @abstractmethod
+    def _at(self, place: int) -> T: ...
+
+    def __len__(self) -> int:
+        return len(self.arrays["part"])
+
+    @overload
+    def __getitem__(self, number: int) -> T: ...
+    @overload
+    def __getitem__(self, number: slice) -> list[T]: ...
+    def __getitem__(self, number: int | slice) -> T | list[T]:
+        places = range(len(self))[number]
+        return self._at(places) if isinstance(places, int) else [self._at(place) for place in places]
+
+
+class UsableRows(FlatRows[Usable]):
+    """Usable rows by their number."""
+
+    def __init__(self, arrays: Arrays) -> None:
+        super().__init__(arrays)
         self.answers, self.images, self.scores = (
             Lists(arrays[name], arrays[f"{name}_end"]) for name in ("answers", "images", "scores")
         )
@@ -97,17 +119,6 @@ class UsableRows(Sequence[Usable]):
         scores = _lists("scores", numbered, np.float64)
         return cls({**numbers, **digests, "total": total, **answers, **images, **scores})
 
-    def __len__(self) -> int:
-        return len(self.arrays["part"])
-
-    @overload
-    def __getitem__(self, number: int) -> Usable: ...
-    @overload
-    def __getitem__(self, number: slice) -> list[Usable]: ...
-    def __getitem__(self, number: int | slice) -> Usable | list[Usable]:
-        places = range(len(self))[number]
-        return self._at(places) if isinstance(places, int) else [self._at(place) for place in places]
-
     def _at(self, place: int) -> Usable:
         one = self.arrays
         return Usable(
@@ -124,11 +135,11 @@ class UsableRows(Sequence[Usable]):
         )
 
 
-class LeftOutRows(Sequence[LeftOut]):
+class LeftOutRows(FlatRows[LeftOut]):
     """Rows that are left out, by their number; their words are read when somebody asks for them."""
 
     def __init__(self, arrays: Arrays) -> None:
-        self.arrays = arrays
+        super().__init__(arrays)
         self._texts = Lists(arrays["text"], arrays["text_end"])
 
     @classmethod
@@ -140,17 +151,6 @@ class LeftOutRows(Sequence[LeftOut]):
         }
         texts = [list(json.dumps([row.origin, row.reason]).encode()) for row in rows]
         return cls({**numbers, **_lists("text", texts, np.uint8)})
-
-    def __len__(self) -> int:
-        return len(self.arrays["part"])
-
-    @overload
-    def __getitem__(self, number: int) -> LeftOut: ...
-    @overload
-    def __getitem__(self, number: slice) -> list[LeftOut]: ...
-    def __getitem__(self, number: int | slice) -> LeftOut | list[LeftOut]:
-        places = range(len(self))[number]
-        return self._at(places) if isinstance(places, int) else [self._at(place) for place in places]
 
     def _at(self, place: int) -> LeftOut:
         one = self.arrays
