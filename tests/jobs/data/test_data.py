@@ -138,6 +138,36 @@ def test_long_examples_are_dropped_or_cut_and_images_never() -> None:
         mixed(Source(format="shapes", limit=10), processor=Processor(CHAT, PIXELS, 12, "cut"))
 
 
+def test_two_answers_that_are_the_same_tokens_are_no_pair() -> None:
+    """The end token that some data carry behind an answer is no difference: the template writes it."""
+    end = TOKENIZER.eos_token
+    rows = [text("?", "red", f"red{end}"), text("?", "red", "blue"), text("?", "red", f"red{end}", "blue")]
+    pairs = replace(PROCESSOR, requirements=Requirements(least=2, most=2, prompts=False))
+    read = survey([Part("here", rows)], pairs)
+    assert [row.row for row in read.usable] == [1]
+    assert {(row.why, row.reason) for row in read.left_out} == {
+        ("same answers", "its answers are the same tokens: no pair")
+    }
+    ranked = replace(pairs, requirements=Requirements(least=2, prompts=False))
+    assert [row.row for row in survey([Part("here", rows)], ranked).usable] == [1, 2], "two of three differ"
+
+
+def test_an_end_token_inside_an_answer_is_not_learnt_as_letters() -> None:
+    """The served model stops there. In a question it is a word like any other."""
+    end = TOKENIZER.eos_token
+    rows = [text("?", f"red{end} and blue"), text(f"What is {end}?", "red"), text("?", f"red{end}")]
+    read = survey([Part("here", rows)], PROCESSOR)
+    assert [row.row for row in read.usable] == [1, 2]
+    assert [row.reason for row in read.left_out] == [
+        f"an answer has {end} in its midst, which ends the answers of this model; "
+        "remove it, and what follows if that is another answer"
+    ]
+    plain = PROCESSOR.encode(text("?", "red")).answers[0].ids
+    assert PROCESSOR.encode(rows[2]).answers[0].ids == plain, "one end token, not two"
+    with pytest.raises(BadRow, match="in its midst"):
+        PROCESSOR.encode(rows[0])
+
+
 def test_a_pair_that_is_cut_to_the_same_answer_is_left_out() -> None:
     """It would teach nothing, and count as wrong; where one answer is enough, it is one."""
     rows = [text("?", "abcdefg", "abcdxyz"), text("?", "abcdefg", "xyz"), text("?", "abcd", "abcde", "abcdf")]
