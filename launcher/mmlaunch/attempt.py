@@ -17,9 +17,10 @@ from mmlaunch.run.paths import RunPaths
 
 def main(arguments: list[str]) -> int:
     """The command line of job scripts; users never type it."""
-    if len(arguments) < 4 or arguments[0] not in ("open", "close"):
+    place = {"open": 3, "close": 4}.get(arguments[0] if arguments else "", len(arguments))
+    if len(arguments) <= place:
         return attempt.main(arguments)
-    run, submission = RunPaths(Path(arguments[1])), int(arguments[-1])
+    run, submission = RunPaths(Path(arguments[1])), int(arguments[place])
     try:
         if (member := pipeline.membership(run)) is None:
             return attempt.main(arguments)

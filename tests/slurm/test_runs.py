@@ -144,7 +144,7 @@ def test_a_bad_recipe_found_in_the_job_costs_one_attempt(
     assert sum(e["event"] == "started" for e in events) == 1 and events[-1]["exit_code"] == 94
 
 
-def test_a_killed_rank_is_restarted(small: Path, submit_stub: SubmitStub) -> None:
+def test_a_killed_rank_is_restarted_in_the_same_job(small: Path, slurm: SlurmCluster, submit_stub: SubmitStub) -> None:
     run = submit_stub(small, *PAIR, "-s", "restarts.crash=1", cluster="slurm")
     wait_for(run, saved_at(12))
     os.kill(ranks(run)[1], signal.SIGKILL)
@@ -153,6 +153,27 @@ def test_a_killed_rank_is_restarted(small: Path, submit_stub: SubmitStub) -> Non
     assert requeues(events) == ["crash"] and any(e["event"] == "resumed" for e in events)
     failed = next(e for e in events if e["event"] == "failed")["evidence"]
     assert failed.startswith("a rank was killed (signal 9)") and "; task 1 on node" in failed
+    assert [e["in_job"] for e in events if e["event"] == "requeued"] == [True]
+    assert len({e["job"] for e in events if e["event"] == "started"}) == 1
+    assert "Restarts=0" in slurm.run("scontrol", "show", "job", job_of(events)), "it never went back into the queue"
+
+
+@pytest.mark.nightly
+def test_a_job_whose_node_leaves_service_goes_through_the_queue(
+    small: Path, slurm: SlurmCluster, submit_stub: SubmitStub
+) -> None:
+    run = submit_stub(small, *PAIR, "-s", "restarts.crash=1", cluster="slurm")
+    events = wait_for(run, saved_at(12))
+    node = next(e["nodes"] for e in events if e["event"] == "started").replace("[", "").split("-")[0].split(",")[0]
+    slurm.run("scontrol", "update", f"NodeName={node}", "State=drain", "Reason=test")
+    try:
+        os.kill(ranks(run)[1], signal.SIGKILL)
+        events = finished(run)
+    finally:
+        slurm.run("scontrol", "update", f"NodeName={node}", "State=resume")
+    assert events[-1]["state"] == "done" and losses(events) == UNBROKEN
+    assert requeues(events) == ["crash"] and not any(e.get("in_job") for e in events)
+    assert node not in [e["nodes"] for e in events if e["event"] == "started"][1]
 
 
 @pytest.mark.nightly  # half a minute, mostly of waiting

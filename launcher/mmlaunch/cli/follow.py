@@ -136,7 +136,8 @@ def describe_event(event: Event) -> str:
     if kind in (*WAITING, "resumed", "failed", "requeued", "signal", "cancelling"):
         details = [str(event[key]) for key in ("cause", "name", "evidence", "reason") if event.get(key)]
         step = f" at step {event['step']}" if event.get("step") is not None else ""
-        return f"{kind}{step}: {'; '.join(details)}" if details else f"{kind}{step}"
+        shown = "restarts in the same job" if event.get("in_job") else f"{kind}{step}"
+        return f"{shown}: {'; '.join(details)}" if details else shown
     return ""
 
 

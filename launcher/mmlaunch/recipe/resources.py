@@ -79,3 +79,6 @@ class Restarts(Section):
     """So many restarts in a row without a new checkpoint end the run, whatever their causes."""
     backoff: Duration = 30
     """The pause before the second restart for the same cause; it doubles each time, up to ten minutes."""
+    in_job: bool = True
+    """A rank that crashed or hung is restarted in the same job, without the queue, while its nodes are up and the
+    attempt has saved something new since the restart before."""

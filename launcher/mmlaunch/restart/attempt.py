@@ -2,7 +2,8 @@
 
 `open RUN SCRIPT SUBMISSION` begins an attempt and prints its number and a free port. `close RUN ATTEMPT STATUS
 SUBMISSION` gives the ranks' exit status to the restart policy, writes its decision to the ledger and exits with it: 90
-for another attempt, otherwise the exit code of the run. SUBMISSION is the number that the job script got as its
+for another attempt, 95 for one in the same job if a last argument `here` says that the script can do that, otherwise
+the exit code of the run. SUBMISSION is the number that the job script got as its
 argument; a job whose submission does not own the run any more ends before it writes anything.
 """
 
@@ -28,7 +29,7 @@ from mmlaunch.restart import causes, log_lines, policy
 from mmlaunch.restart.policy import Ending
 from mmlaunch.run import ledger, manifest, owner, shards
 from mmlaunch.run.event_types import Kind
-from mmlaunch.run.exits import CANCELLED, JobExit
+from mmlaunch.run.exits import CANCELLED, IN_JOB, JobExit
 from mmlaunch.run.ledger import Event
 from mmlaunch.run.paths import RunPaths
 from mmlaunch.schedulers import choose
@@ -68,8 +69,11 @@ def begin(run: RunPaths, script: Path, submission: int = 0) -> tuple[int, int]:
     return number, free_port(number)
 
 
-def end(run: RunPaths, number: int, exit_code: int, submission: int = 0) -> int:
-    """Close an attempt: classify its ending, decide, write both to the ledger; returns the exit code."""
+def end(run: RunPaths, number: int, exit_code: int, submission: int = 0, here: bool = False) -> int:
+    """Close an attempt: classify its ending, decide, write both to the ledger; returns the exit code.
+
+    `here`: the job script can begin the next attempt in the same job.
+    """
     owner.check(run, submission)
     known = ledger.skim(run.events).of_this_submission
     if ended := known.last("ended"):  # whoever cancelled the run has written it already
@@ -79,7 +83,8 @@ def end(run: RunPaths, number: int, exit_code: int, submission: int = 0) -> int:
     ending = policy.classify(exit_code, run.attempt(number), events)
     if causes.named(ending.cause).budget == "free" and job.number and scheduler.was_cancelled(job):
         ending = Ending(causes.CANCELLED, exit_code, f"cancelled with {scheduler.cancel_command}")
-    verdict = policy.decide(ending, events, _budgets(run))
+    budgets = _budgets(run)
+    verdict = policy.decide(ending, events, budgets)
     if causes.named(ending.cause).is_fault:
         facts = {"cause": ending.cause, "exit_code": exit_code, "evidence": ending.evidence}
         _note(run, "failed", attempt=number, **facts)
@@ -87,8 +92,14 @@ def end(run: RunPaths, number: int, exit_code: int, submission: int = 0) -> int:
         _note(run, "excluded", node=ending.node, until=round(time.time()) + EXCLUDED_FOR)
     if verdict.again:
         facts = {"cause": ending.cause, "reason": verdict.reason, "pause": verdict.pause}
+        here = here and policy.stays_in_job(ending, verdict, events, budgets, _seconds_left())
+        if here := here and scheduler.keeps_nodes(job):
+            facts["in_job"] = True
         if not _note(run, "requeued", attempt=number, **facts) and not _has_saved(run, number):
             return JobExit.STOP  # a restart that nobody counts has to be worth it
+        if here:
+            time.sleep(verdict.pause)
+            return IN_JOB
         try:
             _requeue(run, number, scheduler, job, verdict.pause)
         except MachineError as error:
@@ -101,6 +112,12 @@ def end(run: RunPaths, number: int, exit_code: int, submission: int = 0) -> int:
     state = {"state": verdict.state, "cause": ending.cause, "reason": reason, "exit_code": exit_code}
     _note(run, "ended", attempt=number, **state)
     return CANCELLED if verdict.state == "cancelled" else JobExit.STOP if exit_code == JobExit.AGAIN else exit_code
+
+
+def _seconds_left() -> float:
+    """Until the ranks of this job are told to save and leave."""
+    deadline, lead = os.environ.get("MMLAUNCH_DEADLINE"), os.environ.get("MMLAUNCH_LEAD")
+    return float(deadline) - float(lead or 0) - time.time() if deadline else float("inf")
 
 
 def _deepspeed_before(run: RunPaths, number: int) -> Path:
@@ -238,8 +255,9 @@ def main(arguments: list[str]) -> int:
             else:
                 print(*begin(run, Path(arguments[2]), submission))
             return 0
-        if len(arguments) in (4, 5) and arguments[0] == "close":
-            return end(RunPaths(Path(arguments[1])), *(int(number) for number in arguments[2:]))
+        if len(arguments) in (4, 5, 6) and arguments[0] == "close":
+            number, exit_code, submission = (int(number) for number in [*arguments[2:5], "0"][:3])
+            return end(RunPaths(Path(arguments[1])), number, exit_code, submission, here=arguments[5:] == ["here"])
     except (MmlaunchError, OSError) as error:
         print(f"mmlaunch: {error}", file=sys.stderr)
         return JobExit.STOP

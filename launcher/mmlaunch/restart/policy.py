@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import signal
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -18,6 +19,7 @@ from mmlaunch.run.ledger import Event, kind_of
 from mmlaunch.run.paths import AttemptPaths
 
 _LONGEST_PAUSE = 600
+_LONGEST_PAUSE_IN_JOB = 120  # seconds for which nodes may stand idle
 _RANK = re.compile(r"^rank \d+(?: \([^)]*\))?")
 _BY_SIGNAL = ("Killed", "Segmentation fault", "Bus error", "Illegal instruction", "Floating point exception")
 """How srun says that a task was ended by a signal that no program sends itself; the errors of others follow from it."""
@@ -183,6 +185,26 @@ def decide(ending: Ending, events: Sequence[Event], budgets: Restarts) -> Verdic
         return Verdict(False, f"the budget for this cause is used up (restarts.{cause.budget}: {budget})")
     pause = 0 if used == 0 else min(budgets.backoff * 2 ** (used - 1), _LONGEST_PAUSE)
     return Verdict(True, f"restart {used + 1} of {budget} for this cause", pause)
+
+
+def stays_in_job(ending: Ending, verdict: Verdict, events: Sequence[Event], budgets: Restarts, left: float) -> bool:
+    """Whether the next attempt may begin in the same job, which ends in `left` seconds.
+
+    What a rank did by itself is tried again where it was. If that brings no checkpoint, or another node may do better,
+    or the job would soon end, the queue comes first.
+    """
+    by_itself = causes.named(ending.cause).budget in ("crash", "hang") and not ending.node
+    fresh = restarts_without_progress(events) == 0
+    in_time = verdict.pause <= _LONGEST_PAUSE_IN_JOB and left > verdict.pause + 2 * _start_up(events)
+    return budgets.in_job and verdict.again and by_itself and fresh and in_time
+
+
+def _start_up(events: Sequence[Event]) -> float:
+    """The seconds that the newest attempt took to its first step; if it did none, its whole life."""
+    times = {kind_of(event): float(event["time"]) for event in events if kind_of(event) in ("started", "started_up")}
+    began = times.get("started", time.time())
+    done = times.get("started_up", 0.0)
+    return (done if done > began else time.time()) - began
 
 
 def _failed_the_same_way(ending: Ending, events: Sequence[Event]) -> bool:

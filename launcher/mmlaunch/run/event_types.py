@@ -234,6 +234,8 @@ class Requeued:
     """Seconds before it may begin."""
     by: str = ""
     """The scheduler, if it took the attempt off its nodes and requeued it without asking the policy."""
+    in_job: bool = False
+    """The next attempt begins in the same job, on the same nodes."""
 
 
 class Ended:

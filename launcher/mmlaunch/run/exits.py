@@ -8,6 +8,9 @@ CANCELLED = 130
 """The exit code of a cancelled run, as after Ctrl-C."""
 
 
+IN_JOB = 95
+"""The restart policy's answer to a job script: the next attempt begins in the same job. No job ends with it."""
+
 TIMED_OUT = 124
 """The ranks did not end before their time limit; timeout(1) uses the same code."""
 

@@ -222,6 +222,10 @@ class Scheduler(Protocol):
         """Whether someone has ended the job with the scheduler's own command."""
         ...
 
+    def keeps_nodes(self, job: BatchJob) -> bool:
+        """Whether the job goes on, and all its nodes are up: another attempt may begin in it."""
+        ...
+
     def removal(self, job: BatchJob) -> Removal:
         """Why the job was taken off its nodes before it came to run again."""
         ...

@@ -17,7 +17,7 @@ from mmlaunch.monitor import status
 from mmlaunch.restart import attempt
 from mmlaunch.restart.policy import Ending
 from mmlaunch.run import ledger, manifest
-from mmlaunch.run.exits import CANCELLED, JobExit
+from mmlaunch.run.exits import CANCELLED, IN_JOB, JobExit
 from mmlaunch.run.paths import RunPaths
 
 
@@ -82,6 +82,23 @@ def test_an_unfit_node_is_left_out_for_a_day(run: RunPaths) -> None:
     events = ledger.read(run.events)
     until = events.all("excluded")[0]["until"]
     assert attempt.excluded(events, until - 1) == ["gpu014"] and attempt.excluded(events, until + 1) == []
+
+
+def test_a_script_that_can_goes_on_in_its_job(run: RunPaths) -> None:
+    """A script of a user's own may not know the answer 95: then the job is requeued as ever."""
+    attempt.begin(run, run.attempt(1).script)
+    assert attempt.end(run, 1, 137, here=True) == IN_JOB
+    attempt.begin(run, run.attempt(1).script)
+    ledger.append(run.events, "checkpoint", step=5)
+    assert attempt.end(run, 2, 137) == JobExit.AGAIN
+    assert [event.get("in_job") for event in ledger.read(run.events).all("requeued")] == [True, None]
+
+
+def test_a_job_that_is_nearly_over_is_requeued(run: RunPaths, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MMLAUNCH_LEAD", "120")
+    monkeypatch.setenv("MMLAUNCH_DEADLINE", str(round(time.time() + 110)))
+    attempt.begin(run, run.attempt(1).script)
+    assert attempt.end(run, 1, 137, here=True) == JobExit.AGAIN
 
 
 def test_a_cancelled_run_ends_once(run: RunPaths) -> None:

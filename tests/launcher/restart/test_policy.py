@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -116,7 +117,7 @@ def checkpoint(step: int) -> Event:
     return {"event": "checkpoint", "step": step}
 
 
-def again(cause: str, *events: Event, **budgets: int) -> bool:
+def again(cause: str, *events: Event, **budgets: Any) -> bool:
     return policy.decide(Ending(cause, 1), [SUBMITTED, *events], Restarts(**budgets)).again
 
 
@@ -148,6 +149,35 @@ def test_no_progress_ends_every_loop() -> None:
     assert not again("saved", checkpoint(10), *stuck, checkpoint(10))  # the same step again is no progress
     measured = {"event": "reference", "done": 9, "total": 99}
     assert again("saved", *stuck, {**measured, "new": 9}) and not again("saved", *stuck, {**measured, "new": 0})
+
+
+def stays(ending: Ending, *events: Event, left: float = 3600.0, pause: int = 0, **budgets: Any) -> bool:
+    verdict = policy.Verdict(True, "", pause)
+    return policy.stays_in_job(ending, verdict, [SUBMITTED, *events], Restarts(**budgets), left)
+
+
+def test_a_rank_that_failed_by_itself_is_restarted_in_its_job() -> None:
+    crash, hang = Ending("crash", 1), Ending("hang", 92)
+    assert stays(crash) and stays(hang, checkpoint(3))
+    assert not stays(crash, in_job=False)
+    assert (
+        not stays(Ending("crash", 1, "", "gpu014")) and not stays(Ending("node", 91)) and not stays(Ending("saved", 90))
+    )
+    assert not stays(crash, checkpoint(3), requeued("crash")), "the same nodes have not helped"
+    assert stays(crash, checkpoint(3), requeued("crash"), checkpoint(6))
+    assert stays(crash, pause=120) and not stays(crash, pause=121)
+
+
+def test_a_job_that_would_soon_end_starts_no_other_attempt() -> None:
+    """It needs the time of a start-up twice, beside the pause."""
+    began = time.time() - 500
+    slow: list[Event] = [{"event": "started", "time": began}, {"event": "started_up", "time": began + 100}]
+    crash = Ending("crash", 1)
+    assert stays(crash, *slow, left=210) and not stays(crash, *slow, left=190)
+    assert not stays(crash, *slow, left=210, pause=30)
+    assert not stays(crash, slow[0], left=990), "it never came to its first step: its whole life counts"
+    again: Event = {"event": "started", "time": began + 450}
+    assert stays(crash, *slow, again, left=110), "the newest attempt counts"
 
 
 def test_a_new_submission_starts_with_fresh_budgets() -> None:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mmlaunch.schedulers.base import Job, JobState
-from mmlaunch.schedulers.slurm import queue, states
+from mmlaunch.schedulers.slurm import commands, queue, states
 from mmlaunch.schedulers.slurm.states import meaning
 
 WORDS = [word for words in states._WORDS.values() for word in words]
@@ -48,6 +48,28 @@ def test_advice_is_for_those_who_wait_for_ever() -> None:
     assert states.advice("7", "JobHeldUser") == "you hold it: scontrol release 7"
     assert "sinfo -R" in states.advice("7", "ReqNodeNotAvail, UnavailableNodes:node1")
     assert states.advice("7", "Priority") == states.advice("7", "Resources") == ""
+
+
+@pytest.mark.parametrize(
+    ("job", "nodes", "stays"),
+    [("RUNNING", "allocated allocated", True), ("RUNNING", "mixed- allocated+", True), ("RUNNING", "", False),
+     ("RUNNING", "allocated draining", False), ("RUNNING", "allocated* allocated", False), ("", "idle", False),
+     ("COMPLETING", "allocated", False), ("RUNNING", "down", False), ("RUNNING", "allocated@", False)],
+)  # fmt: skip
+def test_a_job_keeps_nodes_that_are_in_service(
+    job: str, nodes: str, stays: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = {"squeue": job, "sinfo": "\n".join(nodes.split())}
+    monkeypatch.setattr(commands, "call", lambda program, *_: answers[program] + "\n")
+    assert queue.runs_on("7", "node[1-2]") is stays
+
+
+def test_no_answer_keeps_no_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: str) -> str:
+        raise commands.SlurmError("down")
+
+    monkeypatch.setattr(commands, "call", refuse)
+    assert not queue.runs_on("7", "node1")
 
 
 @pytest.mark.parametrize("word", ["RUNNING", "COMPLETING", "SUSPENDED"])

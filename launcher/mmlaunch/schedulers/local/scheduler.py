@@ -133,6 +133,9 @@ class Local:
     def was_cancelled(self, job: BatchJob) -> bool:
         return False  # whoever kills a process leaves no word
 
+    def keeps_nodes(self, job: BatchJob) -> bool:
+        return True
+
     def removal(self, job: BatchJob) -> Removal:
         return Removal()
 

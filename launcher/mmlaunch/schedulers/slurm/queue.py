@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from mmlaunch.schedulers.base import Job, JobState
 from mmlaunch.schedulers.slurm import commands
 from mmlaunch.schedulers.slurm.commands import SlurmError
-from mmlaunch.schedulers.slurm.states import ENDED_WITHOUT_POLICY, advice, meaning
+from mmlaunch.schedulers.slurm.states import ENDED_WITHOUT_POLICY, IN_SERVICE, advice, meaning
 
 FLOOR = 10.0
 """Seconds between two questions: screens refresh more often, and every question costs the controller (squeue(1))."""
@@ -67,6 +67,16 @@ def taken_as(job: str, restarts: int) -> str:
     except SlurmError:
         return ""
     return words[restarts - 1].partition(" ")[0] if restarts <= len(words) else ""
+
+
+def runs_on(job: str, nodes: str) -> bool:
+    """Whether a job runs, and Slurm would give each of its nodes to another job as well."""
+    try:
+        running = commands.call("squeue", "--noheader", f"--jobs={job}", "--format=%T").split() == ["RUNNING"]
+        words = commands.call("sinfo", "--noheader", "--Node", f"--nodes={nodes}", "--format=%T").split()
+    except SlurmError:
+        return False
+    return running and bool(words) and all(word.rstrip("$-+") in IN_SERVICE for word in words)
 
 
 def cancelled(job: str) -> bool:

@@ -131,6 +131,9 @@ class Slurm:
     def was_cancelled(self, job: BatchJob) -> bool:
         return queue.cancelled(job.number)
 
+    def keeps_nodes(self, job: BatchJob) -> bool:
+        return queue.runs_on(job.number, job.nodes)
+
     def removal(self, job: BatchJob) -> Removal:
         word = queue.taken_as(job.number, job.restarts)
         return Removal(word, f"Slurm says {word}: {ENDED_WITHOUT_POLICY.get(word, 'it ended')}" if word else "")

@@ -40,6 +40,9 @@ NEEDS_A_HUMAN = {
 }
 """Reasons for which a pending job waits until a human does something, and what to do."""
 
+IN_SERVICE = frozenset(("allocated", "mixed", "idle", "completing", "reserved", "planned"))
+"""What sinfo calls a node that works; `*` behind it: it does not respond. One that is draining takes no new attempt."""
+
 ENDED_WITHOUT_POLICY = {
     "OUT_OF_MEMORY": "it used more memory than it asked for (resources.memory)",
     "NODE_FAIL": "a node went down",

@@ -119,6 +119,9 @@ class Toy:
     def was_cancelled(self, job: BatchJob) -> bool:
         return False
 
+    def keeps_nodes(self, job: BatchJob) -> bool:
+        return True
+
     def removal(self, job: BatchJob) -> Removal:
         return Removal()
 

@@ -47,7 +47,7 @@ MMLAUNCH_DEADLINE="$(date -d "$deadline" +%s 2>/dev/null || true)"
 export MMLAUNCH_DEADLINE
 
 # One attempt: opens it, runs the ranks, asks the restart policy what its end means.
-attempt() {
+one_attempt() {
   local opened step status
   opened="$("$python" -m mmlaunch.attempt open "$run" "$0" "$MMLAUNCH_SUBMISSION")" || return 93
   read -r MMLAUNCH_ATTEMPT MASTER_PORT <<<"$opened"
@@ -71,7 +71,18 @@ attempt() {
     status=$?
   done
 
-  "$python" -m mmlaunch.attempt close "$run" "$MMLAUNCH_ATTEMPT" "$status" "$MMLAUNCH_SUBMISSION"
+  "$python" -m mmlaunch.attempt close "$run" "$MMLAUNCH_ATTEMPT" "$status" "$MMLAUNCH_SUBMISSION" here
+}
+
+# The attempts in this job: after a rank that failed by itself, the restart policy answers 95, and its nodes go on at once.
+attempt() {
+  local verdict
+  while :; do
+    one_attempt
+    verdict=$?
+    [ "$verdict" -eq 95 ] || return "$verdict"
+    trap : TERM USR1 USR2
+  done
 }
 
 attempt
