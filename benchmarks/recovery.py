@@ -1,6 +1,6 @@
 """How long a run stands still after each kind of failure, and how many steps it does twice, on a real four-node Slurm.
 
-    sudo python -m benchmarks.recovery > benchmarks/results/DATE-recovery.md
+    sudo python -m benchmarks.recovery [FAILURE ...] > benchmarks/results/DATE-recovery.md
 
 It starts a Slurm of its own on this machine (tests/slurm/cluster.py tells what it needs) and trains the quickstart's
 model on 2 nodes x 2 ranks. A failure is struck after step 44; the clock runs until the first step of the next attempt.
@@ -26,6 +26,7 @@ from tests.slurm.jobs import job_of, ranks, requeues
 from mmlaunch.run import ledger
 from mmlaunch.run.paths import RunPaths
 
+Strike = Callable[[RunPaths, str], object]
 ROOT = Path(__file__).resolve().parent.parent
 SHAPE = "{nodes: 2, gpus_per_node: 0, tasks_per_node: 2, cpus_per_rank: 1, memory: 1G, time: 10m}"
 OPTIONS = [f"resources={SHAPE}", "steps=100000", "log.every=1", "checkpoint.every=10", "evaluate={samples: 0}"]
@@ -41,9 +42,9 @@ node is noticed after SlurmdTimeout (300 s by default): here the node was marked
 """
 
 
-def submit(cluster: SlurmCluster) -> RunPaths:
+def submit(cluster: SlurmCluster, *options: str) -> RunPaths:
     command = [sys.executable, "-m", "mmlaunch", "submit", str(ROOT / "recipes" / "quickstart.yaml"), "--json"]
-    command += ["--cluster", "slurm", *(word for option in OPTIONS for word in ("-s", option))]
+    command += ["--cluster", "slurm", *(word for option in [*OPTIONS, *options] for word in ("-s", option))]
     done = subprocess.run(command, env=cluster.environment, capture_output=True, text=True, check=True)
     return RunPaths(Path(json.loads(done.stdout)["directory"]))
 
@@ -57,16 +58,23 @@ def first_step(run: RunPaths, attempt: int, step: int = 0) -> ledger.Event:
         time.sleep(0.05)
 
 
-def strikes(cluster: SlurmCluster) -> dict[str, Callable[[RunPaths, str], object]]:
-    return {
+def strikes(cluster: SlurmCluster) -> dict[str, tuple[Strike, str]]:
+    """What is done to a run, and an option that the run is submitted with."""
+    kill: Strike = lambda run, job: os.kill(ranks(run)[3], signal.SIGKILL)  # noqa: E731
+    through_the_queue = {
         "warned (USR2 to the ranks)": lambda run, job: cluster.run("scancel", "--signal=USR2", job),
         "preempted, no grace time": lambda run, job: cluster.run(
             "sbatch", "-p", "urgent", f"-N{NODES}", "--exclusive", "--wrap", "sleep 1"
         ),
         "`scontrol requeue`": lambda run, job: cluster.run("scontrol", "requeue", job),
-        "kill -9 of a rank": lambda run, job: os.kill(ranks(run)[3], signal.SIGKILL),
+        "kill -9 of a rank": kill,
         "a node dies": lambda run, job: cluster.kill_node(host(cluster, job)),
         "a rank hangs (SIGSTOP)": lambda run, job: os.kill(ranks(run)[3], signal.SIGSTOP),
+    }
+    return {
+        **{name: (strike, "restarts.in_job=false") for name, strike in through_the_queue.items()},
+        "kill -9 of a rank, in the same job": (kill, "restarts.in_job=true"),
+        "the same, with memory": (kill, "checkpoint.memory_every=1"),
     }
 
 
@@ -75,9 +83,9 @@ def host(cluster: SlurmCluster, job: str) -> str:
     return cluster.run("squeue", "-h", "-j", job, "-o", "%B").strip()
 
 
-def measure(cluster: SlurmCluster, strike: Callable[[RunPaths, str], object]) -> tuple[str, float, float, int]:
+def measure(cluster: SlurmCluster, strike: Strike, option: str) -> tuple[str, float, float, int]:
     """What it was called, the seconds to the first new step, those to the new attempt, and the steps done twice."""
-    run = submit(cluster)
+    run = submit(cluster, option)
     first_step(run, 1, STRUCK)
     struck = time.time()
     strike(run, job_of(ledger.read(run.events).events))
@@ -97,8 +105,9 @@ def main() -> None:
     print(HEAD)
     with tempfile.TemporaryDirectory() as folder, running() as cluster:
         os.environ["MMLAUNCH_RUNS"] = folder
-        for name, strike in strikes(cluster).items():
-            cause, step, attempt, twice = measure(cluster, strike)
+        chosen = strikes(cluster)
+        for name in sys.argv[1:] or chosen:
+            cause, step, attempt, twice = measure(cluster, *chosen[name])
             print(f"| {name} | {cause} | {step:.1f} | {attempt:.1f} | {twice} |", flush=True)
             for node in [f"node{number}" for number in range(1, NODES + 1)]:
                 if node not in cluster.daemons:

@@ -13,8 +13,8 @@ from mmjobs.rank.disk import is_full
 class Background:
     """One piece of work, started at once. It calls no other rank: collectives belong to the rank's own thread."""
 
-    def __init__(self, work: Callable[[], None]) -> None:
-        self._work = work
+    def __init__(self, work: Callable[[], None], bearable: Callable[[OSError], bool] = is_full) -> None:
+        self._work, self._bearable = work, bearable
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, daemon=True)  # a rank that fails does not wait for it
         self._thread.start()
@@ -26,9 +26,9 @@ class Background:
     def wait(self) -> None:
         self._thread.join()
 
-    def full(self) -> OSError | None:
-        """The error of a full disk, if that ended the work; any other error is raised here."""
-        if isinstance(self._error, OSError) and is_full(self._error):
+    def failure(self) -> OSError | None:
+        """The bearable error that ended the work, by default that of a full disk; any other error is raised here."""
+        if isinstance(self._error, OSError) and self._bearable(self._error):
             return self._error
         if self._error is not None:
             raise self._error
@@ -37,7 +37,7 @@ class Background:
     def _run(self) -> None:
         try:
             self._work()
-        except BaseException as error:  # noqa: BLE001  a thread's end is a boundary; `full` raises it on the rank's own
+        except BaseException as error:  # noqa: BLE001  a thread's end is a boundary; `failure` raises it on the rank's own
             self._error = error
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 
 from mmjobs.checkpoint import random_state
+from mmjobs.checkpoint.memory_tier import MemoryTier
 from mmjobs.checkpoint.saveable import Engines, Saveable
 from mmjobs.checkpoint.train_state import TrainState
 from mmjobs.model import frozen_weights
@@ -16,14 +17,25 @@ from mmlaunch.run import manifest
 from mmlaunch.run.paths import CheckpointPaths
 
 
-def resume(context: Context, engines: Engines) -> TrainState:
-    """Load the newest valid checkpoint on all ranks, or begin at step 0."""
-    ranks, seed = context.ranks, context.recipe.seed
+def resume(context: Context, engines: Engines, memory: MemoryTier | None = None) -> TrainState:
+    """Load the newest valid checkpoint on all ranks, from memory or from disk, or begin at step 0."""
+    ranks = context.ranks
     step, world = ranks.from_first(_newest(context) if ranks.first else None)
+    remembered = memory.newest() if memory is not None else None
+    if memory is not None and remembered is not None and remembered > (step or 0):
+        with memory.opened(remembered) as checkpoint:
+            return _load(context, engines, checkpoint, remembered, ranks.world, "memory")
     if step is None:
-        random_state.seed(seed, ranks.rank, 0)
+        random_state.seed(context.recipe.seed, ranks.rank, 0)
         return TrainState()
-    checkpoint = CheckpointPaths(context.paths.checkpoint(step))
+    return _load(context, engines, CheckpointPaths(context.paths.checkpoint(step)), step, world, "disk")
+
+
+def _load(
+    context: Context, engines: Engines, checkpoint: CheckpointPaths, step: int, world: int, tier: str
+) -> TrainState:
+    """Load a checkpoint that this many ranks have saved, on all ranks."""
+    ranks, seed = context.ranks, context.recipe.seed
     state = TrainState.read(checkpoint.state)
     for name, engine in engines.items():
         _check_layout(state, name, engine)
@@ -38,8 +50,8 @@ def resume(context: Context, engines: Engines) -> TrainState:
     else:  # other ranks than those that saved: their random states would not fit, new ones must not repeat
         random_state.seed(seed, ranks.rank, step)
         context.events.log(f"step {step} was saved by {world} ranks, and goes on with {ranks.world}")
-    context.events.write("resumed", step=step)
-    context.events.log(f"resumed from step {step}")
+    context.events.write("resumed", step=step, tier=tier)
+    context.events.log(f"resumed from step {step}{' in memory' if tier == 'memory' else ''}")
     return state
 
 

@@ -54,12 +54,12 @@ def _best(paths: RunPaths, settings: Checkpoint, valid: list[int]) -> set[int]:
     return {max(values, key=lambda step: (sign * values[step], step))} if values else set()
 
 
-def rollouts_in_use(paths: RunPaths) -> set[int]:
-    """The steps of the rollouts that checkpoints go on with."""
+def rollouts_in_use(*tiers: RunPaths) -> set[int]:
+    """The steps of the rollouts that checkpoints go on with, on disk and in memory."""
     steps = set()
-    for step in manifest.steps(paths.checkpoints):
+    for folder in (paths.checkpoint(step) for paths in tiers for step in manifest.steps(paths.checkpoints)):
         try:
-            source = TrainState.read(CheckpointPaths(paths.checkpoint(step)).state).source
+            source = TrainState.read(CheckpointPaths(folder).state).source
         except (OSError, ValueError, TypeError):
             continue
         steps |= {int(source["rollout"]["step"])} if source.get("rollout") else set()

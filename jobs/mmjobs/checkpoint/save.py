@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from mmjobs.checkpoint import random_state, retention
 from mmjobs.checkpoint.background import Background, write
+from mmjobs.checkpoint.memory_tier import MemoryTier
 from mmjobs.checkpoint.saveable import Engines
 from mmjobs.checkpoint.train_state import TrainState
 from mmjobs.engine.checkpoint_io import Files
 from mmjobs.model import frozen_weights
 from mmjobs.rank.context import Context
-from mmjobs.rank.disk import DiskFull
+from mmjobs.rank.disk import DiskFull, is_full
 from mmlaunch.run import manifest
 from mmlaunch.run.paths import CheckpointPaths
 
@@ -35,8 +37,10 @@ class Saving:
     started: float
     work: Background
     """What this rank is busy with: first its files, and then, on rank 0, the manifest."""
-    files: dict[str, int] = field(default_factory=dict)
-    """What all ranks write, with the size of each."""
+    memory: MemoryTier | None = None
+    """Where it goes, if not to the disk."""
+    files: list[dict[str, int]] = field(default_factory=list)
+    """What each rank writes, with the size of each file."""
     written: bool = False
     stall: float = 0.0
     """Seconds that the training stood still for it."""
@@ -45,10 +49,13 @@ class Saving:
 class CheckpointWriter:
     """Writes the checkpoints of one attempt, and deletes those that the recipe does not keep."""
 
-    def __init__(self, context: Context, engines: Engines, rejected: Collection[int]) -> None:
+    def __init__(
+        self, context: Context, engines: Engines, rejected: Collection[int], memory: MemoryTier | None = None
+    ) -> None:
         self._context, self._engines = context, engines
         self._paths, self._settings, self._ranks = context.paths, context.recipe.checkpoint, context.ranks
         self._rejected = set(rejected)
+        self._memory = memory
         self._saving: Saving | None = None
         self._kept: dict[str, str] = {}
         """Under which name the run keeps the frozen weights of each engine."""
@@ -61,20 +68,45 @@ class CheckpointWriter:
             return DONE
         if self._saving.work.going_on:
             return WRITING
-        return FULL if self._saving.work.full() else DONE
+        return FULL if self._saving.work.failure() else DONE
+
+    def is_due_in_memory(self, step: int) -> bool:
+        """Whether the nodes should remember this step; while another checkpoint is written, that one is enough."""
+        return self._memory is not None and self._saving is None and self._memory.is_due(step)
 
     def save(self, state: TrainState, wait: bool) -> bool:
         """Begin one checkpoint, and `wait` for it or not; False when the disk is full and the run goes on without."""
         self.finish()  # the one before
+        if not self._begin(state):
+            return False
+        # Who wants to stop at a full disk wants to stop here, and not a step later.
+        if wait or not self._settings.background or self._settings.on_full_disk == "stop":
+            return self.finish()
+        return True
+
+    def save_in_memory(self, state: TrainState) -> None:
+        """Begin a checkpoint in the memory of the nodes; it takes the place of the one before when all have it."""
+        self._begin(state, self._memory)
+        if not self._settings.background:
+            self.finish()
+
+    def close(self) -> None:
+        """The orderly end of an attempt: what is begun becomes whole, and the next attempt reads from the disk."""
+        self.finish()
+        if self._memory is not None:
+            self._memory.forget()
+
+    def _begin(self, state: TrainState, memory: MemoryTier | None = None) -> bool:
+        """Copy the state, and let its files be written; False where there is no room."""
         started = time.monotonic()
-        folder = manifest.staging(self._paths.checkpoints, state.step)
+        folder = manifest.staging((memory.paths if memory else self._paths).checkpoints, state.step)
         offered = {name: engine.weights_to_keep() for name, engine in self._engines.items()}
         frozen = {name: weights for name, weights in offered.items() if weights is not None}
-        ready = Background(partial(self._prepare, folder, frozen))
+        ready = _background(memory, self._prepare, folder, frozen, memory)
         names = list(frozen)
         del offered, frozen  # they may be as large as the model
         ready.wait()
-        self._saving = Saving(state.step, folder, started, ready)
+        self._saving = Saving(state.step, folder, started, ready, memory)
         if self._ranks.any(self.writing == FULL):
             self.advance(FULL)
             return False
@@ -82,12 +114,9 @@ class CheckpointWriter:
             self._engines[name].kept_as(self._kept.get(name))
         files = self._snapshot(folder, state)
         sizes = {path.relative_to(folder).as_posix(): len(content) for path, content in files.items()}
-        self._saving.files = {name: size for rank in self._ranks.gather(sizes) for name, size in rank.items()}
-        self._saving.work = Background(partial(write, files))
+        self._saving.files = self._ranks.gather(sizes)
+        self._saving.work = _background(memory, write, files)
         self._saving.stall = time.monotonic() - started
-        # Who wants to stop at a full disk wants to stop here, and not a step later.
-        if wait or not self._settings.background or self._settings.on_full_disk == "stop":
-            return self.finish()
         return True
 
     def advance(self, furthest: int) -> bool:
@@ -100,9 +129,12 @@ class CheckpointWriter:
             self._give_up(saving)
             return False
         if not saving.written:  # by all ranks: the manifest is written after the last file of the last one
-            saving.written, saving.work = True, Background(partial(self._seal, saving))
+            saving.written, saving.work = True, _background(saving.memory, self._seal, saving)
             return True
         self._saving = None
+        if saving.memory is not None:
+            saving.memory.keep_only(saving.step)
+            return True
         seconds = {"seconds": time.monotonic() - saving.started, "stall": saving.stall}
         rounded = {name: round(value, 3) for name, value in seconds.items()}
         self._context.events.write("checkpoint", step=saving.step, **rounded, bytes=self._bytes)
@@ -129,26 +161,44 @@ class CheckpointWriter:
             files[checkpoint.state] = state.text().encode()
         return files
 
-    def _prepare(self, folder: Path, frozen: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
+    def _prepare(
+        self, folder: Path, frozen: Mapping[str, Mapping[str, torch.Tensor]], memory: MemoryTier | None
+    ) -> None:
         """Make the folder, and keep the frozen weights before the first checkpoint that names them."""
         self._context.events.check_owner()
-        if self._ranks.first:
+        if memory.leads if memory is not None else self._ranks.first:
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir()
+        if self._ranks.first:
             self._kept |= {name: frozen_weights.keep(self._paths, weights) for name, weights in frozen.items()}
 
     def _seal(self, saving: Saving) -> None:
         self._context.events.check_owner()
-        if self._ranks.first:
+        if saving.memory is not None:
+            saving.memory.seal(saving.folder, saving.step, saving.files)
+        elif self._ranks.first:
+            files = {name: size for rank in saving.files for name, size in rank.items()}
             final = self._paths.checkpoint(saving.step)
-            self._bytes = manifest.seal(saving.folder, final, saving.step, self._ranks.world, saving.files).bytes
+            self._bytes = manifest.seal(saving.folder, final, saving.step, self._ranks.world, files).bytes
             self._rejected.discard(saving.step)
             retention.prune(self._paths, self._settings, saving.step, self._rejected)
 
     def _give_up(self, saving: Saving) -> None:
+        why = saving.work.failure()
+        if saving.memory is not None:
+            saving.memory.forget()
+            self._memory = None
+            what = f"no more checkpoints in memory: {why or 'another node has no room'}"
+            self._context.events.warn(what, step=saving.step)
+            return
         if self._ranks.first:
             shutil.rmtree(saving.folder, ignore_errors=True)
-        what = f"no checkpoint of step {saving.step}: {saving.work.full() or 'the disk of another rank is full'}"
+        what = f"no checkpoint of step {saving.step}: {why or 'the disk of another rank is full'}"
         if self._settings.on_full_disk == "stop":
             raise DiskFull(f"{what}; make room in {self._paths.checkpoints} and resume the run")
         self._context.events.warn(what, step=saving.step)
+
+
+def _background(memory: MemoryTier | None, work: Callable[..., None], *arguments: Any) -> Background:
+    """Whatever is wrong with the memory of a node costs the checkpoints there, and not the run."""
+    return Background(partial(work, *arguments), is_full if memory is None else lambda _: True)

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from mmjobs.checkpoint import memory_tier
 from mmjobs.checkpoint.resume import resume
 from mmjobs.checkpoint.retention import rollouts_in_use
 from mmjobs.engine.engine import Engine
@@ -53,7 +54,7 @@ from mmlaunch.recipe.sampling import LAYERED
 def build_policy_trainer(context: Context) -> Trainer:
     """Everything that one attempt needs, in the order in which one piece needs the others."""
     settings, ranks, seen = settings_of(context.recipe), context.ranks, VisionMemory()
-    built = build_model(context)
+    built, memory = build_model(context), memory_tier.build(context)
     seen.serve(built.network)
     parameters, flops = parts.counts(built.network), mfu.model_flops(built.network, context.recipe.precision)
     datasets = build_datasets(context, built)
@@ -71,19 +72,19 @@ def build_policy_trainer(context: Context) -> Trainer:
         context, prompts, collector, rows,
         policy_digest=lambda: _digest(roles),
         set_kl_weight=partial(setattr, actor.objective, "kl_weight"),
-        needed=partial(rollouts_in_use, context.paths),
+        needed=partial(rollouts_in_use, context.paths, *([memory.paths] if memory else [])),
         sft=build_sft(context, built, steps),
     )  # fmt: skip
     alone = settings.critic.warmup_steps if isinstance(settings, Ppo) else 0
     learner = PolicyLearner(context, actor, critic, source, alone)
     ranks.watch.enter(Phase.START)
     ranks.watch.doing("looks for a checkpoint")
-    state = resume(context, learner.engines)
+    state = resume(context, learner.engines, memory)
     if state.step:
         source.restore(state.source)
     introduce(context, built, datasets, parameters)
     evaluation = RolloutEvaluation(context, datasets.evaluation, collector, scorer, rows, seen)
-    services = build_services(context, learner, evaluation, state, steps, flops)
+    services = build_services(context, learner, evaluation, state, steps, flops, memory)
     return Trainer(context, source, learner, services, state, steps)
 
 

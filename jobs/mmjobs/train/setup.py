@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from mmjobs.checkpoint import memory_tier
+from mmjobs.checkpoint.memory_tier import MemoryTier
 from mmjobs.checkpoint.resume import rejected_steps, resume
 from mmjobs.checkpoint.save import CheckpointWriter
 from mmjobs.checkpoint.train_state import TrainState
@@ -60,13 +62,14 @@ def build_trainer(context: Context, built: BuiltModel | None = None) -> Trainer:
     source = DatasetSource(context, datasets, steps)
     context.ranks.watch.enter(Phase.START)
     context.ranks.watch.doing("looks for a checkpoint")
-    state = resume(context, learner.engines)
+    memory = memory_tier.build(context)
+    state = resume(context, learner.engines, memory)
     if state.step:
         source.restore(state.source)
         learner.restore(state.learner)
     introduce(context, built, datasets, parameters)
     evaluation = ObjectiveEvaluation(context, datasets.evaluation, learner.engine, learner.objective)
-    services = build_services(context, learner, evaluation, state, steps, flops)
+    services = build_services(context, learner, evaluation, state, steps, flops, memory)
     return Trainer(context, source, learner, services, state, steps)
 
 
@@ -150,13 +153,14 @@ def build_services(
     state: TrainState,
     steps: int,
     flops: mfu.ModelFlops | None,
+    memory: MemoryTier | None = None,
 ) -> Services:
     """What goes on around the steps, from the step that the attempt begins at."""
     recipe, ranks = context.recipe, context.ranks
     finished = state.step >= steps  # then this attempt only measures the result again
     evaluating = [recipe.evaluate.every] if recipe.evaluate.every else []
     return Services(
-        checkpoints=CheckpointWriter(context, learner.engines, rejected_steps(context, state)),
+        checkpoints=CheckpointWriter(context, learner.engines, rejected_steps(context, state), memory),
         evaluation=evaluation,
         boundary=Boundary(
             ranks,

@@ -66,6 +66,8 @@ class Trainer:
             improved = due.evaluate and self._evaluate() and self.state.step > 0  # nothing is learnt before step 1
             if due.save or improved:
                 self._save()
+            elif checkpoints.is_due_in_memory(self.state.step):
+                self._save_in_memory()
             if last:
                 self._finish_saving()
                 self.services.board.flush()
@@ -162,9 +164,7 @@ class Trainer:
         if self.services.boundary.saving.done_at(step):
             return True
         self.context.ranks.watch.enter(Phase.SAVE)
-        self.services.guard.check(self.state, self.learner)
-        self.services.board.flush()  # first: what a checkpoint has behind it is not done again
-        self.state.source, self.state.learner = self.source.state(), self.learner.state()
+        self._complete_state()
         saved = self.services.checkpoints.save(self.state, wait or step >= self.end)
         if not saved and step >= self.end:
             raise DiskFull(f"the disk is full, and step {step} is the result of the run; make room and resume it")
@@ -172,9 +172,22 @@ class Trainer:
         self.services.throughput.pause()
         return saved
 
-    def _finish_saving(self) -> None:
+    def _save_in_memory(self) -> None:
         self.context.ranks.watch.enter(Phase.SAVE)
-        self.services.checkpoints.finish()
+        self._complete_state()
+        self.services.checkpoints.save_in_memory(self.state)
+        self.services.throughput.pause()
+
+    def _complete_state(self) -> None:
+        """What a checkpoint needs of the others."""
+        self.services.guard.check(self.state, self.learner)
+        self.services.board.flush()  # first: what a checkpoint has behind it is not done again
+        self.state.source, self.state.learner = self.source.state(), self.learner.state()
+
+    def _finish_saving(self) -> None:
+        """Before the end of the attempt."""
+        self.context.ranks.watch.enter(Phase.SAVE)
+        self.services.checkpoints.close()
 
     def _stop(self, reason: str) -> NoReturn:
         """Save what was done since the last checkpoint, and leave."""

@@ -95,6 +95,8 @@ def end(run: RunPaths, number: int, exit_code: int, submission: int = 0, here: b
         here = here and policy.stays_in_job(ending, verdict, events, budgets, _seconds_left())
         if here := here and scheduler.keeps_nodes(job):
             facts["in_job"] = True
+        else:
+            _forget(run, scheduler, job)
         if not _note(run, "requeued", attempt=number, **facts) and not _has_saved(run, number):
             return JobExit.STOP  # a restart that nobody counts has to be worth it
         if here:
@@ -108,6 +110,7 @@ def end(run: RunPaths, number: int, exit_code: int, submission: int = 0, here: b
             _note(run, "ended", attempt=number, **state)
             return JobExit.STOP
         return JobExit.AGAIN
+    _forget(run, scheduler, job)
     reason = f"{verdict.reason}{_too_short(run, events, ending) if verdict.state == 'failed' else ''}"
     state = {"state": verdict.state, "cause": ending.cause, "reason": reason, "exit_code": exit_code}
     _note(run, "ended", attempt=number, **state)
@@ -118,6 +121,13 @@ def _seconds_left() -> float:
     """Until the ranks of this job are told to save and leave."""
     deadline, lead = os.environ.get("MMLAUNCH_DEADLINE"), os.environ.get("MMLAUNCH_LEAD")
     return float(deadline) - float(lead or 0) - time.time() if deadline else float("inf")
+
+
+def _forget(run: RunPaths, scheduler: Scheduler, job: BatchJob) -> None:
+    """Free the memory of the nodes from the checkpoints of this job: the next attempt may begin elsewhere."""
+    with suppress(BadInput):
+        if (folder := os.environ.get("MMLAUNCH_MEMORY")) and resolved.read(run.resolved).checkpoint.memory_every:
+            scheduler.delete(job, Path(folder))
 
 
 def _deepspeed_before(run: RunPaths, number: int) -> Path:

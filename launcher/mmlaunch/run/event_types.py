@@ -100,6 +100,8 @@ class Resumed:
     """The job continues from a checkpoint."""
 
     step: int
+    tier: str = "disk"
+    """disk, or memory: that of the nodes."""
 
 
 class StartedUp:

@@ -4,8 +4,10 @@ Another scheduler is a folder beside these with a file `scheduler.py` that defin
 script, and a cluster profile that names the folder as its `executor`.
 
 The job script does the rest: it exports what the ranks read (MMLAUNCH_LEAD, the seconds before the end at which the
-ranks are warned; MMLAUNCH_DEADLINE, the end itself; the address of the first rank), calls `python -m mmlaunch.attempt
-open`, starts the ranks, and hands their exit code to `python -m mmlaunch.attempt close`.
+ranks are warned; MMLAUNCH_DEADLINE, the end itself; MMLAUNCH_MEMORY, a folder in the memory of each node that no other
+job has; the address of the first rank), calls `python -m mmlaunch.attempt open`, starts the ranks, and hands their exit
+code to `python -m mmlaunch.attempt close`. If it can begin another attempt in the same job, where the answer is 95, it
+says so with a last argument `here`.
 """
 
 from __future__ import annotations
@@ -224,6 +226,10 @@ class Scheduler(Protocol):
 
     def keeps_nodes(self, job: BatchJob) -> bool:
         """Whether the job goes on, and all its nodes are up: another attempt may begin in it."""
+        ...
+
+    def delete(self, job: BatchJob, folder: Path) -> None:
+        """Delete a folder that each node of the job has for itself; what a node does not answer stays."""
         ...
 
     def removal(self, job: BatchJob) -> Removal:

@@ -211,6 +211,28 @@ def test_killed_anywhere_it_goes_on_bit_for_bit(
         assert [event["step"] for event in run.events("resumed")] == [3]
 
 
+@pytest.mark.nightly
+@pytest.mark.parametrize(("place", "count", "step"), [("scoring", 2, 4), ("update", 5, 2)])
+def test_killed_it_goes_on_from_memory(
+    runs: Any, tiny: Recipes, unbroken: dict[str, Any], tmp_path: Path, place: str, count: int, step: int
+) -> None:
+    """Also in the midst of a rollout, and of the updates from one."""
+    shape = {"deepspeed__stage": 0, "resources__tasks_per_node": 2, "batch__micro": 4}
+    recipe = rl(tiny, "ppo", **shape, checkpoint={"every": [1000], "memory_every": 1, "background": False})
+    if "ppo 0" not in unbroken:
+        whole = runs("whole")
+        assert whole.run(recipe, 2) == [0, 0], whole.log()
+        unbroken["ppo 0"] = steps(whole)
+    run, memory = runs("run"), str(tmp_path / "shm" / "run")
+    Path(memory).parent.parent.mkdir(exist_ok=True)
+    run.prepare = _kill_at(PLACES[place][0], count)
+    assert run.run(recipe, 2, MMLAUNCH_MEMORY=memory) != [0, 0], "it was to be killed"
+    run.prepare = None
+    assert run.run(recipe, 2, MMLAUNCH_MEMORY=memory) == [0, 0], run.log()
+    assert steps(run) == unbroken["ppo 0"] and "thrown away" not in run.log()
+    assert [(event["step"], event["tier"]) for event in run.events("resumed")] == [(step, "memory")]
+
+
 def _write_late() -> None:
     """In a rank: the files of a checkpoint wait until the answers to the rollout after it are kept."""
     saving: Any = importlib.import_module("mmjobs.checkpoint.save")

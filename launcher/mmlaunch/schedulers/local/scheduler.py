@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shutil
 import signal
 import socket
 import time
@@ -135,6 +136,9 @@ class Local:
 
     def keeps_nodes(self, job: BatchJob) -> bool:
         return True
+
+    def delete(self, job: BatchJob, folder: Path) -> None:
+        shutil.rmtree(folder, ignore_errors=True)
 
     def removal(self, job: BatchJob) -> Removal:
         return Removal()

@@ -6,6 +6,7 @@ import os
 import shutil
 import socket
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -133,6 +134,12 @@ class Slurm:
 
     def keeps_nodes(self, job: BatchJob) -> bool:
         return queue.runs_on(job.number, job.nodes)
+
+    def delete(self, job: BatchJob, folder: Path) -> None:
+        nodes = os.environ.get("SLURM_JOB_NUM_NODES", "1")
+        once = [f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1", "--kill-on-bad-exit=0"]
+        with suppress(SlurmError):
+            commands.call("srun", *once, "rm", "-rf", "--", str(folder))
 
     def removal(self, job: BatchJob) -> Removal:
         word = queue.taken_as(job.number, job.restarts)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -121,6 +122,9 @@ class Toy:
 
     def keeps_nodes(self, job: BatchJob) -> bool:
         return True
+
+    def delete(self, job: BatchJob, folder: Path) -> None:
+        shutil.rmtree(folder, ignore_errors=True)
 
     def removal(self, job: BatchJob) -> Removal:
         return Removal()

@@ -1,7 +1,7 @@
 #!/bin/bash
 # dpo-llama3-8b-1121-7f3a: 8 ranks on this machine.
 # It plays the part of the batch script: it opens an attempt, runs the ranks, and hands their exit status to the
-# restart policy, whose answer 90 means: once more.
+# restart policy, whose answers 90 and 95 mean: once more.
 # shellcheck disable=SC2016 # values stand in single quotes so that nothing in them expands
 set -uo pipefail
 trap : TERM INT USR2 # the ranks get these; this script goes on to the restart policy
@@ -21,6 +21,7 @@ export PYTHONSAFEPATH=1 PYTHONUNBUFFERED=1 PYTHONFAULTHANDLER=1
 export TOKENIZERS_PARALLELISM="${TOKENIZERS_PARALLELISM:-false}"
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 export MMLAUNCH_RUN="$run" MMLAUNCH_LEAD=60 MMLAUNCH_SUBMISSION="${1:-0}"
+export MMLAUNCH_MEMORY="/dev/shm/mmlaunch-$UID/${run##*/}-${SLURM_JOB_ID:-0}-${SLURM_RESTART_COUNT:-0}-$$"
 
 rank=(/opt/venv/bin/python -u -m mmlaunch.schedulers.rank "$run/job")
 export SUBMITIT_EXECUTOR=local SUBMITIT_LOCAL_NTASKS=8 SUBMITIT_LOCAL_JOB_ID=$$
@@ -34,9 +35,9 @@ attempt() {
     read -r MMLAUNCH_ATTEMPT MASTER_PORT <<<"$opened"
     export MMLAUNCH_ATTEMPT MASTER_PORT MASTER_ADDR=127.0.0.1
     "$python" -m mmlaunch.submit.ranks "$run/attempts/$MMLAUNCH_ATTEMPT" "${rank[@]}"
-    "$python" -m mmlaunch.attempt close "$run" "$MMLAUNCH_ATTEMPT" $? "$MMLAUNCH_SUBMISSION"
+    "$python" -m mmlaunch.attempt close "$run" "$MMLAUNCH_ATTEMPT" $? "$MMLAUNCH_SUBMISSION" here
     verdict=$?
-    [ "$verdict" -eq 90 ] || return "$verdict"
+    [ "$verdict" -eq 90 ] || [ "$verdict" -eq 95 ] || return "$verdict"
   done
 }
 

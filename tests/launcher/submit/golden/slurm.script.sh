@@ -28,6 +28,7 @@ export PYTHONSAFEPATH=1 PYTHONUNBUFFERED=1 PYTHONFAULTHANDLER=1
 export TOKENIZERS_PARALLELISM="${TOKENIZERS_PARALLELISM:-false}"
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-8}"
 export MMLAUNCH_RUN="$run" MMLAUNCH_LEAD=120 MMLAUNCH_SUBMISSION="${1:-0}"
+export MMLAUNCH_MEMORY="/dev/shm/mmlaunch-$UID/${run##*/}-${SLURM_JOB_ID:-0}-${SLURM_RESTART_COUNT:-0}-$$"
 
 rank=(/opt/venv/bin/python -u -m mmlaunch.schedulers.rank "$run/job")
 export SUBMITIT_EXECUTOR=slurm SLURM_EXPORT_ENV=ALL

@@ -1,0 +1,186 @@
+"""The memory tier: checkpoints in the memory of the nodes, from which the next attempt of the same job goes on.
+
+Each node keeps what its own ranks have saved, in a folder of /dev/shm that is laid out and sealed like one on the disk.
+The job script names that folder in MMLAUNCH_MEMORY, and the restart policy deletes it unless the next attempt begins in
+the same job.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mmjobs.rank.context import Context
+from mmjobs.rank.preflight import node
+from mmlaunch.run import manifest
+from mmlaunch.run.paths import CheckpointPaths, RunPaths
+
+RANKS = "ranks.json"
+"""Beside the files of a node: those of all ranks, with their sizes."""
+PIECE = 64 << 20
+"""Bytes that go from one node to the others at once."""
+LEFT_BEHIND = 86_400
+"""Seconds after which a folder that nobody wrote to belongs to a job whose nodes were taken away."""
+
+Sizes = dict[str, int]
+"""The names of files, with their sizes."""
+
+
+@dataclass(frozen=True)
+class MemoryTier:
+    """The memory of all nodes, as one rank sees it."""
+
+    context: Context
+    paths: RunPaths
+    """The folder of this node: its `checkpoints`, and a link to what the run keeps of frozen weights."""
+    leaders: tuple[int, ...]
+    """For each rank, the first rank of its node: it writes for its node."""
+
+    @property
+    def leads(self) -> bool:
+        return self.leaders[self.context.ranks.rank] == self.context.ranks.rank
+
+    def is_due(self, step: int) -> bool:
+        every = self.context.recipe.checkpoint.memory_every
+        return every is not None and step > 0 and step % every == 0
+
+    def seal(self, folder: Path, step: int, files: Sequence[Sizes]) -> None:
+        """Make this node's part of a checkpoint one that can be read; `files` are those of each rank."""
+        if not self.leads:
+            return
+        text = json.dumps(files)
+        (folder / RANKS).write_text(text, encoding="utf-8")
+        ours = self._of_this_node(files) | {RANKS: len(text.encode())}
+        manifest.seal(folder, self.paths.checkpoint(step), step, len(files), ours)
+
+    def keep_only(self, newest: int) -> None:
+        """Every node has sealed this step: the ones before are not needed any more."""
+        if self.leads:
+            for step in manifest.steps(self.paths.checkpoints):
+                if step != newest:  # under the name of an unfinished one first: killed in the middle, it is swept
+                    doomed = self.paths.checkpoint(step).rename(manifest.staging(self.paths.checkpoints, step))
+                    shutil.rmtree(doomed, ignore_errors=True)
+
+    def newest(self) -> int | None:
+        """The newest step of which every node has all that its ranks have saved; called by all ranks together."""
+        nodes = self.context.ranks.gather(self._valid() if self.leads else ({}, []))
+        for reason in (reason for _, rejected in nodes for reason in rejected):
+            self.context.events.warn(f"a checkpoint in memory is damaged: {reason}", step=0)
+        of_nodes = [nodes[leader][0] for leader in self.leaders]
+        everywhere = set.intersection(*(set(steps) for steps in of_nodes))
+        return max((step for step in everywhere if self._is_whole([one[step] for one in of_nodes])), default=None)
+
+    @contextmanager
+    def opened(self, step: int) -> Iterator[CheckpointPaths]:
+        """A checkpoint of `newest`. While it is read, the files of rank 0, which all need, are on every node."""
+        ranks, checkpoint = self.context.ranks, CheckpointPaths(self.paths.checkpoint(step))
+        files: Sizes = ranks.from_first(_ranks_files(checkpoint.root)[0] if ranks.first else None)
+        brought = self.leads and self.leaders[ranks.rank] != 0
+        if any(self.leaders):
+            for name, size in files.items():
+                self._bring(checkpoint.root / name, size, brought)
+        try:
+            yield checkpoint
+            ranks.any(False)  # not before all have read them
+        finally:
+            for name in files if brought else ():
+                (checkpoint.root / name).unlink(missing_ok=True)
+
+    def forget(self) -> None:
+        """Free the memory of this node."""
+        if self.leads:
+            shutil.rmtree(self.paths.root, ignore_errors=True)
+
+    def _of_this_node(self, files: Sequence[Sizes]) -> Sizes:
+        ours = (sizes for rank, sizes in enumerate(files) if self.leaders[rank] == self.context.ranks.rank)
+        return {name: size for sizes in ours for name, size in sizes.items()}
+
+    def _valid(self) -> tuple[dict[int, dict[str, Any]], list[str]]:
+        """The sound steps of this node, with its files and those of each rank; and what is wrong with the others."""
+        manifest.sweep(self.paths.checkpoints)
+        found, rejected = {}, []
+        for step in manifest.steps(self.paths.checkpoints):
+            folder = self.paths.checkpoint(step)
+            try:
+                names = manifest.validate(folder).files
+                found[step] = {"names": list(names), "ranks": _ranks_files(folder)}
+            except (manifest.InvalidCheckpoint, OSError, ValueError) as error:
+                rejected.append(str(error))
+        return found, rejected
+
+    def _is_whole(self, of_ranks: Sequence[dict[str, Any]]) -> bool:
+        """Whether each rank finds on its node what it has saved, and as many ranks have saved as there are now."""
+        files = of_ranks[0]["ranks"]
+        here = (set(one["names"]) for one in of_ranks)
+        return len(files) == len(of_ranks) and all(own.keys() <= names for own, names in zip(files, here, strict=True))
+
+    def _bring(self, path: Path, size: int, write: bool) -> None:
+        """Copy a file of rank 0's node to the others, piece by piece."""
+        ranks = self.context.ranks
+        if write:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(b"")
+        for begin in range(0, size, PIECE):
+            content = ranks.from_first(_read(path, begin) if ranks.first else None)
+            if write:
+                with path.open("ab") as file:
+                    file.write(content)
+
+
+def build(context: Context) -> MemoryTier | None:
+    """The tier, if the recipe wants it; where a node has no memory for it, the run goes on without."""
+    if context.recipe.checkpoint.memory_every is None:
+        return None
+    nodes = context.ranks.gather(node())
+    leaders = tuple(nodes.index(node) for node in nodes)
+    folder = os.environ.get("MMLAUNCH_MEMORY", "")
+    # By the node's name: several pretended nodes of one machine share its memory.
+    tier = MemoryTier(context, RunPaths(Path(folder, node())), leaders)
+    problem = "the job script names no folder (MMLAUNCH_MEMORY)" if not folder else None
+    if tier.leads and not problem:
+        problem = _prepare(tier.paths, context.paths)
+    if problem := next(filter(None, context.ranks.gather(problem)), None):
+        context.events.warn(f"no checkpoints in memory: {problem}", step=0)
+        return None
+    return tier
+
+
+def _prepare(memory: RunPaths, run: RunPaths) -> str | None:
+    """Make the folder of this node; returns what is in the way."""
+    try:
+        shared = memory.root.parent.parent
+        shared.mkdir(mode=0o700, exist_ok=True)
+        if shared.lstat().st_uid != os.getuid() or shared.is_symlink():  # anybody may write to /dev/shm
+            return f"{shared} belongs to someone else"
+        _sweep(memory.root.parent)
+        memory.checkpoints.mkdir(parents=True, exist_ok=True)
+        if not memory.frozen.is_symlink():
+            memory.frozen.symlink_to(run.frozen.absolute())
+    except OSError as error:
+        return str(error)
+    return None
+
+
+def _sweep(ours: Path) -> None:
+    """Free what jobs have left behind that ended without their last act."""
+    for folder in ours.parent.iterdir():
+        if folder != ours and time.time() - folder.stat().st_mtime > LEFT_BEHIND:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _ranks_files(folder: Path) -> list[Sizes]:
+    files: list[Sizes] = json.loads((folder / RANKS).read_text(encoding="utf-8"))
+    return files
+
+
+def _read(path: Path, begin: int) -> bytes:
+    with path.open("rb") as file:
+        file.seek(begin)
+        return file.read(PIECE)
