@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import threading
 from collections.abc import Callable
+from pathlib import Path
 
 from mmjobs.engine.checkpoint_io import Files
 from mmjobs.rank.disk import is_full
+from mmlaunch.run.manifest import Entry
 
 
 class Background:
@@ -41,11 +44,14 @@ class Background:
             self._error = error
 
 
-def write(files: Files) -> None:
-    """Write and flush every file; the memory of each is freed when it is written."""
+def write(files: Files, folder: Path, written: dict[str, Entry]) -> None:
+    """Write and flush every file, and note what its manifest says of it; then its memory is freed."""
     for path in list(files):
         path.parent.mkdir(parents=True, exist_ok=True)
+        content = files.pop(path)
         with path.open("wb") as file:
-            file.write(files.pop(path))
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
+        entry: Entry = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+        written[path.relative_to(folder).as_posix()] = entry

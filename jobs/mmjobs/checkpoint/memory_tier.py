@@ -17,20 +17,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mmjobs.checkpoint.background import write
 from mmjobs.rank.context import Context
 from mmjobs.rank.preflight import node
 from mmlaunch.run import manifest
+from mmlaunch.run.manifest import Entry
 from mmlaunch.run.paths import CheckpointPaths, RunPaths
 
 RANKS = "ranks.json"
-"""Beside the files of a node: those of all ranks, with their sizes."""
+"""Beside the files of a node: what each rank has saved, on whatever node."""
 PIECE = 64 << 20
 """Bytes that go from one node to the others at once."""
 LEFT_BEHIND = 86_400
 """Seconds after which a folder that nobody wrote to belongs to a job whose nodes were taken away."""
 
-Sizes = dict[str, int]
-"""The names of files, with their sizes."""
+Entries = dict[str, Entry]
+"""Files by name, as in a manifest."""
 
 
 @dataclass(frozen=True)
@@ -51,14 +53,16 @@ class MemoryTier:
         every = self.context.recipe.checkpoint.memory_every
         return every is not None and step > 0 and step % every == 0
 
-    def seal(self, folder: Path, step: int, files: Sequence[Sizes]) -> None:
-        """Make this node's part of a checkpoint one that can be read; `files` are those of each rank."""
+    def seal(self, folder: Path, step: int, of_ranks: Sequence[Entries]) -> None:
+        """Make this node's part of a checkpoint one that can be read."""
         if not self.leads:
             return
-        text = json.dumps(files)
-        (folder / RANKS).write_text(text, encoding="utf-8")
-        ours = self._of_this_node(files) | {RANKS: len(text.encode())}
-        manifest.seal(folder, self.paths.checkpoint(step), step, len(files), ours)
+        listed: dict[str, Entry] = {}
+        write({folder / RANKS: json.dumps(of_ranks).encode()}, folder, listed)
+        for rank, files in enumerate(of_ranks):
+            if self.leaders[rank] == self.context.ranks.rank:
+                listed |= files
+        manifest.seal(folder, self.paths.checkpoint(step), step, len(of_ranks), listed)
 
     def keep_only(self, newest: int) -> None:
         """Every node has sealed this step: the ones before are not needed any more."""
@@ -81,11 +85,11 @@ class MemoryTier:
     def opened(self, step: int) -> Iterator[CheckpointPaths]:
         """A checkpoint of `newest`. While it is read, the files of rank 0, which all need, are on every node."""
         ranks, checkpoint = self.context.ranks, CheckpointPaths(self.paths.checkpoint(step))
-        files: Sizes = ranks.from_first(_ranks_files(checkpoint.root)[0] if ranks.first else None)
+        files: Entries = ranks.from_first(_of_ranks(checkpoint.root)[0] if ranks.first else None)
         brought = self.leads and self.leaders[ranks.rank] != 0
         if any(self.leaders):
-            for name, size in files.items():
-                self._bring(checkpoint.root / name, size, brought)
+            for name, entry in files.items():
+                self._bring(checkpoint.root / name, int(str(entry["bytes"])), brought)
         try:
             yield checkpoint
             ranks.any(False)  # not before all have read them
@@ -98,10 +102,6 @@ class MemoryTier:
         if self.leads:
             shutil.rmtree(self.paths.root, ignore_errors=True)
 
-    def _of_this_node(self, files: Sequence[Sizes]) -> Sizes:
-        ours = (sizes for rank, sizes in enumerate(files) if self.leaders[rank] == self.context.ranks.rank)
-        return {name: size for sizes in ours for name, size in sizes.items()}
-
     def _valid(self) -> tuple[dict[int, dict[str, Any]], list[str]]:
         """The sound steps of this node, with its files and those of each rank; and what is wrong with the others."""
         manifest.sweep(self.paths.checkpoints)
@@ -110,7 +110,7 @@ class MemoryTier:
             folder = self.paths.checkpoint(step)
             try:
                 names = manifest.validate(folder).files
-                found[step] = {"names": list(names), "ranks": _ranks_files(folder)}
+                found[step] = {"names": list(names), "ranks": _of_ranks(folder)}
             except (manifest.InvalidCheckpoint, OSError, ValueError) as error:
                 rejected.append(str(error))
         return found, rejected
@@ -175,8 +175,8 @@ def _sweep(ours: Path) -> None:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _ranks_files(folder: Path) -> list[Sizes]:
-    files: list[Sizes] = json.loads((folder / RANKS).read_text(encoding="utf-8"))
+def _of_ranks(folder: Path) -> list[Entries]:
+    files: list[Entries] = json.loads((folder / RANKS).read_text(encoding="utf-8"))
     return files
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 
 from mmjobs.checkpoint import random_state
@@ -20,7 +21,7 @@ from mmlaunch.run.paths import CheckpointPaths
 def resume(context: Context, engines: Engines, memory: MemoryTier | None = None) -> TrainState:
     """Load the newest valid checkpoint on all ranks, from memory or from disk, or begin at step 0."""
     ranks = context.ranks
-    step, world = ranks.from_first(_newest(context) if ranks.first else None)
+    step, world = _newest(context)
     remembered = memory.newest() if memory is not None else None
     if memory is not None and remembered is not None and remembered > (step or 0):
         with memory.opened(remembered) as checkpoint:
@@ -61,11 +62,9 @@ def rejected_steps(context: Context, resumed: TrainState) -> set[int]:
 
 
 def _newest(context: Context) -> tuple[int | None, int]:
-    """(step, world) of the newest valid checkpoint; newer ones that are invalid are reported."""
+    """(step, world) of the newest valid checkpoint; newer ones that are invalid are reported. All ranks together."""
     folder = context.paths.checkpoints
-    folder.mkdir(exist_ok=True)
-    manifest.sweep(folder)
-    newest, rejected = manifest.newest(folder)
+    newest, rejected = _whole_on_disk(context)
     stays = f"it stays in {folder} until checkpoint.keep ({context.recipe.checkpoint.keep}) newer ones are saved"
     for reason in rejected:
         context.events.write("checkpoint", rejected=f"{reason}; {stays}")
@@ -74,6 +73,28 @@ def _newest(context: Context) -> tuple[int | None, int]:
         right = "resume the run with the version that saved it, or start a new run from it with model.init_from"
         raise BadInput(f"{foreign[0]}; {right}")
     return (newest.step, newest.world) if newest else (None, 0)
+
+
+def _whole_on_disk(context: Context) -> tuple[manifest.Manifest | None, list[str]]:
+    """The newest valid checkpoint, and why newer ones are rejected. Each rank reads a part of its files."""
+    ranks, folder = context.ranks, context.paths.checkpoints
+    if ranks.first:
+        folder.mkdir(exist_ok=True)
+        manifest.sweep(folder)
+    rejected, below = list[str](), math.inf
+    while True:
+        looked = manifest.newest(folder, contents=False, below=below) if ranks.first else None
+        newest, invalid = ranks.from_first(looked)
+        rejected += invalid
+        if newest is None:
+            return None, rejected
+        largest_first = sorted(newest.files, key=lambda name: int(newest.files[name]["bytes"]), reverse=True)
+        ours = largest_first[ranks.rank :: ranks.world]
+        reasons = ranks.gather(manifest.damage(context.paths.checkpoint(newest.step), newest, ours))
+        if not any(reasons):
+            return newest, rejected
+        rejected.append(next(filter(None, reasons)))
+        below = newest.step
 
 
 def _check_layout(state: TrainState, name: str, engine: Saveable) -> None:

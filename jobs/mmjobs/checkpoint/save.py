@@ -22,6 +22,7 @@ from mmjobs.model import frozen_weights
 from mmjobs.rank.context import Context
 from mmjobs.rank.disk import DiskFull, is_full
 from mmlaunch.run import manifest
+from mmlaunch.run.manifest import Entry
 from mmlaunch.run.paths import CheckpointPaths
 
 DONE, FULL, WRITING = range(3)
@@ -39,9 +40,10 @@ class Saving:
     """What this rank is busy with: first its files, and then, on rank 0, the manifest."""
     memory: MemoryTier | None = None
     """Where it goes, if not to the disk."""
-    files: list[dict[str, int]] = field(default_factory=list)
-    """What each rank writes, with the size of each file."""
-    written: bool = False
+    files: dict[str, Entry] = field(default_factory=dict)
+    """What this rank has written."""
+    of_ranks: list[dict[str, Entry]] = field(default_factory=list)
+    """What each rank has written, once all have."""
     stall: float = 0.0
     """Seconds that the training stood still for it."""
 
@@ -113,9 +115,7 @@ class CheckpointWriter:
         for name in names:
             self._engines[name].kept_as(self._kept.get(name))
         files = self._snapshot(folder, state)
-        sizes = {path.relative_to(folder).as_posix(): len(content) for path, content in files.items()}
-        self._saving.files = self._ranks.gather(sizes)
-        self._saving.work = _background(memory, write, files)
+        self._saving.work = _background(memory, write, files, folder, self._saving.files)
         self._saving.stall = time.monotonic() - started
         return True
 
@@ -128,8 +128,9 @@ class CheckpointWriter:
             self._saving = None
             self._give_up(saving)
             return False
-        if not saving.written:  # by all ranks: the manifest is written after the last file of the last one
-            saving.written, saving.work = True, _background(saving.memory, self._seal, saving)
+        if not saving.of_ranks:  # the manifest is written after the last file of the last rank
+            saving.of_ranks = self._ranks.gather(saving.files)
+            saving.work = _background(saving.memory, self._seal, saving)
             return True
         self._saving = None
         if saving.memory is not None:
@@ -175,9 +176,9 @@ class CheckpointWriter:
     def _seal(self, saving: Saving) -> None:
         self._context.events.check_owner()
         if saving.memory is not None:
-            saving.memory.seal(saving.folder, saving.step, saving.files)
+            saving.memory.seal(saving.folder, saving.step, saving.of_ranks)
         elif self._ranks.first:
-            files = {name: size for rank in saving.files for name, size in rank.items()}
+            files = {name: entry for rank in saving.of_ranks for name, entry in rank.items()}
             final = self._paths.checkpoint(saving.step)
             self._bytes = manifest.seal(saving.folder, final, saving.step, self._ranks.world, files).bytes
             self._rejected.discard(saving.step)

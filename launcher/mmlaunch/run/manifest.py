@@ -5,11 +5,12 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,8 @@ MOST = 64 << 20
 """Bytes of a manifest: those of a thousand ranks fit."""
 FOREIGN = "this version reads another format"
 _STEP = re.compile(r"step-(\d+)")
+Entry = dict[str, object]
+"""A file in a manifest: {"bytes": int, "sha256": str}."""
 
 
 class InvalidCheckpoint(ValueError):
@@ -35,7 +38,7 @@ class Manifest:
 
     step: int
     world: int
-    files: dict[str, dict[str, object]]  # name -> {"bytes": int, "sha256": str}
+    files: dict[str, Entry]  # by name
 
     @property
     def bytes(self) -> int:
@@ -47,17 +50,17 @@ def staging(checkpoints: Path, step: int) -> Path:
     return staging_in(checkpoints, step)
 
 
-def seal(folder: Path, final: Path, step: int, world: int, written: Mapping[str, int] | None = None) -> Manifest:
-    """Flush every file of `folder`, write the manifest last, and rename the whole to `final`.
+def seal(folder: Path, final: Path, step: int, world: int, written: Mapping[str, Entry] | None = None) -> Manifest:
+    """Write the manifest last, and rename the whole folder to `final`.
 
-    `written`: the files and their sizes, as their writers know them. Without it, the sizes on the disk are believed.
+    `written`: the files, as those know them that wrote and flushed them. Without it, this process reads and flushes
+    every file.
     """
-    sizes = dict(written) if written is not None else {name: (folder / name).stat().st_size for name in _names(folder)}
-    files: dict[str, dict[str, object]] = {}
-    for name, size in sorted(sizes.items()):
-        files[name] = {"bytes": size, "sha256": _digest(folder / name, flush=True)}
-        if (actual := (folder / name).stat().st_size) != size:
-            raise OSError(errno.EIO, f"{actual} bytes instead of {size}", str(folder / name))
+    files = {name: _entry(folder / name) for name in _names(folder)} if written is None else dict(written)
+    files = dict(sorted(files.items()))
+    for name, entry in files.items():
+        if (actual := (folder / name).stat().st_size) != entry["bytes"]:
+            raise OSError(errno.EIO, f"{actual} bytes instead of {entry['bytes']}", str(folder / name))
     manifest = Manifest(step, world, files)
     record = {"format": FORMAT, "step": step, "world": world, "files": files}
     publish(CheckpointPaths(folder).manifest, json.dumps({**record, "sha256": _digest_of(record)}, indent=1) + "\n")
@@ -101,10 +104,21 @@ def _compare(folder: Path, manifest: Manifest, contents: bool) -> None:
             raise InvalidCheckpoint(f"{folder.name}/{name}: missing")
         if path.stat().st_size != entry["bytes"]:
             raise InvalidCheckpoint(f"{folder.name}/{name}: {path.stat().st_size} bytes instead of {entry['bytes']}")
-        if contents and _digest(path) != entry["sha256"]:
-            raise InvalidCheckpoint(f"{folder.name}/{name}: its content is not what was saved")
     if strange := sorted(_names(folder) - manifest.files.keys() - {NAME}):  # DeepSpeed would load an extra shard
         raise InvalidCheckpoint(f"{folder.name}/{strange[0]}: is not in the manifest")
+    if contents and (reason := damage(folder, manifest, manifest.files)):
+        raise InvalidCheckpoint(reason)
+
+
+def damage(folder: Path, manifest: Manifest, names: Iterable[str]) -> str | None:
+    """Which of these files does not hold what was saved: each rank may look at some of them."""
+    for name in names:
+        try:
+            if _digest(folder / name) != manifest.files[name]["sha256"]:
+                return f"{folder.name}/{name}: its content is not what was saved"
+        except OSError as error:
+            return f"{folder.name}: cannot be read ({error})"
+    return None
 
 
 def _names(folder: Path) -> set[str]:
@@ -122,10 +136,10 @@ def steps(checkpoints: Path) -> list[int]:
     return sorted(int(match.group(1)) for name in names if (match := _STEP.fullmatch(name)))
 
 
-def newest(checkpoints: Path, contents: bool = True) -> tuple[Manifest | None, list[str]]:
-    """The newest valid checkpoint, if any, and why each newer one was rejected."""
+def newest(checkpoints: Path, contents: bool = True, below: float = math.inf) -> tuple[Manifest | None, list[str]]:
+    """The newest valid checkpoint, of steps below a number, and why each newer one was rejected."""
     rejected: list[str] = []
-    for step in reversed(steps(checkpoints)):
+    for step in reversed([step for step in steps(checkpoints) if step < below]):
         try:
             return validate(checkpoint_in(checkpoints, step), contents), rejected
         except InvalidCheckpoint as error:
@@ -161,6 +175,10 @@ def _descriptor(path: Path) -> Iterator[int]:
 
 def _digest_of(record: dict[str, object]) -> str:
     return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+
+
+def _entry(path: Path) -> Entry:
+    return {"bytes": path.stat().st_size, "sha256": _digest(path, flush=True)}
 
 
 def _digest(path: Path, flush: bool = False) -> str:

@@ -42,6 +42,9 @@ class Alone(Ranks):
     def gather(self, value: Any) -> list[Any]:
         return [value]
 
+    def from_first(self, value: Any = None) -> Any:
+        return value
+
 
 class Weights:
     """What is trained, as far as a checkpoint is concerned."""
@@ -76,9 +79,9 @@ def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
     """A disk that keeps its writers waiting until the gate is opened."""
     opened = threading.Event()
 
-    def slowly(files: Files) -> None:
+    def slowly(*what: Any) -> None:
         assert opened.wait(30)
-        background.write(files)
+        background.write(*what)
 
     monkeypatch.setattr(save, "write", slowly)
     yield opened
@@ -155,8 +158,8 @@ def test_full_disk_is_told_later_and_other_errors_end_the_rank(
 ) -> None:
     checkpoints, paths, _ = made(tmp_path)
 
-    def refused(number: int) -> Callable[[Files], None]:
-        def refuse(files: Files) -> None:
+    def refused(number: int) -> Callable[..., None]:
+        def refuse(*what: Any) -> None:
             raise OSError(number, "refused")
 
         return refuse

@@ -76,17 +76,23 @@ def test_deadline_saves_in_time(job: Jobs, tiny: Recipes) -> None:
 
 
 def test_damaged_checkpoint_is_rejected_and_the_one_before_is_used(job: Jobs, tiny: Recipes) -> None:
-    run, recipe = job("run"), tiny(checkpoint__every="2 steps", checkpoint__keep=2)
-    assert run.run(recipe) == [0], run.log()
+    """Each rank reads a part of the files."""
+    run, recipe = job("run"), tiny(checkpoint__every="2 steps", checkpoint__keep=2, resources__tasks_per_node=2)
+    assert run.run(recipe, 2) == [0, 0], run.log()
     expected, weights = run.losses(), run.weights(6)
     assert run.saved() == [4, 6]
-    damaged = run.paths.checkpoint(6) / "model" / "model.safetensors"
-    content = bytearray(damaged.read_bytes())
-    content[-1] ^= 1  # one bit, of the same length: only the hash can tell
-    damaged.write_bytes(content)
-    manifest.staging(run.paths.checkpoints, 5).mkdir()  # and what a killed writer left
-    assert run.run(recipe) == [0], run.log()
-    assert "step-6/model/model.safetensors" in run.events("checkpoint")[3]["rejected"]
+    manifest.staging(run.paths.checkpoints, 5).mkdir()  # what a killed writer left
+    folder = run.paths.checkpoint(6)
+    files = [path for path in folder.rglob("*") if path.is_file() and path.name != manifest.NAME]
+    for path in sorted(files, key=lambda path: path.name == "rank-1.pt"):
+        content = path.read_bytes()
+        path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))  # one bit, the same length: only the hash can tell
+        with pytest.raises(manifest.InvalidCheckpoint, match=path.name):
+            manifest.validate(folder)
+        if path.name != "rank-1.pt":
+            path.write_bytes(content)
+    assert run.run(recipe, 2) == [0, 0], run.log()
+    assert "step-6/rank-1.pt" in run.events("checkpoint")[3]["rejected"]
     assert run.events("resumed")[0]["step"] == 4
     assert run.losses()[6] == expected[6] * 2 and same(run.weights(6), weights)
     assert sorted(path.name for path in run.paths.checkpoints.iterdir()) == ["step-4", "step-6"]

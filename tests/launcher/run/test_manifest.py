@@ -77,12 +77,14 @@ def test_what_was_written_has_to_be_there_when_it_is_sealed(tmp_path: Path) -> N
     staging = manifest.staging(tmp_path, 1)
     staging.mkdir()
     (staging / "rank-0.bin").write_bytes(b"mine")
+    four: manifest.Entry = {"bytes": 4, "sha256": hashlib.sha256(b"mine").hexdigest()}
     with pytest.raises(FileNotFoundError, match=r"rank-1\.bin"):
-        manifest.seal(staging, tmp_path / "step-1", 1, 2, {"rank-0.bin": 4, "rank-1.bin": 4})
+        manifest.seal(staging, tmp_path / "step-1", 1, 2, {"rank-0.bin": four, "rank-1.bin": four})
     with pytest.raises(OSError, match=r"4 bytes instead of 5"):
-        manifest.seal(staging, tmp_path / "step-1", 1, 2, {"rank-0.bin": 5})
+        manifest.seal(staging, tmp_path / "step-1", 1, 2, {"rank-0.bin": {**four, "bytes": 5}})
     (tmp_path / "step-1").write_text("a file of this name is in the way")
-    assert manifest.seal(staging, tmp_path / "step-1", 1, 2, {"rank-0.bin": 4}).bytes == 4
+    assert manifest.seal(staging, tmp_path / "step-1", 1, 2, {"rank-0.bin": four}).bytes == 4
+    assert manifest.validate(tmp_path / "step-1").files == {"rank-0.bin": four}
 
 
 def test_what_cannot_be_read_is_rejected(tmp_path: Path) -> None:
