@@ -7,6 +7,7 @@ import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO
 
 from mmjobs.engine.checkpoint_io import Files
 from mmjobs.rank.disk import is_full
@@ -47,11 +48,19 @@ class Background:
 def write(files: Files, folder: Path, written: dict[str, Entry]) -> None:
     """Write and flush every file, and note what its manifest says of it; then its memory is freed."""
     for path in list(files):
-        path.parent.mkdir(parents=True, exist_ok=True)
         content = files.pop(path)
-        with path.open("wb") as file:
+        with _created(path) as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
         entry: Entry = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
         written[path.relative_to(folder).as_posix()] = entry
+
+
+def _created(path: Path) -> BinaryIO:
+    """A new file; its folder is made by whoever comes first."""
+    try:
+        return path.open("wb")
+    except FileNotFoundError:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path.open("wb")

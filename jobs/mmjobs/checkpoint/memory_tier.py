@@ -15,7 +15,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from mmjobs.checkpoint.background import write
 from mmjobs.rank.context import Context
@@ -59,9 +58,7 @@ class MemoryTier:
             return
         listed: dict[str, Entry] = {}
         write({folder / RANKS: json.dumps(of_ranks).encode()}, folder, listed)
-        for rank, files in enumerate(of_ranks):
-            if self.leaders[rank] == self.context.ranks.rank:
-                listed |= files
+        listed |= self._of_this_node(of_ranks)
         manifest.seal(folder, self.paths.checkpoint(step), step, len(of_ranks), listed)
 
     def keep_only(self, newest: int) -> None:
@@ -74,12 +71,10 @@ class MemoryTier:
 
     def newest(self) -> int | None:
         """The newest step of which every node has all that its ranks have saved; called by all ranks together."""
-        nodes = self.context.ranks.gather(self._valid() if self.leads else ({}, []))
-        for reason in (reason for _, rejected in nodes for reason in rejected):
+        of_nodes = [one for one in self.context.ranks.gather(self._whole() if self.leads else None) if one]
+        for reason in (reason for _, rejected in of_nodes for reason in rejected):
             self.context.events.warn(f"a checkpoint in memory is damaged: {reason}", step=0)
-        of_nodes = [nodes[leader][0] for leader in self.leaders]
-        everywhere = set.intersection(*(set(steps) for steps in of_nodes))
-        return max((step for step in everywhere if self._is_whole([one[step] for one in of_nodes])), default=None)
+        return max(set.intersection(*(whole for whole, _ in of_nodes)), default=None)
 
     @contextmanager
     def opened(self, step: int) -> Iterator[CheckpointPaths]:
@@ -90,6 +85,7 @@ class MemoryTier:
         if any(self.leaders):
             for name, entry in files.items():
                 self._bring(checkpoint.root / name, int(str(entry["bytes"])), brought)
+            ranks.any(False)  # nobody reads what the first rank of its node still writes
         try:
             yield checkpoint
             ranks.any(False)  # not before all have read them
@@ -102,24 +98,27 @@ class MemoryTier:
         if self.leads:
             shutil.rmtree(self.paths.root, ignore_errors=True)
 
-    def _valid(self) -> tuple[dict[int, dict[str, Any]], list[str]]:
-        """The sound steps of this node, with its files and those of each rank; and what is wrong with the others."""
+    def _whole(self) -> tuple[set[int], list[str]]:
+        """The steps of which this node has all that its ranks have saved; and what is wrong with others."""
         manifest.sweep(self.paths.checkpoints)
-        found, rejected = {}, []
+        found, rejected = set(), []
         for step in manifest.steps(self.paths.checkpoints):
             folder = self.paths.checkpoint(step)
             try:
-                names = manifest.validate(folder).files
-                found[step] = {"names": list(names), "ranks": _of_ranks(folder)}
+                here, of_ranks = manifest.validate(folder).files, _of_ranks(folder)
             except (manifest.InvalidCheckpoint, OSError, ValueError) as error:
                 rejected.append(str(error))
+                continue
+            if len(of_ranks) == len(self.leaders) and self._of_this_node(of_ranks).keys() <= here.keys():
+                found.add(step)
         return found, rejected
 
-    def _is_whole(self, of_ranks: Sequence[dict[str, Any]]) -> bool:
-        """Whether each rank finds on its node what it has saved, and as many ranks have saved as there are now."""
-        files = of_ranks[0]["ranks"]
-        here = (set(one["names"]) for one in of_ranks)
-        return len(files) == len(of_ranks) and all(own.keys() <= names for own, names in zip(files, here, strict=True))
+    def _of_this_node(self, of_ranks: Sequence[Entries]) -> Entries:
+        """What the ranks of this node have saved."""
+        ours = (
+            files for leader, files in zip(self.leaders, of_ranks, strict=True) if leader == self.context.ranks.rank
+        )
+        return {name: entry for files in ours for name, entry in files.items()}
 
     def _bring(self, path: Path, size: int, write: bool) -> None:
         """Copy a file of rank 0's node to the others, piece by piece."""

@@ -62,9 +62,12 @@ class Mixture:
     @cached_property
     def std(self) -> float:
         """The standard deviation of the score gaps between the first two answers; 1 where there is none."""
-        scores = [self.usable(place).scores for place in range(len(self))]
-        gaps = [two[0] - two[1] for two in scores if len(two) > 1 and two[0] is not None and two[1] is not None]
-        return statistics.pstdev(gaps) or 1.0 if gaps else 1.0
+        scores = self.survey.usable.scores
+        rows = self.places[scores.counts_at(self.places) > 1]
+        first = scores.ends[rows] - scores.counts_at(rows)
+        gaps = scores.values[first] - scores.values[first + 1]
+        known = gaps[~np.isnan(gaps)].tolist()
+        return statistics.pstdev(known) or 1.0 if known else 1.0
 
     @cached_property
     def digest(self) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import safetensors
@@ -58,10 +59,13 @@ def place(weights: Path) -> Path | None:
     return None if name is None else run_of_checkpoint(weights.resolve()).frozen_weights(name)
 
 
-def damage(weights: Path) -> str | None:
-    """What is wrong with the frozen weights that belong to those of a checkpoint; None if nothing is."""
+def damage(weights: Path, fully: bool = False) -> str | None:
+    """What is wrong with the frozen weights that belong to those of a checkpoint; None if nothing is.
+
+    A file that was read once, and that nobody has changed since, is read again only where it has to be `fully`.
+    """
     path = place(weights) if weights.is_file() else None
-    if path is None or _is_whole(path):
+    if path is None or _is_whole(path, fully):
         return None
     return f"{path} is damaged" if path.is_file() else f"{path} is not there"
 
@@ -75,8 +79,17 @@ def read(weights: Path) -> dict[str, torch.Tensor]:
     return {**frozen, **safetensors.torch.load_file(weights)}
 
 
-def _is_whole(path: Path) -> bool:
+def _is_whole(path: Path, fully: bool = False) -> bool:
+    note = path.with_suffix(".checked")
     try:
-        return path.is_file() and digest(safetensors.torch.load_file(path)) == path.stem
-    except (OSError, safetensors.SafetensorError):
+        file = path.stat()
+        as_checked = f"{file.st_size} {file.st_mtime_ns} {file.st_ino}"
+        if not fully and note.is_file() and note.read_text() == as_checked:
+            return True
+        whole = digest(safetensors.torch.load_file(path)) == path.stem
+    except (OSError, ValueError, safetensors.SafetensorError):
         return False
+    with suppress(OSError):  # then it is read again next time
+        if whole:
+            note.write_text(as_checked)
+    return whole

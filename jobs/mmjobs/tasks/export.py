@@ -35,7 +35,7 @@ def export(
     if processor and (reason := preprocessor.unserved(recipe.model.tiling)) is not None:
         what = f"images would be served otherwise than they were trained: {reason}"
         raise BadInput(f"{what}; write --no-processor, and prepare images with your own code")
-    if damage := frozen_weights.damage(CheckpointPaths(paths.checkpoint(step)).engine(MODEL) / WEIGHTS):
+    if damage := frozen_weights.damage(CheckpointPaths(paths.checkpoint(step)).engine(MODEL) / WEIGHTS, fully=True):
         raise BadInput(f"step {step} cannot be exported: {damage}; put it back, or export another run")
     built = restore(recipe, paths.checkpoint(step))
     network: Any = built.network
