@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from multiprocessing.process import BaseProcess
+from typing import Any
 
 import torch
 from PIL import Image
@@ -20,6 +21,7 @@ from mmjobs.data.images.augment import crop, jpeg
 from mmjobs.data.mixture import Mixture
 from mmjobs.data.parent import end_with_parent
 from mmjobs.data.reference_store import ReferenceStore
+from mmjobs.data.transfer import Packing
 from mmlaunch.errors import BadInput
 
 _MOMENT = 1.0
@@ -100,29 +102,31 @@ class Examples(Dataset[Encoded | BadRow]):
 def batches(examples: Examples, order: Iterable[list[int]], workers: int) -> Iterator[Batch]:
     """The batches of these indices, in this order, whatever the number of workers."""
     processor = examples.processor
+    make = partial(
+        collate,
+        pixels=processor.pixels,
+        padding=processor.chat.tokenizer.pad_token_id,
+        packed=examples.packed,
+        blank=examples.mixture.has_images,
+        keyed=examples.keyed,
+    )
     loader = DataLoader(
         examples,
         batch_sampler=order,
         num_workers=workers,
-        collate_fn=partial(
-            collate,
-            pixels=processor.pixels,
-            padding=processor.chat.tokenizer.pad_token_id,
-            packed=examples.packed,
-            blank=examples.mixture.has_images,
-            keyed=examples.keyed,
-        ),
+        collate_fn=Packing(make) if workers else make,
         worker_init_fn=begin_worker,
         generator=torch.Generator(),  # its own: the loader draws a seed, and the run's RNG must not move for it
     )
-    return _named(iter(loader))
+    found = _named(iter(loader))
+    return (parcel.open() for parcel in found) if workers else found
 
 
 class WorkerDied(RuntimeError):
     """A process that prepares batches is gone."""
 
 
-def _named(found: Iterator[Batch]) -> Iterator[Batch]:
+def _named(found: Iterator[Any]) -> Iterator[Any]:
     """The same batches; where a worker dies, torch feels a broken pipe, a lost file or a signal, whatever is first."""
     while True:
         try:

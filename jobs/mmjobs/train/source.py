@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
@@ -39,15 +40,22 @@ class DatasetSource:
         self._examples, self._total = context.recipe.batch.examples, steps * context.recipe.batch.examples
         self._cursor = 0
         self._batches: Iterator[Batch] | None = None
+        self._waited, self._since = 0.0, time.monotonic()
 
     def metrics(self) -> dict[str, float]:
-        return {}
+        """The share of the time, since it was last asked for, in which the training waited for batches."""
+        now = time.monotonic()
+        share = self._waited / max(now - self._since, 1e-9)
+        self._waited, self._since = 0.0, now
+        return {"data_wait": round(share, 4)}
 
     def next_step(self, check: Callable[[], None]) -> Sequence[Batch]:
         """Rows whose images turn out to be damaged are listed in the run directory, by each rank its own."""
         if self._batches is None:
             self._batches = self._load()
+        began = time.monotonic()
         step = [next(self._batches) for _ in self._micro_batches(self._cursor)]
+        self._waited += time.monotonic() - began
         skipped_rows.add(self._context.paths, [row for batch in step for row in batch.skipped])
         self._cursor += self._examples
         return step

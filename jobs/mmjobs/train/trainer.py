@@ -20,6 +20,9 @@ from mmjobs.train.learner import Learner, StepResult
 from mmjobs.train.nonfinite import NonFiniteGuard, NotFinite
 from mmjobs.train.source import Source
 
+WORTH_SAYING = 0.1
+"""The share of the time that the training may wait for data before the log says so."""
+
 
 @dataclass
 class Services:
@@ -114,7 +117,9 @@ class Trainer:
         shown = [f"step {step:>{len(str(self.steps))}}/{self.steps}", f"loss {means['loss']:.3f}"]
         shown += [f"accuracy {100 * means['accuracy']:.1f} %"] if "accuracy" in means else []
         shown += [f"reward {numbers['reward']:.3f}"] if "reward" in numbers else []
-        self.context.events.log("  ".join([*shown, str(rates), f"{rates.left(self.steps - step)} left"]))
+        shown += [str(rates), f"{rates.left(self.steps - step)} left"]
+        shown += [f"waits for data {wait:.0%}"] if (wait := numbers.get("data_wait", 0.0)) > WORTH_SAYING else []
+        self.context.events.log("  ".join(shown))
 
     def _evaluate(self) -> bool:
         """Measure the held-out examples; whether they are better than ever before, where the recipe keeps the best."""
