@@ -21,7 +21,8 @@ class Nested:
 TENSORS = {
     "float": torch.randn(3, 5), "half": torch.randn(7).bfloat16(), "ids": torch.arange(11), "mask": torch.arange(5) > 2,
     "number": torch.tensor(3.5), "empty": torch.empty(0, 4), "turned": torch.randn(4, 6).t(),
-    "part": torch.arange(9)[2:7], "complex": torch.randn(3, dtype=torch.complex64), "bytes": torch.arange(3, dtype=torch.uint8),
+    "part": torch.arange(9)[2:7], "complex": torch.randn(3, dtype=torch.complex64),
+    "bytes": torch.arange(3, dtype=torch.uint8),
 }  # fmt: skip
 
 
