@@ -92,7 +92,9 @@ def corpus(folder: Path, chance: random.Random) -> Iterator[Damage]:
     for path in files:
         yield "missing", path.unlink
         yield "empty", partial(os.truncate, path, 0)
-        other = chance.choice([one for one in files if one != path])
+        other = chance.choice(
+            [one for one in files if one.read_bytes() != path.read_bytes()]
+        )  # some ranks save the same
         yield "in place of another", partial(shutil.copy, other, path)
     for _ in range(PLACES):
         path = chance.choice(files)

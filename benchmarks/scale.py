@@ -41,6 +41,7 @@ from mmjobs.data.readers.rows import Part
 from mmjobs.data.sampler import packed_batches, position
 from mmjobs.data.survey_rows import Survey, Usable, flat, joined
 from mmjobs.engine.checkpoint_io import Files
+from mmjobs.model import frozen_weights
 from mmjobs.rank.context import Context
 from mmjobs.rank.events import EventWriter
 from mmjobs.rank.position import Position
@@ -115,9 +116,8 @@ class Engine:
     def snapshot(self, folder: Path) -> Files:
         names = [f"deepspeed/zero_pp_rank_{self.rank}_mp_rank_00_{kind}_states.pt" for kind in ("model", "optim")]
         files: Files = {folder / name: name.encode() * 20 for name in names}
-        if self.rank == 0:
-            files[folder / "model.safetensors"] = safetensors.torch.save({"weight": torch.zeros(4)})
-        return files
+        weights = frozen_weights.of_rank(folder / "model.safetensors", self.rank)
+        return {**files, weights: safetensors.torch.save({f"weight-{self.rank}": torch.zeros(4)})}
 
     def load(self, folder: Path) -> None:
         for path in self.snapshot(folder):

@@ -36,7 +36,7 @@ logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
 import deepspeed  # noqa: E402  it chooses its accelerator when it is imported
 
 from mmjobs.engine import universal  # noqa: E402  it imports deepspeed
-from mmjobs.engine.checkpoint_io import PREFIX, EngineFiles, Files  # noqa: E402  it imports deepspeed
+from mmjobs.engine.checkpoint_io import EngineFiles, Files  # noqa: E402  it imports deepspeed
 
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # gloo does the work, without a compiler and its minute
 TAG = "deepspeed"
@@ -219,8 +219,9 @@ class Engine:
         )
         weights = self._weights()
         files, self._files.collected = self._files.collected, {}
-        if self._ranks.first:
-            files[folder / WEIGHTS] = safetensors.torch.save(weights, metadata=frozen_weights.metadata(self._kept))
+        if weights or self._ranks.first:
+            path = frozen_weights.of_rank(folder / WEIGHTS, self._ranks.rank)
+            files[path] = safetensors.torch.save(weights, metadata=frozen_weights.metadata(self._kept))
         return files
 
     def load(self, folder: Path) -> None:
@@ -236,10 +237,11 @@ class Engine:
     @peers()
     def load_converted(self, folder: Path, converted: Path) -> None:
         """Take weights and optimiser state from a checkpoint of any number of ranks, on every rank."""
-        with safetensors.safe_open(folder / WEIGHTS, "pt") as file:
-            saved = set(file.keys())
-            for name, value in [*self._frozen.items(), *self.network.named_buffers()]:
-                if name in saved:  # version 0.2 saved the frozen weights too
+        not_converted = {**self._frozen, **dict(self.network.named_buffers())}
+        for path in frozen_weights.files(folder / WEIGHTS):
+            with safetensors.safe_open(path, "pt") as file:
+                for name in sorted(not_converted.keys() & set(file.keys())):  # version 0.2 saved the frozen weights too
+                    value = not_converted[name]
                     with torch.no_grad(), deepspeed.zero.GatheredParameters([value], modifier_rank=0):
                         value.copy_(file.get_tensor(name))
         self._load_frozen(folder / WEIGHTS)
@@ -247,8 +249,9 @@ class Engine:
 
     def _check_names(self, weights: Path) -> None:
         """Refuse a checkpoint that lacks a weight: it would keep its first value, and nobody would notice."""
-        with safetensors.safe_open(weights, "pt") as file:
-            saved = set(file.keys())
+        saved = frozen_weights.names(weights)
+        if self.sharded:  # in memory, each node has what its own ranks saved
+            saved = set().union(*self._ranks.gather(saved))
         frozen = set() if frozen_weights.named_by(weights) is None else self._frozen.keys()
         missing = sorted(self.network.state_dict().keys() - saved - frozen)
         if missing:
@@ -308,19 +311,24 @@ class Engine:
         return float(nn.utils.get_total_norm(gradients))
 
     def _weights(self) -> dict[str, torch.Tensor]:
-        """The weights that are trained, and the buffers, under the names of the network, on rank 0."""
-        if self.sharded:
-            state = self._engine._zero3_consolidated_16bit_state_dict(exclude_frozen_parameters=True) or {}
-            state = {name.removeprefix(PREFIX): value for name, value in state.items()}
-        else:
-            state = {name: value for name, value in self.network.state_dict().items() if name not in self._frozen}
+        """The weights that are trained, and the buffers, under the names of the network: those that this rank saves.
+
+        Rank 0 saves all of them; at stage 3 each rank some, and none ever has more than these and one that is whole.
+        """
+        state = {name: value for name, value in self.network.state_dict(keep_vars=True).items()
+                 if name not in self._frozen}  # fmt: skip
         weights: dict[str, torch.Tensor] = {}
-        pointers: set[int] = set()
+        pointers, shares = set[int](), [0] * (self._ranks.world if self.sharded else 1)
         for name, value in state.items():
-            weights[name] = value.detach().cpu().contiguous()
-            if weights[name].data_ptr() in pointers:  # tied weights: each name has its own copy in the file
-                weights[name] = weights[name].clone()
-            pointers.add(weights[name].data_ptr())
+            saver = shares.index(min(shares))
+            shares[saver] += sharded.shape(value).numel() * value.element_size()
+            with sharded.whole([value] if isinstance(value, nn.Parameter) else ()):
+                if self._ranks.rank != saver:
+                    continue
+                weights[name] = value.detach().cpu().contiguous()
+                if self.sharded or weights[name].data_ptr() in pointers:  # tied weights: each name has its own copy
+                    weights[name] = weights[name].clone()
+                pointers.add(weights[name].data_ptr())
         return weights
 
 

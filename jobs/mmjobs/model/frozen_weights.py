@@ -70,13 +70,33 @@ def damage(weights: Path, fully: bool = False) -> str | None:
     return f"{path} is damaged" if path.is_file() else f"{path} is not there"
 
 
+def files(weights: Path) -> list[Path]:
+    """The files of a checkpoint's own weights: at ZeRO stage 3 each rank has saved some of the tensors."""
+    return [weights, *sorted(weights.parent.glob(of_rank(weights, "*").name))]
+
+
+def of_rank(weights: Path, rank: int | str) -> Path:
+    """The file in which a rank saves its tensors, if rank 0 does not save all."""
+    return weights if rank == 0 else weights.with_name(f"{weights.stem}-{rank}{weights.suffix}")
+
+
+def names(weights: Path) -> set[str]:
+    """The names of a checkpoint's own weights."""
+    found: set[str] = set()
+    for path in files(weights):
+        with safetensors.safe_open(path, "pt") as file:
+            found |= set(file.keys())
+    return found
+
+
 def read(weights: Path) -> dict[str, torch.Tensor]:
     """All weights of a checkpoint: its own, and the frozen ones that it names."""
     path = place(weights)
     if path is not None and not path.is_file():
         raise BadInput(f"{path} is not there, and {weights} needs it: a checkpoint is read inside its run directory")
     frozen = safetensors.torch.load_file(path) if path is not None else {}
-    return {**frozen, **safetensors.torch.load_file(weights)}
+    own = (safetensors.torch.load_file(path) for path in files(weights))
+    return {**frozen, **{name: value for file in own for name, value in file.items()}}
 
 
 def _is_whole(path: Path, fully: bool = False) -> bool:

@@ -26,14 +26,13 @@ LORA: dict[str, Any] = {
 
 
 def store(run: Any) -> Path:
-    (path,) = (run.paths.root / "frozen").glob("*")
+    (path,) = (run.paths.root / "frozen").glob("*.safetensors")
     return Path(path)
 
 
 def own_names(run: Any, step: int) -> set[str]:
     """What a checkpoint itself holds of the model."""
-    file = CheckpointPaths(run.paths.checkpoint(step)).engine("model") / "model.safetensors"
-    return set(safetensors.torch.load_file(file))
+    return frozen_weights.names(CheckpointPaths(run.paths.checkpoint(step)).engine("model") / "model.safetensors")
 
 
 @pytest.mark.parametrize("stage", [*(pytest.param(stage, marks=pytest.mark.nightly) for stage in (0, 1, 2)), 3])
@@ -48,6 +47,8 @@ def test_a_checkpoint_holds_what_is_trained(job: Jobs, tiny: Recipes, stage: int
     assert (store(broken).stat().st_ino, store(broken).stat().st_mtime_ns) == (kept.st_ino, kept.st_mtime_ns)
     own, frozen = own_names(broken, 6), set(safetensors.torch.load_file(store(broken)))
     assert all("lora" in name or "projector" in name for name in own) and not own & frozen
+    files = [path.stat().st_size for path in broken.paths.checkpoint(6).rglob("model*.safetensors")]
+    assert len(files) == (2 if stage == 3 else 1) and max(files) < 0.7 * sum(files) + (stage < 3) * sum(files), files
     assert any("vision" in name for name in frozen) and any("base_layer" in name for name in frozen)
     one, other = whole.weights(6), broken.weights(6)
     assert one.keys() == other.keys() and all(one[name].equal(other[name]) for name in one)
@@ -91,6 +92,29 @@ def test_what_is_lost_does_not_come_from_another_model(job: Jobs, tiny: Recipes)
     assert run.run(tiny(**changes, steps=4)) == [94]
     says = ("has other frozen weights than step-2", begun, "put one of the two back")
     assert all(text in run.log() for text in says), run.log()
+
+
+def test_what_nobody_has_changed_is_hashed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its size, its time and its inode are those of the file that was hashed; export hashes it again."""
+    run, hashed, plain = RunPaths(tmp_path), list[str](), frozen_weights.digest
+
+    def counted(weights: dict[str, torch.Tensor]) -> str:
+        hashed.append(plain(weights))
+        return hashed[-1]
+
+    monkeypatch.setattr(frozen_weights, "digest", counted)
+    name = frozen_weights.keep(run, {"weight": torch.arange(5.0)})
+    file = run.checkpoint(1) / "model" / "model.safetensors"
+    file.parent.mkdir(parents=True)
+    safetensors.torch.save_file({"own": torch.zeros(2)}, file, metadata=frozen_weights.metadata(name))
+    assert frozen_weights.damage(file) is None
+    hashed.clear()
+    assert frozen_weights.damage(file) is None and not hashed
+    assert frozen_weights.damage(file, fully=True) is None and hashed
+    path = run.frozen_weights(name)
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    assert "is damaged" in (frozen_weights.damage(file) or "")
 
 
 def test_a_checkpoint_is_read_inside_its_run(job: Jobs, tiny: Recipes) -> None:
