@@ -12,7 +12,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,12 +60,13 @@ class MemoryTier:
         write({folder / RANKS: json.dumps(of_ranks).encode()}, folder, listed)
         listed |= self._of_this_node(of_ranks)
         manifest.seal(folder, self.paths.checkpoint(step), step, len(of_ranks), listed)
+        os.utime(self.paths.root.parent)  # nobody may think that it was left behind
 
     def keep_only(self, newest: int) -> None:
         """Every node has sealed this step: the ones before are not needed any more."""
-        if self.leads:
-            for step in manifest.steps(self.paths.checkpoints):
-                if step != newest:  # under the name of an unfinished one first: killed in the middle, it is swept
+        for step in manifest.steps(self.paths.checkpoints) if self.leads else ():
+            if step != newest:
+                with suppress(OSError):  # under the name of an unfinished one first: killed in the middle, it is swept
                     doomed = self.paths.checkpoint(step).rename(manifest.staging(self.paths.checkpoints, step))
                     shutil.rmtree(doomed, ignore_errors=True)
 
@@ -77,17 +78,21 @@ class MemoryTier:
         return max(set.intersection(*(whole for whole, _ in of_nodes)), default=None)
 
     @contextmanager
-    def opened(self, step: int) -> Iterator[CheckpointPaths]:
-        """A checkpoint of `newest`. While it is read, the files of rank 0, which all need, are on every node."""
+    def opened(self, step: int) -> Iterator[CheckpointPaths | None]:
+        """A checkpoint of `newest`. While it is read, the files of rank 0, which all need, are on every node; None if a
+        node has no room for them."""
         ranks, checkpoint = self.context.ranks, CheckpointPaths(self.paths.checkpoint(step))
         files: Entries = ranks.from_first(_of_ranks(checkpoint.root)[0] if ranks.first else None)
         brought = self.leads and self.leaders[ranks.rank] != 0
-        if any(self.leaders):
-            for name, entry in files.items():
-                self._bring(checkpoint.root / name, int(str(entry["bytes"])), brought)
-            ranks.any(False)  # nobody reads what the first rank of its node still writes
+        no_room = False
+        for name, entry in files.items() if any(self.leaders) else ():
+            no_room |= not self._bring(checkpoint.root / name, int(str(entry["bytes"])), brought and not no_room)
         try:
-            yield checkpoint
+            if ranks.any(no_room):  # when all have asked, nobody still writes what others will read
+                self.context.events.warn("a node has no room to read a checkpoint in memory", step=step)
+                yield None
+            else:
+                yield checkpoint
             ranks.any(False)  # not before all have read them
         finally:
             for name in files if brought else ():
@@ -120,17 +125,19 @@ class MemoryTier:
         )
         return {name: entry for files in ours for name, entry in files.items()}
 
-    def _bring(self, path: Path, size: int, write: bool) -> None:
-        """Copy a file of rank 0's node to the others, piece by piece."""
-        ranks = self.context.ranks
-        if write:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(b"")
+    def _bring(self, path: Path, size: int, write: bool) -> bool:
+        """Copy a file of rank 0's node to the others, piece by piece; whether this rank could write what it should."""
+        ranks, written = self.context.ranks, True
         for begin in range(0, size, PIECE):
             content = ranks.from_first(_read(path, begin) if ranks.first else None)
-            if write:
-                with path.open("ab") as file:
-                    file.write(content)
+            try:
+                if write and written:
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    with path.open("ab" if begin else "wb") as file:
+                        file.write(content)
+            except OSError:
+                written = False
+        return written
 
 
 def build(context: Context) -> MemoryTier | None:

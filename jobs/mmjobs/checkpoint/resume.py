@@ -25,7 +25,8 @@ def resume(context: Context, engines: Engines, memory: MemoryTier | None = None)
     remembered = memory.newest() if memory is not None else None
     if memory is not None and remembered is not None and remembered > (step or 0):
         with memory.opened(remembered) as checkpoint:
-            return _load(context, engines, checkpoint, remembered, ranks.world, "memory")
+            if checkpoint is not None:
+                return _load(context, engines, checkpoint, remembered, ranks.world, "memory")
     if step is None:
         random_state.seed(context.recipe.seed, ranks.rank, 0)
         return TrainState()

@@ -2,9 +2,9 @@
 
 `open RUN SCRIPT SUBMISSION` begins an attempt and prints its number and a free port. `close RUN ATTEMPT STATUS
 SUBMISSION` gives the ranks' exit status to the restart policy, writes its decision to the ledger and exits with it: 90
-for another attempt, 95 for one in the same job if a last argument `here` says that the script can do that, otherwise
-the exit code of the run. SUBMISSION is the number that the job script got as its
-argument; a job whose submission does not own the run any more ends before it writes anything.
+for another attempt, 95 for one in the same job if a last argument `here` says that the script can begin it, otherwise
+the exit code of the run. SUBMISSION is the number that the job script got as its argument; a job whose submission does
+not own the run any more ends before it writes anything.
 """
 
 from __future__ import annotations
@@ -93,15 +93,15 @@ def end(run: RunPaths, number: int, exit_code: int, submission: int = 0, here: b
     if verdict.again:
         facts = {"cause": ending.cause, "reason": verdict.reason, "pause": verdict.pause}
         here = here and policy.stays_in_job(ending, verdict, events, budgets, _seconds_left())
-        if here := here and scheduler.keeps_nodes(job):
-            facts["in_job"] = True
-        else:
-            _forget(run, scheduler, job)
-        if not _note(run, "requeued", attempt=number, **facts) and not _has_saved(run, number):
-            return JobExit.STOP  # a restart that nobody counts has to be worth it
-        if here:
+        here = here and scheduler.keeps_nodes(job)
+        facts |= {"in_job": True} if here else {}
+        worth_it = _note(run, "requeued", attempt=number, **facts) or _has_saved(run, number)
+        if worth_it and here:
             time.sleep(verdict.pause)
             return IN_JOB
+        _forget(run, scheduler, job)
+        if not worth_it:
+            return JobExit.STOP  # nobody counts this restart, and it would bring nothing
         try:
             _requeue(run, number, scheduler, job, verdict.pause)
         except MachineError as error:

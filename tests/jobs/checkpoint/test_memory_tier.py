@@ -151,6 +151,37 @@ def test_killed_while_it_is_read(job: Jobs, tiny: Recipes, memory: RunPaths, unb
     check(run, expected(job, recipe, unbroken))
 
 
+def _no_room() -> None:
+    from mmjobs.checkpoint import memory_tier
+
+    def refuse(path: Path, begin: int) -> bytes:
+        return b"x" * 10**6
+
+    memory_tier._read = refuse
+
+
+@pytest.mark.nightly
+def test_a_node_without_room_for_what_is_brought_reads_from_the_disk(
+    job: Jobs, tiny: Recipes, memory: RunPaths, unbroken: dict[Any, Any], tmp_path: Path
+) -> None:
+    settings = {**SETTINGS, "checkpoint": {"every": "4 steps", "memory_every": 3, "background": False}}
+    recipe, run = tiny(**settings, deepspeed__stage=1), job("run")
+    small = memory.root / "node1"
+    small.mkdir(parents=True)
+    if os.system(f"mount -t tmpfs -o size=900k none {small} 2>/dev/null"):
+        pytest.skip("a small memory can be mounted by root only")
+    try:
+        environment = {"MMLAUNCH_MEMORY": str(memory.root), **TWO_NODES}
+        run.prepare = die_at(STEP, 8)
+        assert run.run(recipe, 2, **environment) != [0, 0], "it was to be killed"
+        run.prepare = _no_room  # each file of rank 0 is larger than that memory
+        assert run.run(recipe, 2, **environment) == [0, 0], run.log()
+    finally:
+        os.system(f"umount {small}")
+    assert tiers(run) == [(4, "disk")] and "no room to read a checkpoint in memory" in run.log()
+    check(run, expected(job, recipe, unbroken))
+
+
 def test_damage_of_any_file_is_found(
     job: Jobs, tiny: Recipes, memory: RunPaths, unbroken: dict[Any, Any], tmp_path: Path
 ) -> None:
