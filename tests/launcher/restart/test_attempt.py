@@ -86,6 +86,7 @@ def test_an_unfit_node_is_left_out_for_a_day(run: RunPaths) -> None:
 
 def test_a_script_that_can_goes_on_in_its_job(run: RunPaths) -> None:
     """A script of a user's own may not know the answer 95: then the job is requeued as ever."""
+    run.resolved.write_text(f"{SMALL}restarts: {{backoff: 1s}}\n")
     attempt.begin(run, run.attempt(1).script)
     assert attempt.end(run, 1, 137, here=True) == IN_JOB
     attempt.begin(run, run.attempt(1).script)
