@@ -17,10 +17,9 @@ from mmlaunch.run.paths import RunPaths
 
 def main(arguments: list[str]) -> int:
     """The command line of job scripts; users never type it."""
-    place = {"open": 3, "close": 4}.get(arguments[0] if arguments else "", len(arguments))
-    if len(arguments) <= place:
+    if len(arguments) < 4 or arguments[0] not in ("open", "close"):
         return attempt.main(arguments)
-    run, submission = RunPaths(Path(arguments[1])), int(arguments[place])
+    run, submission = RunPaths(Path(arguments[1])), int(arguments[-1])
     try:
         if (member := pipeline.membership(run)) is None:
             return attempt.main(arguments)

@@ -34,7 +34,7 @@ Entries = dict[str, Entry]
 """Files by name, as in a manifest."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class MemoryTier:
     """The memory of all nodes, as one rank sees it."""
 
@@ -43,6 +43,8 @@ class MemoryTier:
     """The folder of this node: its `checkpoints`, and a link to what the run keeps of frozen weights."""
     leaders: tuple[int, ...]
     """For each rank, the first rank of its node: it writes for its node."""
+    resumed: int | None = None
+    """The step that this attempt has begun with, if it was here: the disk may not have it."""
 
     @property
     def leads(self) -> bool:
@@ -93,6 +95,7 @@ class MemoryTier:
                 yield None
             else:
                 yield checkpoint
+                self.resumed = step
             ranks.any(False)  # not before all have read them
         finally:
             for name in files if brought else ():
@@ -177,8 +180,9 @@ def _prepare(memory: RunPaths, run: RunPaths) -> str | None:
 def _sweep(ours: Path) -> None:
     """Free what jobs have left behind that ended without their last act."""
     for folder in ours.parent.iterdir():
-        if folder != ours and time.time() - folder.stat().st_mtime > LEFT_BEHIND:
-            shutil.rmtree(folder, ignore_errors=True)
+        with suppress(OSError):  # another job of this user frees its own in this moment
+            if folder != ours and time.time() - folder.stat().st_mtime > LEFT_BEHIND:
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def _of_ranks(folder: Path) -> list[Entries]:

@@ -68,4 +68,4 @@ class _Unpickler(pickle.Unpickler):
 
     def persistent_load(self, place: Any) -> torch.Tensor:
         start, size, dtype, shape = place
-        return self._tensors[start : start + size].view(dtype).reshape(shape)
+        return self._tensors[start : start + size].view(dtype).reshape(shape).clone()  # one kept would keep all

@@ -249,9 +249,11 @@ class Engine:
 
     def _check_names(self, weights: Path) -> None:
         """Refuse a checkpoint that lacks a weight: it would keep its first value, and nobody would notice."""
-        saved = frozen_weights.names(weights)
-        if self.sharded:  # in memory, each node has what its own ranks saved
-            saved = set().union(*self._ranks.gather(saved))
+        if self.sharded:  # each rank looks at what it saved
+            own = frozen_weights.of_rank(weights, self._ranks.rank)
+            saved = set().union(*self._ranks.gather(frozen_weights.names([own] if own.is_file() else [])))
+        else:
+            saved = frozen_weights.names([weights])
         frozen = set() if frozen_weights.named_by(weights) is None else self._frozen.keys()
         missing = sorted(self.network.state_dict().keys() - saved - frozen)
         if missing:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -80,10 +80,10 @@ def of_rank(weights: Path, rank: int | str) -> Path:
     return weights if rank == 0 else weights.with_name(f"{weights.stem}-{rank}{weights.suffix}")
 
 
-def names(weights: Path) -> set[str]:
-    """The names of a checkpoint's own weights."""
+def names(paths: Iterable[Path]) -> set[str]:
+    """The names of the weights in some files."""
     found: set[str] = set()
-    for path in files(weights):
+    for path in paths:
         with safetensors.safe_open(path, "pt") as file:
             found |= set(file.keys())
     return found
@@ -103,13 +103,20 @@ def _is_whole(path: Path, fully: bool = False) -> bool:
     note = path.with_suffix(".checked")
     try:
         file = path.stat()
-        as_checked = f"{file.st_size} {file.st_mtime_ns} {file.st_ino}"
-        if not fully and note.is_file() and note.read_text() == as_checked:
+        as_checked = f"{file.st_size} {file.st_mtime_ns} {file.st_ino}".encode()
+        if not fully and _content(note) == as_checked:
             return True
         whole = digest(safetensors.torch.load_file(path)) == path.stem
-    except (OSError, ValueError, safetensors.SafetensorError):
+    except (OSError, safetensors.SafetensorError):
         return False
     with suppress(OSError):  # then it is read again next time
         if whole:
-            note.write_text(as_checked)
+            note.write_bytes(as_checked)
     return whole
+
+
+def _content(note: Path) -> bytes:
+    try:
+        return note.read_bytes()
+    except OSError:
+        return b""

@@ -165,7 +165,7 @@ def build_services(
         boundary=Boundary(
             ranks,
             context.stop,
-            saving=Interval(recipe.checkpoint.every, state.step),
+            saving=Interval(recipe.checkpoint.every, None if memory and memory.resumed is not None else state.step),
             evaluating=Interval(evaluating, None if finished else state.evaluated, recipe.evaluate.first),
         ),
         board=TensorBoardWriter(

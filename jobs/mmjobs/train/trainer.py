@@ -69,7 +69,7 @@ class Trainer:
             improved = due.evaluate and self._evaluate() and self.state.step > 0  # nothing is learnt before step 1
             if due.save or improved:
                 self._save()
-            elif checkpoints.is_due_in_memory(self.state.step):
+            elif self.started and not last and checkpoints.is_due_in_memory(self.state.step):
                 self._save_in_memory()
             if last:
                 self._finish_saving()

@@ -19,8 +19,9 @@ class Checkpoint(Section):
     every: Annotated[list[Interval], OneOrMore(), Field(min_length=1)] = [Every(seconds=1800)]
     """30m, 500 steps, or both in a list: whichever comes first."""
     memory_every: Count | None = None
-    """Every so many steps a checkpoint also goes into the memory of the nodes (/dev/shm, twice the trained state): an
-    attempt that is restarted in the same job goes on from there."""
+    """Every so many steps a checkpoint also goes into the memory of the nodes: an attempt that is restarted in the same
+    job goes on from there. It needs twice the trained state in /dev/shm, which counts as memory of the job; what a
+    killed job leaves there, a later run on that node frees after a day."""
     keep: Count = 3
     """How many of the newest checkpoints are kept."""
     keep_every: Count | None = None

@@ -2,9 +2,9 @@
 
 `open RUN SCRIPT SUBMISSION` begins an attempt and prints its number and a free port. `close RUN ATTEMPT STATUS
 SUBMISSION` gives the ranks' exit status to the restart policy, writes its decision to the ledger and exits with it: 90
-for another attempt, 95 for one in the same job if a last argument `here` says that the script can begin it, otherwise
-the exit code of the run. SUBMISSION is the number that the job script got as its argument; a job whose submission does
-not own the run any more ends before it writes anything.
+for another attempt, 95 for one in the same job if MMLAUNCH_IN_JOB says that the script can begin it, otherwise the exit
+code of the run. SUBMISSION is the number that the job script got as its argument; a job whose submission does not own
+the run any more ends before it writes anything.
 """
 
 from __future__ import annotations
@@ -76,10 +76,11 @@ def end(run: RunPaths, number: int, exit_code: int, submission: int = 0, here: b
     """
     owner.check(run, submission)
     known = ledger.skim(run.events).of_this_submission
-    if ended := known.last("ended"):  # whoever cancelled the run has written it already
-        return int(ended.get("exit_code", CANCELLED))
     events, scheduler = known.events, choose.of_run(known)
     job = scheduler.batch()
+    if ended := known.last("ended"):  # whoever cancelled the run has written it already
+        _forget(run, scheduler, job)
+        return _last_word(int(ended.get("exit_code", CANCELLED)))
     ending = policy.classify(exit_code, run.attempt(number), events)
     if causes.named(ending.cause).budget == "free" and job.number and scheduler.was_cancelled(job):
         ending = Ending(causes.CANCELLED, exit_code, f"cancelled with {scheduler.cancel_command}")
@@ -110,11 +111,16 @@ def end(run: RunPaths, number: int, exit_code: int, submission: int = 0, here: b
             _note(run, "ended", attempt=number, **state)
             return JobExit.STOP
         return JobExit.AGAIN
-    _forget(run, scheduler, job)
     reason = f"{verdict.reason}{_too_short(run, events, ending) if verdict.state == 'failed' else ''}"
     state = {"state": verdict.state, "cause": ending.cause, "reason": reason, "exit_code": exit_code}
     _note(run, "ended", attempt=number, **state)
-    return CANCELLED if verdict.state == "cancelled" else JobExit.STOP if exit_code == JobExit.AGAIN else exit_code
+    _forget(run, scheduler, job)
+    return CANCELLED if verdict.state == "cancelled" else _last_word(exit_code)
+
+
+def _last_word(exit_code: int) -> int:
+    """The exit code of a job that ends: whatever a rank ended with, it asks for no other attempt."""
+    return JobExit.STOP if exit_code in (JobExit.AGAIN, IN_JOB) else exit_code
 
 
 def _seconds_left() -> float:
@@ -265,11 +271,16 @@ def main(arguments: list[str]) -> int:
             else:
                 print(*begin(run, Path(arguments[2]), submission))
             return 0
-        if len(arguments) in (4, 5, 6) and arguments[0] == "close":
-            number, exit_code, submission = (int(number) for number in [*arguments[2:5], "0"][:3])
-            return end(RunPaths(Path(arguments[1])), number, exit_code, submission, here=arguments[5:] == ["here"])
+        if len(arguments) in (4, 5) and arguments[0] == "close":
+            number, exit_code, submission = (int(argument) for argument in [*arguments[2:], "0"][:3])
+            here = "MMLAUNCH_IN_JOB" in os.environ
+            return end(RunPaths(Path(arguments[1])), number, exit_code, submission, here)
     except (MmlaunchError, OSError) as error:
         print(f"mmlaunch: {error}", file=sys.stderr)
+        with suppress(MmlaunchError, OSError):
+            run = RunPaths(Path(arguments[1]))
+            scheduler = choose.of_run(ledger.skim(run.events))
+            _forget(run, scheduler, scheduler.batch())
         return JobExit.STOP
     print(__doc__, file=sys.stderr)
     return 2

@@ -220,7 +220,8 @@ def restarts_without_progress(events: Sequence[Event]) -> int:
     """How many restarts in a row, up to now, were not followed by a newer checkpoint."""
     count = best = 0
     for event in events:
-        if kind_of(event) == "checkpoint" and int(event.get("step", 0)) > best:
+        remembered = kind_of(event) == "resumed" and event.get("tier") == "memory"  # its save has no event of its own
+        if (kind_of(event) == "checkpoint" or remembered) and int(event.get("step", 0)) > best:
             best, count = int(event["step"]), 0
         elif kind_of(event) in ("reference", "generated", "records") and event.get(
             "new"

@@ -6,8 +6,8 @@ script, and a cluster profile that names the folder as its `executor`.
 The job script does the rest: it exports what the ranks read (MMLAUNCH_LEAD, the seconds before the end at which the
 ranks are warned; MMLAUNCH_DEADLINE, the end itself; MMLAUNCH_MEMORY, a folder in the memory of each node that no other
 job has; the address of the first rank), calls `python -m mmlaunch.attempt open`, starts the ranks, and hands their exit
-code to `python -m mmlaunch.attempt close`. If it can begin another attempt in the same job, where the answer is 95, it
-says so with a last argument `here`.
+code to `python -m mmlaunch.attempt close`. If it begins another attempt in the same job where the answer is 95, it says
+so by MMLAUNCH_IN_JOB=1.
 """
 
 from __future__ import annotations

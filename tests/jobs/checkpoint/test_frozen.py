@@ -32,7 +32,8 @@ def store(run: Any) -> Path:
 
 def own_names(run: Any, step: int) -> set[str]:
     """What a checkpoint itself holds of the model."""
-    return frozen_weights.names(CheckpointPaths(run.paths.checkpoint(step)).engine("model") / "model.safetensors")
+    weights = CheckpointPaths(run.paths.checkpoint(step)).engine("model") / "model.safetensors"
+    return frozen_weights.names(frozen_weights.files(weights))
 
 
 @pytest.mark.parametrize("stage", [*(pytest.param(stage, marks=pytest.mark.nightly) for stage in (0, 1, 2)), 3])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import pickle
 from dataclasses import dataclass
 
@@ -40,5 +41,4 @@ def test_all_of_them_in_one_tensor() -> None:
     assert parcel.tensors.ndim == 1 and len(parcel.tensors) % ALIGNED == 0
     back = parcel.open()
     assert all(torch.equal(back[name], value) for name, value in TENSORS.items())
-    start, end = parcel.tensors.data_ptr(), parcel.tensors.data_ptr() + parcel.tensors.nbytes
-    assert all(start <= value.data_ptr() < end for value in back.values() if value.numel()), "views, not copies"
+    torch.save(back, io.BytesIO())  # it refuses tensors of several types that share their memory

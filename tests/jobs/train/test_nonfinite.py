@@ -124,7 +124,7 @@ def test_a_loss_that_one_rank_knows_to_be_bad_ends_all(job: Jobs, tiny: Recipes)
     """Its gradient is finite and the weights have changed: nothing is saved after it, and each rank keeps its batch."""
     run = job("run")
     run.prepare = spoil
-    recipe = tiny(steps=6, checkpoint__every="1 steps", checkpoint__keep=9, optim__bad_steps=5)
+    recipe = tiny(steps=6, checkpoint__every="1 steps", checkpoint__keep=9, optim__bad_steps=5, data__workers=1)
     assert run.run(recipe, 2, SPOIL="3", GRADIENT="finite") == [1, 1], run.log()
     assert run.saved() == [1, 2]
     records = [json.loads(run.paths.attempt(1).rank_error(rank).read_text()) for rank in (0, 1)]
@@ -132,6 +132,8 @@ def test_a_loss_that_one_rank_knows_to_be_bad_ends_all(job: Jobs, tiny: Recipes)
     assert records[0]["message"].startswith("the loss of step 3 is nan; samples: shapes:")
     kept = sorted(path.name for path in run.paths.attempt(1).not_finite.iterdir())
     assert kept == ["rank-0.pt", "rank-1.pt"]
+    (batch,) = torch.load(run.paths.attempt(1).not_finite / "rank-1.pt")
+    assert batch["ids"].shape == batch["targets"].shape and len(batch["samples"]) == 4
 
 
 def test_a_bad_step_teaches_the_objective_nothing(job: Jobs, tiny: Recipes) -> None:

@@ -95,6 +95,14 @@ def test_a_script_that_can_goes_on_in_its_job(run: RunPaths) -> None:
     assert [event.get("in_job") for event in ledger.read(run.events).all("requeued")] == [True, None]
 
 
+def test_no_job_ends_with_the_answer_for_another_attempt(run: RunPaths) -> None:
+    """Whatever a rank ends with: the script would begin again, and a shard would count as done."""
+    run.resolved.write_text(f"{SMALL}restarts: {{crash: 0}}\n")
+    attempt.begin(run, run.attempt(1).script)
+    assert attempt.end(run, 1, IN_JOB, here=True) == JobExit.STOP
+    assert attempt.end(run, 1, IN_JOB, here=True) == JobExit.STOP, "its end is written"
+
+
 def test_a_job_that_is_nearly_over_is_requeued(run: RunPaths, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MMLAUNCH_LEAD", "120")
     monkeypatch.setenv("MMLAUNCH_DEADLINE", str(round(time.time() + 110)))

@@ -165,6 +165,10 @@ def test_a_rank_that_failed_by_itself_is_restarted_in_its_job() -> None:
     )
     assert not stays(crash, checkpoint(3), requeued("crash")), "the same nodes have not helped"
     assert stays(crash, checkpoint(3), requeued("crash"), checkpoint(6))
+    in_memory: Event = {"event": "resumed", "step": 5, "tier": "memory"}
+    assert stays(crash, checkpoint(3), requeued("crash"), in_memory), "what it had saved in memory is progress"
+    assert not stays(crash, checkpoint(3), requeued("crash"), in_memory, requeued("crash"), in_memory)
+    assert not stays(crash, checkpoint(3), requeued("crash"), {**in_memory, "tier": "disk"})
     assert stays(crash, pause=120) and not stays(crash, pause=121)
 
 

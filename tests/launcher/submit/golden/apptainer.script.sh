@@ -42,7 +42,7 @@ rank=(apptainer exec --nv
   --writable-tmpfs
   /images/pytorch-2.13.sif
   python3 -u -m mmlaunch.schedulers.rank "$run/job")
-export SUBMITIT_EXECUTOR=slurm SLURM_EXPORT_ENV=ALL
+export SUBMITIT_EXECUTOR=slurm SLURM_EXPORT_ENV=ALL MMLAUNCH_IN_JOB=1
 
 # Values that only the job knows.
 head_node="$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)"
@@ -76,7 +76,7 @@ one_attempt() {
     status=$?
   done
 
-  "$python" -m mmlaunch.attempt close "$run" "$MMLAUNCH_ATTEMPT" "$status" "$MMLAUNCH_SUBMISSION" here
+  "$python" -m mmlaunch.attempt close "$run" "$MMLAUNCH_ATTEMPT" "$status" "$MMLAUNCH_SUBMISSION"
 }
 
 # The attempts in this job: after a rank that failed by itself, the restart policy answers 95, and its nodes go on at once.

@@ -24,7 +24,7 @@ export MMLAUNCH_RUN="$run" MMLAUNCH_LEAD=60 MMLAUNCH_SUBMISSION="${1:-0}"
 export MMLAUNCH_MEMORY="/dev/shm/mmlaunch-$UID/${run##*/}-${SLURM_JOB_ID:-0}-${SLURM_RESTART_COUNT:-0}-$$"
 
 rank=(/opt/venv/bin/python -u -m mmlaunch.schedulers.rank "$run/job")
-export SUBMITIT_EXECUTOR=local SUBMITIT_LOCAL_NTASKS=8 SUBMITIT_LOCAL_JOB_ID=$$
+export SUBMITIT_EXECUTOR=local SUBMITIT_LOCAL_NTASKS=8 SUBMITIT_LOCAL_JOB_ID=$$ MMLAUNCH_IN_JOB=1
 export SUBMITIT_LOCAL_NODEID=0 SUBMITIT_LOCAL_JOB_NUM_NODES=1 SUBMITIT_STDERR_TO_STDOUT=1 SUBMITIT_LOCAL_WITH_SHELL=''
 export SUBMITIT_LOCAL_COMMAND='' SUBMITIT_LOCAL_TIMEOUT_S=86400 SUBMITIT_LOCAL_SIGNAL_DELAY_S=60
 # The attempts at this run, until the restart policy wants no other one.
@@ -35,7 +35,7 @@ attempt() {
     read -r MMLAUNCH_ATTEMPT MASTER_PORT <<<"$opened"
     export MMLAUNCH_ATTEMPT MASTER_PORT MASTER_ADDR=127.0.0.1
     "$python" -m mmlaunch.submit.ranks "$run/attempts/$MMLAUNCH_ATTEMPT" "${rank[@]}"
-    "$python" -m mmlaunch.attempt close "$run" "$MMLAUNCH_ATTEMPT" $? "$MMLAUNCH_SUBMISSION" here
+    "$python" -m mmlaunch.attempt close "$run" "$MMLAUNCH_ATTEMPT" $? "$MMLAUNCH_SUBMISSION"
     verdict=$?
     [ "$verdict" -eq 90 ] || [ "$verdict" -eq 95 ] || return "$verdict"
   done

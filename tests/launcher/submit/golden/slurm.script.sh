@@ -31,7 +31,7 @@ export MMLAUNCH_RUN="$run" MMLAUNCH_LEAD=120 MMLAUNCH_SUBMISSION="${1:-0}"
 export MMLAUNCH_MEMORY="/dev/shm/mmlaunch-$UID/${run##*/}-${SLURM_JOB_ID:-0}-${SLURM_RESTART_COUNT:-0}-$$"
 
 rank=(/opt/venv/bin/python -u -m mmlaunch.schedulers.rank "$run/job")
-export SUBMITIT_EXECUTOR=slurm SLURM_EXPORT_ENV=ALL
+export SUBMITIT_EXECUTOR=slurm SLURM_EXPORT_ENV=ALL MMLAUNCH_IN_JOB=1
 
 # Values that only the job knows.
 head_node="$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)"
@@ -65,7 +65,7 @@ one_attempt() {
     status=$?
   done
 
-  "$python" -m mmlaunch.attempt close "$run" "$MMLAUNCH_ATTEMPT" "$status" "$MMLAUNCH_SUBMISSION" here
+  "$python" -m mmlaunch.attempt close "$run" "$MMLAUNCH_ATTEMPT" "$status" "$MMLAUNCH_SUBMISSION"
 }
 
 # The attempts in this job: after a rank that failed by itself, the restart policy answers 95, and its nodes go on at once.
