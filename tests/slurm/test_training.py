@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import signal
+from functools import partial
 from pathlib import Path
 
 import pytest
 from tests.conftest import SMALL, SubmitStub
-from tests.runs import losses, mmlaunch, saved_at, submit, wait_for
+from tests.runs import losses, mmlaunch, saved_at, submit, until, wait_for
 from tests.slurm.cluster import SlurmCluster
 from tests.slurm.jobs import (
     BRISK,
@@ -17,9 +20,13 @@ from tests.slurm.jobs import (
     check_nothing_lost,
     finished,
     job_of,
+    ranks,
     requeues,
     status,
 )
+
+from mmlaunch.run.ledger import Event
+from mmlaunch.run.paths import RunPaths
 
 TRAINING = [*QUICK, "-s", "steps=300", "-s", "model.dropout=0.1", "-s", "restarts.crash=0"]
 """What is broken, mended, and compared with `unbroken`."""
@@ -94,6 +101,39 @@ def test_a_node_that_dies(small: Path, slurm: SlurmCluster, submit_stub: SubmitS
     assert losses(events) == UNBROKEN
     assert requeues(events) == ["node"]
     assert next(e for e in events if e["event"] == "failed")["evidence"] == "Slurm says NODE_FAIL: a node went down"
+
+
+@pytest.mark.nightly  # a minute
+def test_a_killed_rank_goes_on_from_the_memory_of_its_nodes(
+    small: Path, slurm: SlurmCluster, unbroken: dict[int, float]
+) -> None:
+    """Twice in the same job, from steps that the disk does not have; when it ends, well or not, that memory is free."""
+    settings = ["checkpoint.every=100000", "checkpoint.memory_every=3", "restarts={crash: 2, backoff: 1s}"]
+    options = [word for setting in settings for word in ("-s", setting)]
+    run = submit(small, *TRAINING, *options, cluster="slurm")
+    for attempt, step in ((1, 20), (2, 60)):
+        wait_for(run, partial(has_done, attempt, step), seconds=180)
+        os.kill(ranks(run)[1], signal.SIGKILL)
+    events = finished(run)
+    assert events[-1]["state"] == "done" and losses(events) == unbroken
+    resumed = [event for event in events if event["event"] == "resumed"]
+    assert [event["tier"] for event in resumed] == ["memory", "memory"] and resumed[0]["step"] >= 18
+    assert [event["in_job"] for event in events if event["event"] == "requeued"] == [True, True]
+    fails = submit(small, *TRAINING, *options, "-s", "restarts.crash=0", cluster="slurm")
+    wait_for(fails, partial(has_done, 1, 9), seconds=180)
+    assert left_in_memory(fails)
+    os.kill(ranks(fails)[1], signal.SIGKILL)
+    assert finished(fails)[-1]["state"] == "failed"
+    until(lambda: not left_in_memory(run) and not left_in_memory(fails), seconds=30)
+
+
+def has_done(attempt: int, step: int, events: list[Event]) -> bool:
+    return any(e["event"] == "step" and e["attempt"] == attempt and e["step"] >= step for e in events)
+
+
+def left_in_memory(run: RunPaths) -> list[Path]:
+    """What the jobs of a run have in the memory of the nodes, which all are this machine."""
+    return list(Path(f"/dev/shm/mmlaunch-{os.getuid()}").glob(f"{run.name}-*"))
 
 
 @pytest.mark.parametrize("nodes", [2, pytest.param(4, marks=pytest.mark.nightly)])
