@@ -82,8 +82,7 @@ class _Precomputation:
         if self._ranks.first:
             folder.mkdir(parents=True, exist_ok=True)
             take_over(self._context.paths, folder)
-        pieces = sorted(path.name for path in folder.glob("*.safetensors"))
-        complete, names = self._ranks.from_first((complete_marker.is_file(), pieces))
+        complete, names = self._ranks.from_first(_pieces(folder, complete_marker) if self._ranks.first else None)
         store = ReferenceStore()
         damaged = store.take(visible(folder / name) for name in names)
         for path, reason in damaged.items():
@@ -94,9 +93,10 @@ class _Precomputation:
             for dataset, some in zip(sets, places, strict=True):
                 self._compute(replace(dataset, keyed=True, place_of=int), some, store, folder)
             written = [name for of_rank in self._ranks.gather(self._written) for name in of_rank]
+            used = set(written).union(*self._ranks.gather(store.used))
             store.take(visible(folder / name) for name in written if name not in self._written)
             if self._ranks.first:
-                publish(complete_marker, json.dumps({"examples": len(store)}) + "\n")
+                publish(complete_marker, json.dumps({"examples": len(store), "pieces": sorted(used)}) + "\n")
         self._events.log(f"reference   knows {len(store)} examples")
         return store
 
@@ -147,6 +147,16 @@ class _Precomputation:
             name = f"{self._events.attempt}-{self._ranks.rank}-{time.time_ns()}.safetensors"
             write(folder / name, fresh)
             self._written.append(name)
+
+
+def _pieces(folder: Path, complete_marker: Path) -> tuple[bool, list[str]]:
+    """Whether all examples of this run are known, and the files to read: then those that some of them are in."""
+    every = sorted(path.name for path in folder.glob("*.safetensors"))
+    try:
+        needed = json.loads(complete_marker.read_text(encoding="utf-8")).get("pieces", every)
+    except (OSError, ValueError, AttributeError):
+        return False, every
+    return (True, needed) if set(needed) <= set(every) else (False, every)
 
 
 def _by_example(values: torch.Tensor, batch: Batch) -> list[torch.Tensor]:

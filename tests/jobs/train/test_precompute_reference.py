@@ -57,6 +57,23 @@ def test_the_reference_is_measured_once_and_shared(job: Jobs, tiny: Recipes) -> 
     assert third.events("reference")[0]["new"] == 24, "another seed, other weights; three steps of eight see no more"
 
 
+def a_file_for_each_batch() -> None:
+    precompute_reference.FLUSH_SECONDS = 0.0
+
+
+def test_later_attempts_read_only_the_files_that_they_need(job: Jobs, tiny: Recipes) -> None:
+    """A run beside this one has computed more than this one needs."""
+    first, second = job("first"), job("second")
+    first.prepare = a_file_for_each_batch
+    assert first.run(tiny(objective="dpo", steps=7)) == [0], first.log()
+    assert second.run(tiny(objective="dpo", steps=1)) == [0], second.log()
+    assert "knows 57 examples" in second.log() and {event["new"] for event in second.events("reference")} == {0}
+    assert second.run(tiny(objective="dpo", steps=1)) == [0], second.log()
+    known = int(second.log().split("knows ")[-1].split()[0])
+    assert 15 <= known < 57, "eight examples of training and seven of evaluation, and what else is in their files"
+    assert second.losses()[1] == [first.losses()[1][0]]
+
+
 @pytest.mark.parametrize("dora", [False, True])
 def test_what_has_learnt_nothing_is_rewarded_for_nothing(job: Jobs, tiny: Recipes, dora: bool) -> None:
     """In half precision too, where DoRA rounds although its adapters add nothing."""
