@@ -282,6 +282,47 @@ def states(folder: Path) -> None:
         print(f"| {name} | {of_model} | {size:,.1f} | {size / WORLD:.2f} | {2 * counts.frozen / 1e9:,.1f} |")
 
 
+PREDICT = """\
+name: answers
+model:
+  vision: {random: {width: 32}}
+  language: {random: {width: 32}}
+data: {input: {format: shapes, limit: 80000}}
+objective: {method: predict, shards: 10000, window: 8, at_once: 400}
+precision: fp32
+resources: {nodes: 1, gpus_per_node: 0, tasks_per_node: 1, memory: 1G, time: 10m}
+"""
+PROGRAM = """\
+#!/bin/bash
+echo "$(basename "$0")" >>"$CALLS"
+case "$(basename "$0") $1" in
+  "sbatch --version") echo "slurm 22.05.8" ;;
+  sbatch*) wc -l <"$CALLS" ;;
+  scontrol*) echo "MaxArraySize = 1001" ;;
+esac
+"""
+
+
+def slurm(folder: Path) -> None:
+    """How often Slurm's programs are called for 10,000 tasks; here they only count."""
+    programs, calls, recipe = folder / "bin", folder / "calls", folder / "answers.yaml"
+    programs.mkdir()
+    recipe.write_text(PREDICT)
+    for name in ("sbatch", "squeue", "sacct", "scontrol", "sinfo"):
+        (programs / name).write_text(PROGRAM)
+        (programs / name).chmod(0o755)
+    own = {"CALLS": str(calls), "MMLAUNCH_RUNS": str(folder / "runs"), "PATH": f"{programs}:{os.environ['PATH']}"}
+    print("| 10,000 tasks | calls of Slurm's programs | s |\n|---|---|---|")
+    for words in (["submit", str(recipe), "--cluster", "slurm"], ["status", "answers"]):
+        calls.write_text("")
+        began = time.monotonic()
+        command = [sys.executable, "-m", "mmlaunch", *words]
+        subprocess.run(command, env={**os.environ, **own}, stdout=subprocess.DEVNULL, check=True)
+        seconds, counts = time.monotonic() - began, Counter(calls.read_text().split())
+        shown = ", ".join(f"{count} {name}" for name, count in sorted(counts.items()))
+        print(f"| `mmlaunch {words[0]}` | {shown} | {seconds:.1f} |", flush=True)
+
+
 def main() -> None:
     sys.addaudithook(_audit)
     print(f"# 256 ranks and 3 million rows, {date.today()}\n")
@@ -292,6 +333,8 @@ def main() -> None:
         rows(folder)
         print()
         states(folder)
+        print()
+        slurm(folder)
 
 
 if __name__ == "__main__":

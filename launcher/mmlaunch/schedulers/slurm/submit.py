@@ -78,8 +78,9 @@ def start(
         raise MachineError(f"sbatch was not started: {error}") from error
     if array is None:
         return {"job": job}
+    of_array = JobPaths(run.job, job_id=job).submitted_pickle
     for index in range(array.tasks):  # ranks of a task look for the callable under the task's number
-        _copy_callable(run, f"{job}_{index}")
+        _copy_callable(run, f"{job}_{index}", of_array)
     return {"job": job, "tasks": array.tasks}
 
 
@@ -149,13 +150,15 @@ def _options(after: Sequence[Dependency], array: Array | None, held: bool) -> li
     return options
 
 
-def _copy_callable(run: RunPaths, job: str) -> None:
-    """Ranks look for the callable under the number of their job. All callables of a run are the same."""
+def _copy_callable(run: RunPaths, job: str, source: Path | None = None) -> None:
+    """Ranks look for the callable under the number of their job. All callables of a run are the same: `source` is one,
+    if it is there; looking for one among those of thousands of tasks takes long."""
     path = JobPaths(run.job, job_id=job).submitted_pickle
     with suppress(FileNotFoundError):  # it was given its name in this moment
         if path.exists():
             return
-        newest = max(run.job.glob("*.pkl"), key=lambda other: other.stat().st_mtime)
+        if source is None or not source.exists():
+            source = max(run.job.glob("*.pkl"), key=lambda other: other.stat().st_mtime)
         aside = path.with_name(f".{path.name}.{os.getpid()}")
-        shutil.copyfile(newest, aside)
+        shutil.copyfile(source, aside)
         aside.replace(path)
