@@ -58,9 +58,12 @@ def first_step(run: RunPaths, attempt: int, step: int = 0) -> ledger.Event:
         time.sleep(0.05)
 
 
+def kill(run: RunPaths, job: str) -> None:
+    os.kill(ranks(run)[3], signal.SIGKILL)
+
+
 def strikes(cluster: SlurmCluster) -> dict[str, tuple[Strike, str]]:
     """What is done to a run, and an option that the run is submitted with."""
-    kill: Strike = lambda run, job: os.kill(ranks(run)[3], signal.SIGKILL)  # noqa: E731
     through_the_queue = {
         "warned (USR2 to the ranks)": lambda run, job: cluster.run("scancel", "--signal=USR2", job),
         "preempted, no grace time": lambda run, job: cluster.run(

@@ -29,6 +29,7 @@ from typing import Any, ClassVar
 
 import safetensors.torch
 import torch
+from tests.jobs.checkpoint.test_background import Weights
 from tests.jobs.conftest import tiny_recipe
 
 from mmjobs.checkpoint.memory_tier import MemoryTier
@@ -104,13 +105,13 @@ class Pretended(Ranks):
         return [max(column) for column in zip(*self.gather(values), strict=True)]
 
 
-class Engine:
+class Engine(Weights):
     """An engine whose files have the names and the number of DeepSpeed's at stage 3, and a few bytes each."""
 
-    layout: ClassVar[dict[str, Any]] = {}
     divided = True
 
     def __init__(self, rank: int) -> None:
+        super().__init__()
         self.rank = rank
 
     def snapshot(self, folder: Path) -> Files:
@@ -122,18 +123,6 @@ class Engine:
     def load(self, folder: Path) -> None:
         for path in self.snapshot(folder):
             path.read_bytes()
-
-    def weights_to_keep(self) -> None:
-        return None
-
-    def kept_as(self, name: str | None) -> None:
-        return None
-
-    def convert(self, folder: Path, converted: Path) -> Iterator[None]:
-        return iter(())
-
-    def load_converted(self, folder: Path, converted: Path) -> None:
-        self.load(folder)
 
 
 OPERATIONS: Counter[str] = Counter()

@@ -15,7 +15,7 @@ import platform
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import date
 from functools import partial
 from pathlib import Path
@@ -37,9 +37,32 @@ SHAPE: dict[str, Any] = {
 }  # fmt: skip
 
 
+def bare(learner: Any, steps: Sequence[Callable[[Any], Any]]) -> list[float]:
+    """The seconds of each step of a bare loop; each step begins with a function that gives its only micro-batch."""
+    engine, objective, seconds = learner.engine, learner.objective, []
+    for number, next_batches in enumerate(steps):
+        began = time.perf_counter()
+        (batch,) = next_batches(lambda: None)
+        units = objective.units(batch)
+        engine._engine.train()
+        engine._engine.set_gradient_accumulation_boundary(True)
+        output = engine._engine(objective, batch)
+        loss = sum(total / units[name] for name, total in output.losses.items())
+        engine._engine.backward(loss, scale_wrt_gas=False)
+        engine._engine.step()
+        if number % 10 == 0:
+            float(loss)
+        seconds.append(time.perf_counter() - began)
+    return seconds
+
+
+def one(ready: Any, check: Any) -> Any:
+    """A batch that lies ready."""
+    return ready
+
+
 def watch(result: str) -> None:
     """In a rank: let the trainer and the bare loop take turns, and write down what each step took."""
-    from mmjobs.train.learner import ObjectiveLearner
     from mmjobs.train.trainer import Trainer
 
     plain = Trainer._step
@@ -50,31 +73,13 @@ def watch(result: str) -> None:
     last = [0.0]
     next_step: Any = None
 
-    def bare(trainer: Trainer, fresh: bool) -> None:
-        learner = trainer.learner
-        assert isinstance(learner, ObjectiveLearner)
-        engine, objective = learner.engine, learner.objective
-        for number, ready in enumerate(batches):
-            began = time.perf_counter()
-            (batch,) = next_step(lambda: None) if fresh else ready
-            units = objective.units(batch)
-            engine._engine.train()
-            engine._engine.set_gradient_accumulation_boundary(True)
-            output = engine._engine(objective, batch)
-            loss = sum(total / units[name] for name, total in output.losses.items())
-            engine._engine.backward(loss, scale_wrt_gas=False)
-            engine._engine.step()
-            if number % 10 == 0:
-                float(loss)
-            taken["bare with a loader" if fresh else "bare"].append(time.perf_counter() - began)
-
     def step(trainer: Trainer) -> None:
         now = time.perf_counter()
         if last[0]:
             taken["trainer"].append(now - last[0])
         if len(batches) == TURN and trainer.state.step % TURN == 0:
-            bare(trainer, fresh=False)
-            bare(trainer, fresh=True)
+            taken["bare"] += bare(trainer.learner, [partial(one, batch) for batch in batches])
+            taken["bare with a loader"] += bare(trainer.learner, [next_step] * TURN)
             now = time.perf_counter()
         last[0] = now
         plain(trainer)
@@ -92,9 +97,10 @@ def watch(result: str) -> None:
 
     def timed_run(trainer: Trainer) -> dict[str, Any]:
         nonlocal next_step
-        next_step = trainer.source.next_step
-        trainer.source.next_step = timed("waits for data", trainer.source.next_step)  # type: ignore[method-assign]
-        trainer.learner.step = timed("learns", trainer.learner.step)  # type: ignore[method-assign]
+        source: Any = trainer.source
+        learner: Any = trainer.learner
+        next_step = source.next_step
+        source.next_step, learner.step = timed("waits for data", next_step), timed("learns", learner.step)
         done: dict[str, Any] = run(trainer)
         Path(result).write_text(json.dumps({name: statistics.median(values) for name, values in taken.items()}))
         return done
@@ -120,12 +126,12 @@ def main() -> None:
             folder.mkdir()
             job.prepare = partial(watch, str(result))
             assert job.run(tiny_recipe(**{**SHAPE, **changes})) == [0], job.log()
-            found = {key: 1000 * value for key, value in json.loads(result.read_text()).items()}
-            rest = found["trainer"] - found["waits for data"] - found["learns"]
-            numbers = [found["bare"], found["bare with a loader"], found["trainer"]]
+            medians = {key: 1000 * value for key, value in json.loads(result.read_text()).items()}
+            rest = medians["trainer"] - medians["waits for data"] - medians["learns"]
+            numbers = [medians["bare"], medians["bare with a loader"], medians["trainer"]]
             shown = [f"{value:.2f}" for value in numbers]
-            shown += [", ".join(f"{found['trainer'] / value:.2f}" for value in numbers[:2])]
-            shown += [f"{value:.2f}" for value in (found["waits for data"], found["learns"], rest)]
+            shown += [", ".join(f"{medians['trainer'] / value:.2f}" for value in numbers[:2])]
+            shown += [f"{value:.2f}" for value in (medians["waits for data"], medians["learns"], rest)]
             print(f"| {title} | {' | '.join(shown)} |", flush=True)
 
 

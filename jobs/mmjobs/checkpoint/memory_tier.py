@@ -68,9 +68,8 @@ class MemoryTier:
         """Every node has sealed this step: the ones before are not needed any more."""
         for step in manifest.steps(self.paths.checkpoints) if self.leads else ():
             if step != newest:
-                with suppress(OSError):  # under the name of an unfinished one first: killed in the middle, it is swept
-                    doomed = self.paths.checkpoint(step).rename(manifest.staging(self.paths.checkpoints, step))
-                    shutil.rmtree(doomed, ignore_errors=True)
+                with suppress(OSError):  # it costs memory, and not the run
+                    manifest.delete(self.paths.checkpoints, step)
 
     def newest(self) -> int | None:
         """The newest step of which every node has all that its ranks have saved; called by all ranks together."""
@@ -81,17 +80,17 @@ class MemoryTier:
 
     @contextmanager
     def opened(self, step: int) -> Iterator[CheckpointPaths | None]:
-        """A checkpoint of `newest`. While it is read, the files of rank 0, which all need, are on every node; None if a
-        node has no room for them."""
+        """A checkpoint of `newest`. While it is read, the files of rank 0, which all need, are on every node; None
+        if the memory of a node is full."""
         ranks, checkpoint = self.context.ranks, CheckpointPaths(self.paths.checkpoint(step))
         files: Entries = ranks.from_first(_of_ranks(checkpoint.root)[0] if ranks.first else None)
         brought = self.leads and self.leaders[ranks.rank] != 0
-        no_room = False
+        full = False
         for name, entry in files.items() if any(self.leaders) else ():
-            no_room |= not self._bring(checkpoint.root / name, int(str(entry["bytes"])), brought and not no_room)
+            full |= not self._bring(checkpoint.root / name, int(str(entry["bytes"])), brought and not full)
         try:
-            if ranks.any(no_room):  # when all have asked, nobody still writes what others will read
-                self.context.events.warn("a node has no room to read a checkpoint in memory", step=step)
+            if ranks.any(full):  # all ranks meet here: whatever they are about to read is written
+                self.context.events.warn("a checkpoint in memory cannot be read: that of a node is full", step=step)
                 yield None
             else:
                 yield checkpoint
@@ -109,7 +108,7 @@ class MemoryTier:
     def _whole(self) -> tuple[set[int], list[str]]:
         """The steps of which this node has all that its ranks have saved; and what is wrong with others."""
         manifest.sweep(self.paths.checkpoints)
-        found, rejected = set(), []
+        whole, rejected = set(), []
         for step in manifest.steps(self.paths.checkpoints):
             folder = self.paths.checkpoint(step)
             try:
@@ -118,8 +117,8 @@ class MemoryTier:
                 rejected.append(str(error))
                 continue
             if len(of_ranks) == len(self.leaders) and self._of_this_node(of_ranks).keys() <= here.keys():
-                found.add(step)
-        return found, rejected
+                whole.add(step)
+        return whole, rejected
 
     def _of_this_node(self, of_ranks: Sequence[Entries]) -> Entries:
         """What the ranks of this node have saved."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shutil
 from collections.abc import Collection
 
 from mmjobs.checkpoint.train_state import TrainState
@@ -27,9 +26,7 @@ def prune(paths: RunPaths, settings: Checkpoint, newest: int, rejected: Collecti
     kept |= _best(paths, settings, valid) | users.needed_steps(paths)
     for step in older:
         if step not in kept:
-            # Under the name of an unfinished one first: killed in the middle, it is swept and never mistaken.
-            doomed = paths.checkpoint(step).rename(manifest.staging(paths.checkpoints, step))
-            shutil.rmtree(doomed, ignore_errors=True)
+            manifest.delete(paths.checkpoints, step)
 
 
 def _is_whole(paths: RunPaths, step: int) -> bool:

@@ -99,7 +99,7 @@ class CheckpointWriter:
             self._memory.forget()
 
     def _begin(self, state: TrainState, memory: MemoryTier | None = None) -> bool:
-        """Copy the state, and let its files be written; False where there is no room."""
+        """Copy the state, and let its files be written; False where the disk is full."""
         started = time.monotonic()
         folder = manifest.staging((memory.paths if memory else self._paths).checkpoints, state.step)
         offered = {name: engine.weights_to_keep() for name, engine in self._engines.items()}
@@ -189,7 +189,7 @@ class CheckpointWriter:
         if saving.memory is not None:
             saving.memory.forget()
             self._memory = None
-            what = f"no more checkpoints in memory: {why or 'another node has no room'}"
+            what = f"no more checkpoints in memory: {why or 'that of another node is full'}"
             self._context.events.warn(what, step=saving.step)
             return
         if self._ranks.first:

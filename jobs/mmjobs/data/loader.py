@@ -118,8 +118,8 @@ def batches(examples: Examples, order: Iterable[list[int]], workers: int) -> Ite
         worker_init_fn=begin_worker,
         generator=torch.Generator(),  # its own: the loader draws a seed, and the run's RNG must not move for it
     )
-    found = _named(iter(loader))
-    return (parcel.open() for parcel in found) if workers else found
+    results = _named(iter(loader))
+    return (parcel.open() for parcel in results) if workers else results
 
 
 class WorkerDied(RuntimeError):

@@ -59,7 +59,7 @@ class ReferenceStore:
 
     @property
     def used(self) -> set[str]:
-        """The names of the files in which somebody has looked for an example, and found it."""
+        """The names of the files that hold an example which somebody has looked up."""
         return {self._names[number] for number in self._used} - {""}
 
     def add(self, values: Mapping[bytes, torch.Tensor], name: str = "") -> None:

@@ -251,9 +251,9 @@ class Engine:
         """Refuse a checkpoint that lacks a weight: it would keep its first value, and nobody would notice."""
         if self.sharded:  # each rank looks at what it saved
             own = frozen_weights.of_rank(weights, self._ranks.rank)
-            saved = set().union(*self._ranks.gather(frozen_weights.names([own] if own.is_file() else [])))
+            saved = set().union(*self._ranks.gather(frozen_weights.names_in([own] if own.is_file() else [])))
         else:
-            saved = frozen_weights.names([weights])
+            saved = frozen_weights.names_in([weights])
         frozen = set() if frozen_weights.named_by(weights) is None else self._frozen.keys()
         missing = sorted(self.network.state_dict().keys() - saved - frozen)
         if missing:

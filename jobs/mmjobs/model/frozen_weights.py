@@ -80,13 +80,13 @@ def of_rank(weights: Path, rank: int | str) -> Path:
     return weights if rank == 0 else weights.with_name(f"{weights.stem}-{rank}{weights.suffix}")
 
 
-def names(paths: Iterable[Path]) -> set[str]:
+def names_in(paths: Iterable[Path]) -> set[str]:
     """The names of the weights in some files."""
-    found: set[str] = set()
+    names: set[str] = set()
     for path in paths:
         with safetensors.safe_open(path, "pt") as file:
-            found |= set(file.keys())
-    return found
+            names |= set(file.keys())
+    return names
 
 
 def read(weights: Path) -> dict[str, torch.Tensor]:

@@ -43,7 +43,7 @@ class DatasetSource:
         self._waited, self._since = 0.0, time.monotonic()
 
     def metrics(self) -> dict[str, float]:
-        """The share of the time, since it was last asked for, in which the training waited for batches."""
+        """The share of the time, since the last log line, in which the training waited for batches."""
         now = time.monotonic()
         share = self._waited / max(now - self._since, 1e-9)
         self._waited, self._since = 0.0, now

@@ -147,6 +147,12 @@ def newest(checkpoints: Path, contents: bool = True, below: float = math.inf) ->
     return None, rejected
 
 
+def delete(checkpoints: Path, step: int) -> None:
+    """Delete a checkpoint: under the name of an unfinished one first, so that what a kill leaves of it is swept."""
+    doomed = checkpoint_in(checkpoints, step).rename(staging(checkpoints, step))
+    shutil.rmtree(doomed, ignore_errors=True)
+
+
 def sweep(checkpoints: Path) -> None:
     """Remove what killed writers left half-made. Only the one job of a run may call it, at its start."""
     for path in all_staging_in(checkpoints):

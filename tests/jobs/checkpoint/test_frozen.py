@@ -33,7 +33,7 @@ def store(run: Any) -> Path:
 def own_names(run: Any, step: int) -> set[str]:
     """What a checkpoint itself holds of the model."""
     weights = CheckpointPaths(run.paths.checkpoint(step)).engine("model") / "model.safetensors"
-    return frozen_weights.names(frozen_weights.files(weights))
+    return frozen_weights.names_in(frozen_weights.files(weights))
 
 
 @pytest.mark.parametrize("stage", [*(pytest.param(stage, marks=pytest.mark.nightly) for stage in (0, 1, 2)), 3])

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import shutil
-import signal
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from tests.jobs.kills import kill_at
 
 from mmlaunch.recipe import Recipe
 from mmlaunch.run import manifest
@@ -20,33 +18,12 @@ from mmlaunch.run.paths import RunPaths
 
 Jobs = Callable[[str], Any]
 Recipes = Callable[..., Recipe]
+Unbroken = dict[tuple[str, int, int | None], tuple[Any, Any]]
 TWO_NODES = {"SLURMD_NODENAME": "node{rank}"}
 SETTINGS: dict[str, Any] = {
     "steps": 12, "model__dropout": 0.2, "checkpoint": {"every": "1000 steps", "memory_every": 3, "background": False},
     "resources__tasks_per_node": 2,
 }  # fmt: skip
-
-
-def _die_at(place: str, count: int, rank: int) -> None:
-    """In a rank: die by SIGKILL at the `count`-th call of a function, `module:Class.name`."""
-    module, _, path = place.partition(":")
-    *parents, name = path.split(".")
-    owner: Any = importlib.import_module(module)
-    for parent in parents:
-        owner = getattr(owner, parent)
-    plain, calls = getattr(owner, name), [0]
-
-    def deadly(*values: Any, **named: Any) -> Any:
-        calls[0] += 1
-        if calls[0] == count and int(os.environ["RANK"]) == rank:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return plain(*values, **named)
-
-    setattr(owner, name, deadly)
-
-
-def die_at(place: str, count: int, rank: int = 1) -> Callable[[], None]:
-    return partial(_die_at, place, count, rank)
 
 
 STEP = "mmjobs.engine.engine:Engine.step"
@@ -64,18 +41,18 @@ def parents(memory: RunPaths) -> None:
 
 
 @pytest.fixture(scope="module")
-def unbroken() -> dict[Any, Any]:
+def unbroken() -> Unbroken:
     """The losses and the weights of runs that nothing stops, by stage and method."""
     return {}
 
 
-def expected(job: Jobs, recipe: Recipe, unbroken: dict[Any, Any]) -> tuple[Any, Any]:
+def expected(job: Jobs, recipe: Recipe, unbroken: Unbroken) -> tuple[Any, Any]:
     key = (recipe.objective.method, recipe.deepspeed.stage, recipe.steps)
     if key not in unbroken:
         whole = job("whole")
         assert whole.run(recipe, 2) == [0, 0], whole.log()
         unbroken[key] = whole.losses(), whole.weights(recipe.steps)
-    return unbroken[key]  # type: ignore[no-any-return]
+    return unbroken[key]
 
 
 def check(run: Any, wanted: tuple[Any, Any]) -> None:
@@ -99,11 +76,11 @@ def tiers(run: Any) -> list[tuple[int, str]]:
     ],
 )
 def test_a_killed_rank_loses_steps_and_no_bit(
-    job: Jobs, tiny: Recipes, memory: RunPaths, unbroken: dict[Any, Any], stage: int, nodes: int
+    job: Jobs, tiny: Recipes, memory: RunPaths, unbroken: Unbroken, stage: int, nodes: int
 ) -> None:
     recipe, run = tiny(**SETTINGS, deepspeed__stage=stage), job("run")
     place = {"MMLAUNCH_MEMORY": str(memory.root), **(TWO_NODES if nodes == 2 else {})}
-    run.prepare = die_at(STEP, 9)
+    run.prepare = kill_at(STEP, 9, rank=1)
     assert run.run(recipe, 2, **place) != [0, 0], "it was to be killed"
     assert run.saved() == [], "nothing is on the disk"
     run.prepare = None
@@ -122,14 +99,12 @@ PHASES = {
 
 @pytest.mark.nightly
 @pytest.mark.parametrize("phase", PHASES)
-def test_killed_while_it_is_saved(
-    job: Jobs, tiny: Recipes, memory: RunPaths, unbroken: dict[Any, Any], phase: str
-) -> None:
+def test_killed_while_it_is_saved(job: Jobs, tiny: Recipes, memory: RunPaths, unbroken: Unbroken, phase: str) -> None:
     """One node has the newer step, the other one only the step before."""
     settings = {**SETTINGS, "checkpoint": {"every": "1000 steps", "memory_every": 3}}
     recipe, run, (place, count, step) = tiny(**settings, deepspeed__stage=1), job("run"), PHASES[phase]
     environment = {"MMLAUNCH_MEMORY": str(memory.root), **TWO_NODES}
-    run.prepare = die_at(place, count)
+    run.prepare = kill_at(place, count, rank=1)
     assert run.run(recipe, 2, **environment) != [0, 0], "it was to be killed"
     run.prepare = None
     assert run.run(recipe, 2, **environment) == [0, 0], run.log()
@@ -138,12 +113,12 @@ def test_killed_while_it_is_saved(
 
 
 @pytest.mark.nightly
-def test_killed_while_it_is_read(job: Jobs, tiny: Recipes, memory: RunPaths, unbroken: dict[Any, Any]) -> None:
+def test_killed_while_it_is_read(job: Jobs, tiny: Recipes, memory: RunPaths, unbroken: Unbroken) -> None:
     """What was brought to a node is no part of its checkpoint: that one is not believed any more."""
     recipe, run = tiny(**SETTINGS, deepspeed__stage=1), job("run")
     environment = {"MMLAUNCH_MEMORY": str(memory.root), **TWO_NODES}
     for place, count in ((STEP, 9), ("mmjobs.checkpoint.resume:_load", 1)):
-        run.prepare = die_at(place, count)
+        run.prepare = kill_at(place, count, rank=1)
         assert run.run(recipe, 2, **environment) != [0, 0], "it was to be killed"
     run.prepare = None
     assert run.run(recipe, 2, **environment) == [0, 0], run.log()
@@ -151,7 +126,7 @@ def test_killed_while_it_is_read(job: Jobs, tiny: Recipes, memory: RunPaths, unb
     check(run, expected(job, recipe, unbroken))
 
 
-def _no_room() -> None:
+def _too_large() -> None:
     from mmjobs.checkpoint import memory_tier
 
     def refuse(path: Path, begin: int) -> bytes:
@@ -161,8 +136,8 @@ def _no_room() -> None:
 
 
 @pytest.mark.nightly
-def test_a_node_without_room_for_what_is_brought_reads_from_the_disk(
-    job: Jobs, tiny: Recipes, memory: RunPaths, unbroken: dict[Any, Any], tmp_path: Path
+def test_a_node_whose_memory_is_full_reads_from_the_disk(
+    job: Jobs, tiny: Recipes, memory: RunPaths, unbroken: Unbroken, tmp_path: Path
 ) -> None:
     settings = {**SETTINGS, "checkpoint": {"every": "4 steps", "memory_every": 3, "background": False}}
     recipe, run = tiny(**settings, deepspeed__stage=1), job("run")
@@ -172,24 +147,24 @@ def test_a_node_without_room_for_what_is_brought_reads_from_the_disk(
         pytest.skip("a small memory can be mounted by root only")
     try:
         environment = {"MMLAUNCH_MEMORY": str(memory.root), **TWO_NODES}
-        run.prepare = die_at(STEP, 8)
+        run.prepare = kill_at(STEP, 8, rank=1)
         assert run.run(recipe, 2, **environment) != [0, 0], "it was to be killed"
-        run.prepare = _no_room  # each file of rank 0 is larger than that memory
+        run.prepare = _too_large  # each file of rank 0 is larger than that memory
         assert run.run(recipe, 2, **environment) == [0, 0], run.log()
     finally:
         os.system(f"umount {small}")
-    assert tiers(run) == [(4, "disk")] and "no room to read a checkpoint in memory" in run.log()
+    assert tiers(run) == [(4, "disk")] and "a checkpoint in memory cannot be read" in run.log()
     check(run, expected(job, recipe, unbroken))
 
 
 def test_damage_of_any_file_is_found(
-    job: Jobs, tiny: Recipes, memory: RunPaths, unbroken: dict[Any, Any], tmp_path: Path
+    job: Jobs, tiny: Recipes, memory: RunPaths, unbroken: Unbroken, tmp_path: Path
 ) -> None:
     """The run then goes on from the disk."""
     settings = {**SETTINGS, "checkpoint": {"every": "4 steps", "memory_every": 3, "background": False}}
     recipe, run = tiny(**settings, deepspeed__stage=1), job("run")
     environment = {"MMLAUNCH_MEMORY": str(memory.root), **TWO_NODES}
-    run.prepare = die_at(STEP, 8)
+    run.prepare = kill_at(STEP, 8, rank=1)
     assert run.run(recipe, 2, **environment) != [0, 0], "it was to be killed"
     assert run.saved() == [4]
     kept = [RunPaths(memory.root / f"node{rank}").checkpoint(6) for rank in (0, 1)]

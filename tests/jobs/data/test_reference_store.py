@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -20,10 +21,10 @@ def piece(number: int, lengths: dict[bytes, int]) -> dict[bytes, torch.Tensor]:
 
 @given(pieces=PIECES, strange=KEYS)
 def test_it_knows_what_a_dictionary_would(
-    pieces: list[dict[bytes, int]], strange: bytes, tmp_path_factory: object
+    pieces: list[dict[bytes, int]], strange: bytes, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     """Pieces are computed here, or read; of a key that is in several, the newest values count."""
-    folder = tmp_path_factory.mktemp("pieces")  # type: ignore[attr-defined]
+    folder = tmp_path_factory.mktemp("pieces")
     store, known = ReferenceStore(), dict[bytes, torch.Tensor]()
     for number, lengths in enumerate(pieces):
         values = piece(number, lengths)
@@ -36,8 +37,8 @@ def test_it_knows_what_a_dictionary_would(
         assert all(key in store for key in known), "also between the pieces"
     assert len(store) == len(known) and (strange in store) == (strange in known)
     for key, wanted in known.items():
-        found = store.get(key)
-        assert found is not None and torch.equal(found, wanted)
+        value = store.get(key)
+        assert value is not None and torch.equal(value, wanted)
 
 
 def test_only_files_that_somebody_needs_are_named(tmp_path: Path) -> None:

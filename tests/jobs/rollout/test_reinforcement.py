@@ -9,11 +9,11 @@ import os
 import signal
 import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.jobs.kills import kill_at
 
 from mmjobs.model.toys import models as toys
 from mmjobs.model.toys import tokenizers
@@ -129,28 +129,6 @@ def test_other_estimators_and_losses_run(runs: Any, tiny: Recipes, name: str) ->
     assert "remax" not in name or max(one["reward_missing"] for one in measured.values()) > 0.1
 
 
-def _kill_at(place: str, count: int) -> Callable[[], None]:
-    """In a rank: die by SIGKILL at the `count`-th call of a function, `module:Class.name`."""
-    return partial(_arm, place, count)
-
-
-def _arm(place: str, count: int) -> None:
-    module, _, path = place.partition(":")
-    *parents, name = path.split(".")
-    owner: Any = importlib.import_module(module)
-    for parent in parents:
-        owner = getattr(owner, parent)
-    plain, calls = getattr(owner, name), [0]
-
-    def deadly(*values: Any, **named: Any) -> Any:
-        calls[0] += 1
-        if calls[0] == count:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return plain(*values, **named)
-
-    setattr(owner, name, deadly)
-
-
 PLACES = {
     "generation": ("mmjobs.rollout.collect:generate", 4),
     "between tokens": ("mmjobs.model.generate:draw", 40),
@@ -198,7 +176,7 @@ def test_killed_anywhere_it_goes_on_bit_for_bit(
         assert whole.run(recipe, 2) == [0, 0], whole.log()
         unbroken[key] = steps(whole)
     run = runs("run")
-    run.prepare = _kill_at(*PLACES[place])
+    run.prepare = kill_at(*PLACES[place])
     assert run.run(recipe, 2) != [0, 0], "it was to be killed"
     run.prepare = None
     assert run.run(recipe, 2) == [0, 0], run.log()
@@ -225,7 +203,7 @@ def test_killed_it_goes_on_from_memory(
         unbroken["ppo 0"] = steps(whole)
     run, memory = runs("run"), str(tmp_path / "shm" / "run")
     Path(memory).parent.parent.mkdir(exist_ok=True)
-    run.prepare = _kill_at(PLACES[place][0], count)
+    run.prepare = kill_at(PLACES[place][0], count)
     assert run.run(recipe, 2, MMLAUNCH_MEMORY=memory) != [0, 0], "it was to be killed"
     run.prepare = None
     assert run.run(recipe, 2, MMLAUNCH_MEMORY=memory) == [0, 0], run.log()
@@ -277,7 +255,7 @@ def test_another_world_goes_on_with_the_same_prompts(runs: Any, tiny: Recipes) -
     recipe = rl(tiny, "ppo", resources__tasks_per_node=2, batch__micro=4, checkpoint__every=[3])
     whole, run = runs("whole"), runs("run")
     assert whole.run(recipe, 2) == [0, 0], whole.log()
-    run.prepare = _kill_at(*PLACES["update"])
+    run.prepare = kill_at(*PLACES["update"])
     assert run.run(recipe, 2) != [0, 0]
     run.prepare = None
     assert run.run(rl(tiny, "ppo", batch__micro=4, checkpoint__every=[3])) == [0], run.log()
