@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mmlaunch.errors import MmlaunchError, UserError
-from mmlaunch.load import Loaded, load_recipe, rundir
-from mmlaunch.load.pipeline import is_pipeline, load_pipeline
+from mmlaunch.load import Loaded, find_run, load_recipe, rundir
+from mmlaunch.load.pipeline import load_pipeline
+from mmlaunch.load.recipe import is_pipeline
 from mmlaunch.monitor import pipeline as pipelines
 from mmlaunch.monitor import status, watch
 from mmlaunch.monitor.shards import LIVE
@@ -51,7 +52,7 @@ def submit(recipe: Loaded | str | Path, cluster: str | None = None) -> Run:
 
 def find(name: str | Path) -> Run:
     """A run, a pipeline or a sweep by its name, the beginning of it, its directory, or `last`."""
-    return Run(rundir.resolve_any(str(name)))
+    return Run(find_run.resolve_any(str(name)))
 
 
 def runs() -> list[Run]:

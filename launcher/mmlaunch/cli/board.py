@@ -9,7 +9,7 @@ import click
 
 from mmlaunch.cli import options
 from mmlaunch.errors import MmlaunchError
-from mmlaunch.load import rundir
+from mmlaunch.load import find_run, rundir
 from mmlaunch.monitor import tensorboard
 from mmlaunch.recipe import resolved
 from mmlaunch.run import pipeline
@@ -49,7 +49,7 @@ def _chosen(names: tuple[str, ...]) -> Callable[[], Iterable[RunPaths]]:
         if not any(tensorboard.has_curves(run) for run in rundir.all_runs(folder)):
             raise MmlaunchError(f"no run in {folder} has curves yet; next: mmlaunch status")
         return lambda: rundir.all_runs(folder)
-    runs = [run for name in names for run in _members(rundir.resolve_any(name))]
+    runs = [run for name in names for run in _members(find_run.resolve_any(name))]
     empty = [run for run in runs if not tensorboard.has_curves(run)]
     if len(empty) == len(runs):
         raise MmlaunchError(f"{_without(empty[0])}; next: mmlaunch status {empty[0].name}")
@@ -65,7 +65,7 @@ def _without(run: RunPaths) -> str:
 
 
 def _described(names: tuple[str, ...]) -> str:
-    return ", ".join(rundir.resolve_any(name).name for name in names) or f"all runs in {rundir.runs_folder()}"
+    return ", ".join(find_run.resolve_any(name).name for name in names) or f"all runs in {rundir.runs_folder()}"
 
 
 def _members(run: RunPaths) -> list[RunPaths]:

@@ -11,7 +11,7 @@ import click
 from mmlaunch.cli import options
 from mmlaunch.cli.columns import show
 from mmlaunch.errors import UserError
-from mmlaunch.load import rundir
+from mmlaunch.load import find_run
 from mmlaunch.recipe import resolved
 from mmlaunch.recipe.check import section_of
 from mmlaunch.recipe.data import Source
@@ -58,7 +58,7 @@ def command(
     scales differ. A preference run is judged by its own log-probabilities, not by their ratio to those of its
     reference, even where these are stored in the run: so they differ from the accuracy and margin in its curves.
     """
-    paths = [rundir.resolve(run) for run in (first, second)]
+    paths = [find_run.resolve(run) for run in (first, second)]
     given = {"format": format, "images": images, "split": split}
     sources = _sources(paths[0], data, {key: value for key, value in given.items() if value is not None}, limit)
     for line in _announced(paths, sources, named=bool(data) or given["format"] == "shapes"):

@@ -8,7 +8,7 @@ import click
 
 from mmlaunch.cli import options
 from mmlaunch.errors import UserError
-from mmlaunch.load import rundir
+from mmlaunch.load import find_run
 from mmlaunch.run import manifest, shards
 from mmlaunch.run.paths import RunPaths
 from mmlaunch.submit import run_task
@@ -34,7 +34,7 @@ Examples:
 @click.option("--no-processor", is_flag=True, help="Leave out what prepares images: you serve them with your own code.")
 def command(run: str, to: Path | None, checkpoint: int | None, merge_lora: bool, no_processor: bool) -> None:
     """Write a checkpoint of RUN as a Hugging Face directory: weights, processor, chat template, model card."""
-    paths = rundir.resolve_whole(run, "results")
+    paths = find_run.resolve_whole(run, "results")
     if shards.is_task(paths):
         raise UserError(f"{paths.name} trains nothing, and has no weights; mmlaunch results {paths.name}")
     if to is None:

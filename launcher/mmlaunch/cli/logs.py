@@ -10,7 +10,7 @@ import click
 
 from mmlaunch.cli import options
 from mmlaunch.errors import UserError
-from mmlaunch.load import rundir
+from mmlaunch.load import find_run
 from mmlaunch.monitor import status
 from mmlaunch.monitor.state import FINAL
 from mmlaunch.run import shards
@@ -33,7 +33,7 @@ _COLOURS = ("cyan", "magenta", "yellow", "green", "blue", "red")
 @click.option("-n", "--lines", type=click.IntRange(min=0), help="Only the last N lines of each rank.")
 def command(run: str, follow: bool, rank: int | None, attempt: int | None, lines: int | None) -> None:
     """Show what the ranks of RUN print, with the rank's number before each line, and what srun prints."""
-    paths = rundir.resolve(run)
+    paths = find_run.resolve(run)
     if shards.is_task(paths):
         _show_shards(paths, rank, lines)
         return

@@ -10,7 +10,7 @@ import click
 
 from mmlaunch.cli import options
 from mmlaunch.load import load_recipe
-from mmlaunch.load.pipeline import is_pipeline, load_pipeline
+from mmlaunch.load.recipe import is_pipeline
 from mmlaunch.recipe.resolved import text_of
 from mmlaunch.schedulers import choose
 from mmlaunch.submit import secrets
@@ -47,7 +47,8 @@ def render(
     if not is_pipeline(recipe):
         _print(prepare(load_recipe(recipe, overrides, also), cluster), what)
         return
-    from mmlaunch.submit import pipeline  # a single recipe does not wait for all that submits runs
+    from mmlaunch.load.pipeline import load_pipeline  # a single recipe does not wait for all of this
+    from mmlaunch.submit import pipeline
 
     chosen = selection or pipeline.Selection()
     whole = pipeline.prepare_pipeline(load_pipeline(recipe, overrides, also), cluster, chosen)

@@ -11,7 +11,7 @@ import click
 from mmlaunch.cli import options
 from mmlaunch.cli.columns import show
 from mmlaunch.errors import UserError
-from mmlaunch.load import rundir
+from mmlaunch.load import find_run
 from mmlaunch.monitor import report, rollouts
 from mmlaunch.recipe.scalars import format_duration
 from mmlaunch.run import shards
@@ -37,7 +37,7 @@ def command(run: str, html: bool, output: str | None, as_json: bool) -> None:
 
     A run of reinforcement learning shows its rollouts too: reward against KL, and some answers of the newest.
     """
-    paths = rundir.resolve_any(run)
+    paths = find_run.resolve_any(run)
     if html or output:
         _write_page(paths, output)
         return

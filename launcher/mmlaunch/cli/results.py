@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from mmlaunch.cli import columns, options
-from mmlaunch.load import rundir
+from mmlaunch.load import find_run
 from mmlaunch.results.merge import Merged, Record, merge
 from mmlaunch.results.page import page
 from mmlaunch.results.pictures import source_of
@@ -38,7 +38,7 @@ def command(run: str, samples: int, as_json: bool) -> None:
     Where answers have scores, evaluation.json and the page evaluation.html are written beside it. The exit code is 1 if
     more rows have failed than objective.max_failed allows.
     """
-    raise SystemExit(show(rundir.resolve_whole(run, "results"), samples, as_json))
+    raise SystemExit(show(find_run.resolve_whole(run, "results"), samples, as_json))
 
 
 def show(run: RunPaths, most: int = SAMPLES, as_json: bool = False) -> int:

@@ -9,7 +9,7 @@ from typing import NoReturn
 import click
 
 from mmlaunch.cli import options
-from mmlaunch.load import rundir
+from mmlaunch.load import find_run
 from mmlaunch.run import shards
 from mmlaunch.run.paths import RunPaths
 from mmlaunch.run.pipeline import is_pipeline
@@ -34,7 +34,7 @@ def command(run: str, overrides: tuple[str, ...], cluster: str | None, follow: b
 
     A run of another version of mmlaunch is resumed by the launcher in its own snapshot of the code.
     """
-    paths = rundir.resolve_whole(run, "resume", pipelines=True)
+    paths = find_run.resolve_whole(run, "resume", pipelines=True)
     if is_pipeline(paths):
         _resume_pipeline(paths, overrides, cluster, follow)
         return

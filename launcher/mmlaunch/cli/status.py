@@ -13,7 +13,7 @@ import click
 from mmlaunch.cli import options
 from mmlaunch.cli.columns import show
 from mmlaunch.cli.graph import drawn, others, state_of
-from mmlaunch.load import rundir
+from mmlaunch.load import find_run, rundir
 from mmlaunch.monitor import pipeline as monitor
 from mmlaunch.monitor import status
 from mmlaunch.monitor.pipeline import View
@@ -42,7 +42,7 @@ _COLOURS = {
 @options.as_json
 def command(run: tuple[str, ...], newest: int | None, watch: bool, as_json: bool) -> None:
     """Where each RUN stands (all runs, if none is named) and what happens next. Of a pipeline, the graph is drawn."""
-    paths = [rundir.resolve_any(name) for name in run]
+    paths = [find_run.resolve_any(name) for name in run]
     paths = paths or list(rundir.all_runs(rundir.runs_folder(), pipelines=True))
     whole = [path for path in paths if is_pipeline(path)]
     stages = {stage.run for path in whole for stage in pipeline.read(path).stages} if not run else set[str]()

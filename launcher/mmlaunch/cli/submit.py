@@ -15,7 +15,7 @@ from mmlaunch.cli.columns import wrapped
 from mmlaunch.errors import RecipeError
 from mmlaunch.load import Loaded, load_recipe
 from mmlaunch.load.cluster import gigabytes
-from mmlaunch.load.pipeline import is_pipeline
+from mmlaunch.load.recipe import is_pipeline
 from mmlaunch.recipe import Recipe
 from mmlaunch.recipe.inference import Inference
 from mmlaunch.schedulers import choose

@@ -9,7 +9,8 @@ import click
 
 from mmlaunch.cli.columns import show
 from mmlaunch.cli.graph import drawn, others
-from mmlaunch.load.pipeline import is_pipeline, load_pipeline
+from mmlaunch.load.pipeline import load_pipeline
+from mmlaunch.load.recipe import is_pipeline
 from mmlaunch.schedulers import choose
 from mmlaunch.submit.pipeline import PreparedPipeline, Selection, submit_pipeline, submit_prepared
 from mmlaunch.submit.sweep import prepare_sweep

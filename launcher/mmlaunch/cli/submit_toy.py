@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mmlaunch.cli.columns import show
-from mmlaunch.load.pipeline import is_pipeline
+from mmlaunch.load.recipe import is_pipeline
 from mmlaunch.submit import toy
 from mmlaunch.submit.pipeline import PreparedPipeline, Selection, prepare_pipeline, submit_pipeline
 from mmlaunch.submit.prepare import Prepared, prepare

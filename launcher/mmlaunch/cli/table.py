@@ -10,7 +10,7 @@ import click
 
 from mmlaunch.cli import options
 from mmlaunch.cli.columns import show
-from mmlaunch.load import rundir
+from mmlaunch.load import find_run
 from mmlaunch.monitor import gains, table
 from mmlaunch.monitor.table import Row, Table
 
@@ -25,7 +25,7 @@ from mmlaunch.monitor.table import Row, Table
 @options.as_json
 def command(run: tuple[str, ...], metric: str | None, as_csv: bool, as_json: bool) -> None:
     """A row for each point of a sweep (or each RUN): its values, its state, what it measured; the best is named."""
-    whole = table.of([rundir.resolve_any(name) for name in run], metric)
+    whole = table.of([find_run.resolve_any(name) for name in run], metric)
     if as_json:
         best = whole.best.name if whole.best else None
         rows = [row.as_json() for row in whole.rows]

@@ -14,7 +14,7 @@ from mmlaunch.cli import options
 from mmlaunch.errors import MmlaunchError, Problem, RecipeError
 from mmlaunch.estimate.knowable import contradictions
 from mmlaunch.load import Loaded, load_recipe, reward_functions
-from mmlaunch.load.pipeline import is_pipeline
+from mmlaunch.load.recipe import is_pipeline
 from mmlaunch.load.reward_functions import Folders
 from mmlaunch.recipe.capability import unsupported
 

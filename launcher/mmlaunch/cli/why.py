@@ -7,7 +7,7 @@ import json
 import click
 
 from mmlaunch.cli import options
-from mmlaunch.load import rundir
+from mmlaunch.load import find_run
 from mmlaunch.monitor import why
 from mmlaunch.run.pipeline import is_pipeline
 
@@ -17,7 +17,7 @@ from mmlaunch.run.pipeline import is_pipeline
 @options.as_json
 def command(run: str, as_json: bool) -> None:
     """What ended RUN, what shows it, what was done about it, and what to type next."""
-    paths = rundir.resolve_any(run)
+    paths = find_run.resolve_any(run)
     story = why.of_pipeline(paths) if is_pipeline(paths) else why.of(paths)
     if as_json:
         click.echo(json.dumps(story.as_json(), indent=2))

@@ -69,18 +69,6 @@ class _Written:
     overrides: tuple[str, ...]
 
 
-def is_pipeline(path: str | Path) -> bool:
-    """Whether a file, or one that it extends, has stages. A file that cannot be read is left to whoever loads it."""
-    try:
-        file = find(str(path))
-        node = read_file(file, problems=[])
-        if node.child("objective") is None and node.child("extends") is not None and node.child("stages") is None:
-            node = extended(node, file, [])
-    except (RecipeError, OSError):
-        return False
-    return node.child("stages") is not None
-
-
 def load_pipeline(path: str | Path, overrides: Sequence[str] = (), also: Also = lambda data: ()) -> LoadedPipeline:
     """Read and validate all stages; raises `RecipeError` with the problems of all of them."""
     file, problems = find(str(path)), list[Problem]()

@@ -47,6 +47,18 @@ class Loaded:
         return RecipeError([_placed(problem, self.node) for problem in problems])
 
 
+def is_pipeline(path: str | Path) -> bool:
+    """Whether a file, or one that it extends, has stages. A file that cannot be read is left to whoever loads it."""
+    try:
+        file = find(str(path))
+        node = read_file(file, problems=[])
+        if node.child("objective") is None and node.child("extends") is not None and node.child("stages") is None:
+            node = extended(node, file, [])
+    except (RecipeError, OSError):
+        return False
+    return node.child("stages") is not None
+
+
 def load_recipe(path: str | Path, overrides: Sequence[str] = (), also: Also = lambda data: ()) -> Loaded:
     """Read, merge and validate; raises `RecipeError` with every problem and its place."""
     file = find(str(path))

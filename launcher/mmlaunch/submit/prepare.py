@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mmlaunch.estimate.knowable import contradictions
 from mmlaunch.load import Loaded, rundir, trained
 from mmlaunch.load.reward_functions import Folders
 from mmlaunch.run.paths import RunPaths
-from mmlaunch.run.pipeline import Membership
-from mmlaunch.run.shards import Definition
 from mmlaunch.schedulers import choose
 from mmlaunch.submit import plan as plans
 from mmlaunch.submit.plan import Plan
 from mmlaunch.submit.render import Renderer
+
+if TYPE_CHECKING:
+    from mmlaunch.run.pipeline import Membership
+    from mmlaunch.run.shards import Definition
 
 
 @dataclass(frozen=True)

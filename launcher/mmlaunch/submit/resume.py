@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mmlaunch.errors import MachineError, UserError
-from mmlaunch.load import reward_functions, rundir
+from mmlaunch.load import find_run, reward_functions
 from mmlaunch.load.cluster import Cluster
 from mmlaunch.load.overrides import apply
 from mmlaunch.load.recipe import Loaded, validated
@@ -40,7 +40,7 @@ def resume(name: str, overrides: Sequence[str], cluster_name: str | None, held: 
 
     A stage whose needs are not done is submitted `held`, and so is any stage of a pipeline that is resumed as a whole.
     """
-    run = rundir.resolve(name)
+    run = find_run.resolve(name)
     events = ledger.skim(run.events)  # before the state: whatever is submitted later, `own` notices
     now = status.of(run, whole=True)
     if not now.final and now.state != "lost":

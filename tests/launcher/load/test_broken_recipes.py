@@ -15,7 +15,7 @@ import yaml
 from mmlaunch.errors import RecipeError
 from mmlaunch.estimate.knowable import contradictions
 from mmlaunch.load import load_recipe
-from mmlaunch.load.pipeline import is_pipeline
+from mmlaunch.load.recipe import is_pipeline
 from mmlaunch.recipe import resolved
 from mmlaunch.recipe.check import recipe_of
 from mmlaunch.schedulers import choose

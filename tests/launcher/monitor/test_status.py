@@ -20,7 +20,7 @@ from tests.conftest import SMALL
 
 from mmlaunch.cli import group
 from mmlaunch.errors import RunNotFound
-from mmlaunch.load import rundir
+from mmlaunch.load import find_run, rundir
 from mmlaunch.monitor import report, status, why
 from mmlaunch.monitor.state import Status
 from mmlaunch.restart import attempt
@@ -210,14 +210,14 @@ def test_runs_are_found_by_what_people_type(tmp_path: Path, monkeypatch: pytest.
     ]
     for typed, name in (("sft", "sft-1120-cccc"), ("dpo-1121-bbbb", "dpo-1121-bbbb"), ("cccc", "sft-1120-cccc"),
                         ("last", "dpo-1121-aaaa"), (f"{tmp_path}/sft-1120-cccc", "sft-1120-cccc")):  # fmt: skip
-        assert rundir.resolve(typed).name == name
+        assert find_run.resolve(typed).name == name
     with pytest.raises(RunNotFound, match="fits 3 runs"):
-        rundir.resolve("dpo")
+        find_run.resolve("dpo")
     for nothing in ("ppo", "", "112", "ccc"):  # a variable that is not set must not name the only run there is
         with pytest.raises(RunNotFound, match="the newest are dpo-1121-aaaa"):
-            rundir.resolve(nothing)
+            find_run.resolve(nothing)
     with pytest.raises(RunNotFound, match="not a run directory"):
-        rundir.resolve(f"{tmp_path}/not-a-run")
+        find_run.resolve(f"{tmp_path}/not-a-run")
 
 
 def test_a_narrow_terminal_shows_what_comes_next(tmp_path: Path) -> None:

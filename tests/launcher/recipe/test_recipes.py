@@ -18,7 +18,8 @@ from mmlaunch.cli.schema import schema
 from mmlaunch.errors import RecipeError
 from mmlaunch.load import cluster as clusters
 from mmlaunch.load import load_recipe
-from mmlaunch.load.pipeline import is_pipeline, load_pipeline
+from mmlaunch.load.pipeline import load_pipeline
+from mmlaunch.load.recipe import is_pipeline
 from mmlaunch.recipe import resolved
 from mmlaunch.recipe.capability import unsupported
 from mmlaunch.recipe.check import recipe_of

@@ -18,7 +18,7 @@ from tests.runs import mmlaunch, submit, until
 
 from mmlaunch.cli.results import show
 from mmlaunch.errors import BadInput, MachineError, RecipeError, UserError
-from mmlaunch.load import load_recipe, rundir
+from mmlaunch.load import find_run, load_recipe
 from mmlaunch.monitor import status
 from mmlaunch.run import ledger, manifest, shards
 from mmlaunch.run.paths import RunPaths
@@ -193,7 +193,7 @@ def test_a_task_on_this_machine(tmp_path: Path, own_home: Path, write: Callable[
     run = submit(write(RECIPE))
     assert mmlaunch("results", run.name).returncode != 0
     until(lambda: status.of(run).state == "done", seconds=120)
-    assert rundir.resolve(f"{run.name}/0").root == shards.shard(run, 0).root
+    assert find_run.resolve(f"{run.name}/0").root == shards.shard(run, 0).root
     refused = mmlaunch("resume", run.name, "-s", "objective.sampling.max_new_tokens=8")
     assert refused.returncode == 2 and "were written at submission" in refused.stderr
     with pytest.raises(UserError, match="is done: 1 shard: 1 done"):

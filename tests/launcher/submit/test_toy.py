@@ -15,7 +15,8 @@ from tests.runs import mmlaunch
 
 from mmlaunch.errors import RecipeError
 from mmlaunch.load import load_recipe
-from mmlaunch.load.pipeline import is_pipeline, load_pipeline
+from mmlaunch.load.pipeline import load_pipeline
+from mmlaunch.load.recipe import is_pipeline
 from mmlaunch.recipe import Recipe
 from mmlaunch.submit import toy
 
