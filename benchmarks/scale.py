@@ -265,10 +265,10 @@ def states(folder: Path) -> None:
     print("| 78B at ZeRO stage 3 | trained | frozen | a checkpoint, GB | each rank, GB | `frozen/`, once, GB |")
     print("|---|---|---|---|---|---|")
     for name, changes in (("full", full), ("LoRA, rank 64", lora)):
-        counts = estimate(load_recipe(ROOT / "recipes" / "mpo_internvl25_78b.yaml", changes).recipe).counts
-        size = counts.trained * (2 + 12) / 1e9  # the weights in bf16, and of fp32 a copy and two moments
+        made = estimate(load_recipe(ROOT / "recipes" / "mpo_internvl25_78b.yaml", changes).recipe)
+        counts, size = made.counts, made.saved.checkpoint / 1e9
         of_model = f"{counts.trained / 1e9:.2f} B | {counts.frozen / 1e9:.2f} B"
-        print(f"| {name} | {of_model} | {size:,.1f} | {size / WORLD:.2f} | {2 * counts.frozen / 1e9:,.1f} |")
+        print(f"| {name} | {of_model} | {size:,.1f} | {size / WORLD:.2f} | {made.saved.frozen / 1e9:,.1f} |")
 
 
 PREDICT = """\

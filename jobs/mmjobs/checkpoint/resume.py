@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 
-from mmjobs.checkpoint import random_state
+from mmjobs.checkpoint import keep_frozen, random_state
 from mmjobs.checkpoint.memory_tier import MemoryTier
 from mmjobs.checkpoint.saveable import Engines, Saveable
 from mmjobs.checkpoint.train_state import TrainState
@@ -42,7 +42,7 @@ def _load(
     for name, engine in engines.items():
         _check_layout(state, name, engine)
     for name, engine in engines.items():
-        _mend_frozen(context, checkpoint, name, engine)
+        _check_frozen(context, checkpoint, name, engine)
         if world == ranks.world or not engine.divided:
             engine.load(checkpoint.engine(name))
         else:
@@ -109,24 +109,31 @@ def _check_layout(state: TrainState, name: str, engine: Saveable) -> None:
         raise BadInput(f"step {state.step} was saved with {what}; {right}")
 
 
-def _mend_frozen(context: Context, checkpoint: CheckpointPaths, name: str, engine: Saveable) -> None:
-    """Where the frozen weights of a checkpoint are lost, keep those of the model as it was built, if they are equal."""
-    weights = checkpoint.engine(name) / WEIGHTS
-    damage = context.ranks.from_first(
-        frozen_weights.damage(weights) if context.ranks.first and weights.is_file() else None
-    )
-    if damage is None:
+def _check_frozen(context: Context, checkpoint: CheckpointPaths, name: str, engine: Saveable) -> None:
+    """Raises `BadInput` where the frozen weights of a checkpoint are neither kept whole nor those of the model as it
+    was built now. Lost ones are written again."""
+    weights, ranks = checkpoint.engine(name) / WEIGHTS, context.ranks
+    folder = ranks.from_first(frozen_weights.place(weights) if ranks.first and weights.is_file() else None)
+    if folder is None:
         return
-    built, wrong = engine.weights_to_keep(), None
-    if context.ranks.first and (built is None or frozen_weights.digest(built) != frozen_weights.named_by(weights)):
-        wrong = f"{damage}, and the model as it is built now has other frozen weights than {checkpoint.root.name}"
-        wrong += f" (model.init_from: {context.recipe.model.init_from})" if context.recipe.model.init_from else ""
-    if wrong := context.ranks.from_first(wrong):
-        raise BadInput(f"{wrong}; put one of the two back")
-    if context.ranks.first and built is not None:
-        frozen_weights.keep(context.paths, built)
-    context.ranks.any(False)  # nobody reads before it is written
-    context.events.warn(f"{damage}: it is written again from the model that the run began with", step=0)
+    damage = next(filter(None, ranks.gather(frozen_weights.damage(weights, rank=ranks.rank, world=ranks.world))), None)
+    if damage is None and frozen_weights.is_kept(folder):
+        if ranks.first:
+            frozen_weights.note_whole(folder)
+        return
+    share = engine.weights_to_keep()
+    model = keep_frozen.contents(context, share or {})
+    if frozen_weights.name_of(model) != folder.name:
+        begun = ", ".join(f"{field}: {source}" for field, source in keep_frozen.sources(context.recipe).items())
+        what = damage or f"{folder} has no weights, as checkpoint.keep_base says"
+        wrong = (
+            f"{what}, and the model as it is built now has other frozen weights than {checkpoint.root.name} ({begun})"
+        )
+        raise BadInput(f"{wrong}; put one of the two back" if damage else f"{wrong}; put that model back as it was")
+    if damage is not None and share is not None:
+        if not keep_frozen.keep(context, share, model, keep_frozen.is_too_full):
+            raise DiskFull(f"no room for the frozen weights; make room in {context.paths.frozen} and resume the run")
+        context.events.warn(f"{damage}: it is written again from the model that the run began with", step=0)
 
 
 def _load_divided(context: Context, checkpoint: CheckpointPaths, name: str, engine: Saveable, step: int) -> None:

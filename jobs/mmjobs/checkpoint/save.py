@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from mmjobs.checkpoint import random_state, retention
+from mmjobs.checkpoint import keep_frozen, random_state, retention
 from mmjobs.checkpoint.background import Background, write
 from mmjobs.checkpoint.memory_tier import MemoryTier
 from mmjobs.checkpoint.saveable import Engines
@@ -59,8 +57,6 @@ class CheckpointWriter:
         self._rejected = set(rejected)
         self._memory = memory
         self._saving: Saving | None = None
-        self._kept: dict[str, str] = {}
-        """Under which name the run keeps the frozen weights of each engine."""
         self._bytes = 0
 
     @property
@@ -102,18 +98,12 @@ class CheckpointWriter:
         """Copy the state, and let its files be written; False where the disk is full."""
         started = time.monotonic()
         folder = manifest.staging((memory.paths if memory else self._paths).checkpoints, state.step)
-        offered = {name: engine.weights_to_keep() for name, engine in self._engines.items()}
-        frozen = {name: weights for name, weights in offered.items() if weights is not None}
-        ready = _background(memory, self._prepare, folder, frozen, memory)
-        names = list(frozen)
-        del offered, frozen  # they may be as large as the model
+        ready = _background(memory, self._prepare, folder, memory)
         ready.wait()
         self._saving = Saving(state.step, folder, started, ready, memory)
-        if self._ranks.any(self.writing == FULL):
+        if self._ranks.any(self.writing == FULL) or not self._keep_frozen():
             self.advance(FULL)
             return False
-        for name in names:
-            self._engines[name].kept_as(self._kept.get(name))
         files = self._snapshot(folder, state)
         self._saving.work = _background(memory, write, files, folder, self._saving.files)
         self._saving.stall = time.monotonic() - started
@@ -162,16 +152,30 @@ class CheckpointWriter:
             files[checkpoint.state] = state.text().encode()
         return files
 
-    def _prepare(
-        self, folder: Path, frozen: Mapping[str, Mapping[str, torch.Tensor]], memory: MemoryTier | None
-    ) -> None:
-        """Make the folder, and keep the frozen weights before the first checkpoint that names them."""
+    def _prepare(self, folder: Path, memory: MemoryTier | None) -> None:
         self._context.events.check_owner()
         if memory.leads if memory is not None else self._ranks.first:
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir()
-        if self._ranks.first:
-            self._kept |= {name: frozen_weights.keep(self._paths, weights) for name, weights in frozen.items()}
+
+    def _keep_frozen(self) -> bool:
+        """Keep the frozen weights before the first checkpoint that names them; False where the disk is full."""
+        for engine in self._engines.values():
+            share = engine.weights_to_keep()
+            if share is None:
+                continue
+            model = keep_frozen.contents(self._context, share)
+            if not keep_frozen.keep(self._context, share, model, self._fails):
+                return False
+            engine.kept_as(frozen_weights.name_of(model))
+        return True
+
+    def _fails(self, work: Callable[[], None]) -> bool:
+        """Whether the disk is too full for what is written before the files of a checkpoint."""
+        assert self._saving is not None
+        self._saving.work = _background(self._saving.memory, work)
+        self._saving.work.wait()
+        return self.writing == FULL
 
     def _seal(self, saving: Saving) -> None:
         self._context.events.check_owner()

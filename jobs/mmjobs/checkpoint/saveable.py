@@ -23,10 +23,10 @@ class Saveable(Protocol):
         """Whether each rank saves a part of its own, which other numbers of ranks cannot load as it is."""
 
     def weights_to_keep(self) -> Mapping[str, torch.Tensor] | None:
-        """What no step changes, on rank 0; None if there is nothing, or the run keeps it already."""
+        """This rank's share of what no step changes; None if there is nothing, or the run keeps it already."""
 
-    def kept_as(self, name: str | None) -> None:
-        """The run keeps that; rank 0 has to know under which name."""
+    def kept_as(self, name: str) -> None:
+        """The run keeps that under this name."""
 
     def snapshot(self, folder: Path) -> Files:
         """The files of this rank, in memory; somebody else writes them."""

@@ -108,7 +108,7 @@ class Engine:
         self._frozen = {name: value for name, value in network.named_parameters(remove_duplicate=False)
                         if not value.requires_grad}  # fmt: skip
         self._kept: str | None = None
-        """Under which name the run keeps the frozen weights; rank 0 alone knows it in the attempt that writes them."""
+        """Under which name the run keeps the frozen weights."""
         self._unkept = bool(self._frozen)
         self._has_dropout = has_dropout(network)
         cast_to_half(network, settings)
@@ -195,19 +195,14 @@ class Engine:
 
     @peers()
     def weights_to_keep(self) -> dict[str, torch.Tensor] | None:
-        """The frozen weights, on rank 0; None if there are none, or the run keeps them. All ranks together."""
+        """This rank's share of the frozen weights, for all ranks write them; None if there are none, or the run keeps
+        them already. All ranks together."""
         if not self._unkept:
             return None
-        kept = {}
-        for name, value in self._frozen.items():
-            self._ranks.watch.moved()
-            with sharded.whole([value]):
-                if self._ranks.first:
-                    kept[name] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
-        return kept
+        return sharded.share(self._frozen, self._ranks.rank, self._ranks.world, self._ranks.watch.moved)
 
-    def kept_as(self, name: str | None) -> None:
-        """The run keeps the frozen weights; rank 0 has to know under which name."""
+    def kept_as(self, name: str) -> None:
+        """The run keeps the frozen weights under this name."""
         self._kept, self._unkept = name, False
 
     @peers()
@@ -261,15 +256,17 @@ class Engine:
 
     def _load_frozen(self, weights: Path) -> None:
         """Take the frozen weights that a checkpoint names; one that names none holds all."""
-        path = frozen_weights.place(weights)
-        if path is None:
+        folder = frozen_weights.place(weights)
+        if folder is None:
             return
-        with safetensors.safe_open(visible(path), "pt") as file:
+        self.kept_as(folder.name)
+        if not frozen_weights.is_kept(visible(folder)):
+            return  # `resume` has compared the model as it was built
+        with frozen_weights.opened(folder) as read:
             for name, value in self._frozen.items():
                 self._ranks.watch.moved()
                 with torch.no_grad(), sharded.whole([value]):
-                    value.copy_(file.get_tensor(name))
-        self.kept_as(path.stem)
+                    value.copy_(read(name))
 
     def eval_network(self) -> nn.Module:
         """The network in evaluation mode, without dropout."""
@@ -319,19 +316,8 @@ class Engine:
         """
         state = {name: value for name, value in self.network.state_dict(keep_vars=True).items()
                  if name not in self._frozen}  # fmt: skip
-        weights: dict[str, torch.Tensor] = {}
-        pointers, shares = set[int](), [0] * (self._ranks.world if self.sharded else 1)
-        for name, value in state.items():
-            saver = shares.index(min(shares))
-            shares[saver] += sharded.shape(value).numel() * value.element_size()
-            with sharded.whole([value] if isinstance(value, nn.Parameter) else ()):
-                if self._ranks.rank != saver:
-                    continue
-                weights[name] = value.detach().cpu().contiguous()
-                if self.sharded or weights[name].data_ptr() in pointers:  # tied weights: each name has its own copy
-                    weights[name] = weights[name].clone()
-                pointers.add(weights[name].data_ptr())
-        return weights
+        savers = self._ranks.world if self.sharded else 1
+        return sharded.share(state, self._ranks.rank, savers, self._ranks.watch.moved)
 
 
 def _parameter_groups(trained: list[tuple[str, nn.Parameter]], decayed: set[str], optim: Optim) -> list[dict[str, Any]]:

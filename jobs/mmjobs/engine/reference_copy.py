@@ -68,7 +68,7 @@ class ReferenceCopy:
     def weights_to_keep(self) -> None:
         """All of them change."""
 
-    def kept_as(self, name: str | None) -> None:
+    def kept_as(self, name: str) -> None:
         """Nothing is kept."""
 
     def snapshot(self, folder: Path) -> Files:

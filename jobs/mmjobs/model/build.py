@@ -69,7 +69,7 @@ def build(model: Model, precision: str = "fp32", scoring_head: bool = False) -> 
     if scoring_head:
         heads.add_score(built.network)
     if model.init_from is not None:
-        weights.start_from(built.network, model.init_from)
+        weights.start_from(built.network, model.init_from, build)
     adapters.add(built.network, model)
     parts.freeze(built.network, model, precision)
     if model.train.vision != "frozen" and built.chat.image_token is None:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from mmjobs.model import adapters, heads, parts, weights
-from mmjobs.model.build import BuiltModel, skeleton
+from mmjobs.model.build import BuiltModel, build, skeleton
 from mmlaunch.recipe import Recipe, resolved
 from mmlaunch.recipe.model import Model
 from mmlaunch.run.paths import of_checkpoint
@@ -21,7 +21,7 @@ def restore(recipe: Recipe, checkpoint: Path) -> BuiltModel:
         heads.add_score(built.network)
     adapters.add(built.network, recipe.model)
     parts.freeze(built.network, recipe.model, recipe.precision)
-    weights.load(built.network, checkpoint)
+    weights.load(built.network, checkpoint, build)
     return built
 
 

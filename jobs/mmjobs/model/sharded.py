@@ -5,11 +5,12 @@ DeepSpeed leaves nothing in a divided parameter, and gives it methods of its own
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+import torch.distributed as dist
 from torch import nn
 from transformers.integrations.deepspeed import (
     HfDeepSpeedConfig,
@@ -17,6 +18,9 @@ from transformers.integrations.deepspeed import (
     unset_hf_deepspeed_config,
 )
 
+from mmlaunch.errors import BadInput
+
+T = TypeVar("T")
 _given: list[HfDeepSpeedConfig] = []
 
 
@@ -62,6 +66,66 @@ def whole(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
             divided[0].partition(param_list=divided, has_been_updated=True)
 
 
+class Reader:
+    """Reads weights for a network: each rank for itself, or, where they are divided, the first rank for all.
+
+    So no machine holds all weights once for each of its GPUs.
+    """
+
+    def __init__(self, weights: Iterable[torch.Tensor]) -> None:
+        self._for_all = any(_is_divided(value) for value in weights)
+        self.reads = not self._for_all or dist.get_rank() == 0
+
+    @contextmanager
+    def alone(self) -> Iterator[bool]:
+        """In this context weights are read, where it gives True. A `BadInput` there is raised on all ranks."""
+        try:
+            yield self.reads
+        except BadInput as error:
+            self.agreed(error)
+            raise
+        self.agreed(None)
+
+    def agreed(self, value: T) -> T:
+        """What the rank that reads says of the weights; an error is raised on the others."""
+        if not self._for_all:
+            return value
+        box: list[Any] = [value]
+        dist.broadcast_object_list(box, src=0)
+        if isinstance(box[0], BadInput) and not self.reads:
+            raise box[0]
+        said: T = box[0]
+        return said
+
+    def hand_out(self, value: torch.Tensor) -> None:
+        """Give all ranks a weight that is whole, and that the rank which reads has filled."""
+        if self._for_all:
+            dist.broadcast(value.data, src=0)
+
+
+def share(
+    weights: Mapping[str, torch.Tensor], rank: int, savers: int, each: Callable[[], None]
+) -> dict[str, torch.Tensor]:
+    """What a rank saves of some weights: the first `savers` ranks save equal shares. All ranks together.
+
+    None ever has more than its share and one weight that is whole. `each` is called before every weight.
+    """
+    own: dict[str, torch.Tensor] = {}
+    pointers, sizes = set[int](), [0] * savers
+    for name, value in weights.items():
+        each()
+        saver = sizes.index(min(sizes))
+        sizes[saver] += shape(value).numel() * value.element_size()
+        with whole([value] if isinstance(value, nn.Parameter) else ()):
+            if rank != saver:
+                continue
+            own[name] = value.detach().cpu().contiguous()
+            if _is_divided(value) or own[name].data_ptr() in pointers:  # tied weights: each name has its own copy
+                own[name] = own[name].clone()
+            pointers.add(own[name].data_ptr())
+    return own
+
+
 def divide(module: nn.Module) -> None:
     """Divide parameters that were added to a divided network, such as an embedding with more rows."""
     parameters: list[Any] = list(module.parameters())
@@ -91,5 +155,5 @@ def cast(parameter: nn.Parameter, dtype: torch.dtype) -> None:
         share.data = share.data.to(dtype)
 
 
-def _is_divided(parameter: nn.Parameter) -> bool:
+def _is_divided(parameter: torch.Tensor) -> bool:
     return hasattr(parameter, "ds_tensor")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import safetensors
 import torch
@@ -15,34 +16,62 @@ from transformers import (
     AutoModelForSequenceClassification,
 )
 
+from mmjobs.data.sampler import seed_of
 from mmjobs.model import frozen_weights
 from mmjobs.model.adapters import add_saved, together
 from mmjobs.model.heads import SCORE
 from mmjobs.model.names import on_disk, opening, weights
 from mmjobs.model.parts import ADAPTER
 from mmjobs.model.pretrained import sees_images
-from mmjobs.model.sharded import shape, undivided, whole
+from mmjobs.model.sharded import Reader, shape, undivided, whole
 from mmlaunch.errors import BadInput
 from mmlaunch.recipe import resolved
-from mmlaunch.recipe.model import Lora
+from mmlaunch.recipe.model import Lora, Model
 from mmlaunch.run import manifest
-from mmlaunch.run.paths import CheckpointPaths, RunPaths
+from mmlaunch.run.paths import CheckpointPaths, RunPaths, run_of_checkpoint
 
 FILE = "model.safetensors"
 
 
-def load(network: nn.Module, checkpoint: Path) -> None:
+class Build(Protocol):
+    """Builds the model that a run began with: its frozen weights may be kept nowhere else."""
+
+    def __call__(self, model: Model, precision: str, scoring_head: bool) -> Any: ...
+
+
+def load(network: nn.Module, checkpoint: Path, build: Build) -> None:
     """Load the weights of a checkpoint of the same model, including its adapters."""
     if damage := frozen_weights.damage(CheckpointPaths(checkpoint).engine("model") / FILE):
         raise BadInput(f"{checkpoint} cannot be read: {damage}; put it back")
-    network.load_state_dict(_of_run(checkpoint))
+    network.load_state_dict(_of_run(checkpoint, build))
 
 
-def start_from(network: nn.Module, name: str) -> None:
-    """Load every weight from there; a name or a shape that does not fit is an error that names it."""
+def start_from(network: nn.Module, name: str, build: Build) -> None:
+    """Load every weight from there; a name or a shape that does not fit is an error that names it.
+
+    Weights that are divided over the ranks are read by the first one, which hands them out one by one.
+    """
     folder, lora = _source_of(on_disk("model.init_from", name))
-    state = _of_hub(folder) if (folder / "config.json").is_file() else merged(_of_run(folder), lora)
     own = network.state_dict(keep_vars=True)
+    reader = Reader(own.values())
+    state: dict[str, torch.Tensor] = {}
+    with reader.alone() as reads:
+        if reads:
+            state = _of_hub(folder) if (folder / "config.json").is_file() else merged(_of_run(folder, build), lora)
+            state = _fitting(own, state, name)
+    names = reader.agreed(set(state))
+    with torch.no_grad():
+        for key, value in own.items():
+            if key in names:
+                with whole([value]):
+                    if reader.reads:
+                        value.copy_(state[key])
+                    reader.hand_out(value)
+    add_saved(network, folder)
+
+
+def _fitting(own: dict[str, torch.Tensor], state: dict[str, torch.Tensor], name: str) -> dict[str, torch.Tensor]:
+    """Those of the weights that a network takes; raises `BadInput` where they are not those of such a network."""
     score = f"{SCORE}.weight"  # a missing head begins anew, and one that is not needed is ignored
     state = state if score in own else {key: value for key, value in state.items() if key != score}
     tied = {key for key, value in own.items() if key not in state and _shared(own, key, value, state)}
@@ -55,12 +84,8 @@ def start_from(network: nn.Module, name: str) -> None:
         if names:
             some = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
             raise BadInput(f"model.init_from: {name} {what} {some}; its model must be the one of this recipe")
-    with torch.no_grad():
-        for key, value in own.items():
-            if key in state or key in without_head - tied:
-                with whole([value]):  # an unused vocabulary head is 0: unwritten memory may hold NaN
-                    value.copy_(state.get(key, torch.zeros(())))
-    add_saved(network, folder)
+    unused = {key: torch.zeros(()) for key in (without_head & own.keys()) - tied}  # unwritten memory may hold NaN
+    return state | unused
 
 
 def _source_of(path: Path) -> tuple[Path, Lora | None]:
@@ -94,14 +119,24 @@ def merged(state: dict[str, torch.Tensor], lora: Lora | None) -> dict[str, torch
     return plain
 
 
-def _of_run(folder: Path) -> dict[str, torch.Tensor]:
+def _of_run(folder: Path, build: Build) -> dict[str, torch.Tensor]:
     file = CheckpointPaths(folder).engine("model") / FILE
     if not file.is_file():
         raise BadInput(f"model.init_from: {folder} holds no {FILE}; give a run, a checkpoint or an export")
     try:
-        return frozen_weights.read(file)
+        return frozen_weights.read(file, partial(_base, folder, build))
     except (OSError, safetensors.SafetensorError) as error:
         raise BadInput(f"model.init_from: {file} cannot be read: {error}") from error
+
+
+def _base(folder: Path, build: Build) -> dict[str, torch.Tensor]:
+    """The weights that the run of a checkpoint began with, from where its recipe names them."""
+    recipe = resolved.read(run_of_checkpoint(folder.resolve() / FILE).resolved)
+    with undivided(), torch.random.fork_rng(devices=()):
+        torch.manual_seed(seed_of("model", recipe.seed))
+        built = build(recipe.model, recipe.precision, recipe.objective.SCORING_HEAD)
+    state: dict[str, torch.Tensor] = built.network.state_dict()
+    return state
 
 
 def _of_hub(folder: Path) -> dict[str, torch.Tensor]:

@@ -24,7 +24,10 @@ from mmlaunch.run.paths import CheckpointPaths
 
 _SAMPLE = 1 << 20
 """Bytes at the beginning and at the end of a large file that stand for its content."""
-REFERENCE = "reference"
+_STARTS = ("model.init_from", "model.pretrained", "model.vision", "model.language")
+"""The fields that name weights which a model starts with."""
+_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".index.json")
+REFERENCE, REFERENCE_WEIGHTS = "reference", "reference weights"
 
 
 def check(context: Context) -> None:
@@ -55,11 +58,27 @@ def contents(context: Context) -> dict[str, str]:
     return {name: str(pin["content"]) for name, pin in _read(context).items() if isinstance(pin, dict)}
 
 
-def source_is_gone(context: Context) -> bool:
-    """Whether the weights to start from are no longer there, and a checkpoint of the run's own stands in for them."""
-    source = context.recipe.model.init_from
-    gone = source is not None and Path(source).is_absolute() and not Path(source).is_dir()
-    return gone and manifest.newest(context.paths.checkpoints, contents=False)[0] is not None
+def lost_source(context: Context) -> str | None:
+    """What is lost of the weights to start from, where a checkpoint of the run's own stands in for them. All ranks."""
+    lost: str | None = context.ranks.from_first(_lost(context) if context.ranks.first else None)
+    return lost
+
+
+def _lost(context: Context) -> str | None:
+    """`model.init_from: /runs/sft is gone`: weights that another folder has, or none. Tokenizers have to stay."""
+    if manifest.newest(context.paths.checkpoints, contents=False)[0] is None:
+        return None
+    source, pins = context.recipe.model.init_from, _read(context)
+    if source is not None and Path(source).is_absolute() and not Path(source).is_dir():
+        return f"model.init_from: {source} is gone"
+    for field, folder in _folders(context.recipe):
+        before = pins.get(field)
+        if before is None or field not in (_STARTS if source is None else _STARTS[:1]):
+            continue
+        weights_alone = field == _STARTS[0] or before.get("beside") == _digest(folder, weights=False)
+        if weights_alone and before["content"] != _digest(folder):
+            return f"{field}: {folder} has changed since the run began"
+    return None
 
 
 def _wrong(context: Context) -> str | None:
@@ -72,10 +91,11 @@ def _wrong(context: Context) -> str | None:
             return f"model.init_from: {source} is damaged ({error}); start from another checkpoint"
         if damage := frozen_weights.damage(CheckpointPaths(Path(source)).engine("model") / WEIGHTS):
             return f"model.init_from: {source} cannot be read: {damage}; start from another checkpoint"
+    lost = _lost(context) or ""
     for field, folder in _folders(context.recipe):
-        if field == "model.init_from" and source_is_gone(context):
+        if lost.startswith(f"{field}:"):
             continue
-        now = {"path": str(folder), "content": _digest(folder)}
+        now = {"path": str(folder), "content": _digest(folder), "beside": _digest(folder, weights=False)}
         before = pins.setdefault(field, now)
         if before["content"] != now["content"]:
             moved = f"{before['path']}, now {folder}" if before["path"] != str(folder) else str(folder)
@@ -100,13 +120,16 @@ def _folders(recipe: Recipe) -> Iterator[tuple[str, Path]]:
             yield field, folder.absolute()
 
 
-def _digest(folder: Path) -> str:
-    """A digest of a model's files: a checkpoint's manifest, or the names, the sizes and the content of all."""
+def _digest(folder: Path, weights: bool = True) -> str:
+    """A digest of a model's files: a checkpoint's manifest, or the names, the sizes and the content of all, with or
+    without the weights."""
     digest = hashlib.blake2b(digest_size=16)
     if (folder / manifest.NAME).is_file():
         digest.update((folder / manifest.NAME).read_bytes())
         return digest.hexdigest()
     for path in sorted(path for path in folder.rglob("*") if path.is_file() and not _is_prose(path)):
+        if not weights and path.name.endswith(_WEIGHTS):
+            continue
         size = path.stat().st_size
         digest.update(f"{path.relative_to(folder)} {size} ".encode())
         with path.open("rb") as file:

@@ -40,7 +40,15 @@ from mmjobs.train.evaluate_rollouts import RolloutEvaluation
 from mmjobs.train.learner import ObjectiveLearner
 from mmjobs.train.policy import PolicyLearner
 from mmjobs.train.reward_models import build_reward_network, shared_reward_model
-from mmjobs.train.setup import build_engine, build_model, build_network, build_services, check_served, introduce
+from mmjobs.train.setup import (
+    build_engine,
+    build_model,
+    build_network,
+    build_reference_network,
+    build_services,
+    check_served,
+    introduce,
+)
 from mmjobs.train.source import DatasetSource
 from mmjobs.train.trainer import Trainer
 from mmlaunch.errors import BadInput
@@ -127,7 +135,7 @@ def build_reference(context: Context, seen: VisionMemory) -> Reference | None:
     if settings.reference == "adapter off" or (settings.reference is None and recipe.model.learns_adapter_alone):
         return partial(adapter_off, temperature=temperature)
     zero = with_stage(context.deepspeed, recipe, settings.reference_stage)
-    network = build_network(recipe, zero).network
+    network = build_reference_network(context, zero)
     seen.serve(network.requires_grad_(False))
     return ReferenceCopy(network, recipe.precision, zero, None, context.ranks.first, temperature)
 

@@ -65,10 +65,10 @@ class _Precomputation:
     def _key(self, examples: Examples) -> str:
         """The key of the reference model: the model as it began, in every attempt."""
         context = self._context
-        if self._ranks.from_first(self._ranks.first and pins.source_is_gone(context)):
+        if lost := pins.lost_source(context):
             key = self._ranks.from_first(pins.pinned(context, pins.REFERENCE) if self._ranks.first else None)
             if key is None:
-                raise BadInput(f"model.init_from: {context.recipe.model.init_from} is gone, and with it the reference")
+                raise BadInput(f"{lost}, and with it the reference; put it back")
             return str(key)
         key = key_of(self._engine, examples, self._ranks, self._dora)
         pins.pin(context, pins.REFERENCE, key)

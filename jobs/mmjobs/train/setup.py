@@ -7,8 +7,9 @@ import os
 from typing import Any
 
 import torch
+from torch import nn
 
-from mmjobs.checkpoint import memory_tier
+from mmjobs.checkpoint import keep_frozen, memory_tier
 from mmjobs.checkpoint.memory_tier import MemoryTier
 from mmjobs.checkpoint.resume import rejected_steps, resume
 from mmjobs.checkpoint.save import CheckpointWriter
@@ -37,6 +38,7 @@ from mmjobs.train.precompute_reference import precompute_reference
 from mmjobs.train.processor_parity import check_processor
 from mmjobs.train.source import DatasetSource
 from mmjobs.train.trainer import Services, Trainer
+from mmlaunch.errors import BadInput
 from mmlaunch.recipe import Recipe
 from mmlaunch.recipe.model import CHECKPOINTING
 
@@ -79,10 +81,15 @@ def build_model(context: Context) -> BuiltModel:
     context.ranks.watch.doing("loads the model")
     pins.check(context)
     recipe = context.recipe
-    if context.ranks.from_first(context.ranks.first and pins.source_is_gone(context)):
-        context.events.warn(f"{recipe.model.init_from} is gone: the run goes on from its own checkpoint", step=0)
-        recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"init_from": None})})
+    if lost := pins.lost_source(context):
+        context.events.warn(f"{lost}: the run goes on from its own checkpoint", step=0)
+        recipe = without_init(recipe)
     return build_network(recipe, context.deepspeed, recipe.objective.SCORING_HEAD)
+
+
+def without_init(recipe: Recipe) -> Recipe:
+    """The recipe of the same model, whose weights a checkpoint of the run replaces."""
+    return recipe.model_copy(update={"model": recipe.model.model_copy(update={"init_from": None})})
 
 
 def build_network(recipe: Recipe, settings: dict[str, Any], scoring_head: bool = False) -> BuiltModel:
@@ -133,8 +140,24 @@ def build_reference(context: Context) -> Reference | None:
     if copy.stage is not None:
         half = {"enabled": recipe.precision == "bf16" and copy.stage > 0}
         settings = {**settings, "bf16": half, "zero_optimization": {"stage": copy.stage}}
-    network = build_network(recipe, settings).network
+    network = build_reference_network(context, settings)
     return ReferenceCopy(network, recipe.precision, settings, copy.sync, context.ranks.first)
+
+
+def build_reference_network(context: Context, settings: dict[str, Any]) -> nn.Module:
+    """The policy as it began. The run keeps its weights, for attempts that no longer find where they came from."""
+    ranks, recipe = context.ranks, context.recipe
+    name = ranks.from_first(pins.pinned(context, pins.REFERENCE_WEIGHTS) if ranks.first else None)
+    if lost := pins.lost_source(context):
+        network = build_network(without_init(recipe), settings).network
+        if name is None or not keep_frozen.load(context, network, name):
+            raise BadInput(f"{lost}, and the reference model began with it; put it back as it was")
+        return network
+    network = build_network(recipe, settings).network
+    if name is None and keep_frozen.keeps_base(recipe):
+        name = keep_frozen.keep_network(context, network)
+        pins.pin(context, pins.REFERENCE_WEIGHTS, name)
+    return network
 
 
 def build_learner(

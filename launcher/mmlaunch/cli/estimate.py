@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from typing import Any
 
 import click
@@ -66,12 +67,26 @@ def _say(made: Estimate, memory: Memory, on: bool, reason: str, fits: list[Fit])
          [[labels.get(name, name), f"{number / size:8.2f}"] for name, number in rows.items()])  # fmt: skip
     if memory.host:
         click.echo(f"and {memory.host / size:.2f} {unit} of CPU memory for each rank")
+    if recipe.trains:
+        click.echo(f"\na checkpoint has about {_bytes(made.saved.checkpoint)}" + _beside(made))
     click.echo(f"\nactivation checkpointing {'on' if on else 'off'}: {reason}")
     if made.network.tokens:
         click.echo(f"an image is {_image(made)}")
     if fits:
         click.echo()
         show(["GPU", "fits"], [[f"{one.size} GB", _answer(one)] for one in fits])
+
+
+def _beside(made: Estimate) -> str:
+    """What a run keeps beside its checkpoints."""
+    saved = made.saved
+    frozen = f"; weights that are not trained, {_bytes(saved.frozen)}, are kept once in the run" if saved.frozen else ""
+    memory = f"; /dev/shm of each node holds {_bytes(saved.memory_of_node)}" if saved.memory_of_node else ""
+    return frozen + memory
+
+
+def _bytes(count: int) -> str:
+    return f"{count / GIGA:.1f} GB" if count >= GIGA else f"{count / GIGA * 1000:.1f} MB"
 
 
 def _setting(made: Estimate) -> str:
@@ -105,6 +120,7 @@ def _record(made: Estimate, memory: Memory, on: bool, reason: str, fits: list[Fi
         "memory": memory.components,
         "total": memory.total,
         "host": memory.host,
+        "saved": asdict(made.saved),
         "checkpointing": {"on": on, "reason": reason},
         "tokens": {"row": made.row.tokens, "image": made.network.tokens, "square": made.network.features},
         "fits": {str(one.size): {"fits": one.fits, "needs": one.needs, "change": list(one.change)} for one in fits},

@@ -59,6 +59,17 @@ class States:
 
 
 @dataclass(frozen=True)
+class Saved:
+    """Bytes of a run on its disk, and in the memory of its nodes."""
+
+    checkpoint: int
+    frozen: int
+    """The weights that no step changes, once in the run, if `checkpoint.keep_base` keeps them there."""
+    memory_of_node: int
+    """In /dev/shm of each node, with `checkpoint.memory_every`."""
+
+
+@dataclass(frozen=True)
 class Estimate:
     """The shapes and counts of a recipe, from which memory is computed."""
 
@@ -82,6 +93,21 @@ class Estimate:
             framework=_framework(recipe, self.counts),
             host=own.host + critic.host,
         )
+
+    @property
+    def saved(self) -> Saved:
+        """What the run writes to its disk, and what its nodes keep in memory."""
+        recipe, engines = self.recipe, 1
+        if recipe.objective.critic_stage(recipe.deepspeed.stage) is not None:
+            engines = 2  # with the critic's
+        checkpoint = (
+            engines * self.counts.trained * sum(bytes_of_trained(recipe.precision, recipe.deepspeed.optimizer_states))
+        )
+        frozen = engines * self.counts.frozen * kept(recipe)
+        each_node = 0
+        if recipe.checkpoint.memory_every is not None:
+            each_node = 2 * checkpoint // recipe.resources.nodes  # the newest, and the one that is being written
+        return Saved(checkpoint, frozen, each_node)
 
     @property
     def whole_generation(self) -> int:
@@ -115,6 +141,12 @@ def kept(recipe: Recipe) -> int:
     return activations.width_of(recipe.precision if recipe.model.weights == "auto" else recipe.model.weights)
 
 
+def bytes_of_trained(precision: str, moments: str) -> tuple[int, int]:
+    """Bytes of a trained number: its weight, and its optimiser with the master weight."""
+    weight, optimiser = (4, 8) if precision == "fp32" else (2, 12)
+    return weight, 6 if moments == "bf16" else optimiser
+
+
 def states(
     trained: int,
     frozen: int,
@@ -127,9 +159,8 @@ def states(
     world: int = 1,
 ) -> States:
     """Parameters, gradients and optimiser of a model on each of `world` ranks."""
-    weight, gradient, optimiser = (4, 4, 8) if precision == "fp32" else (2, 2, 12)
-    if moments == "bf16":
-        optimiser = 6  # two moments and the master weights
+    weight, optimiser = bytes_of_trained(precision, moments)
+    gradient = weight
     parameters = _share(trained * weight + frozen * kept, stage >= 3, world)
     gradients = _share(trained * gradient, stage >= 2, world)
     averages = _share(trained * optimiser, stage >= 1, world)

@@ -347,8 +347,8 @@ class RunPaths:
         return self.root / "frozen"
 
     def frozen_weights(self, name: str) -> Path:
-        """Those of one model; they are named by a digest of their content."""
-        return self.frozen / f"{name}.safetensors"
+        """The folder of those of one model; it is named by a digest of their content."""
+        return self.frozen / name
 
     def survey(self, key: str) -> Path:
         """What is known of every row of some data, as one model reads it."""

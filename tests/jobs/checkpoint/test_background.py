@@ -64,7 +64,7 @@ class Weights:
     def weights_to_keep(self) -> None:
         return None
 
-    def kept_as(self, name: str | None) -> None:
+    def kept_as(self, name: str) -> None:
         return None
 
     def convert(self, folder: Path, converted: Path) -> Iterator[None]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,10 @@ import pytest
 import safetensors.torch
 import torch
 
+from mmjobs.checkpoint.keep_frozen import keeps_base
 from mmjobs.model import frozen_weights
+from mmjobs.tasks.export import export
+from mmlaunch.errors import BadInput
 from mmlaunch.recipe import Recipe
 from mmlaunch.run import manifest
 from mmlaunch.run.paths import CheckpointPaths, RunPaths
@@ -26,8 +31,12 @@ LORA: dict[str, Any] = {
 
 
 def store(run: Any) -> Path:
-    (path,) = (run.paths.root / "frozen").glob("*.safetensors")
+    (path,) = run.paths.frozen.iterdir()
     return Path(path)
+
+
+def kept_files(run: Any) -> list[Path]:
+    return sorted(store(run).glob("model-*.safetensors"))
 
 
 def own_names(run: Any, step: int) -> set[str]:
@@ -42,11 +51,13 @@ def test_a_checkpoint_holds_what_is_trained(job: Jobs, tiny: Recipes, stage: int
     whole, broken = job("whole"), job("broken")
     assert whole.run(tiny(**changes, steps=6), 2) == [0, 0], whole.log()
     assert broken.run(tiny(**changes, steps=6, stop_at=4), 2) == [0, 0], broken.log()
-    kept = store(broken).stat()
+    kept = [path.stat() for path in kept_files(broken)]
     assert broken.run(tiny(**changes, steps=6), 2) == [0, 0], broken.log()
     assert broken.losses() == whole.losses() and store(broken).name == store(whole).name
-    assert (store(broken).stat().st_ino, store(broken).stat().st_mtime_ns) == (kept.st_ino, kept.st_mtime_ns)
-    own, frozen = own_names(broken, 6), set(safetensors.torch.load_file(store(broken)))
+    now = [path.stat() for path in kept_files(broken)]
+    assert [(one.st_ino, one.st_mtime_ns) for one in now] == [(one.st_ino, one.st_mtime_ns) for one in kept]
+    assert len(now) == 2 and max(one.st_size for one in now) < 0.7 * sum(one.st_size for one in now), "each its share"
+    own, frozen = own_names(broken, 6), frozen_weights.names_in(kept_files(broken))
     assert all("lora" in name or "projector" in name for name in own) and not own & frozen
     files = [path.stat().st_size for path in broken.paths.checkpoint(6).rglob("model*.safetensors")]
     assert len(files) == (2 if stage == 3 else 1) and max(files) < 0.7 * sum(files) + (stage < 3) * sum(files), files
@@ -58,15 +69,24 @@ def test_a_checkpoint_holds_what_is_trained(job: Jobs, tiny: Recipes, stage: int
         assert "goes on with 1" in broken.log()
 
 
-def damaged(path: Path, how: str) -> None:
-    content = bytearray(path.read_bytes())
-    content[-1] ^= 1
-    path.unlink()
-    if how == "a bit":
-        path.write_bytes(content)
+def damaged(folder: Path, how: str) -> None:
+    """Of all files the last bit, or one file, its index, or all of it."""
+    files = sorted(folder.glob("model-*.safetensors"))
+    if how == "gone":
+        shutil.rmtree(folder)
+    elif how == "a bit":
+        for path in files:
+            content = bytearray(path.read_bytes())
+            content[-1] ^= 1
+            path.unlink()
+            path.write_bytes(content)
+    else:
+        (files[0] if how == "a file" else folder / "weights.json").unlink()
 
 
-@pytest.mark.parametrize("how", ["a bit", pytest.param("gone", marks=pytest.mark.nightly)])
+@pytest.mark.parametrize(
+    "how", ["a bit", *(pytest.param(how, marks=pytest.mark.nightly) for how in ("a file", "the index", "gone"))]
+)
 def test_what_is_lost_is_written_again(job: Jobs, tiny: Recipes, how: str) -> None:
     run = job("run")
     assert run.run(tiny(**LORA, steps=2)) == [0], run.log()
@@ -86,7 +106,7 @@ def test_what_is_lost_does_not_come_from_another_model(job: Jobs, tiny: Recipes)
     damaged(store(run), "gone")
     file = CheckpointPaths(first.paths.checkpoint(2)).engine("model") / "model.safetensors"
     file.write_bytes((other.paths.checkpoint(2) / "model" / "model.safetensors").read_bytes())
-    store(first).with_name(store(other).name).write_bytes(store(other).read_bytes())
+    shutil.copytree(store(other), store(first).with_name(store(other).name))
     pins = json.loads(run.paths.pins.read_text())
     run.paths.pins.write_text(json.dumps({name: value for name, value in pins.items() if name != "model.init_from"}))
     (first.paths.checkpoint(2) / "MANIFEST.json").unlink()
@@ -95,27 +115,81 @@ def test_what_is_lost_does_not_come_from_another_model(job: Jobs, tiny: Recipes)
     assert all(text in run.log() for text in says), run.log()
 
 
+def kept(run: RunPaths, weights: dict[str, torch.Tensor]) -> str:
+    """The name of weights that a single rank keeps."""
+    model = frozen_weights.contents(weights)
+    name = frozen_weights.name_of(model)
+    frozen_weights.staging(run, name).mkdir(parents=True, exist_ok=True)
+    frozen_weights.write(frozen_weights.staging(run, name), 0, weights)
+    frozen_weights.seal(run, name, model, kept=True)
+    return name
+
+
 def test_what_nobody_has_changed_is_hashed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its size, its time and its inode are those of the file that was hashed; export hashes it again."""
-    run, hashed, plain = RunPaths(tmp_path), list[str](), frozen_weights.digest
+    run, hashed, plain = RunPaths(tmp_path), list[Any](), frozen_weights.contents
 
-    def counted(weights: dict[str, torch.Tensor]) -> str:
+    def counted(weights: dict[str, torch.Tensor]) -> Any:
         hashed.append(plain(weights))
         return hashed[-1]
 
-    monkeypatch.setattr(frozen_weights, "digest", counted)
-    name = frozen_weights.keep(run, {"weight": torch.arange(5.0)})
+    name = kept(run, {"weight": torch.arange(5.0)})
+    monkeypatch.setattr(frozen_weights, "contents", counted)
     file = run.checkpoint(1) / "model" / "model.safetensors"
     file.parent.mkdir(parents=True)
     safetensors.torch.save_file({"own": torch.zeros(2)}, file, metadata=frozen_weights.metadata(name))
-    assert frozen_weights.damage(file) is None
+    assert frozen_weights.damage(file) is None and hashed
     hashed.clear()
     assert frozen_weights.damage(file) is None and not hashed
     assert frozen_weights.damage(file, fully=True) is None and hashed
-    path = run.frozen_weights(name)
+    path = run.frozen_weights(name) / "model-0.safetensors"
     content = path.read_bytes()
+    path.chmod(0o644)
     path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     assert "is damaged" in (frozen_weights.damage(file) or "")
+
+
+@pytest.mark.parametrize("stage", [0, pytest.param(3, marks=pytest.mark.nightly)])
+def test_a_base_that_stays_where_it_is_need_not_be_kept(job: Jobs, tiny: Recipes, tmp_path: Path, stage: int) -> None:
+    """The index alone is kept: resume, export and other runs read the base, and say so when it has changed."""
+    base = job("base")
+    assert base.run(tiny(steps=2)) == [0], base.log()
+    export(base.paths.root, tmp_path / "of-base")
+    changes = {**LORA, "model__init_from": str(tmp_path / "of-base"), "deepspeed__stage": stage}
+    never = {**changes, "checkpoint__keep_base": "never", "resources__tasks_per_node": 2}
+    whole, run = job("whole"), job("run")
+    assert whole.run(tiny(**never | {"checkpoint__keep_base": "always"}, steps=6), 2) == [0, 0], whole.log()
+    assert run.run(tiny(**never, steps=6, stop_at=4), 2) == [0, 0], run.log()
+    assert not kept_files(run) and store(run).name == store(whole).name
+    assert run.run(tiny(**never, steps=6), 2) == [0, 0] and run.losses() == whole.losses(), run.log()
+    export(run.paths.root, tmp_path / "export")
+    export(whole.paths.root, tmp_path / "of-whole")
+    one, other = (safetensors.torch.load_file(tmp_path / name / "model.safetensors") for name in ("export", "of-whole"))
+    assert one.keys() == other.keys() and all(one[name].equal(other[name]) for name in one)
+    following = job("following")
+    assert following.run(tiny(steps=1, model__init_from=str(run.paths.checkpoint(6)))) == [0], following.log()
+    file = tmp_path / "of-base" / "model.safetensors"
+    weights = {name: value + 1 for name, value in safetensors.torch.load_file(file).items()}
+    file.unlink()
+    safetensors.torch.save_file(weights, file, metadata={"format": "pt"})
+    with pytest.raises(BadInput, match="needs the frozen weights of the model that its run began with"):
+        export(run.paths.root, tmp_path / "wrong")
+    run.paths.pins.unlink()
+    assert run.run(tiny(**never, steps=8), 2) != [0, 0]
+    says = ("as checkpoint.keep_base says", f"model.init_from: {tmp_path / 'of-base'}", "put that model back as it was")
+    assert all(text in run.log() for text in says), run.log()
+
+
+def test_runs_of_the_same_frozen_weights_share_their_files(job: Jobs, tiny: Recipes) -> None:
+    first, second = job("first"), job("second")
+    changes = {"model__train": {"vision": "frozen", "projector": "full", "language": "full"}}
+    assert first.run(tiny(**changes, steps=2)) == [0], first.log()
+    begun = {**changes, "model__init_from": str(first.paths.checkpoint(2))}
+    assert second.run(tiny(**begun, steps=2)) == [0], second.log()
+    (one,), (other,) = kept_files(first), kept_files(second)
+    assert one.stat().st_ino == other.stat().st_ino and one.stat().st_mode & 0o777 == 0o444
+    shutil.rmtree(first.paths.root)
+    assert second.run(tiny(**begun, steps=4)) == [0], second.log()
 
 
 def test_a_checkpoint_is_read_inside_its_run(job: Jobs, tiny: Recipes) -> None:
@@ -156,13 +230,32 @@ def test_a_full_disk_costs_the_checkpoint_and_not_the_run(
     assert not list(run.paths.frozen.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("setting", "name", "is_kept"),
+    [("auto", "meta-llama/Meta-Llama-3-8B", False), ("auto", "/readable", False), ("auto", "/writable", True),
+     ("always", "meta-llama/Meta-Llama-3-8B", True), ("never", "/writable", False)],
+)  # fmt: skip
+def test_what_comes_from_the_hub_or_a_read_only_folder_is_not_copied(
+    tiny: Recipes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, setting: str, name: str, is_kept: bool
+) -> None:
+    (tmp_path / "writable").mkdir()
+    (tmp_path / "readable").mkdir()
+    monkeypatch.setattr(os, "access", lambda path, mode: "readable" not in str(path))
+    where = f"{tmp_path}{name}" if name.startswith("/") else name
+    assert keeps_base(tiny(model__init_from=where, checkpoint__keep_base=setting)) == is_kept
+
+
+def test_random_weights_are_kept(tiny: Recipes) -> None:
+    assert keeps_base(tiny()) and not keeps_base(tiny(checkpoint__keep_base="never"))
+
+
 def test_what_a_killed_writer_left_is_removed(tmp_path: Path) -> None:
-    weights = {"a": torch.arange(6).reshape(2, 3).T, "b": torch.tensor(1.5, dtype=torch.bfloat16)}
+    weights = {"a": torch.arange(6).reshape(2, 3), "b": torch.tensor(1.5, dtype=torch.bfloat16)}
     run = RunPaths(tmp_path)
-    name = frozen_weights.digest(weights)
-    left = run.frozen / f".{name}.safetensors.writing"
+    name = frozen_weights.name_of(frozen_weights.contents(weights))
+    left = frozen_weights.staging(run, name) / ".model-0.safetensors.writing"
     left.mkdir(parents=True)
     (left / ".tmpAbCdEf").write_bytes(b"half")
-    contiguous = {key: value.contiguous() for key, value in weights.items()}
-    assert frozen_weights.keep(run, contiguous) == name == frozen_weights.digest(contiguous)
-    assert [path.name for path in run.frozen.iterdir()] == [f"{name}.safetensors"]
+    assert kept(run, weights) == name
+    assert sorted(path.name for path in run.frozen_weights(name).iterdir()) == ["model-0.safetensors", "weights.json"]
+    assert [path.name for path in run.frozen.iterdir()] == [name]

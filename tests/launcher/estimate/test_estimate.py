@@ -312,6 +312,15 @@ def test_submit_says_it(small: Path) -> None:
     assert "parameters" in done.stdout and "GB of each rank, checkpointing off" in done.stdout
 
 
+def test_what_a_checkpoint_takes() -> None:
+    recipe = shipped("dpo_llama3", "checkpoint.memory_every=20", "resources.nodes=2")
+    made = estimate(recipe)
+    assert made.saved.checkpoint == 14 * made.counts.trained and made.saved.frozen == 2 * made.counts.frozen
+    assert made.saved.memory_of_node == made.saved.checkpoint, "two steps on two nodes"
+    full = shipped("ppo_llama3")
+    assert estimate(full).saved.checkpoint > 1.9 * 14 * estimate(full).counts.trained, "actor and critic"
+
+
 def test_it_needs_no_torch() -> None:
     code = (
         "import sys, mmlaunch.cli.estimate, mmlaunch.estimate.summary\n"
