@@ -78,8 +78,8 @@ def ours(line: Connection, data: Path, own: Path, options: dict[str, Any]) -> No
     paths, position = RunPaths(own / "run"), Position()
     paths.attempt(1).logs.mkdir(parents=True)
     paths.attempt(1).deepspeed.write_text(json.dumps(deepspeed(recipe, count, 1)))
-    paths.reward_files.mkdir(parents=True)
-    paths.reward_file("score.py").write_text(SCORE)
+    paths.plugin_files.mkdir(parents=True)
+    paths.plugin_file("score.py").write_text(SCORE)
     with Watchdog(paths, position) as watch:
         ranks = join(watch)
         turns = Turns(line)

@@ -18,6 +18,7 @@ from mmjobs.data.sampler import seed_of
 from mmjobs.engine.engine import Engine, building
 from mmjobs.engine.reference_copy import ReferenceCopy
 from mmjobs.metrics import mfu
+from mmjobs.metrics.curves import Curves, open_trackers
 from mmjobs.metrics.tensorboard import TensorBoardWriter
 from mmjobs.metrics.throughput import Throughput
 from mmjobs.model import parts, preprocessor, trees
@@ -191,16 +192,17 @@ def build_services(
             saving=Interval(recipe.checkpoint.every, None if memory and memory.resumed is not None else state.step),
             evaluating=Interval(evaluating, None if finished else state.evaluated, recipe.evaluate.first),
         ),
-        board=TensorBoardWriter(
-            context.paths.tensorboard,
-            recipe.log.tensorboard and ranks.first,
-            state.step,
-            finished,
-            context.events.warn,
-        ),
+        curves=build_curves(context, state.step, finished),
         throughput=Throughput(ranks, recipe.batch.examples, recipe.batch.tokens_per_gpu, flops),
         guard=NonFiniteGuard(context),
     )
+
+
+def build_curves(context: Context, resumed: int, again: bool) -> Curves:
+    """TensorBoard and the trackers of the recipe; `resumed` and `again` as for TensorBoard."""
+    recipe, first, warn = context.recipe, context.ranks.first, context.events.warn
+    board = TensorBoardWriter(context.paths.tensorboard, recipe.log.tensorboard and first, resumed, again, warn)
+    return Curves(board, open_trackers(recipe, context.paths, resumed, first, warn))
 
 
 def introduce(context: Context, built: BuiltModel, datasets: Datasets, parameters: dict[str, dict[str, int]]) -> None:

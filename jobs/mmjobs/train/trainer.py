@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 from mmjobs.checkpoint.save import CheckpointWriter
 from mmjobs.checkpoint.train_state import TrainState
 from mmjobs.metrics import sample_images
-from mmjobs.metrics.tensorboard import TensorBoardWriter
+from mmjobs.metrics.curves import Curves, as_curves
 from mmjobs.metrics.throughput import Throughput
 from mmjobs.rank.boundary import Boundary, Interrupted, RequeueRequested
 from mmjobs.rank.context import Context
@@ -31,7 +31,7 @@ class Services:
     checkpoints: CheckpointWriter
     evaluation: Evaluation
     boundary: Boundary
-    board: TensorBoardWriter
+    curves: Curves
     throughput: Throughput
     guard: NonFiniteGuard
 
@@ -73,7 +73,7 @@ class Trainer:
                 self._save_in_memory()
             if last:
                 self._finish_saving()
-                self.services.board.flush()
+                self.services.curves.close(done=True)
                 return {"step": self.state.step, "metrics": self.state.metrics}
             try:
                 self._step()
@@ -113,7 +113,7 @@ class Trainer:
         }
         numbers |= {"left_out": self.state.left_out} if self.state.left_out else {}
         self.context.events.write("step", step=step, steps=self.steps, **numbers)
-        self.services.board.scalars({f"train/{name}": value for name, value in numbers.items()}, step)
+        self.services.curves.scalars(as_curves(numbers), step)
         shown = [f"step {step:>{len(str(self.steps))}}/{self.steps}", f"loss {means['loss']:.3f}"]
         shown += [f"accuracy {100 * means['accuracy']:.1f} %"] if "accuracy" in means else []
         shown += [f"reward {numbers['reward']:.3f}"] if "reward" in numbers else []
@@ -123,7 +123,7 @@ class Trainer:
 
     def _evaluate(self) -> bool:
         """Measure the held-out examples; whether they are better than ever before, where the recipe keeps the best."""
-        step, evaluation, board = self.state.step, self.services.evaluation, self.services.board
+        step, evaluation, curves = self.state.step, self.services.evaluation, self.services.curves
         if not len(evaluation):
             self.services.boundary.evaluating.done(step)
             return False
@@ -140,9 +140,9 @@ class Trainer:
             for one, shown in zip(samples, images, strict=False)
         ]
         self.context.events.write("evaluated", step=step, metrics=metrics, samples=texts)
-        board.scalars(metrics, step)
-        board.samples(samples, step)
-        board.flush()
+        curves.scalars(metrics, step)
+        curves.samples(samples, step)
+        curves.flush()
         shown = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
         self.context.events.log(f"evaluated  step {step}  {shown}")
         self.services.boundary.evaluating.done(step)
@@ -186,7 +186,7 @@ class Trainer:
     def _complete_state(self) -> None:
         """What a checkpoint needs of the others."""
         self.services.guard.check(self.state, self.learner)
-        self.services.board.flush()  # first: what a checkpoint has behind it is not done again
+        self.services.curves.flush()  # first: what a checkpoint has behind it is not done again
         self.state.source, self.state.learner = self.source.state(), self.learner.state()
 
     def _finish_saving(self) -> None:
@@ -203,4 +203,5 @@ class Trainer:
             kept = self.context.paths.checkpoints
             raise DiskFull(f"{reason}: the disk is full, and step {step} is lost; make room in {kept}")
         self._finish_saving()
+        self.services.curves.close(done=False)
         raise RequeueRequested(reason)

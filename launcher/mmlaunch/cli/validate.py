@@ -13,9 +13,9 @@ import click
 from mmlaunch.cli import options
 from mmlaunch.errors import MmlaunchError, Problem, RecipeError
 from mmlaunch.estimate.knowable import contradictions
-from mmlaunch.load import Loaded, load_recipe, reward_functions
+from mmlaunch.load import Loaded, load_recipe, plugins
+from mmlaunch.load.plugins import Folders
 from mmlaunch.load.recipe import is_pipeline
-from mmlaunch.load.reward_functions import Folders
 from mmlaunch.recipe.capability import unsupported
 
 SHORT = 3600
@@ -70,7 +70,7 @@ def _misfits(cluster: str, data: Any) -> Sequence[Problem]:
 
 
 def _wrong(loaded: Loaded) -> list[Problem]:
-    own = reward_functions.problems(loaded.recipe, Folders(loaded.path.parent, Path.cwd()))
+    own = plugins.problems(loaded.recipe, Folders(loaded.path.parent, Path.cwd()))
     return [*contradictions(loaded.recipe), *own]
 
 

@@ -6,6 +6,7 @@ from pydantic import Field
 
 from mmlaunch.recipe.scalars import Count, Every, Interval, Line, OneOrMore
 from mmlaunch.recipe.section import Section
+from mmlaunch.recipe.trackers import Tracker
 
 
 class Checkpoint(Section):
@@ -56,7 +57,14 @@ class Evaluate(Section):
 class Log(Section):
     """`log`"""
 
+    OTHER_NAMES: ClassVar[dict[str, str]] = {
+        "report_to": "trackers", "wandb": "trackers", "mlflow": "trackers", "trackio": "trackers",
+        "tracker": "trackers", "logger": "trackers", "loggers": "trackers", "logging_steps": "every",
+    }  # fmt: skip
+
     every: Count = 10
     """Steps between two lines of metrics."""
     tensorboard: bool = True
     """Write the curves for TensorBoard."""
+    trackers: Annotated[list[Tracker], OneOrMore(), Field(examples=[["wandb"]])] = []
+    """Experiment trackers that show them too: wandb, mlflow, trackio, or a class of your own."""

@@ -1,6 +1,5 @@
 """`rewards`: where the rewards of reinforcement learning come from: reward runs and functions, each with a weight."""
 
-import re
 from collections.abc import Container, Iterator
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Union
 
@@ -15,6 +14,7 @@ from pydantic import (
 )
 from pydantic_core import InitErrorDetails
 
+from mmlaunch.recipe.plugin import Plugin, must_be_plugin, plugin_of
 from mmlaunch.recipe.reward_functions import FUNCTIONS, LOWER_IS_BETTER, WITHOUT_TRUTH
 from mmlaunch.recipe.scalars import STAGE, Duration, FreeForm, Line, Real, resolve_plain
 from mmlaunch.recipe.section import Mistake, Section, mistake, rule
@@ -32,8 +32,6 @@ ONLY_RUN = ("path", "standardise")
 """The fields of a source that is a reward run."""
 ONLY_FUNCTION = ("function", "options", "deadline")
 """The fields of a source that is a function."""
-
-_MODULE = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
 
 
 class RewardSource(Section):
@@ -73,21 +71,9 @@ class RewardSource(Section):
         return ONLY_RUN if "function" in keys else ONLY_FUNCTION if "path" in keys else ()
 
     @property
-    def file(self) -> str | None:
-        """The file that defines the function, as it is written: `score.py` of `score.py:reward`."""
-        where, colon, _ = (self.function or "").rpartition(":")
-        return where if colon and where.endswith(".py") else None
-
-    @property
-    def module(self) -> str | None:
-        """The module that defines the function: `lab.rewards` of `lab.rewards:reward`."""
-        where, colon, _ = (self.function or "").rpartition(":")
-        return where if colon and not where.endswith(".py") else None
-
-    @property
-    def function_name(self) -> str:
-        """The name of the function where it is defined."""
-        return (self.function or "").rpartition(":")[2]
+    def plugin(self) -> Plugin | None:
+        """The function of the user's own; None for a reward run and for a shipped function."""
+        return plugin_of(self.function) if self.function is not None and self.function not in FUNCTIONS else None
 
     @property
     def needs_truth(self) -> bool:
@@ -115,14 +101,11 @@ class RewardSource(Section):
     def _names_function(cls, value: str | None) -> str | None:
         if value is None or value in FUNCTIONS:
             return value
-        where, colon, name = value.rpartition(":")
-        if not colon:
+        if ":" not in value:
             near = closest(value, FUNCTIONS)
             right = f"did you mean {near}?" if near else f"write score.py:{value}, or one of {', '.join(FUNCTIONS)}"
             raise mistake(f"no function {value!r} comes with mmlaunch", right)
-        if not name.isidentifier() or not (where.endswith(".py") or _MODULE.fullmatch(where)):
-            raise mistake(f"{value!r} names no function", "write score.py:reward or package.module:reward")
-        return value
+        return must_be_plugin(value, "reward").written
 
     @field_validator("options", mode="wrap")
     @classmethod

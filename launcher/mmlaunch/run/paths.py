@@ -218,14 +218,14 @@ class RunPaths:
         return self.root / "code"
 
     @property
-    def reward_files(self) -> Path:
-        """The files of the user's own reward functions, as they were when the run was submitted."""
-        return self.code / "rewards"
+    def plugin_files(self) -> Path:
+        """The files of the user's own code that the recipe names, as they were when the run was submitted."""
+        return self.code / "plugins"
 
-    def reward_file(self, written: str) -> Path:
-        """The copy of a file of reward functions, by its name in the recipe; files of several folders may share one."""
+    def plugin_file(self, written: str) -> Path:
+        """The copy of a file of the user's own, by its name in the recipe; files of several folders may share one."""
         digest = hashlib.sha256(written.encode()).hexdigest()[:8]
-        return self.reward_files / f"{Path(written).stem}-{digest}.py"
+        return self.plugin_files / f"{Path(written).stem}-{digest}.py"
 
     @property
     def launcher(self) -> Path:
@@ -335,6 +335,10 @@ class RunPaths:
     @property
     def tensorboard(self) -> Path:
         return self.root / "tensorboard"
+
+    def tracker(self, name: str) -> Path:
+        """What an experiment tracker keeps of the run, and which steps it has."""
+        return self.root / "trackers" / name
 
     @property
     def skipped(self) -> Path:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mmlaunch.load import reward_functions
+from mmlaunch.load import plugins
 from mmlaunch.recipe.resolved import text_of
 from mmlaunch.run import ledger, owner, pipeline
 from mmlaunch.run.files import READ_ONLY, explained, publish
@@ -28,7 +28,7 @@ def create(prepared: Prepared) -> None:
     plan, texts = prepared.plan, prepared.texts
     values = secrets.values(plan.passed)
     resolved = text_of(plan.recipe)
-    functions = reward_functions.files(plan.recipe, prepared.reward_folders)
+    functions = plugins.files(plan.recipe, prepared.plugin_folders)
     kept = {"the job script": texts.script, "deepspeed.json": texts.deepspeed, "the recipe": resolved}
     secrets.refuse(kept | functions, values)
     final = plan.run.root
@@ -77,7 +77,7 @@ def _fill(
     publish(first.script, prepared.texts.script, EXECUTABLE)
     publish(first.deepspeed, prepared.texts.deepspeed)
     publish(run.profile, prepared.plan.cluster.model_dump_json(indent=1, exclude_defaults=True) + "\n")
-    snapshot.reward_files(run, functions)
+    snapshot.plugins(run, functions)
     owner.take(run, 1, **submitter())
     facts = prepared.plan.facts
     if prepared.stage is not None:

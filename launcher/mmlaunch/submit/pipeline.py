@@ -18,7 +18,7 @@ from typing import Any
 
 from mmlaunch import __version__
 from mmlaunch.errors import MachineError, MmlaunchError, Problem, RecipeError, UserError
-from mmlaunch.load import reward_functions, rundir
+from mmlaunch.load import plugins, rundir
 from mmlaunch.load.pipeline import LoadedPipeline, LoadedStage
 from mmlaunch.load.trained import with_value
 from mmlaunch.monitor import status
@@ -193,7 +193,7 @@ def key_of(prepared: Prepared, by_content: Recipe, later: Collection[str]) -> st
         mode="json", by_alias=True, exclude=set(NOT_CONTENT), exclude_defaults=True
     )
     content["version"] = __version__
-    content["functions"] = reward_functions.files(recipe, prepared.reward_folders)
+    content["functions"] = plugins.files(recipe, prepared.plugin_folders)
     for field, checkpoint in prepared.trained.pinned if prepared.trained else ():
         manifest = CheckpointPaths(checkpoint).manifest
         content[f"of {field}"] = manifest.read_text(errors="replace") if manifest.is_file() else str(checkpoint)

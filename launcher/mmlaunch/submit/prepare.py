@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from mmlaunch.estimate.knowable import contradictions
 from mmlaunch.load import Loaded, rundir, trained
-from mmlaunch.load.reward_functions import Folders
+from mmlaunch.load.plugins import Folders
 from mmlaunch.run.paths import RunPaths
 from mmlaunch.schedulers import choose
 from mmlaunch.submit import plan as plans
@@ -51,7 +51,7 @@ class Prepared:
     """Whose code and job folder it shares: of a point, those of its sweep."""
 
     @property
-    def reward_folders(self) -> Folders:
+    def plugin_folders(self) -> Folders:
         """Where the user's reward functions are looked for."""
         return Folders(self.beside, self.plan.folder, self.plan.run)
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mmlaunch.errors import MachineError, UserError
-from mmlaunch.load import find_run, reward_functions
+from mmlaunch.load import find_run, plugins
 from mmlaunch.load.cluster import Cluster
 from mmlaunch.load.overrides import apply
 from mmlaunch.load.recipe import Loaded, validated
@@ -162,7 +162,7 @@ def _profile(run: RunPaths, name: str | None) -> tuple[str, Cluster]:
 def write(prepared: Prepared, attempt: int, values: dict[str, str]) -> None:
     """Write the new attempt's files and the changed recipe; the recipe before it is kept beside it."""
     run, texts, resolved = prepared.plan.run, prepared.texts, text_of(prepared.plan.recipe)
-    functions = reward_functions.files(prepared.plan.recipe, prepared.reward_folders)
+    functions = plugins.files(prepared.plan.recipe, prepared.plugin_folders)
     secrets.refuse({"the job script": texts.script, "the recipe": resolved, **functions}, values)
     paths = run.attempt(attempt)
     for folder in (paths.logs, paths.stacks):
@@ -170,7 +170,7 @@ def write(prepared: Prepared, attempt: int, values: dict[str, str]) -> None:
     publish(run.profile, prepared.plan.cluster.model_dump_json(indent=1, exclude_defaults=True) + "\n")
     publish(paths.script, texts.script, EXECUTABLE)
     publish(paths.deepspeed, texts.deepspeed)
-    snapshot.reward_files(run, functions)
+    snapshot.plugins(run, functions)
     before = run.resolved.read_text(encoding="utf-8")
     if before != resolved:
         publish(run.resolved_before(attempt), before, READ_ONLY)

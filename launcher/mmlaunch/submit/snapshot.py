@@ -64,13 +64,13 @@ def _carry(name: str, target: Path) -> None:
         shutil.copyfile(spec.origin, target / Path(spec.origin).name)
 
 
-def reward_files(run: RunPaths, texts: Mapping[str, str]) -> None:
-    """Keep the files of the user's own reward functions: what a run was submitted with is what it goes on with."""
+def plugins(run: RunPaths, texts: Mapping[str, str]) -> None:
+    """Keep the files of the user's own code: what a run was submitted with is what it goes on with."""
     if texts:
-        run.reward_files.mkdir(exist_ok=True)
-        run.reward_files.chmod(0o755)
+        run.plugin_files.mkdir(exist_ok=True)
+        run.plugin_files.chmod(0o755)
     for name, text in texts.items():
-        publish(run.reward_files / name, text, READ_ONLY)
+        publish(run.plugin_files / name, text, READ_ONLY)
 
 
 def environment(folder: Path, recipe: Path, values: Mapping[str, str]) -> str:

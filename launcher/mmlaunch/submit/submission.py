@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from mmlaunch.errors import MachineError, Problem
-from mmlaunch.load import Loaded, reward_functions
+from mmlaunch.load import Loaded, plugins
 from mmlaunch.recipe.capability import unsupported
 from mmlaunch.run import ledger, users
 from mmlaunch.run.files import explained
@@ -27,7 +27,7 @@ def check_here(prepared: Prepared) -> None:
     """The checks that only a submission needs: missing files and GPUs, and what this version cannot train."""
     recipe, scheduler = prepared.loaded.recipe, choose.named(prepared.plan.cluster.executor)
     missing = prepared.trained.missing if prepared.trained else ()
-    own = reward_functions.problems(recipe, prepared.reward_folders)
+    own = plugins.problems(recipe, prepared.plugin_folders)
     problems = [
         *missing,
         *own,

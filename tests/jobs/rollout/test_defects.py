@@ -174,7 +174,7 @@ def test_the_end_is_learnt_where_it_is_the_padding_too(tmp_path: Path) -> None:
 
 def prepared(job: Jobs, name: str) -> Any:
     run = job(name)
-    file = run.paths.reward_file("score.py")
+    file = run.paths.plugin_file("score.py")
     file.parent.mkdir(parents=True)
     file.write_text(SHARE)
     return run

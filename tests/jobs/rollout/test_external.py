@@ -38,7 +38,7 @@ def served(job: Any, tiny: Recipes) -> Iterator[Callable[..., Any]]:
 
     def _served(name: str, world: int = 1, options: Any = None, prepare: Any = None, **changes: Any) -> Any:
         run = runs[name] if name in runs else runs.setdefault(name, job(name))
-        file = run.paths.reward_file("score.py")
+        file = run.paths.plugin_file("score.py")
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(LETTERS)
         engine = {

@@ -283,8 +283,8 @@ def test_twenty_steps_are_those_of_a_plain_loop(
         optim__weight_decay=0.1, optim__clip=0.5, data__eval=[], model__train__vision=vision,
     )  # fmt: skip
     run = job("run")
-    run.paths.reward_file("score.py").parent.mkdir(parents=True)
-    run.paths.reward_file("score.py").write_text(SCORE)
+    run.paths.plugin_file("score.py").parent.mkdir(parents=True)
+    run.paths.plugin_file("score.py").write_text(SCORE)
     run.prepare = keep_rollouts
     assert run.run(recipe) == [0], run.log()
     measured = {event["step"]: event for event in run.events("step")}

@@ -59,7 +59,7 @@ def runs(job: Jobs, tiny: Recipes) -> Callable[..., Any]:
 
     def _runs(name: str) -> Any:
         run = job(name)
-        file = run.paths.reward_file("score.py")
+        file = run.paths.plugin_file("score.py")
         file.parent.mkdir(parents=True)
         file.write_text(LETTERS)
         return run
@@ -307,7 +307,7 @@ def test_failing_rewards_are_counted_and_end_the_run_above_a_share(
     runs: Any, tiny: Recipes, how: str, words: str
 ) -> None:
     run = runs("run")
-    run.paths.reward_file("score.py").write_text(FAILING)
+    run.paths.plugin_file("score.py").write_text(FAILING)
     source = {"function": "score.py:share", "options": {"how": how}, "deadline": "1s"}
     objective = {**RLOO, "rewards": [source], "max_failed": 0.2}
     recipe = tiny(objective=objective, batch__global=16, steps=2)
@@ -317,14 +317,14 @@ def test_failing_rewards_are_counted_and_end_the_run_above_a_share(
 
 def test_missing_scores_leave_their_group(runs: Any, tiny: Recipes) -> None:
     run = runs("run")
-    run.paths.reward_file("score.py").write_text(FAILING)
+    run.paths.plugin_file("score.py").write_text(FAILING)
     source = {"function": "score.py:share", "options": {"how": "some"}}
     recipe = tiny(objective={**RLOO, "rewards": [source], "max_failed": 0.5}, batch__global=16, steps=6)
     assert run.run(recipe) == [0], run.log()
     missing = [event["metrics"]["reward_missing"] for event in run.events("rollout")]
     assert 0 < sum(missing) / len(missing) < 0.5
     nothing = runs("nothing")
-    nothing.paths.reward_file("score.py").write_text(FAILING)
+    nothing.paths.plugin_file("score.py").write_text(FAILING)
     source = {"function": "score.py:share", "options": {"how": "none"}}
     recipe = tiny(objective={**RLOO, "rewards": [source]}, batch__global=16, steps=2)
     assert nothing.run(recipe) == [0], nothing.log()

@@ -18,6 +18,7 @@ from mmjobs.data.chat import Tokens
 from mmjobs.data.encode import Encoded
 from mmjobs.data.example import Origin
 from mmjobs.engine.engine import Engine
+from mmjobs.metrics.curves import Curves
 from mmjobs.metrics.tensorboard import Sample, TensorBoardWriter
 from mmjobs.metrics.throughput import Throughput
 from mmjobs.metrics.totals import Totals
@@ -187,7 +188,7 @@ def two_engines() -> None:
             boundary=Boundary(
                 context.ranks, context.stop, Interval(recipe.checkpoint.every, state.step), Interval([], None)
             ),
-            board=TensorBoardWriter(context.paths.tensorboard, False, state.step),
+            curves=Curves(TensorBoardWriter(context.paths.tensorboard, False, state.step)),
             throughput=Throughput(context.ranks, recipe.batch.examples, None, None),
             guard=NonFiniteGuard(context),
         )

@@ -9,7 +9,7 @@ import pytest
 
 from mmlaunch.errors import RecipeError
 from mmlaunch.load import load_recipe
-from mmlaunch.load.reward_functions import Folders, problems
+from mmlaunch.load.plugins import Folders, problems
 from mmlaunch.recipe.data import Source, names
 
 EVALUATE = Path("recipes/evaluate_llama3.yaml")

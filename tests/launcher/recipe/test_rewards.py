@@ -9,6 +9,7 @@ import pytest
 
 from mmlaunch.errors import RecipeError
 from mmlaunch.load import Loaded, load_recipe
+from mmlaunch.recipe.plugin import Plugin
 from mmlaunch.recipe.reinforcement import Ppo
 from mmlaunch.recipe.resolved import read, text_of
 from mmlaunch.recipe.reward_functions import FUNCTIONS, Exact, Numeric
@@ -39,9 +40,9 @@ def test_a_word_is_a_run_or_a_function(write: Write) -> None:
     assert [source.path for source in sources(write("rewards: runs/rm"))] == ["runs/rm"]
     assert [source.function for source in sources(write("rewards: exact"))] == ["exact"]
     own, lab, run = sources(write("rewards: [sub/score.py:reward, lab.rewards:helpful, rm-1128]"))
-    assert (own.file, own.module, own.function_name) == ("sub/score.py", None, "reward")
-    assert (lab.file, lab.module, lab.function_name) == (None, "lab.rewards", "helpful")
-    assert (run.path, run.function, run.file, run.module) == ("rm-1128", None, None, None)
+    assert own.plugin == Plugin("sub/score.py", None, "reward")
+    assert lab.plugin == Plugin(None, "lab.rewards", "helpful")
+    assert (run.path, run.function, run.plugin) == ("rm-1128", None, None)
 
 
 def test_options_are_read_by_the_function_that_is_shipped(write: Write) -> None:
@@ -113,7 +114,7 @@ def test_one_source_is_changed_like_a_list_of_one(write: Write) -> None:
         ("rewards: [{function: exact, standardise: true}]", "standardise: a function has none"),
         ("rewards: [{function: exakt}]", "no function 'exakt' comes with mmlaunch; did you mean exact?"),
         ("rewards: [{function: own}]", r"write score.py:own, or one of exact, numeric"),
-        ("rewards: ['a b:c']", "names no function; write score.py:reward or package.module:reward"),
+        ("rewards: ['a b:c']", "names no function or class; write my_code.py:reward or package.module:reward"),
         ("rewards: [{function: exact, timeout: 3s}]", r"did you mean objective.rewards\[0\].deadline\?"),
         ("rewards: [{function: exact, deadline: 10}]", "'10' has no unit; write 10s"),
         ("rewards: [exact, {function: numeric, options: {tolerence: 1}}]",

@@ -38,7 +38,8 @@ class RewardWorkers:
     def __init__(self, source: RewardSource, count: int, run: RunPaths, memory: int = MEMORY) -> None:
         """`source` names the function; `run` holds the copy of its file; `count` answers are scored at a time."""
         self._name, self._deadline, self._count = str(source.function), float(source.deadline), count
-        file = str(run.reward_file(source.file)) if source.file else None
+        own = source.plugin
+        file = str(run.plugin_file(own.file)) if own is not None and own.file else None
         self._setup = {
             "function": self._name, "file": file, "options": source.keywords, "context": CONTEXT, "memory": memory,
         }  # fmt: skip

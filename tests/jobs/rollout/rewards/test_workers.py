@@ -69,8 +69,8 @@ def make(tmp_path: Path) -> Iterator[Make]:
         code: str = "", function: str = "score.py:reward", count: int = 2, deadline: float = 5.0, **more: Any
     ) -> RewardWorkers:
         if code:
-            run.reward_files.mkdir(parents=True, exist_ok=True)
-            run.reward_file("score.py").write_text(code)
+            run.plugin_files.mkdir(parents=True, exist_ok=True)
+            run.plugin_file("score.py").write_text(code)
         memory = {"memory": more.pop("memory")} if "memory" in more else {}
         source = RewardSource.model_validate({"function": function, **more}).model_copy(update={"deadline": deadline})
         made.append(RewardWorkers(source, count, run, **memory))
@@ -213,8 +213,8 @@ def reward(answer, truth):
 
 
 def test_workers_die_with_their_rank(tmp_path: Path) -> None:
-    RunPaths(tmp_path).reward_files.mkdir(parents=True)
-    RunPaths(tmp_path).reward_file("a.py").write_text(
+    RunPaths(tmp_path).plugin_files.mkdir(parents=True)
+    RunPaths(tmp_path).plugin_file("a.py").write_text(
         "import os, time\ndef f(answer, truth):\n    os.write(2, b'%d\\n' % os.getpid())\n    time.sleep(60)\n"
     )
     program = f"""
@@ -255,7 +255,7 @@ def test_a_function_that_cannot_be_loaded_again_ends_the_run(make: Make, tmp_pat
     """It was right before: this is no mistake of the recipe, and a restart may help."""
     workers = make("import os\ndef reward(answer, truth): os._exit(1)", count=1)
     workers.check()
-    RunPaths(tmp_path).reward_file("score.py").write_text("raise OSError('the disk is gone')")
+    RunPaths(tmp_path).plugin_file("score.py").write_text("raise OSError('the disk is gone')")
     with pytest.raises(WorkersFailed, match=r"OSError: the disk is gone \(score-.*3 workers in a row did not start"):
         workers.score([sample("a"), sample("b")])
 

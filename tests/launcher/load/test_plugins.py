@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from tests.runs import mmlaunch
 
-from mmlaunch.load import load_recipe, reward_functions
-from mmlaunch.load.reward_functions import Folders
+from mmlaunch.load import load_recipe, plugins
+from mmlaunch.load.plugins import Folders
 from mmlaunch.recipe.reward_functions import FUNCTIONS
 from mmlaunch.recipe.rewards import RewardSource
 from mmlaunch.submit.create_run import create
@@ -43,7 +43,7 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def wrong(recipe: Path, rewards: str) -> list[str]:
     recipe.write_text(RECIPE + rewards)
     loaded = load_recipe(recipe)
-    problems = reward_functions.problems(loaded.recipe, Folders(recipe.parent, Path.cwd()))
+    problems = plugins.problems(loaded.recipe, Folders(recipe.parent, Path.cwd()))
     return [f"{problem.dotted}: {problem.what}; {problem.right}" for problem in problems]
 
 
@@ -130,7 +130,7 @@ def test_the_examples_of_the_documentation_are_right(write: Write) -> None:
     for text in (blocks[0][1], blocks[2][1]):
         recipe = load_recipe(write(BARE + text, "recipes/own.yaml")).recipe
         assert recipe.objective.reward_sources
-        assert reward_functions.problems(recipe, Folders(write("", "recipes/x").parent, Path.cwd())) == []
+        assert plugins.problems(recipe, Folders(write("", "recipes/x").parent, Path.cwd())) == []
     fields = {*RewardSource.model_fields, *(name for kind in FUNCTIONS.values() for name in kind.model_fields)}
     assert not [name for name in fields if f"`{name}" not in page]
     assert all(f"| `{name}` |" in page for name in FUNCTIONS)
@@ -153,12 +153,12 @@ def test_the_run_keeps_the_file_that_it_was_submitted_with(write: Write, own_hom
     run = prepared.plan.run
     write("def reward(answer): pass\n", "recipes/score.py")  # a later edit
     for name in ("score.py", "sub/score.py"):
-        assert f"'{name} ä'" in run.reward_file(name).read_text(encoding="utf-8")
-    assert len(list(run.reward_files.iterdir())) == 2
-    assert run.reward_file("score.py").stat().st_mode & 0o777 == 0o444
-    folders = prepared.reward_folders
-    assert reward_functions.problems(prepared.plan.recipe, folders) == []  # the copy is what counts
-    assert reward_functions.files(prepared.plan.recipe, folders) == {}
+        assert f"'{name} ä'" in run.plugin_file(name).read_text(encoding="utf-8")
+    assert len(list(run.plugin_files.iterdir())) == 2
+    assert run.plugin_file("score.py").stat().st_mode & 0o777 == 0o444
+    folders = prepared.plugin_folders
+    assert plugins.problems(prepared.plan.recipe, folders) == []  # the copy is what counts
+    assert plugins.files(prepared.plan.recipe, folders) == {}
     write("def reward(answer, truth): return 1\n", "recipes/new.py")
     resumed = load_recipe(recipe, ["objective.rewards.0=new.py:reward"]).recipe  # a resume that names another one
-    assert list(reward_functions.files(resumed, folders)) == [run.reward_file("new.py").name]
+    assert list(plugins.files(resumed, folders)) == [run.plugin_file("new.py").name]

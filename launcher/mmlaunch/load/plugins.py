@@ -1,4 +1,4 @@
-"""Reward functions of the user's own: whether they exist and can be called, read from their sources.
+"""Plugins, the user's own code that a recipe names: whether it exists and can be called, read from its sources.
 
 Nothing of the user's is executed or imported here. A file is copied into the run when it is submitted, so that later
 edits change neither a queued run nor a resumed one.
@@ -16,13 +16,15 @@ from pathlib import Path
 
 from mmlaunch.errors import Problem
 from mmlaunch.recipe.compared import Compared
+from mmlaunch.recipe.plugin import Plugin
 from mmlaunch.recipe.recipe import Recipe
-from mmlaunch.recipe.reward_functions import CONTEXT, FUNCTIONS
+from mmlaunch.recipe.reward_functions import CONTEXT
 from mmlaunch.recipe.rewards import RewardSource
 from mmlaunch.recipe.suggest import closest
 from mmlaunch.run.paths import RunPaths
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
+Place = tuple[str | int, ...]
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ class Folders:
 
     def find(self, file: str) -> Path | None:
         """The file that a recipe names; the run's own copy goes before all others."""
-        kept = [self.run.reward_file(file)] if self.run else []
+        kept = [self.run.plugin_file(file)] if self.run else []
         written = Path(file).expanduser()
         places = [*kept, self.recipe / written, self.working / written]
         return next((path for path in places if path.is_file()), None)
@@ -56,18 +58,28 @@ class _Wrong(Exception):
         self.right, self.place = right, tuple(place)
 
 
-def problems(recipe: Recipe, folders: Folders) -> list[Problem]:
-    """What would stop the functions of a recipe from being called."""
-    wrong: list[Problem] = []
+def plugins(recipe: Recipe) -> Iterator[tuple[Place, Plugin, RewardSource | None]]:
+    """All plugins that a recipe names: where it does, and of a reward function what it is called with."""
     task = recipe.objective
     of_metrics = list(task.metric) if isinstance(task, Compared) else None
     for index, source in enumerate(task.reward_sources):
-        if source.function is not None and source.function not in FUNCTIONS:
+        if source.plugin is not None:
             place = ("rewards", index) if of_metrics is None else ("metric", of_metrics[index])
-            try:
-                _check(source, folders)
-            except _Wrong as error:
-                wrong.append(Problem(("objective", *place, *error.place), str(error), error.right))
+            yield ("objective", *place), source.plugin, source
+    for index, tracker in enumerate(recipe.log.trackers):
+        if tracker.plugin is not None:
+            yield ("log", "trackers", index, "kind"), tracker.plugin, None
+
+
+def problems(recipe: Recipe, folders: Folders) -> list[Problem]:
+    """What would stop the plugins of a recipe from being loaded, or its reward functions from being called."""
+    wrong: list[Problem] = []
+    for place, plugin, source in plugins(recipe):
+        try:
+            _check(plugin, source, folders)
+        except _Wrong as error:
+            below = error.place if source is not None else ()
+            wrong.append(Problem((*place, *below), str(error), error.right))
     return wrong
 
 
@@ -75,29 +87,30 @@ def files(recipe: Recipe, folders: Folders) -> dict[str, str]:
     """The files that a run has to keep and does not have yet: name in the run -> text."""
     assert folders.run is not None
     texts = {}
-    for source in recipe.objective.reward_sources:
-        kept = folders.run.reward_file(source.file) if source.file else None
-        original = folders.find(source.file) if source.file else None
+    for _, plugin, _ in plugins(recipe):
+        kept = folders.run.plugin_file(plugin.file) if plugin.file else None
+        original = folders.find(plugin.file) if plugin.file else None
         if kept is not None and original is not None and original != kept:
             texts[kept.name] = _text(original)
     return texts
 
 
-def _check(source: RewardSource, folders: Folders) -> None:
-    path = _file(source.file, folders) if source.file else _source_of(source.module or "", folders.working)
+def _check(plugin: Plugin, source: RewardSource | None, folders: Folders) -> None:
+    path = _file(plugin.file, folders) if plugin.file else _source_of(plugin.module or "", folders.working)
     if path is None:  # a compiled module: it has no source
         return
-    shown = source.file or source.module or ""
+    shown = plugin.file or plugin.module or ""
     names = _names(_tree(path, shown))
-    if source.function_name not in names:
+    if plugin.name not in names:
         if "*" in names or "__getattr__" in names:
             return
-        near = closest(source.function_name, names)
-        known = ", ".join(name for name, node in names.items() if isinstance(node, Function)) or "no function"
-        right = f"did you mean {shown}:{near}?" if near else f"it defines {known}"
-        raise _Wrong(f"{shown} defines no {source.function_name}", right)
-    node = names[source.function_name]
-    if isinstance(node, Function) and not node.decorator_list:
+        near = closest(plugin.name, names)
+        kinds = Function if source is not None else (Function, ast.ClassDef)
+        known = ", ".join(name for name, node in names.items() if isinstance(node, kinds))
+        right = f"did you mean {shown}:{near}?" if near else f"it defines {known or 'no function'}"
+        raise _Wrong(f"{shown} defines no {plugin.name}", right)
+    node = names[plugin.name]
+    if source is not None and isinstance(node, Function) and not node.decorator_list:
         _check_call(node, source)
 
 

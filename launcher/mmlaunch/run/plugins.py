@@ -1,0 +1,43 @@
+"""Loads plugins in a job: functions and classes of the user's own, from the run's copy of their file or a package."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from mmlaunch.errors import BadInput
+from mmlaunch.run.paths import RunPaths
+
+
+def load(run: RunPaths, file: str | None, module: str | None, name: str) -> Any:
+    """What `file.py:name` or `module:name` of a recipe means; raises `BadInput` where it cannot be loaded."""
+    written = f"{file or module}:{name}"
+    try:
+        loaded = module_of(run.plugin_file(file)) if file is not None else importlib.import_module(str(module))
+    except Exception as error:
+        raise BadInput(f"{written} cannot be loaded: {type(error).__name__}: {error}") from error
+    if not hasattr(loaded, name):
+        raise BadInput(f"{written}: {file or module} defines no {name}")
+    return getattr(loaded, name)
+
+
+def module_of(file: Path) -> ModuleType:
+    """The module in a file, imported once in a process."""
+    name = f"plugin_{file.stem.replace('-', '_')}"
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, file)
+    if spec is None or spec.loader is None or not file.is_file():
+        raise FileNotFoundError(f"the run has no file {file}")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
