@@ -18,6 +18,7 @@ from mmjobs.rank.position import Position
 from mmjobs.rank.watchdog import Watchdog
 from mmlaunch.errors import BadInput
 from mmlaunch.recipe import resolved
+from mmlaunch.run import plugins
 from mmlaunch.run.exits import JobExit
 from mmlaunch.run.owner import NotTheOwner
 from mmlaunch.run.paths import RunPaths
@@ -27,6 +28,7 @@ def run(run_dir: str) -> dict[str, Any]:
     """Run this rank's part of one attempt. Returns when the run is finished; every other end is a `SystemExit`."""
     stop = signals.listen()
     paths, position = RunPaths(Path(run_dir)), Position()
+    os.environ[plugins.RUN] = run_dir
     try:
         with Watchdog(paths, position) as watch:
             with _uncollected():

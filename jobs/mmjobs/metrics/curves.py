@@ -142,7 +142,7 @@ def open_trackers(recipe: Recipe, run: RunPaths, resumed: int, first: bool, warn
             online=setting.online,
             options=setting.options,
         )
-        opening, keeps_after = _opening(setting, run)
+        opening, keeps_after = _opening(setting)
         note = tracked.folder / "steps.json"
         earlier = partial(logged, run, resumed)
         writers.append(TrackerWriter(setting.kind, partial(opening, tracked), note, warn, earlier, keeps_after))
@@ -165,10 +165,10 @@ def as_curves(numbers: Mapping[str, Any]) -> dict[str, Any]:
     return {f"train/{name}": value for name, value in numbers.items() if name not in _NO_CURVES}
 
 
-def _opening(setting: Setting, run: RunPaths) -> tuple[Callable[[TrackedRun], Any], float]:
+def _opening(setting: Setting) -> tuple[Callable[[TrackedRun], Any], float]:
     """What opens a tracker, of a file in `trackers` or the user's own, and the seconds after which it keeps a point."""
     if (own := setting.plugin) is not None:
-        opening: Callable[[TrackedRun], Any] = plugins.load(run, own.file, own.module, own.name)
+        opening: Callable[[TrackedRun], Any] = plugins.load(own.file, own.module, own.name)
         return opening, 0.0
     module = importlib.import_module(f"mmjobs.metrics.trackers.{setting.kind}")
     try:

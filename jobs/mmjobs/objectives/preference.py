@@ -16,6 +16,7 @@ from mmjobs.objectives.objective import ObjectiveOutput, Reference, Statistics, 
 from mmjobs.objectives.policy_vs_reference import CompletionSums, PolicyVsReference, pick
 from mmjobs.objectives.terms import TERMS
 from mmjobs.objectives.terms.pairs import soft_labels
+from mmjobs.objectives.terms.term import own_term
 from mmlaunch.recipe.preference import LABEL_BINS
 from mmlaunch.recipe.preference import Preference as Settings
 from mmlaunch.recipe.terms import Margin
@@ -35,6 +36,7 @@ class Preference:
         """
         self.settings, self._reference, self._std = settings, reference, std
         self._terms = settings.weighted
+        self._functions = TERMS | {plugin.name: own_term(plugin) for plugin in settings.terms.plugins}
         self.over: tuple[str, ...] = ("examples", "tokens") if "sft" in self._terms else ("examples",)
         self.metrics = settings.metrics
         self._rewards, self._count = 0.0, 0.0
@@ -77,8 +79,8 @@ class Preference:
         for name, term in self._terms.items():
             if name == "sft":
                 continue
-            values = TERMS[name].loss(pairs, term)  # [N], or [E]
-            if not TERMS[name].by_example:
+            values = self._functions[name].loss(pairs, term)  # [N], or [E]
+            if not self._functions[name].by_example:
                 values = values if weight is None else weight * values
                 values = values.new_zeros(len(batch)).index_add(0, paired, values)
             losses = losses + term.weight * values
@@ -95,7 +97,7 @@ class Preference:
     @property
     def needs_global_batch(self) -> bool:
         """Whether the loss of an example depends on the others of the global batch."""
-        return any(name != "sft" and TERMS[name].needs_global_batch for name in self._terms)
+        return any(name != "sft" and self._functions[name].needs_global_batch for name in self._terms)
 
     def statistics(self, network: nn.Module, batch: Batch) -> Statistics:
         """What the other micro-batches need to know of this one."""

@@ -44,14 +44,15 @@ def command(
 
     if html is not None and not html.absolute().parent.is_dir():
         raise UserError(f"--html: there is no folder {html.absolute().parent}")
-    text = text_of(load_recipe(recipe, overrides).recipe)
+    loaded = load_recipe(recipe, overrides)
+    text = text_of(loaded.recipe)
     with tempfile.TemporaryDirectory() as folder:
         resolved = Path(folder) / "recipe.yaml"
         resolved.write_text(text, encoding="utf-8")
         arguments = [str(resolved), "--samples", str(samples)]
         arguments += ["--html", str(html)] if html else []
         arguments += ["--decode"] if decode else []
-        result = run_task.run("mmjobs.tasks.inspect_data", arguments)
+        result = run_task.run("mmjobs.tasks.inspect_data", arguments, beside=loaded.path.parent)
     if as_json:
         click.echo(json.dumps(result))
         return

@@ -5,7 +5,6 @@ from __future__ import annotations
 from mmlaunch.errors import Problem, UserError
 from mmlaunch.estimate.shapes.network import network_of
 from mmlaunch.recipe import Recipe
-from mmlaunch.recipe.data import FORMATS
 
 
 def contradictions(recipe: Recipe) -> list[Problem]:
@@ -26,7 +25,7 @@ def contradictions(recipe: Recipe) -> list[Problem]:
         fixed
         and network.features >= recipe.data.max_tokens
         and all(
-            source.images != "none" and (FORMATS[source.format].image_folder or FORMATS[source.format].generated)
+            source.images != "none" and (source.kind_of_rows.image_folder or source.kind_of_rows.generated)
             for source in sources
         )
     ):

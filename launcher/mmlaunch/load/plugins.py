@@ -17,6 +17,7 @@ from pathlib import Path
 from mmlaunch.errors import Problem
 from mmlaunch.recipe.compared import Compared
 from mmlaunch.recipe.plugin import Plugin
+from mmlaunch.recipe.preference import Preference
 from mmlaunch.recipe.recipe import Recipe
 from mmlaunch.recipe.reward_functions import CONTEXT
 from mmlaunch.recipe.rewards import RewardSource
@@ -66,6 +67,12 @@ def plugins(recipe: Recipe) -> Iterator[tuple[Place, Plugin, RewardSource | None
         if source.plugin is not None:
             place = ("rewards", index) if of_metrics is None else ("metric", of_metrics[index])
             yield ("objective", *place), source.plugin, source
+    for group in ("train", "input", "eval"):
+        for index, data in enumerate(getattr(recipe.data, group)):
+            if data.plugin is not None:
+                yield ("data", group, index, "format"), data.plugin, None
+    for plugin in task.terms.plugins if isinstance(task, Preference) else ():
+        yield ("objective", "terms", plugin.written), plugin, None
     for index, tracker in enumerate(recipe.log.trackers):
         if tracker.plugin is not None:
             yield ("log", "trackers", index, "kind"), tracker.plugin, None

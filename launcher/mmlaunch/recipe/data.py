@@ -3,12 +3,14 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field, WithJsonSchema
 
+from mmlaunch.recipe.plugin import Plugin, must_be_plugin, plugin_of
 from mmlaunch.recipe.scalars import Count, Line, OneOrMore
 from mmlaunch.recipe.section import Mistake, Section, mistake, rule
+from mmlaunch.recipe.suggest import closest
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,23 @@ FORMATS: dict[str, Format] = {
     "shapes": Format(generated=True),
 }
 """By the name that a recipe writes."""
-_NAMES = tuple(FORMATS)
+_OWN = Format()
+"""What is assumed of a format of the user's own: its rows may have all that others have."""
+
+
+def _format(value: Any) -> Any:
+    """A format that comes with mmlaunch, or a function of the user's own."""
+    if not isinstance(value, str) or value in FORMATS:
+        return value
+    if ":" in value:
+        return must_be_plugin(value, "rows").written
+    near = closest(value, FORMATS)
+    right = f"did you mean {near}?" if near else f"write one of {', '.join(FORMATS)}, or my_format.py:rows"
+    raise mistake(f"unknown value {value!r}", right)
+
+
+_PLUGIN = {"type": "string", "pattern": r".+:[^\W\d]\w*$"}
+FormatName = Annotated[str, BeforeValidator(_format), WithJsonSchema({"anyOf": [{"enum": [*FORMATS]}, _PLUGIN]})]
 
 
 class Source(Section):
@@ -115,8 +133,9 @@ class Source(Section):
 
     path: Annotated[Line, Field(examples=["data/rlaif-v"])] | None = None
     """A file or a folder; only `format: shapes` needs none."""
-    format: Literal[_NAMES] = "auto"  # type: ignore[valid-type]  # one table serves schema and rules
-    """How its rows are written; auto recognises it. `mmlaunch data --formats` shows a row of each."""
+    format: FormatName = "auto"
+    """How its rows are written; auto recognises it. `mmlaunch data --formats` shows a row of each. A format of your own
+    is a function that gives the examples of a source: my_format.py:rows, package.module:rows."""
     images: Annotated[Line, Field(examples=["data/images"])] | None = None
     """The folder to which image paths are relative; `none` for text-only data."""
     repeat: Annotated[float, Field(gt=0, le=10_000, allow_inf_nan=False)] = 1.0
@@ -132,21 +151,31 @@ class Source(Section):
     max_tiles: Count | None = None
     """A smaller tile budget than model.tiling's for this source."""
 
+    @property
+    def kind_of_rows(self) -> Format:
+        """What is known of its format."""
+        return FORMATS.get(self.format, _OWN)
+
+    @property
+    def plugin(self) -> Plugin | None:
+        """The function of the user's own that reads it."""
+        return None if self.format in FORMATS else plugin_of(self.format)
+
     @rule
     def _read_or_drawn(self) -> Iterator[Mistake]:
-        if FORMATS[self.format].generated and self.path is not None:
+        if self.kind_of_rows.generated and self.path is not None:
             yield ("path",), self.path, mistake("shapes are drawn, not read", "remove path")
-        if not FORMATS[self.format].generated and self.path is None:
+        if not self.kind_of_rows.generated and self.path is None:
             yield (), None, mistake("names no file", "write path: data/train.json")
 
     @rule
     def _ends(self) -> Iterator[Mistake]:
-        if FORMATS[self.format].generated and self.limit is None:
+        if self.kind_of_rows.generated and self.limit is None:
             yield ("format",), self.format, mistake("shapes never end", "add limit: 2000")
 
     @rule
     def _images_are_somewhere(self) -> Iterator[Mistake]:
-        if FORMATS[self.format].image_folder and self.images is None:
+        if self.kind_of_rows.image_folder and self.images is None:
             what = f"rows of the {self.format} format name image files, and nothing says where they are"
             yield ("format",), self.format, mistake(what, "add images: data/images (or images: none for text)")
 

@@ -17,6 +17,7 @@ from mmlaunch.recipe.terms import (
     NEEDS_CORRUPTED,
     NEEDS_MISMATCHED,
     NEEDS_SCORES,
+    SHIPPED,
     SINGLE_ANSWERS,
     WITHOUT_REFERENCE,
     Terms,
@@ -32,7 +33,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 """Published mixtures. Every other term alone is a method of its own name as well."""
 
-PREFERENCES = tuple(dict.fromkeys(["preference", *PRESETS, *(n for n in Terms.model_fields if n != "sft")]))
+PREFERENCES = tuple(dict.fromkeys(["preference", *PRESETS, *(name for name in SHIPPED if name != "sft")]))
 
 LABEL_BINS = ("below_0.5", *(f"from_0.{tenth}" for tenth in range(5, 10)))
 """The bins of the label histogram of MMPO."""
@@ -81,7 +82,7 @@ class Preference(Method):
             least=2,
             most=None if names & NEEDS_ALL_ANSWERS else 2,
             prompts=False,
-            scores=bool(names & NEEDS_SCORES),
+            scores=bool(names & NEEDS_SCORES) or any(term.scores for term in self.terms.own.values() if term.weight),
             corrupted=bool(names & NEEDS_CORRUPTED),
             mismatched=bool(names & NEEDS_MISMATCHED),
             labelled=names <= SINGLE_ANSWERS,
@@ -102,7 +103,13 @@ class Preference(Method):
 
     @property
     def uses_reference(self) -> bool:
-        return self.reference != "none" and not self.weighted.keys() <= WITHOUT_REFERENCE
+        return self.reference != "none" and not self._without_reference
+
+    @property
+    def _without_reference(self) -> bool:
+        """Whether no term compares the policy with the reference."""
+        own = {plugin.name for plugin, term in self.terms.plugins.items() if not term.reference}
+        return self.weighted.keys() <= WITHOUT_REFERENCE | own
 
     @property
     def reference_copy(self) -> ReferenceCopy | None:
@@ -121,7 +128,7 @@ class Preference(Method):
         method = value.get("method", "preference")
         if not isinstance(method, str):
             return value
-        preset = PRESETS.get(method) or ({"terms": {method: {}}} if method in Terms.model_fields else {})
+        preset = PRESETS.get(method) or ({"terms": {method: {}}} if method in PREFERENCES[1:] else {})
         written = value.get("terms")
         if written is not None and not isinstance(written, dict):
             return value
@@ -161,7 +168,7 @@ class Preference(Method):
 
     @rule
     def _copy_is_asked(self) -> Iterator[Mistake]:
-        if self.reference == "copy" and self.weighted and self.weighted.keys() <= WITHOUT_REFERENCE:
+        if self.reference == "copy" and self.weighted and self._without_reference:
             yield ("reference",), "copy", mistake(f"{', '.join(self.weighted)} has no reference", "remove reference")
 
     @rule

@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from mmlaunch.recipe.batch import Batch, neighbours, split
 from mmlaunch.recipe.checkpoint import Checkpoint, Evaluate, Log
 from mmlaunch.recipe.compared import Compared
-from mmlaunch.recipe.data import FORMATS, Data, Source, names
+from mmlaunch.recipe.data import Data, Source, names
 from mmlaunch.recipe.deepspeed import DeepSpeed
 from mmlaunch.recipe.environment import Env
 from mmlaunch.recipe.method import Method
@@ -276,7 +276,7 @@ class Recipe(Section):
     @rule
     def _scores_need_source(self) -> Iterator[Mistake]:
         for index, source in enumerate(self.data.train if self.objective.requirements.scores else ()):
-            if not FORMATS[source.format].scores:
+            if not source.kind_of_rows.scores:
                 what = f"the objective needs scores, and rows of the {source.format} format have none"
                 right = "use ultrafeedback, shp, llava or trl data"
                 yield ("data", "train", index, "format"), source.format, mistake(what, right)
@@ -284,7 +284,7 @@ class Recipe(Section):
     @rule
     def _answers_are_somewhere(self) -> Iterator[Mistake]:
         for group, index, source in self._sources() if self.objective.requirements.least else ():
-            if not FORMATS[source.format].answers:
+            if not source.kind_of_rows.answers:
                 what = f"rows of the {source.format} format have no answers to learn from"
                 right = "use llava, trl or rlaif_v data"
                 yield ("data", group, index, "format"), source.format, mistake(what, right)
@@ -362,7 +362,7 @@ class Recipe(Section):
         if self.model.vision is not None or self.model.pretrained is not None:
             return
         for group, index, source in self._sources():
-            if FORMATS[source.format].generated:
+            if source.kind_of_rows.generated:
                 what = mistake("shapes are images, and the model has no vision encoder", "add model.vision")
                 yield ("data", group, index, "format"), source.format, what
 

@@ -4,12 +4,13 @@ Each has one function of the same name in `mmjobs/objectives/terms/`. Formulas a
 reference: `w` chosen, `l` rejected, D their difference, b the objective's beta.
 """
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator, model_validator
 
-from mmlaunch.recipe.scalars import NotNegative, Positive, Real
-from mmlaunch.recipe.section import Section
+from mmlaunch.recipe.plugin import Plugin, must_be_plugin, plugin_of
+from mmlaunch.recipe.scalars import FreeForm, NotNegative, Positive, Real
+from mmlaunch.recipe.section import Section, mistake
 
 WITHOUT_REFERENCE = frozenset({"simpo", "orpo", "sft"})
 """Terms over the policy's own log-probabilities."""
@@ -101,8 +102,22 @@ class Kto(Term):
     """Weight of undesirable answers."""
 
 
+class OwnTerm(Term):
+    """A term of the user's own: a function of the pairs and of this section, to one loss for each pair."""
+
+    reference: bool = True
+    """Whether it compares the policy with the reference model."""
+    scores: bool = False
+    """Whether it reads the scores that the data give to answers."""
+    options: FreeForm = {}
+    """Options that the function reads."""
+
+
 class Terms(Section):
-    """The weighted sum. A term that is not named has no part in it."""
+    """The weighted sum. A term that is not named has no part in it.
+
+    A term of the user's own stands under its plugin: `{sigmoid: 1, my_terms.py:softer: 0.5}`.
+    """
 
     OTHER_NAMES: ClassVar[dict[str, str]] = {
         "dpo": "sigmoid", "bco_pair": "bco", "nca_pair": "nca", "exo_pair": "exo", "sppo_hard": "sppo", "nll": "sft",
@@ -150,7 +165,39 @@ class Terms(Section):
     plackett_luce: Term | None = None
     """K-way DPO over ranked answers."""
 
+    own: dict[str, OwnTerm] = {}
+    """Terms of your own by their plugins; they may stand beside the others as well."""
+
     @property
     def active(self) -> dict[str, Term]:
-        """The terms that were named, by name."""
-        return {name: term for name in type(self).model_fields if (term := getattr(self, name)) is not None}
+        """The terms that were named, by name; a plugin by that of its function."""
+        shipped = {name: term for name in type(self).model_fields if isinstance(term := getattr(self, name), Term)}
+        return shipped | {plugin.name: term for plugin, term in self.plugins.items()}
+
+    @property
+    def plugins(self) -> dict[Plugin, OwnTerm]:
+        """The functions of the user's own."""
+        return {plugin: term for written, term in self.own.items() if (plugin := plugin_of(written)) is not None}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _own_beside_others(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        beside = {name: term for name, term in value.items() if isinstance(name, str) and ":" in name}
+        if not beside:
+            return value
+        rest = {name: term for name, term in value.items() if name not in beside}
+        return {**rest, "own": {**(rest.get("own") or {}), **beside}}
+
+    @field_validator("own")
+    @classmethod
+    def _are_plugins(cls, value: dict[str, OwnTerm]) -> dict[str, OwnTerm]:
+        names = [must_be_plugin(written, "my_loss").name for written in value]
+        if taken := sorted({name for name in names if name in cls.model_fields or names.count(name) > 1}):
+            raise mistake(f"two terms are called {taken[0]}", "give the function another name")
+        return value
+
+
+SHIPPED = tuple(name for name in Terms.model_fields if name != "own")
+"""The terms that come with mmlaunch."""

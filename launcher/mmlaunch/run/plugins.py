@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -12,17 +13,27 @@ from typing import Any
 from mmlaunch.errors import BadInput
 from mmlaunch.run.paths import RunPaths
 
+RUN, BESIDE = "MMLAUNCH_RUN", "MMLAUNCH_RECIPE_FOLDER"
+"""Variables of the environment: the run that a process belongs to; without one, the folder of the recipe."""
 
-def load(run: RunPaths, file: str | None, module: str | None, name: str) -> Any:
+
+def load(file: str | None, module: str | None, name: str) -> Any:
     """What `file.py:name` or `module:name` of a recipe means; raises `BadInput` where it cannot be loaded."""
     written = f"{file or module}:{name}"
     try:
-        loaded = module_of(run.plugin_file(file)) if file is not None else importlib.import_module(str(module))
+        loaded = module_of(_file(file)) if file is not None else importlib.import_module(str(module))
     except Exception as error:
         raise BadInput(f"{written} cannot be loaded: {type(error).__name__}: {error}") from error
     if not hasattr(loaded, name):
         raise BadInput(f"{written}: {file or module} defines no {name}")
     return getattr(loaded, name)
+
+
+def _file(written: str) -> Path:
+    """The run's copy of a file, or the file itself where a command reads a recipe without a run."""
+    if run := os.environ.get(RUN):
+        return RunPaths(Path(run)).plugin_file(written)
+    return Path(os.environ.get(BESIDE, ""), Path(written).expanduser())
 
 
 def module_of(file: Path) -> ModuleType:
@@ -32,7 +43,7 @@ def module_of(file: Path) -> ModuleType:
         return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, file)
     if spec is None or spec.loader is None or not file.is_file():
-        raise FileNotFoundError(f"the run has no file {file}")
+        raise FileNotFoundError(f"there is no file {file}")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     try:

@@ -9,9 +9,9 @@ from typing import Any
 
 import submitit
 
+from mmlaunch.run.plugins import RUN
+
 JOB = "mmjobs.main"  # by name: the launcher never imports torch
-RUN = "MMLAUNCH_RUN"
-"""The run directory, as the job script says it: all tasks of a job array share one callable."""
 
 
 @dataclass(frozen=True)
@@ -28,5 +28,6 @@ class Entry:
             LOCAL_RANK=str(here.local_rank),
             NODE_RANK=str(here.node),
         )
-        result = importlib.import_module(JOB).run(os.environ.get(RUN, self.run))
+        run = os.environ.get(RUN, self.run)  # all tasks of a job array share one callable
+        result = importlib.import_module(JOB).run(run)
         return dict(result)

@@ -313,7 +313,8 @@ def _make(whole: PreparedPipeline, made: list[RunPaths]) -> list[Prepared]:
         member = _membership(whole, stage, digests)
         prepared = replace(stage.prepared, stage=member, held=not whole.is_array, shares=shares)
         if prepared.plan.sharded:
-            prepared = replace(prepared, definition=shards.define(prepared.plan.recipe, prepared.later))
+            beside = prepared.plugin_folders.recipe
+            prepared = replace(prepared, definition=shards.define(prepared.plan.recipe, prepared.later, beside))
         create(prepared)
         new.append(prepared)
         made.append(stage.run)

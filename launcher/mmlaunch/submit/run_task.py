@@ -4,21 +4,28 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from mmlaunch.errors import MachineError, MmlaunchError
+from mmlaunch.run import plugins
 
 
-def run(module: str, arguments: Sequence[str], needs: Sequence[str] = ("torch",)) -> dict[str, Any]:
+def run(
+    module: str, arguments: Sequence[str], needs: Sequence[str] = ("torch",), beside: Path | None = None
+) -> dict[str, Any]:
     """The JSON object that `python -m module arguments` prints last; its progress goes to standard error.
 
-    The program may say which `exit_code` an error of its own has.
+    The program may say which `exit_code` an error of its own has. `beside`: the folder of the recipe, for plugins.
     """
     _check(needs)
-    done = subprocess.run([sys.executable, "-m", module, *arguments], stdout=subprocess.PIPE, text=True, check=False)
+    environment = {**os.environ, plugins.BESIDE: str(beside.absolute())} if beside is not None else None
+    command = [sys.executable, "-m", module, *arguments]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False, env=environment)
     try:
         result: dict[str, Any] = json.loads(done.stdout.strip().rpartition("\n")[2])
     except ValueError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from mmlaunch.errors import MachineError, Problem, RecipeError
@@ -23,12 +24,15 @@ class PartlySubmitted(MachineError):
     """Some of the arrays of a task were accepted, and a later one was not."""
 
 
-def define(recipe: Recipe, later: Collection[str] = ()) -> Definition:
-    """Count the rows of all sources, and split them; what is made `later` is counted when the task begins."""
+def define(recipe: Recipe, later: Collection[str] = (), beside: Path | None = None) -> Definition:
+    """Count the rows of all sources, and split them; what is made `later` is counted when the task begins.
+
+    `beside`: the folder of the recipe, where formats of the user's own are found before there is a run.
+    """
     task = settings_of(recipe)
     if {task.compared_with, *(source.path for source in recipe.data.inputs)} & {*later}:
         return Definition(0, task.window, task.batch, ((0, 0),) * task.shards, (), open=True)
-    inputs, within = _counted(recipe.data.inputs)
+    inputs, within = _counted(recipe.data.inputs, beside)
     if isinstance(task, Compared):
         _check_metrics(task, [*(one.name for one in inputs), *within])
     other = task.compared_with
@@ -51,10 +55,10 @@ def _check_metrics(task: Compared, sources: Sequence[str]) -> None:
         raise RecipeError([Problem(("objective", *path), said["what"], said["right"]) for path, said in mistakes])
 
 
-def _counted(sources: Sequence[Source]) -> tuple[tuple[InputFile, ...], Sequence[str]]:
+def _counted(sources: Sequence[Source], beside: Path | None = None) -> tuple[tuple[InputFile, ...], Sequence[str]]:
     """What is known of each source, and the sources that rows of predictions had before."""
     named = json.dumps([source.model_dump(mode="json", by_alias=True) for source in sources])
-    counted = run_task.run("mmjobs.tasks.count_rows", [named], needs=("numpy", "PIL"))
+    counted = run_task.run("mmjobs.tasks.count_rows", [named], needs=("numpy", "PIL"), beside=beside)
     return tuple(InputFile(**one) for one in counted["inputs"]), counted["within"]
 
 

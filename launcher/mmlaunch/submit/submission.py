@@ -46,7 +46,7 @@ def submit(loaded: Loaded, cluster_name: str | None) -> Prepared:
         prepared = prepare(loaded, cluster_name)
         check_here(prepared)
         if prepared.plan.sharded:
-            definition = definition or shards.define(prepared.plan.recipe)
+            definition = definition or shards.define(prepared.plan.recipe, beside=prepared.plugin_folders.recipe)
             prepared = replace(prepared, definition=definition)
         try:
             create(prepared)

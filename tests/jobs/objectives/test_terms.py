@@ -27,13 +27,13 @@ from mmjobs.objectives.terms import TERMS
 from mmlaunch.errors import UserError
 from mmlaunch.recipe import Recipe
 from mmlaunch.recipe.preference import PRESETS
-from mmlaunch.recipe.terms import BY_RATIO, Terms
+from mmlaunch.recipe.terms import BY_RATIO, SHIPPED
 
 Recipes = Callable[..., Recipe]
 WORDS = ("red", "b", "a much longer answer", "top left, I think", "no", "of course not", "3.14", "yes!")
 MIXTURES: dict[str, dict[str, Any]] = {
     **{name: preset["terms"] for name, preset in PRESETS.items()},
-    **{name: {name: {}} for name in Terms.model_fields if name != "sft"},
+    **{name: {name: {}} for name in SHIPPED if name != "sft"},
     "smooth": {"sigmoid": {"label_smoothing": 0.2}, "robust": {"label_smoothing": 0.1}, "aot": {"pairs": "unpaired"}},
     "smooth ranks": {"aot": {"label_smoothing": 0.2}},
     "smooth ranks, unpaired": {"aot": {"label_smoothing": 0.2, "pairs": "unpaired"}, "exo": {"label_smoothing": 0.2}},

@@ -64,7 +64,7 @@ def test_golden(profile: str, kind: str, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setenv("USER", "alice")
     monkeypatch.setattr(sys, "executable", "/opt/venv/bin/python")
     _, cluster = clusters.choose(profile)
-    renderer, plan = Renderer(ROOT), plan_of(cluster, profile)
+    renderer, plan = Renderer(ROOT), plan_of(cluster, profile, ["env=[WANDB_API_KEY]"])
     text = renderer.script(plan) if kind == "script.sh" else renderer.deepspeed(plan)
     path = GOLDEN / f"{profile}.{kind}"
     if UPDATE:

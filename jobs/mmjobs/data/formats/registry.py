@@ -21,6 +21,7 @@ from mmjobs.data.writers.fit import Holds
 from mmjobs.data.writers.words import Facts
 from mmlaunch.errors import BadInput
 from mmlaunch.recipe.data import Source
+from mmlaunch.run import plugins
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,10 @@ FORMATS: dict[str, Format] = {one.name: one for one in sorted(_FOUND, key=lambda
 
 
 def format_of(source: Source) -> Format:
-    """The format that a recipe names, or the one that the files are in."""
+    """The format that a recipe names, of the user's own or not, or the one that the files are in."""
+    if (own := source.plugin) is not None:
+        rows = plugins.load(own.file, own.module, own.name)
+        return Format(own.name, rows, None, lambda path: False, (), 0, "", Holds(), None)
     return FORMATS[recognised(source) if source.format == "auto" else source.format]
 
 

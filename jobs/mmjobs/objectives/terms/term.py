@@ -9,6 +9,8 @@ from typing import Any, TypeVar
 import torch
 
 from mmjobs.objectives.policy_vs_reference import PolicyVsReference
+from mmlaunch.recipe.plugin import Plugin
+from mmlaunch.run import plugins
 
 Loss = Callable[[PolicyVsReference, Any], torch.Tensor]
 F = TypeVar("F", bound=Callable[..., torch.Tensor])
@@ -37,3 +39,10 @@ def term(by_example: bool = False, needs_global_batch: bool = False) -> Callable
         return function
 
     return register
+
+
+def own_term(plugin: Plugin) -> RegisteredTerm:
+    """A function of the user's own. It may carry the mark; without it, it gives one loss for each pair: [N]."""
+    function = plugins.load(plugin.file, plugin.module, plugin.name)
+    marked = REGISTERED.get(plugin.name)
+    return marked if marked is not None and marked.loss is function else RegisteredTerm(function, False, False)

@@ -1,0 +1,171 @@
+"""Plugins: a format, a term, a reward and a tracker beside a recipe are those that the run was submitted with."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from tests.runs import ended, mmlaunch, submit, wait_for
+
+from mmlaunch.errors import RecipeError
+from mmlaunch.load import load_recipe, plugins
+from mmlaunch.load.plugins import Folders
+from mmlaunch.recipe.plugin import Plugin, plugin_of
+
+FORMAT = """\
+from mmjobs.data.example import Answer, Example, Turn
+from mmjobs.data.readers.rows import examples
+
+
+def rows(source):
+    def example(row):
+        better, worse = row.text("good"), row.text("bad")
+        return Example((), (Turn("user", (row.text("ask"),)),), (Answer(better), Answer(worse)), row.origin)
+
+    return examples(source, "my format", ["ask"], example)
+"""
+TERM = """\
+import torch
+
+
+def softer(pairs, settings):
+    \"\"\"DPO with a temperature of its own.\"\"\"
+    gap = pairs.chosen.log_ratio - pairs.rejected.log_ratio
+    return -torch.nn.functional.logsigmoid(pairs.beta * gap / settings.options["temperature"])
+"""
+TRACKER = """\
+class Tracker:
+    def __init__(self, run):
+        self.file = run.folder / "losses.txt"
+
+    def log(self, values, step):
+        if "train/loss/softer" in values:
+            with self.file.open("a") as file:
+                file.write(f"{step} {values['train/loss/softer']}\\n")
+
+    def close(self, done):
+        pass
+"""
+REWARD = """\
+def reward(answer, truth=None):
+    return float(len(answer))
+"""
+RECIPE = """\
+name: plugins
+model:
+  language: {random: {width: 16, layers: 1, heads: 2}}
+data:
+  train: {path: rows.jsonl, format: "my_format.py:rows"}
+  workers: WORKERS
+objective: {terms: {"my_terms.py:softer": {weight: 0.5, options: {temperature: 2.0}}, sft: 0.1}, beta: 0.2}
+optim: {lr: 1e-3}
+batch: {global: 4}
+steps: 3
+precision: fp32
+log: {every: 1, tensorboard: false, trackers: "my_tracker.py:Tracker"}
+resources: {nodes: 1, gpus_per_node: 0, tasks_per_node: 2, cpus_per_rank: 1}
+"""
+GRPO = """\
+objective: {method: grpo, rollouts: 4, sampling: {answers: 2, max_new_tokens: 4}, rewards: "my_reward.py:reward"}
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "project"
+    folder.mkdir()
+    rows = [{"ask": f"What is {number}?", "good": f"It is {number}.", "bad": "No."} for number in range(8)]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    files = {"my_format.py": FORMAT, "my_terms.py": TERM, "my_tracker.py": TRACKER, "my_reward.py": REWARD}
+    for name, text in files.items():
+        (folder / name).write_text(text)
+    (folder / "plugins.yaml").write_text(RECIPE.replace("WORKERS", "1"))
+    (folder / "grpo.yaml").write_text(re.sub("objective: .*\n", GRPO, RECIPE.replace("WORKERS", "0")))
+    monkeypatch.chdir(folder)
+    return folder / "plugins.yaml"
+
+
+def test_a_run_has_the_plugins_that_it_was_submitted_with(recipe: Path) -> None:
+    run = submit(recipe)
+    for name in ("my_format.py", "my_terms.py", "my_tracker.py", "my_reward.py"):
+        (recipe.parent / name).write_text("raise RuntimeError('edited after the run was submitted')\n")
+    events = wait_for(run, ended)
+    assert [event["state"] for event in events if event["event"] == "ended"] == ["done"], run.attempt(1).logs
+    losses = {event["step"]: event["loss/softer"] for event in events if event["event"] == "step"}
+    tracked = run.tracker("0-Tracker") / "losses.txt"
+    assert tracked.read_text().splitlines() == [f"{step} {loss}" for step, loss in sorted(losses.items())]
+    assert sorted(path.stem.rpartition("-")[0] for path in run.plugin_files.iterdir()) == [
+        "my_format", "my_terms", "my_tracker",
+    ]  # fmt: skip
+    done = mmlaunch("resume", run.name, "-s", "steps=5")
+    assert done.returncode == 0, done.stderr
+    events = wait_for(run, lambda all_of_them: sum(event["event"] == "ended" for event in all_of_them) == 2)
+    assert [event["state"] for event in events if event["event"] == "ended"] == ["done", "done"]
+    assert [line.split()[0] for line in tracked.read_text().splitlines()] == ["1", "2", "3", "4", "5"]
+
+
+def test_a_reward_beside_them(recipe: Path) -> None:
+    run = submit(recipe.with_name("grpo.yaml"))
+    (recipe.parent / "my_reward.py").write_text("raise RuntimeError('edited after the run was submitted')\n")
+    events = wait_for(run, ended)
+    assert [event["state"] for event in events if event["event"] == "ended"] == ["done"], run.attempt(1).logs
+    assert all(event["reward"] > 0 for event in events if event["event"] == "step")
+
+
+def test_commands_without_a_run_read_the_files_themselves(recipe: Path) -> None:
+    shown = mmlaunch("data", recipe, "--samples", "1")
+    assert shown.returncode == 0 and "What is 0?" in shown.stdout, shown.stderr
+    assert mmlaunch("validate", recipe, recipe.with_name("grpo.yaml")).returncode == 0
+
+
+def problems(recipe: Path, *overrides: str) -> str:
+    loaded = load_recipe(recipe, overrides)
+    found = plugins.problems(loaded.recipe, Folders(recipe.parent, Path.cwd()))
+    return "\n".join(str(loaded.placed([problem]).problems[0]) for problem in found)
+
+
+@pytest.mark.parametrize(
+    ("override", "right"),
+    [
+        ("data.train.format=my_format.py:row", "my_format.py defines no row; did you mean my_format.py:rows?"),
+        ("data.train.format=my_formats.py:rows", "no such file: my_formats.py; did you mean my_format.py?"),
+        ("data.train.format=nowhere.formats:rows", "no module nowhere"),
+        ("log.trackers=my_tracker.py:Trackers", "did you mean my_tracker.py:Tracker?"),
+    ],
+)
+def test_what_is_not_there_is_said_before_anything_is_queued(recipe: Path, override: str, right: str) -> None:
+    assert right in problems(recipe, override)
+    assert not problems(recipe)
+
+
+@pytest.mark.parametrize(
+    ("override", "right"),
+    [
+        ("data.train.format=llavas", "did you mean llava?"),
+        ("data.train.format='my format.py:1st'", "write my_code.py:rows or package.module:rows"),
+        ("log.trackers=wandd", "did you mean wandb?"),
+        ("log.trackers=neptune", "write one of wandb, mlflow, trackio, or my_tracker.py:Tracker"),
+        ("objective.terms={'a.py:sigmoid': 1}", "two terms are called sigmoid; give the function another name"),
+        ("objective.terms={'a.py:x': 1, 'b.py:x': 1}", "two terms are called x"),
+        ("objective.terms={'a.py:x-y': 1}", "write my_code.py:my_loss or package.module:my_loss"),
+    ],
+)
+def test_names_that_cannot_be_right(recipe: Path, override: str, right: str) -> None:
+    with pytest.raises(RecipeError, match=re.escape(right)):
+        load_recipe(recipe, [override])
+
+
+def test_a_term_says_what_it_needs(recipe: Path) -> None:
+    objective = load_recipe(recipe).recipe.objective
+    assert objective.uses_reference and not objective.requirements.scores
+    own = {"my_terms.py:softer": {"options": {"temperature": 1}, "reference": False, "scores": True}}
+    free = load_recipe(recipe, [f"objective.terms={json.dumps(own)}"]).recipe.objective
+    assert not free.uses_reference and free.requirements.scores and "loss/softer" in free.metrics
+
+
+def test_names_of_plugins() -> None:
+    assert plugin_of("lab.losses:softer") == Plugin(None, "lab.losses", "softer")
+    assert plugin_of("sub/my.py:f") == Plugin("sub/my.py", None, "f") and plugin_of("sub/my.py:f") is not None
+    assert [plugin_of(text) for text in ("rows", "a b:c", "stage:sft/x", "my.py:")] == [None] * 4
