@@ -6,12 +6,13 @@ A stage of a pipeline first checks what it needs, and last releases the stages t
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from mmlaunch.errors import MmlaunchError
 from mmlaunch.restart import attempt
 from mmlaunch.run import pipeline
-from mmlaunch.run.exits import JobExit
+from mmlaunch.run.exits import IN_JOB, JobExit
 from mmlaunch.run.paths import RunPaths
 
 
@@ -22,7 +23,7 @@ def main(arguments: list[str]) -> int:
     run, submission = RunPaths(Path(arguments[1])), int(arguments[-1])
     try:
         if (member := pipeline.membership(run)) is None:
-            return attempt.main(arguments)
+            return _notifies(run, arguments[0], attempt.main(arguments))
         from mmlaunch.submit import stages  # only stages wait for it
 
         if arguments[0] == "open":
@@ -37,10 +38,27 @@ def main(arguments: list[str]) -> int:
             from mmlaunch.submit.halving import promote  # only sweeps by halving wait for it
 
             promote(parent)
+        _notifies(run, arguments[0], code)
     except (MmlaunchError, OSError) as error:
         print(f"mmlaunch: {error}", file=sys.stderr)
         return JobExit.STOP
     return code
+
+
+def _notifies(run: RunPaths, act: str, code: int) -> int:
+    """Behind everything else: whoever wants to know hears how the run ended."""
+    if act == "close" and code not in (JobExit.AGAIN, IN_JOB) and _is_heard(run):
+        from mmlaunch.monitor import notify  # most runs do not wait for it
+
+        notify.after_attempt(run)
+    return code
+
+
+def _is_heard(run: RunPaths) -> bool:
+    """Whether the recipe has anyone to notify; read as text, since a whole recipe takes longer."""
+    with suppress(OSError):
+        return "\nnotify:\n" in run.resolved.read_text(encoding="utf-8")
+    return False
 
 
 if __name__ == "__main__":

@@ -23,6 +23,10 @@ class TrainState:
     """The metrics of that evaluation."""
     best: float | None = None
     """The best value so far of the metric that the recipe calls best."""
+    stop_best: float | None = None
+    """The best value so far of the metric that decides about early stopping."""
+    not_better: int = 0
+    """How many of the last evaluations in a row were not better."""
     left_out: int = 0
     """Steps that changed nothing, because their loss or their gradient was not finite."""
     streak: int = 0

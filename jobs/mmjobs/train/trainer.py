@@ -51,8 +51,10 @@ class Trainer:
 
     @property
     def end(self) -> int:
-        """The last step of this submission: a recipe may stop before its schedule ends."""
-        return min(self.steps, self.context.recipe.stop_at or self.steps)
+        """The last step of this submission: a recipe may stop before its schedule ends, or when nothing gets better."""
+        stop = self.context.recipe.stop
+        early = stop is not None and self.state.not_better >= stop.patience
+        return min(self.state.step if early else self.steps, self.context.recipe.stop_at or self.steps)
 
     def run(self) -> dict[str, Any]:
         """Train to the last step; raises `RequeueRequested` when there is a reason to go on later."""
@@ -71,6 +73,8 @@ class Trainer:
                 self._save()
             elif self.started and not last and checkpoints.is_due_in_memory(self.state.step):
                 self._save_in_memory()
+            if not last and self.state.step >= self.end:
+                continue  # this evaluation was the last one: what is due at the end comes now
             if last:
                 self._finish_saving()
                 self.services.curves.close(done=True)
@@ -147,7 +151,22 @@ class Trainer:
         self.context.events.log(f"evaluated  step {step}  {shown}")
         self.services.boundary.evaluating.done(step)
         self.services.throughput.pause()
+        self._judge_progress(metrics)
         return self._improved(metrics)
+
+    def _judge_progress(self, metrics: dict[str, float]) -> None:
+        """Count the evaluations that bring nothing better, where the recipe stops early."""
+        stop, state = self.context.recipe.stop, self.state
+        if stop is None or stop.metric not in metrics:
+            return
+        value = metrics[stop.metric]
+        better = stop.is_better(value, state.stop_best)
+        end = self.end
+        state.stop_best, state.not_better = (value, 0) if better else (state.stop_best, state.not_better + 1)
+        if state.not_better >= stop.patience and state.step < end:
+            facts = {"metric": stop.metric, "best": state.stop_best, "evaluations": state.not_better}
+            self.context.events.write("stopped_early", step=state.step, **facts)
+            self.context.events.log(f"stops early at step {state.step}: {stop.metric} is no better than before")
 
     def _improved(self, metrics: dict[str, float]) -> bool:
         settings = self.context.recipe.checkpoint

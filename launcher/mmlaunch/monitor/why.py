@@ -56,7 +56,7 @@ def of(run: RunPaths) -> Story:
     still = now.state in ("starting", "running") and now.reason and not now.silent
     but = ", but nothing of it is written any more" if now.silent else ", but stands still" if still else ""
     what = {
-        "done": f"Complete after {now.attempt} attempt{'s' if now.attempt > 1 else ''}, at step {now.step}",
+        "done": _complete(now, events),
         "cancelled": f"Cancelled by {_canceller(events) if now.state == 'cancelled' else ''} at step {now.step or 0}",
         "lost": "Its job is gone and left no word",
         "pending": "It waits for its turn",
@@ -72,6 +72,16 @@ def of(run: RunPaths) -> Story:
         following = f"see to the disk of {run.root} (df, quota): the run goes on meanwhile"
     following = following or f"mmlaunch status {run.name}"
     return Story(run.name, now.state, what, now.reason if now.state != "done" else "", "", _history(events), following)
+
+
+def _complete(now: Status, events: Events) -> str:
+    """That a run is done, and why if it has not done all of its steps."""
+    complete = f"Complete after {now.attempt} attempt{'s' if now.attempt > 1 else ''}, at step {now.step}"
+    early = events.last("stopped_early")
+    if early is None:
+        return complete
+    best = f" than {early['best']:g}" if isinstance(early.get("best"), float) else ""
+    return f"{complete}: {early.get('metric')} was no better{best} in {early.get('evaluations')} evaluations"
 
 
 def of_pipeline(run: RunPaths) -> Story:

@@ -11,16 +11,18 @@ from mmlaunch.recipe.checkpoint import Checkpoint, Evaluate, Log
 from mmlaunch.recipe.compared import Compared
 from mmlaunch.recipe.data import Data, Source, names
 from mmlaunch.recipe.deepspeed import DeepSpeed
-from mmlaunch.recipe.environment import Env
+from mmlaunch.recipe.environment import Env, passed
 from mmlaunch.recipe.method import Method
 from mmlaunch.recipe.model import Model
+from mmlaunch.recipe.notify import Notify
 from mmlaunch.recipe.objective import SECTIONS, Objective, section_name
 from mmlaunch.recipe.optim import Optim, PartRates
 from mmlaunch.recipe.parts import training_of
 from mmlaunch.recipe.reinforcement import Ppo, Reinforcement
 from mmlaunch.recipe.resources import Resources, Restarts
-from mmlaunch.recipe.scalars import Count, Positive, use_default_for_none
+from mmlaunch.recipe.scalars import Count, OneOrMore, Positive, use_default_for_none
 from mmlaunch.recipe.section import Mistake, Section, mistake, rule
+from mmlaunch.recipe.stop import Stop
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
 
@@ -52,7 +54,8 @@ class Recipe(Section):
         "optimiser": "optim", "dataset": "data", "datasets": "data", "num_train_epochs": "epochs",
         "max_steps": "steps", "slurm": "resources", "checkpoints": "checkpoint", "evaluation": "evaluate",
         "eval": "evaluate", "logging": "log", "environment": "env", "dtype": "precision", "run_name": "name",
-        "zero": "deepspeed", "retries": "restarts",
+        "zero": "deepspeed", "retries": "restarts", "early_stopping": "stop", "notifications": "notify",
+        "webhook": "notify", "slack": "notify",
     }  # fmt: skip
 
     name: Annotated[str, BeforeValidator(_name), Field(examples=["dpo-llama3-8b"])]
@@ -85,6 +88,10 @@ class Recipe(Section):
     """What is written down."""
     resources: Annotated[Resources, BeforeValidator(use_default_for_none)] = Field(default_factory=Resources)
     """The machines and the time that it needs."""
+    stop: Stop | None = None
+    """End before the last step where evaluations get no better (early stopping)."""
+    notify: Annotated[list[Notify], OneOrMore(), Field(examples=[["SLACK_WEBHOOK"]])] = []
+    """Webhooks and commands that hear of the end of the run."""
     restarts: Annotated[Restarts, BeforeValidator(use_default_for_none)] = Field(default_factory=Restarts)
     """How often it may be restarted, by cause."""
     env: Annotated[Env, BeforeValidator(use_default_for_none)] = []
@@ -242,6 +249,23 @@ class Recipe(Section):
         if self.checkpoint.best is not None and self.checkpoint.best.startswith("eval") and not self.data.eval:
             what = f"{self.checkpoint.best!r} is never measured: there are no evaluation data"
             yield ("checkpoint", "best"), None, mistake(what, "add data.eval, or remove best")
+
+    @rule
+    def _stop_needs_evaluations(self) -> Iterator[Mistake]:
+        if self.stop is None:
+            return
+        if not self.trains:
+            yield ("stop",), None, mistake("nothing is trained, so nothing gets better", "remove it")
+        elif not self.data.eval:
+            yield ("stop",), None, mistake("nothing is measured: there are no evaluation data", "add data.eval")
+        elif self.evaluate.every is None:
+            what = "the run is evaluated at its end only, when there is nothing left to stop"
+            yield ("stop",), None, mistake(what, "add evaluate: {every: 500 steps}")
+
+    @property
+    def passed(self) -> list[str]:
+        """The environment variables whose values come from the shell."""
+        return list(dict.fromkeys([*passed(self.env), *(one.url for one in self.notify if one.url is not None)]))
 
     @rule
     def _adapter_off_needs_adapter(self) -> Iterator[Mistake]:

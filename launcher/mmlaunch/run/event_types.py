@@ -14,7 +14,8 @@ from typing import Any, Literal
 
 Kind = Literal[
     "submitted", "unconfirmed", "queued", "released", "started", "preflight", "ready", "resumed", "started_up",
-    "reference", "generated", "records", "rollout", "step", "evaluated", "checkpoint", "signal", "warning", "excluded",
+    "reference", "generated", "records", "rollout", "step", "evaluated", "stopped_early", "checkpoint", "signal",
+    "warning", "excluded",
     "cancelling", "failed", "requeued", "ended",
 ]  # fmt: skip
 
@@ -173,6 +174,16 @@ class Evaluated:
     samples: Any = None
 
 
+class StoppedEarly:
+    """The run ends at this step, since its evaluations get no better."""
+
+    step: int
+    metric: str = ""
+    best: float | None = None
+    evaluations: int = 0
+    """So many in a row have brought nothing better."""
+
+
 class Checkpoint:
     """A checkpoint is whole, or (with `rejected`) an existing one is not valid."""
 
@@ -255,7 +266,7 @@ TYPES: dict[Kind, type] = {
     "submitted": Submitted, "unconfirmed": Unconfirmed, "queued": Queued, "released": Released, "started": Started,
     "preflight": Preflight, "ready": Ready, "resumed": Resumed, "started_up": StartedUp,
     "reference": Reference, "generated": Generated, "records": Records, "rollout": Rollout,
-    "step": Step, "evaluated": Evaluated, "checkpoint": Checkpoint,
+    "step": Step, "evaluated": Evaluated, "stopped_early": StoppedEarly, "checkpoint": Checkpoint,
     "signal": Signal, "warning": Warned, "excluded": Excluded, "cancelling": Cancelling, "failed": Failed,
     "requeued": Requeued, "ended": Ended,
 }  # fmt: skip

@@ -336,6 +336,11 @@ class RunPaths:
     def tensorboard(self) -> Path:
         return self.root / "tensorboard"
 
+    @property
+    def notified(self) -> Path:
+        """Marks of the notifications that were sent."""
+        return self.root / "notified"
+
     def tracker(self, name: str) -> Path:
         """What an experiment tracker keeps of the run, and which steps it has."""
         return self.root / "trackers" / name

@@ -15,7 +15,7 @@ from mmlaunch.estimate.gathering import gathers
 from mmlaunch.load.cluster import Cluster, gigabytes
 from mmlaunch.recipe import Recipe
 from mmlaunch.recipe.batch import split
-from mmlaunch.recipe.environment import passed, settings
+from mmlaunch.recipe.environment import settings
 from mmlaunch.recipe.model import CHECKPOINTING
 from mmlaunch.recipe.sampling import LAYERED
 from mmlaunch.recipe.scalars import format_duration
@@ -121,7 +121,7 @@ def make(recipe: Recipe, cluster: Cluster, cluster_name: str, run: RunPaths, fol
         sharded=not recipe.trains,
         engine=_engine(recipe),
         saves=saves,
-        passed=tuple(passed(recipe.env)),
+        passed=tuple(recipe.passed),
         scratch=_here(cluster.scratch),
         mounts=_mounts(cluster, run.root, folder),
         deepspeed=deepspeed(recipe, micro, accumulation),

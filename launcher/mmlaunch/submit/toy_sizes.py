@@ -9,7 +9,6 @@ from typing import Any
 
 from mmlaunch.recipe import Recipe
 from mmlaunch.recipe.compared import Correctness
-from mmlaunch.recipe.environment import passed
 from mmlaunch.recipe.inference import DropoutNtp, Generating, Inference, Score
 from mmlaunch.recipe.reinforcement import Ppo, Reinforcement
 from mmlaunch.recipe.scalars import format_duration
@@ -52,7 +51,7 @@ def _machine(recipe: Recipe, ranks: int) -> Iterator[Change]:
         yield "precision", "fp16", "bf16"
         if recipe.model.weights == "fp16":
             yield "model.weights", "fp16", "auto"
-    names = [name for name in passed(recipe.env) if name not in os.environ]
+    names = [name for name in recipe.passed if name not in os.environ]
     yield "env", recipe.env, [entry for entry in recipe.env if entry not in names]
     yield "restarts.crash", recipe.restarts.crash, 0
     yield "log.every", recipe.log.every, 1
