@@ -339,15 +339,17 @@ def test_exit_codes_are_those_of_the_code() -> None:
 
 @pytest.mark.nightly
 def test_the_first_run_goes_as_it_is_written(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every `bash` block of the page, one after the other: what a new user does, but for the installation."""
+    """Every `bash` block of the page, one after the other: what a new user does behind the installation."""
     monkeypatch.delenv("MMLAUNCH_RUNS")
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
-    printed = {}
-    for block in blocks(ROOT / "docs" / "first-run.md"):
-        if block.language == "bash":
-            command = ["bash", "-euo", "pipefail", "-c", block.text]
-            done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=500)
-            assert done.returncode == 0, f"first-run.md:{block.line}: {done.stdout[-2000:]}{done.stderr[-2000:]}"
-            printed[block.line] = done.stdout
-    assert any(text.endswith("It is red.\n") for text in printed.values())
+    page = ROOT / "docs" / "first-run.md"
+    (made,) = re.findall(r"^first-run:.*\n\t\$\(VENV\)/bin/(mmlaunch .*)", (ROOT / "Makefile").read_text(), re.M)
+    assert f"`{made}`" in page.read_text()
+    printed = []
+    for text in [made, *(block.text for block in blocks(page) if block.language == "bash")]:
+        command = ["bash", "-euo", "pipefail", "-c", text]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=500)
+        assert done.returncode == 0, f"{text}: {done.stdout[-2000:]}{done.stderr[-2000:]}"
+        printed.append(done.stdout)
+    assert any(text.endswith("It is red.\n") for text in printed)
     assert (folder / "models" / "my-dpo" / "config.json").is_file()
