@@ -12,11 +12,17 @@ from mmlaunch.recipe import Recipe
 
 @click.command(
     epilog="\b\nExamples:\n  mmlaunch schema > recipe.schema.json\n  # then, on a recipe's first line:\n"
-    "  # yaml-language-server: $schema=recipe.schema.json"
+    "  # yaml-language-server: $schema=recipe.schema.json\n  mmlaunch schema --markdown > docs/recipes.md"
 )
-def command() -> None:
+@click.option("--markdown", is_flag=True, help="A page for readers instead: every field with its type and default.")
+def command(markdown: bool) -> None:
     """Print the JSON Schema of recipes: editors complete and check with it."""
-    click.echo(json.dumps(schema(), indent=2))
+    if markdown:
+        from mmlaunch.cli.schema_page import page
+
+        click.echo(page(schema()), nl=False)
+    else:
+        click.echo(json.dumps(schema(), indent=2))
 
 
 def schema() -> dict[str, Any]:

@@ -97,9 +97,18 @@ class Section(BaseModel):
         schema = handler.resolve_ref_schema(handler(core_schema))
         for name, text in descriptions(cls).items():  # read now: a start of the command line need not wait for it
             schema["properties"][cls.model_fields[name].alias or name].setdefault("description", text)
+        for name, default in cls.written_defaults().items():
+            if "default" in schema["properties"].get(name, {}):
+                schema["properties"][name]["default"] = default
         if not cls.SHORT:
             return schema
         return {"anyOf": [dict(schema), dict(schema["properties"][cls.SHORT])], "title": cls.__name__}
+
+    @classmethod
+    def written_defaults(cls) -> dict[str, Any]:
+        """Its defaults as a recipe would write them: `30m`, and not the seconds that it becomes."""
+        own = {name for name, field in cls.model_fields.items() if not field.is_required()}
+        return cls.model_construct().model_dump(mode="json", by_alias=True, include=own, warnings=False)
 
     @property
     def plain(self) -> bool:

@@ -843,7 +843,7 @@ def test_auto_says_what_it_saw_and_what_there_is(write: Write) -> None:
 
 @pytest.mark.parametrize("name", [name for name, kind in RECIPE_FORMATS.items() if kind.example])
 def test_the_example_of_each_format_is_a_row_of_it(write: Write, name: str) -> None:
-    """The one that the README and `mmlaunch data --formats` show."""
+    """The one that docs/data.md and `mmlaunch data --formats` show."""
     text = RECIPE_FORMATS[name].example
     write(json.dumps([talk("Q", "A")]), "rows.jsonl")
     path = write(text, "meta.json" if name == "internvl" else "rows.jsonl")
@@ -851,7 +851,7 @@ def test_the_example_of_each_format_is_a_row_of_it(write: Write, name: str) -> N
         write(f"{json.dumps(talk('Q', 'A'))}\n", "rows.jsonl")
     (example,) = read(path, name)
     assert example.prompt and bool(example.answers) == RECIPE_FORMATS[name].answers
-    assert text in (Path(__file__).resolve().parents[3] / "README.md").read_text()
+    assert text in (Path(__file__).resolve().parents[3] / "docs" / "data.md").read_text()
 
 
 def test_a_path_that_leads_nowhere_says_what_to_write(write: Write, tmp_path: Path) -> None:
