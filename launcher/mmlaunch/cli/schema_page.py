@@ -64,9 +64,10 @@ class _Writer:
             choices = field.get("oneOf", [])
             if choices:
                 yield f"\n## {name}\n\n{self._methods(choices)}"
-            for reference in choices or [field]:
-                heading = self._heading_of_method(reference) if choices else name
-                yield from self._section(_target(reference), heading, 2)
+            for reference in choices:
+                yield from self._section(_target(reference), self._heading_of_method(reference), 2)
+            for target in [] if choices else self._targets(field):
+                yield from self._section(target, name, 2)
 
     def _heading_of_method(self, reference: Schema) -> str:
         method = self._body(_target(reference))["properties"]["method"]
