@@ -15,7 +15,7 @@ from mmlaunch.load.text import read_file
 from mmlaunch.recipe.check import section_of
 from mmlaunch.recipe.environment import check_settings
 from mmlaunch.recipe.resources import Resources
-from mmlaunch.recipe.scalars import Count, Duration, Line, MemorySize, OneOrMore, Word, format_duration
+from mmlaunch.recipe.scalars import Count, Duration, Line, MemorySize, OneOrMore, Word, Words, format_duration
 from mmlaunch.recipe.section import Mistake, Section, mistake, rule
 from mmlaunch.recipe.suggest import closest
 
@@ -83,7 +83,7 @@ class Cluster(Section):
     description: Line = ""
     executor: Word = "slurm"
     """The scheduler: the name of its folder in `schedulers`."""
-    partition: Word | None = None
+    partition: Words | None = None
     account: Word | None = None
     qos: Word | None = None
     constraint: Word | None = None

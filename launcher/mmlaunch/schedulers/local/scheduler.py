@@ -38,10 +38,16 @@ class Local:
         return True
 
     def misfits(self, resources: Resources) -> list[Problem]:
-        if resources.nodes == 1:
-            return []
-        what = f"{resources.nodes} nodes, and the local executor has one"
-        return [Problem(("resources", "nodes"), what, "add -s resources.nodes=1, or choose another --cluster")]
+        problems = []
+        if resources.nodes != 1:
+            what = f"{resources.nodes} nodes, and the local executor has one"
+            right = "add -s resources.nodes=1, or choose another --cluster"
+            problems.append(Problem(("resources", "nodes"), what, right))
+        for key, until in (("begin", resources.begin), ("after", resources.after)):
+            if until is not None:
+                what = f"the local executor starts a job at once: it cannot wait for {until}"
+                problems.append(Problem(("resources", key), what, "remove it, or choose another --cluster"))
+        return problems
 
     def missing_here(self, resources: Resources) -> list[Problem]:
         if importlib.util.find_spec("torch") is None:
