@@ -18,9 +18,9 @@ from mmlaunch import __version__
 from mmlaunch.errors import BadInput, MachineError, MmlaunchError, RecipeError, UserError
 
 USUAL = (
-    "validate", "render", "estimate", "submit", "status", "logs", "cancel", "resume", "why", "table", "results", "chat",
-    "board", "report", "doctor", "export", "compare", "data", "convert", "split", "decontaminate", "import-config",
-    "runs", "schema", "completion",
+    "init", "validate", "render", "estimate", "submit", "status", "logs", "cancel", "resume", "why", "table", "results",
+    "chat", "board", "report", "doctor", "export", "compare", "data", "convert", "split", "decontaminate",
+    "import-config", "runs", "schema", "completion",
 )  # fmt: skip
 """The order in which --help lists the commands; those that are not named here come behind them."""
 

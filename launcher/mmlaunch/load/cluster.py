@@ -157,6 +157,15 @@ def choose(name: str, executors: Collection[str] | None = None) -> tuple[str, Cl
     return name, _load(known[name], executors)
 
 
+def is_profile(path: str | Path) -> bool:
+    """Whether a file is a cluster profile: it names an executor, as no recipe does. One that cannot be read is none."""
+    try:
+        node = read_file(Path(path), problems=[])
+    except (RecipeError, OSError):
+        return False
+    return node.child("executor") is not None and node.child("objective") is None
+
+
 def _load(path: Path, executors: Collection[str] | None) -> Cluster:
     def check(data: Any) -> Cluster:
         cluster = section_of(Cluster, data)

@@ -17,7 +17,18 @@ from mmlaunch.load.cluster import Cluster
 from mmlaunch.recipe.resources import Resources
 from mmlaunch.run.paths import RunPaths
 from mmlaunch.schedulers import process
-from mmlaunch.schedulers.base import Array, BatchJob, Dependency, Finding, Job, JobRecord, JobState, Removal, Scheduler
+from mmlaunch.schedulers.base import (
+    Array,
+    BatchJob,
+    Dependency,
+    Finding,
+    Job,
+    JobRecord,
+    JobState,
+    Partition,
+    Removal,
+    Scheduler,
+)  # fmt: skip
 
 POLL = 0.2
 PATIENCE = 60.0
@@ -65,6 +76,11 @@ class Local:
 
     def examine(self, profile: Cluster, runs: Path) -> list[Finding]:
         return []
+
+    def partitions(self) -> list[Partition]:
+        from mmlaunch.schedulers.local import gpus  # only a new site is asked for them
+
+        return [Partition("", True, 1, len(_gpus()), *gpus.kind(), cpus=os.cpu_count() or 1)]
 
     def most_tasks(self) -> int:
         return 1
