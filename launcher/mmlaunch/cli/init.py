@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import click
 
-from mmlaunch.errors import RecipeError, UserError
+from mmlaunch.errors import MmlaunchError, RecipeError, UserError
 from mmlaunch.load import load_recipe
 from mmlaunch.load.cluster import problems
 from mmlaunch.monitor import doctor
@@ -181,5 +181,8 @@ def _say(recipe: Path, profile: Path) -> None:
 
 
 def _warnings() -> Sequence[str]:
-    bad = [one for one in doctor.examine() if not one.good]
+    try:
+        bad = [one for one in doctor.examine() if not one.good]
+    except MmlaunchError as error:  # such as a usual profile of the user that is wrong: the new one is right
+        return [str(error)]
     return [f"{one.what}{f': {one.means}' if one.means else ''}" for one in bad]

@@ -62,7 +62,7 @@ def _check_profile(path: str, silent: bool) -> None:
     """Check a cluster profile; raises `RecipeError` with its problems."""
     from mmlaunch.schedulers import choose  # only whoever checks a profile waits for it
 
-    name, cluster = choose.profile(str(Path(path).absolute()))
+    name, cluster = choose.profile(path)
     if not silent:
         where = f", partition {cluster.partition}" if cluster.partition else ""
         click.echo(f"{path}: {click.style('ok', fg='green')}  cluster profile {name}: {cluster.executor}{where}")

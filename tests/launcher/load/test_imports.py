@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
+from hypothesis import strategies as st
+from tests.conftest import examples
 from tests.runs import mmlaunch
 
 from mmlaunch.errors import UserError
@@ -17,6 +21,7 @@ from mmlaunch.load.imports.convert import imported
 from mmlaunch.load.imports.draft import To
 from mmlaunch.load.imports.recipe_text import flow
 from mmlaunch.load.imports.shell import command_of
+from mmlaunch.load.text import parse
 from mmlaunch.recipe import Recipe
 from mmlaunch.recipe.check import section_at
 
@@ -201,7 +206,9 @@ def test_the_deepspeed_configuration_is_read_where_it_is(tmp_path: Path) -> None
         ("a.yaml", "dataset_name: x/y\nuse_peft: true\nmodel_name_or_path: a/b\n", "add --method with one of"),
         ("a.yaml", "stage: pt\nfinetuning_type: lora\ndataset: wiki\n", "stage: pt has no counterpart"),
         ("a.sh", "trl dpo --dataset_name x/y --lora_r 1 --per_device_train_batch_size $N\n", "'$N' is not a number"),
-        ("a.yaml", "use_peft: true\nloss_type: [sigmoid, sft]\nloss_weights: [1]\n", "1 weights for 2 losses"),
+        ("a.yaml", "use_peft: true\nloss_type: [sigmoid, sft]\nloss_weights: [1]\n", "1 numbers for 2 losses"),
+        ("a.yaml", "use_peft: true\nloss_type: [sigmoid]\nloss_weights: [one]\n", "are not numbers"),
+        ("a.yaml", "dataset_name: x/y\nreward_funcs: [a, b]\nreward_weights: 1\n", "1 numbers for 2 reward functions"),
     ],
 )
 def test_what_cannot_be_read_is_a_clear_error(name: str, text: str, says: str, tmp_path: Path) -> None:
@@ -228,6 +235,57 @@ def test_the_tables_name_fields_that_exist(module: Any) -> None:
             *above, last = row.path.split(".")
             known = section_at(Recipe, above).keys()
             assert last in known, row.path
+
+
+@pytest.mark.parametrize(
+    "value", ["{zero_optimization: {stage: auto}}", "{bf16: {enabled: true}}", "{zero_optimization: 3}"]
+)
+def test_an_odd_deepspeed_configuration_is_a_comment(value: str, tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text(f"dataset_name: x/y\npacking: true\ndeepspeed: {value}\n")
+    assert "#   deepspeed: {" in imported(file).text
+
+
+def test_no_text_of_a_configuration_leaves_its_comment(tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    evil = '"x\\nseed: 666\\n"'
+    file.write_text(
+        f"stage: sft\nfinetuning_type: lora\ntemplate: {evil}\ndataset: {evil}\nother: {evil}\nname: {evil}\n"
+    )
+    made = imported(file, 1, 1)
+    assert not [line for line in made.text.splitlines() if line.startswith("seed")]
+
+
+def test_the_method_is_an_option_of_trl_alone() -> None:
+    with pytest.raises(UserError, match="--method: InternVL says"):
+        imported(FILES / "internvl_mpo.sh", method="dpo")
+
+
+KEYS = sorted({name for tool in (trl, llama_factory, internvl) for name in (*tool.TABLE, *tool.MARKS)} | {
+    *trainer.TABLE, "model_name_or_path", "dataset_name", "reward_funcs", "reward_weights", "num_generations",
+    "max_steps", "deepspeed", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "bf16", "fp16", "eval_steps",
+    "eval_strategy", "save_steps", "gradient_accumulation_steps", "reward_model", "vision_path", "llm_path",
+})  # fmt: skip
+WORDS = ["", "a", "a,b", "a/b", "no", "$X", "x\ny: 1", "sigmoid", "dpo", "ppo", "lora", "cosine", "'", '"', "#", "\\"]
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(-2, 9) | st.floats(0, 9) | st.sampled_from(WORDS),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.sampled_from(["path", "min_lr", "x"]), inner),
+    max_leaves=3,
+)
+
+
+@hypothesis.settings(max_examples=examples(200))
+@hypothesis.given(st.dictionaries(st.sampled_from(KEYS), VALUES, min_size=2, max_size=20))
+def test_any_configuration_is_a_recipe_or_a_mistake_of_the_user(arguments: dict[str, Any]) -> None:
+    """And what is written is YAML of which the loader reads a mapping, whatever stands in the configuration."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "run.json"
+        file.write_text(json.dumps(arguments))
+        try:
+            text = imported(file).text
+        except UserError:
+            return
+    assert {"name", "model", "data", "objective", "optim", "batch"} <= parse(text, "run.yaml").plain().keys()
 
 
 def test_shell_variables_and_sums() -> None:

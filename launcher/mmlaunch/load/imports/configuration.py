@@ -78,6 +78,18 @@ class Configuration:
         """The same for a whole number."""
         return int(self.number(*names, default=default))
 
+    def numbers(self, name: str, count: int, of: str) -> list[float]:
+        """A number for each of `count` things, such as losses; 1 for each where the configuration says nothing."""
+        values = self.take(name)
+        numbers = values if isinstance(values, list) else [value_of(word) for word in words_of(values)]
+        if not numbers:
+            return [1.0] * count
+        if not all(isinstance(one, (int, float)) and not isinstance(one, bool) for one in numbers):
+            raise UserError(f"{self.path}: {name}: {values!r} are not numbers; write a list of them")
+        if len(numbers) != count:
+            raise UserError(f"{self.path}: {name}: {len(numbers)} numbers for {count} {of}; write as many")
+        return [float(one) for one in numbers]
+
     def unused(self) -> dict[str, Any]:
         """The arguments that nobody has asked for."""
         return {name: value for name, value in self.arguments.items() if name not in self.used}

@@ -66,6 +66,8 @@ def imported(path: Path, nodes: int | None = None, gpus: int | None = None, meth
         known = ", ".join(tool.NAME for tool in TOOLS)
         what = f"{path}: is no configuration of a tool that is known ({known})"
         raise UserError(f"{what}; name one with its model, its data and its method")
+    if method is not None and tool is not trl:
+        raise UserError(f"--method: {tool.NAME} says in {path} itself what is trained; leave it out")
     draft = Draft(tool.NAME)
     machines = trainer.machines_of(config, nodes, gpus)
     kind = tool.convert(config, draft, machines, method)
@@ -73,8 +75,7 @@ def imported(path: Path, nodes: int | None = None, gpus: int | None = None, meth
         draft.leave(name, value, UNKNOWN)
     head = f"{path.name}, a configuration of {tool.NAME} ({kind}), as a recipe of mmlaunch, by mmlaunch import-config."
     text = text_of(draft, head)
-    guesses = sum(comment.startswith("guess") for comment in draft.comments.values())
-    return Imported(tool.NAME, kind, text, _problems(text, str(path)), guesses, len(draft.left_out))
+    return Imported(tool.NAME, kind, text, _problems(text, str(path)), draft.guesses, len(draft.left_out))
 
 
 def _problems(text: str, name: str) -> Sequence[Problem]:

@@ -79,8 +79,9 @@ class Draft:
         return self.values.get(path)
 
     @property
-    def has_guesses(self) -> bool:
-        return any(comment.startswith(GUESS) for comment in self.comments.values())
+    def guesses(self) -> int:
+        """How many values are guesses."""
+        return sum(comment.startswith(GUESS) for comment in self.comments.values())
 
 
 def fill(draft: Draft, config: Configuration, table: Table) -> None:

@@ -131,10 +131,10 @@ def _model(config: Configuration, draft: Draft) -> None:
         )
     draft.put("model.train", train if sees(name) or way == "lora" else {"language": way})
     _lora(config, draft, "lora" in train.values())
-    template = config.take("template")
+    template = str(config.take("template", default=""))
     if template in TEMPLATES:
-        draft.put("model.chat_template", TEMPLATES[str(template)], f"template: {template}")
-    elif template is not None:
+        draft.put("model.chat_template", TEMPLATES[template], f"template: {template}")
+    elif template:
         draft.put(
             "model.chat_template", "processor", f"template: {template}; this is the one that comes with the model"
         )

@@ -61,7 +61,7 @@ def flow(value: Any) -> str:
 
 
 def _legend(draft: Draft) -> Iterator[str]:
-    if draft.has_guesses:
+    if draft.guesses:
         yield f"# {GUESS}: nothing in the configuration says it for certain; look at it."
     if any(text.startswith("default of") for text in draft.comments.values()):
         yield f"# default of {draft.tool}: what {draft.tool} uses where a configuration says nothing."
@@ -102,6 +102,7 @@ def _entry(key: str, value: Any, path: str, comments: Mapping[str, str], indent:
 
 def _with_comment(line: str, comment: str) -> str:
     """The comment behind the line, or, where it is long, above it."""
+    comment = CONTROL.sub(" ", comment)
     whole = f"{line:<38}  # {comment}" if comment else line
     if len(whole) <= LONGEST:
         return whole
@@ -119,7 +120,7 @@ def _left_out(draft: Draft) -> Iterator[str]:
     texts = [_shown(one) for one in draft.left_out]
     width = min(44, max(map(len, texts)))
     for text, one in zip(texts, draft.left_out, strict=True):
-        yield f"#   {text:<{width}}  ({one.reason})"
+        yield f"#   {text:<{width}}  ({CONTROL.sub(' ', one.reason)})"
 
 
 def _shown(one: LeftOut) -> str:

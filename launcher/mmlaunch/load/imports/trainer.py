@@ -25,8 +25,10 @@ class Defaults:
     precision: str = "fp32"
 
 
-def no_steps(value: Any) -> Any:
-    if isinstance(value, (int, float)) and value < 1:
+def number_of_steps(value: Any) -> Any:
+    if not _is_number(value):
+        raise NoCounterpart("is no number of steps")
+    if value < 1:
         raise NoCounterpart("a share of all steps; write a number of steps")
     return int(value)
 
@@ -44,7 +46,7 @@ TABLE: Table = {
     "save_total_limit": To("checkpoint.keep"),
     "dataloader_num_workers": To("data.workers"),
     "gradient_checkpointing": To("model.activation_checkpointing", on_or_off),
-    "logging_steps": To("log.every", no_steps),
+    "logging_steps": To("log.every", number_of_steps),
     "output_dir": Nothing("runs stand in ./runs, or in $MMLAUNCH_RUNS"),
     "run_name": Nothing("the recipe has a name"),
     "logging_dir": Nothing("each run has its own curves: mmlaunch board"),
@@ -131,7 +133,11 @@ def _schedule(config: Configuration, draft: Draft) -> None:
     kind = str(config.take("lr_scheduler_type", default="linear"))
     more = config.take("lr_scheduler_kwargs", default={})
     known = {"cosine": "cosine", "linear": "linear", "constant": "constant", "constant_with_warmup": "constant"}
-    if kind == "cosine_with_min_lr" and isinstance(more, dict) and more.keys() & {"min_lr_rate", "min_lr"}:
+    if (
+        kind == "cosine_with_min_lr"
+        and isinstance(more, dict)
+        and _is_number(more.get("min_lr_rate", more.get("min_lr")))
+    ):
         draft.put("optim.schedule", "cosine")
         rate = config.number("learning_rate", default=1)
         draft.put("optim.lr", rate)
@@ -158,6 +164,10 @@ def _schedule(config: Configuration, draft: Draft) -> None:
         draft.leave("optim", name, "AdamW with 32-bit states is the only optimiser")
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
 def _length(config: Configuration, draft: Draft, defaults: Defaults) -> None:
     steps, epochs = config.whole("max_steps", default=-1), config.take("num_train_epochs")
     if steps > 0:
@@ -180,27 +190,34 @@ def _precision(config: Configuration, draft: Draft, defaults: Defaults) -> None:
 
 def _deepspeed(config: Configuration, draft: Draft) -> None:
     value = config.take("deepspeed")
-    if isinstance(value, dict):
-        _put_stage(draft, value, "")
-    elif value is not None:
-        file = _file(config.path.parent, str(value))
-        try:
-            _put_stage(draft, json.loads(file.read_text(encoding="utf-8")) if file else None, str(value))
-        except (OSError, ValueError, AttributeError, TypeError):
-            _put_stage(draft, None, str(value))
+    name = "" if isinstance(value, dict) else str(value or "")
+    file = _file(config.path.parent, name) if name else None
+    try:
+        content = json.loads(file.read_text(encoding="utf-8")) if file else value if isinstance(value, dict) else None
+        zero = content["zero_optimization"] if content else None
+        if zero is not None:
+            _put_zero(draft, zero, f"from {name}" if name else "")
+    except (OSError, ValueError, LookupError, AttributeError, TypeError):
+        zero = None
+    if zero is None and name:
+        _guess_zero(draft, name)
+    elif zero is None and value is not None:
+        draft.leave("deepspeed", value, "it names no stage of ZeRO; deepspeed.stage and deepspeed.overrides")
     if draft.get("precision") == "fp16" and not draft.get("deepspeed.stage"):
         draft.guess("deepspeed.stage", 1, "fp16 needs the full-precision weights that ZeRO keeps")
 
 
-def _put_stage(draft: Draft, content: dict[str, Any] | None, name: str) -> None:
-    """The ZeRO stage and the offload of a DeepSpeed configuration, or what the name of its file says."""
-    if content is not None:
-        zero = content.get("zero_optimization", {})
-        parts = [part for part in ("optimizer", "param") if zero.get(f"offload_{part}", {}).get("device") == "cpu"]
-        draft.put("deepspeed.stage", int(zero.get("stage", 0)), f"from {name}" if name else "")
-        if parts:
-            draft.put("deepspeed.offload", "all" if "param" in parts else "optimizer")
-        return
+def _put_zero(draft: Draft, zero: dict[str, Any], comment: str) -> None:
+    """The stage and the offload of the `zero_optimization` of a DeepSpeed configuration."""
+    stage = int(zero["stage"])
+    parts = [part for part in ("optimizer", "param") if (zero.get(f"offload_{part}") or {}).get("device") == "cpu"]
+    draft.put("deepspeed.stage", stage, comment)
+    if parts:
+        draft.put("deepspeed.offload", "all" if "param" in parts else "optimizer")
+
+
+def _guess_zero(draft: Draft, name: str) -> None:
+    """What the name of a DeepSpeed configuration says of it, where the file is not here or cannot be read."""
     stage = re.search(r"(?:z|zero|stage|zero_stage)[_-]?([0-3])", name, re.IGNORECASE)
     why = f"from the name of {name}, which is not here" if stage else f"{name} is not here"
     draft.guess("deepspeed.stage", int(stage.group(1)) if stage else 0, why)

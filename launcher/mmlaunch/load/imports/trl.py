@@ -44,6 +44,8 @@ DEFAULTS = {
     "grpo": Defaults(lr=1e-6, precision="bf16"), "kto": Defaults(lr=1e-6, precision="bf16"),
     "reward": Defaults(lr=1e-4, precision="bf16"),
 }  # fmt: skip
+ANSWER = 256
+"""Tokens of the longest answer, where GRPO's configuration does not say it."""
 REWARDS: dict[str, dict[str, Any]] = {
     "accuracy_reward": {"function": "math"},
     "think_format_reward": {"function": "format", "options": {"pattern": r"<think>(?!.*<think>).*</think>.*"}},
@@ -149,9 +151,7 @@ def _model(config: Configuration, draft: Draft) -> None:
     both = sees(name) and layers == "all-linear"
     train = {"vision": "lora" if both else "frozen", "projector": "frozen", "language": "lora"}
     if sees(name):
-        draft.guess(
-            "model.train", train, "adapters of TRL may also be beside the projector's layers, which stay frozen here"
-        )
+        draft.guess("model.train", train, "TRL also puts adapters beside layers of the frozen parts whose names fit")
     else:
         draft.put("model.train", train)
     for path, value in (("rank", 16), ("alpha", 32), ("dropout", 0.05)):
@@ -162,7 +162,8 @@ def _model(config: Configuration, draft: Draft) -> None:
 
 def _data(config: Configuration, draft: Draft, method: str) -> None:
     split, held_out = config.take("dataset_train_split"), config.take("dataset_test_split")
-    mixture = config.take("datasets", default=[])
+    mixture = config.take("datasets")
+    mixture = mixture if isinstance(mixture, list) else []
     name = config.take("dataset_name")
     sources = [item for item in mixture if isinstance(item, dict)] or ([{"path": name}] if name else [])
     train = []
@@ -188,9 +189,8 @@ def _data(config: Configuration, draft: Draft, method: str) -> None:
     draft.comments.update(comments)
     longest = config.take("max_length", "max_seq_length")
     if method == "grpo":
-        longest = int(config.take("max_prompt_length", default=512)) + int(
-            config.arguments.get("max_completion_length") or 256
-        )
+        answer = config.whole("max_completion_length", default=ANSWER)
+        longest = config.whole("max_prompt_length", default=512) + answer
     elif config.has("max_prompt_length"):
         draft.leave(
             "max_prompt_length", config.take("max_prompt_length"), "data.max_tokens counts prompt and answer together"
@@ -217,9 +217,7 @@ def _reward(config: Configuration, draft: Draft) -> None:
 
 def _dpo(config: Configuration, draft: Draft) -> None:
     names = words_of(config.take("loss_type", default="sigmoid"))
-    weights = [float(weight) for weight in words_of(config.take("loss_weights"))] or [1.0] * len(names)
-    if len(weights) != len(names):
-        raise UserError(f"{config.path}: loss_weights: {len(weights)} weights for {len(names)} losses; write as many")
+    weights = config.numbers("loss_weights", len(names), "losses")
     if (sft := config.number("rpo_alpha")) > 0:
         names, weights = [*names, "sft"], [*weights, sft]
     tau = config.take("discopop_tau")
@@ -291,10 +289,10 @@ def _grpo(config: Configuration, draft: Draft) -> None:
 
 def _rewards(config: Configuration, draft: Draft) -> None:
     names = words_of(config.take("reward_funcs")) + words_of(config.take("reward_model_name_or_path"))
-    weights = [float(weight) for weight in words_of(config.take("reward_weights"))] or [1.0] * len(names)
+    weights = config.numbers("reward_weights", len(names), "reward functions")
     sources: list[dict[str, Any]] = []
     comments = {}
-    for index, (name, weight) in enumerate(zip(names, weights, strict=False)):
+    for index, (name, weight) in enumerate(zip(names, weights, strict=True)):
         source: dict[str, Any] = dict(REWARDS.get(name, {}))
         if not source and "/" in name:
             source = {"path": name}
@@ -311,9 +309,9 @@ def _rewards(config: Configuration, draft: Draft) -> None:
 
 
 def _sampling(config: Configuration, draft: Draft) -> None:
-    length = config.take("max_completion_length")
     sampling = {
-        "answers": config.take("num_generations", default=8), "max_new_tokens": length or 256,
+        "answers": config.whole("num_generations", default=8),
+        "max_new_tokens": config.whole("max_completion_length", default=ANSWER),
         "temperature": config.take("temperature", default=1.0),
     }  # fmt: skip
     draft.put("objective.sampling", sampling)
@@ -326,10 +324,10 @@ def _sampling(config: Configuration, draft: Draft) -> None:
 def _rollouts(config: Configuration, draft: Draft) -> None:
     """How many answers there are between two rounds of generation; TRL counts answers where others count prompts."""
     total, answers = draft.get("batch.global"), draft.get("objective.sampling")["answers"]
-    several, whole = config.take("steps_per_generation"), config.take("generation_batch_size")
+    several, whole = config.whole("steps_per_generation"), config.whole("generation_batch_size")
     per_pass = draft.get("batch.micro") * draft.get("resources.nodes") * draft.get("resources.gpus_per_node")
     draft.put("objective.rollouts", whole or (per_pass * several if several else total))
-    if draft.get("batch.micro") % answers:
+    if answers > 0 and draft.get("batch.micro") % answers:
         micro = draft.values.pop("batch.micro")
         draft.leave(
             "per_device_train_batch_size", micro, f"a rank works on whole groups of {answers} answers at a time"
