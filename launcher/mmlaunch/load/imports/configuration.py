@@ -90,6 +90,12 @@ class Configuration:
             raise UserError(f"{self.path}: {name}: {len(numbers)} numbers for {count} {of}; write as many")
         return [float(one) for one in numbers]
 
+    def file(self, name: str) -> Path | None:
+        """A file that it names relative to the working directory, or to a folder above its own, if it is there."""
+        beside = self.path.resolve().parent
+        folders = [Path.cwd(), *[beside, *beside.parents][:5]]
+        return next((folder / name for folder in folders if (folder / name).is_file()), None)
+
     def unused(self) -> dict[str, Any]:
         """The arguments that nobody has asked for."""
         return {name: value for name, value in self.arguments.items() if name not in self.used}

@@ -11,7 +11,7 @@ from mmlaunch.load.imports import trainer
 from mmlaunch.load.imports.configuration import Configuration, Machines, words_of
 from mmlaunch.load.imports.draft import Draft, Nothing, Table, To, fill
 from mmlaunch.load.imports.preference import put_terms
-from mmlaunch.load.imports.trainer import Defaults, file_near, put_model, sees, targets
+from mmlaunch.load.imports.trainer import Defaults, put_model, sees, targets
 
 NAME = "LLaMA-Factory"
 METHODS = {"sft": "sft", "rm": "reward", "ppo": "ppo", "dpo": "dpo", "kto": "kto"}
@@ -170,7 +170,7 @@ def _data(config: Configuration, draft: Draft) -> None:
 
 def _place_of(config: Configuration, folder: str, name: str) -> tuple[str, str]:
     """The file of a data set, as dataset_info.json says, and a comment."""
-    table = file_near(config, f"{folder}/dataset_info.json")
+    table = config.file(f"{folder}/dataset_info.json")
     entry = _entry(table, name) if table else None
     if table is not None and entry and "file_name" in entry:
         return f"{folder}/{entry['file_name']}", f"{name} in {folder}/dataset_info.json"

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import re
-from typing import Any
 
 from mmlaunch.errors import UserError
-from mmlaunch.load.imports import trainer
+from mmlaunch.load.imports import trainer, trl_grpo
 from mmlaunch.load.imports.configuration import Configuration, Machines, words_of
 from mmlaunch.load.imports.draft import Draft, Nothing, Table, To, fill
 from mmlaunch.load.imports.preference import put_terms
@@ -44,13 +43,6 @@ DEFAULTS = {
     "grpo": Defaults(lr=1e-6, precision="bf16"), "kto": Defaults(lr=1e-6, precision="bf16"),
     "reward": Defaults(lr=1e-4, precision="bf16"),
 }  # fmt: skip
-ANSWER = 256
-"""Tokens of the longest answer, where GRPO's configuration does not say it."""
-REWARDS: dict[str, dict[str, Any]] = {
-    "accuracy_reward": {"function": "math"},
-    "think_format_reward": {"function": "format", "options": {"pattern": r"<think>(?!.*<think>).*</think>.*"}},
-}
-"""The reward functions that come with TRL, and those here that score the same."""
 DIVERGENCES = {
     "reverse_kl": "reverse_kl",
     "forward_kl": "forward_kl",
@@ -110,7 +102,7 @@ def convert(config: Configuration, draft: Draft, machines: Machines, method: str
     method, certain = (method, True) if method else _method(config)
     _model(config, draft)
     _data(config, draft, method)
-    {"sft": _sft, "reward": _reward, "dpo": _dpo, "kto": _kto, "grpo": _grpo}[method](config, draft)
+    {"sft": _sft, "reward": _reward, "dpo": _dpo, "kto": _kto, "grpo": trl_grpo.convert}[method](config, draft)
     if not certain:
         path = "objective.terms" if draft.get("objective.terms") else "objective.method"
         more = f"; {draft.comments[path]}" if path in draft.comments else ""
@@ -119,7 +111,7 @@ def convert(config: Configuration, draft: Draft, machines: Machines, method: str
     fill(draft, config, TABLE)
     trainer.convert(config, draft, DEFAULTS[method], machines)
     if method == "grpo":
-        _rollouts(config, draft)
+        trl_grpo.put_rollouts(config, draft)
     return f"trl {method}"
 
 
@@ -189,7 +181,7 @@ def _data(config: Configuration, draft: Draft, method: str) -> None:
     draft.comments.update(comments)
     longest = config.take("max_length", "max_seq_length")
     if method == "grpo":
-        answer = config.whole("max_completion_length", default=ANSWER)
+        answer = config.whole("max_completion_length", default=trl_grpo.ANSWER)
         longest = config.whole("max_prompt_length", default=512) + answer
     elif config.has("max_prompt_length"):
         draft.leave(
@@ -255,80 +247,3 @@ def _put_or_default(config: Configuration, draft: Draft, name: str, value: float
         draft.put(f"objective.{name}", config.take(name))
     else:
         draft.default(f"objective.{name}", value)
-
-
-def _grpo(config: Configuration, draft: Draft) -> None:
-    draft.put("objective.method", "grpo")
-    _rewards(config, draft)
-    _sampling(config, draft)
-    if weight := config.number("beta"):
-        why = "each token weighted by its ratio, so that the gradient is that of KL; TRL does not"
-        draft.put("objective.kl", {"weight": weight, "place": "loss", "form": "k3"}, why)
-    for name, path in (
-        ("epsilon", "clip"),
-        ("epsilon_high", "clip_high"),
-        ("num_iterations", "epochs"),
-        ("delta", "dual_clip"),
-    ):
-        if (value := config.take(name)) is not None:
-            draft.put(f"objective.{path}", value)
-    means = {"grpo": "sequence", "dr_grpo": "constant", "bnpo": "token", "dapo": "token"}
-    loss = str(config.take("loss_type", default="dapo"))
-    if loss == "cispo":
-        draft.put("objective.loss", "cispo")
-    elif loss in means:
-        draft.put("objective.aggregate", means[loss])
-    else:
-        draft.leave("loss_type", loss, "objective.loss: ppo, gspo or cispo; objective.aggregate says what is averaged")
-    scale = config.take("scale_rewards", default="group")
-    if scale in (False, "none"):
-        draft.put("objective.advantage", "dr_grpo")
-    elif scale == "batch":
-        draft.leave("scale_rewards", scale, "objective.advantage: grpo divides by the spread of the group")
-
-
-def _rewards(config: Configuration, draft: Draft) -> None:
-    names = words_of(config.take("reward_funcs")) + words_of(config.take("reward_model_name_or_path"))
-    weights = config.numbers("reward_weights", len(names), "reward functions")
-    sources: list[dict[str, Any]] = []
-    comments = {}
-    for index, (name, weight) in enumerate(zip(names, weights, strict=True)):
-        source: dict[str, Any] = dict(REWARDS.get(name, {}))
-        if not source and "/" in name:
-            source = {"path": name}
-            comments[index] = "guess: a reward run of mmlaunch, or its export"
-        elif not source:
-            module, dot, function = name.rpartition(".")
-            source = {"function": f"{module}:{function}" if dot else f"rewards.py:{name}"}
-            comments[index] = "guess: a function of yours; its arguments differ from TRL's: docs/rewards.md"
-        sources.append(source | ({} if weight == 1 else {"weight": weight}))
-    if not sources:
-        sources, comments = [{"function": "exact"}], {0: "guess: the configuration names no rewards"}
-    draft.put("objective.rewards", sources)
-    draft.comments.update({f"objective.rewards[{index}]": text for index, text in comments.items()})
-
-
-def _sampling(config: Configuration, draft: Draft) -> None:
-    sampling = {
-        "answers": config.whole("num_generations", default=8),
-        "max_new_tokens": config.whole("max_completion_length", default=ANSWER),
-        "temperature": config.take("temperature", default=1.0),
-    }  # fmt: skip
-    draft.put("objective.sampling", sampling)
-    for name in ("top_p", "top_k", "min_p"):
-        value = config.take(name)
-        if value not in (None, 1.0, 1, 0, -1):
-            draft.leave(name, value, "GRPO learns from the whole distribution that answers are drawn from")
-
-
-def _rollouts(config: Configuration, draft: Draft) -> None:
-    """How many answers there are between two rounds of generation; TRL counts answers where others count prompts."""
-    total, answers = draft.get("batch.global"), draft.get("objective.sampling")["answers"]
-    several, whole = config.whole("steps_per_generation"), config.whole("generation_batch_size")
-    per_pass = draft.get("batch.micro") * draft.get("resources.nodes") * draft.get("resources.gpus_per_node")
-    draft.put("objective.rollouts", whole or (per_pass * several if several else total))
-    if answers > 0 and draft.get("batch.micro") % answers:
-        micro = draft.values.pop("batch.micro")
-        draft.leave(
-            "per_device_train_batch_size", micro, f"a rank works on whole groups of {answers} answers at a time"
-        )
