@@ -18,9 +18,9 @@ from mmlaunch import __version__
 from mmlaunch.errors import BadInput, MachineError, MmlaunchError, RecipeError, UserError
 
 USUAL = (
-    "validate", "render", "estimate", "submit", "status", "logs", "cancel", "resume", "why", "table", "results", "chat",
-    "board", "report", "doctor", "export", "compare", "data", "convert", "split", "decontaminate", "runs", "schema",
-    "completion",
+    "init", "validate", "render", "estimate", "submit", "status", "logs", "cancel", "resume", "why", "table", "results",
+    "chat", "board", "report", "doctor", "export", "compare", "data", "convert", "split", "decontaminate",
+    "import-config", "runs", "schema", "completion",
 )  # fmt: skip
 """The order in which --help lists the commands; those that are not named here come behind them."""
 
@@ -32,8 +32,9 @@ def commands() -> dict[str, str]:
     for path in Path(__file__).parent.glob("*.py"):
         with path.open(encoding="utf-8") as file:
             name, _, what = file.readline().strip().strip('"').partition(": ")
-        if name == f"`mmlaunch {path.stem}`":
-            table[path.stem] = what
+        command = path.stem.replace("_", "-")
+        if name == f"`mmlaunch {command}`":
+            table[command] = what
     order = {name: number for number, name in enumerate(USUAL)}
     return {name: table[name] for name in sorted(table, key=lambda name: (order.get(name, len(order)), name))}
 
@@ -57,7 +58,7 @@ OTHER_TOOLS = {
     "dry-run": "render", "dryrun": "render", "preview": "render", "tail": "logs", "log": "logs", "restart": "resume",
     "continue": "resume", "retry": "resume", "tensorboard": "board", "explain": "why", "debug": "why",
     "memory": "estimate", "dedup": "decontaminate", "predict": "submit", "evaluate": "submit", "eval": "submit",
-    "score": "submit", "merge": "results", "collect": "results",
+    "score": "submit", "merge": "results", "collect": "results", "import": "import-config", "migrate": "import-config",
 }  # fmt: skip
 """What people type who come from another tool."""
 OPTIONS = {"--dryrun": "write --dry-run", "--plan": "write --dry-run",
@@ -75,7 +76,7 @@ class Commands(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in commands():
             return None
-        command: click.Command = importlib.import_module(f"mmlaunch.cli.{cmd_name}").command
+        command: click.Command = importlib.import_module(f"mmlaunch.cli.{cmd_name.replace('-', '_')}").command
         return command
 
     def resolve_command(

@@ -190,6 +190,7 @@ def _say(prepared: Prepared, follow: bool) -> None:
         **(_task(prepared) if plan.sharded else {}),
         **({} if plan.sharded else {"data": describe_data(recipe)}),
         **({} if plan.sharded else {"batch": f"{describe_batch(plan)}; {_length(recipe)}"}),
+        **({"starts": text} if (text := _starts(plan)) else {}),
         **({"engine": engine.describe(recipe.resources.gpus_per_node)} if engine is not None else {}),
         **(
             {}
@@ -208,6 +209,13 @@ def _say(prepared: Prepared, follow: bool) -> None:
         click.echo(wrapped(f"  {label}  {text}", 12).replace(label, click.style(label, dim=True), 1))
     if not follow:
         click.echo(f"next: mmlaunch status {plan.run.name}    mmlaunch logs -f {plan.run.name}")
+
+
+def _starts(plan: Plan) -> str:
+    """`not before 22:00; when sft-llama3-8b has ended`."""
+    wanted = plan.recipe.resources
+    parts = [f"not before {wanted.begin}"] if wanted.begin else []
+    return "; ".join([*parts, *([f"when {wanted.after} has ended"] if wanted.after else [])])
 
 
 def _model(recipe: Recipe, sizes: str | None) -> dict[str, str]:

@@ -14,6 +14,7 @@ from mmlaunch.cli import options
 from mmlaunch.errors import MmlaunchError, Problem, RecipeError
 from mmlaunch.estimate.knowable import contradictions
 from mmlaunch.load import Loaded, load_recipe, plugins
+from mmlaunch.load.cluster import is_profile
 from mmlaunch.load.plugins import Folders
 from mmlaunch.load.recipe import is_pipeline
 from mmlaunch.recipe.capability import unsupported
@@ -23,17 +24,24 @@ SHORT = 3600
 
 
 @click.command(
-    epilog="\b\nExamples:\n  mmlaunch validate recipes/*.yaml\n  mmlaunch validate my.yaml -s batch.global=512 --json"
+    epilog="\b\nExamples:\n  mmlaunch validate recipes/*.yaml\n  mmlaunch validate my.yaml -s batch.global=512 --json\n"
+    "  mmlaunch validate dpo.yaml cluster.yaml"
 )
 @options.recipe(many=True)
 @options.overrides
 @options.cluster
 @options.as_json
 def command(recipe: tuple[str, ...], overrides: tuple[str, ...], cluster: str | None, as_json: bool) -> None:
-    """Check RECIPE without writing anything. Exit code 0 when it is right, 2 when it is not."""
+    """Check RECIPE without writing anything. Exit code 0 when it is right, 2 when it is not.
+
+    A cluster profile that names its executor may stand among the recipes.
+    """
     problems: list[Problem] = []
     for path in recipe:
         try:
+            if is_profile(path):
+                _check_profile(path, silent=as_json)
+                continue
             if is_pipeline(path):
                 _check_pipeline(path, overrides, cluster, silent=as_json)
                 continue
@@ -48,6 +56,16 @@ def command(recipe: tuple[str, ...], overrides: tuple[str, ...], cluster: str | 
         raise SystemExit(RecipeError.exit_code if problems else 0)
     if problems:
         raise RecipeError(problems)
+
+
+def _check_profile(path: str, silent: bool) -> None:
+    """Check a cluster profile; raises `RecipeError` with its problems."""
+    from mmlaunch.schedulers import choose  # only whoever checks a profile waits for it
+
+    name, cluster = choose.profile(path)
+    if not silent:
+        where = f", partition {cluster.partition}" if cluster.partition else ""
+        click.echo(f"{path}: {click.style('ok', fg='green')}  cluster profile {name}: {cluster.executor}{where}")
 
 
 def _check_pipeline(path: str, overrides: tuple[str, ...], cluster: str | None, silent: bool) -> None:

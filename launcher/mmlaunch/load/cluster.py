@@ -15,7 +15,7 @@ from mmlaunch.load.text import read_file
 from mmlaunch.recipe.check import section_of
 from mmlaunch.recipe.environment import check_settings
 from mmlaunch.recipe.resources import Resources
-from mmlaunch.recipe.scalars import Count, Duration, Line, MemorySize, OneOrMore, Word, format_duration
+from mmlaunch.recipe.scalars import Count, Duration, Line, MemorySize, OneOrMore, Word, Words, format_duration
 from mmlaunch.recipe.section import Mistake, Section, mistake, rule
 from mmlaunch.recipe.suggest import closest
 
@@ -83,7 +83,7 @@ class Cluster(Section):
     description: Line = ""
     executor: Word = "slurm"
     """The scheduler: the name of its folder in `schedulers`."""
-    partition: Word | None = None
+    partition: Words | None = None
     account: Word | None = None
     qos: Word | None = None
     constraint: Word | None = None
@@ -155,6 +155,15 @@ def choose(name: str, executors: Collection[str] | None = None) -> tuple[str, Cl
         hint = f"did you mean {near}?" if near else f"write {config_folder()}/clusters/{name}.yaml"
         raise UserError(f"no cluster profile {name!r}; {hint} (known: {', '.join(sorted(known))})")
     return name, _load(known[name], executors)
+
+
+def is_profile(path: str | Path) -> bool:
+    """Whether a file is a cluster profile: it names an executor, as no recipe does. One that cannot be read is none."""
+    try:
+        node = read_file(Path(path), problems=[])
+    except (RecipeError, OSError):
+        return False
+    return node.child("executor") is not None and node.child("objective") is None
 
 
 def _load(path: Path, executors: Collection[str] | None) -> Cluster:

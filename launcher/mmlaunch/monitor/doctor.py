@@ -11,7 +11,7 @@ from pathlib import Path
 from mmlaunch.load import rundir
 from mmlaunch.load.cluster import Cluster
 from mmlaunch.schedulers import choose
-from mmlaunch.schedulers.base import Finding
+from mmlaunch.schedulers.base import Finding, Partition
 
 
 def examine() -> list[Finding]:
@@ -22,6 +22,11 @@ def examine() -> list[Finding]:
     for scheduler in choose.all_schedulers():
         findings += scheduler.examine(profile, runs)
     return findings
+
+
+def partitions(executor: str) -> list[Partition]:
+    """What a job of this scheduler may be sent to, and what is there; nothing where it does not say."""
+    return choose.named(executor).partitions()
 
 
 def _machine(folder: Path, name: str, profile: Cluster) -> Iterator[Finding]:

@@ -5,7 +5,8 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
-from mmlaunch.recipe.scalars import Count, Duration, MemorySize, Word
+from mmlaunch.recipe.begin import Begin
+from mmlaunch.recipe.scalars import Count, Duration, Line, MemorySize, Word, Words
 from mmlaunch.recipe.section import Mistake, Section, mistake, rule
 
 
@@ -15,7 +16,8 @@ class Resources(Section):
     OTHER_NAMES: ClassVar[dict[str, str]] = {
         "gpus": "gpus_per_node", "num_nodes": "nodes", "ntasks_per_node": "tasks_per_node", "mem": "memory",
         "cpus_per_task": "cpus_per_rank", "cpus": "cpus_per_rank", "walltime": "time", "timeout": "time",
-        "queue": "partition", "time_limit": "time", "tasks": "tasks_per_node", "ranks": "tasks_per_node",
+        "queue": "partition", "time_limit": "time", "start": "begin", "start_time": "begin", "dependency": "after",
+        "partitions": "partition", "tasks": "tasks_per_node", "ranks": "tasks_per_node",
     }  # fmt: skip
 
     nodes: Count = 1
@@ -30,12 +32,16 @@ class Resources(Section):
     """Memory of a node; left out: all of it."""
     time: Duration = 86400
     """The time limit of an attempt: 24:00:00, 30m."""
-    partition: Word | None = None
-    """Partition, account and qos of this run, instead of the profile's."""
+    partition: Annotated[Words, Field(examples=["[a100, h100]"])] | None = None
+    """Partition, account and qos of this run, instead of the profile's. Of several, the one that is free first."""
     account: Word | None = None
     """The account that is charged."""
     qos: Word | None = None
     """The quality of service."""
+    begin: Begin | None = None
+    """The job starts no earlier than this: 22:00, 2026-12-01T22:00, or now+2h after the submission."""
+    after: Annotated[Line, Field(examples=["sft-llama3-8b"])] | None = None
+    """The job starts when this run or job has ended, however it ended: a run's name, or the number of a job."""
 
     @rule
     def _one_rank_a_gpu(self) -> Iterator[Mistake]:

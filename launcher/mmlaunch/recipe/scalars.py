@@ -181,6 +181,26 @@ def _word(value: Any) -> Any:
 Word = Annotated[Line, BeforeValidator(_word)]
 """A text that may stand as one word on an #SBATCH line."""
 
+
+def _words(value: Any) -> Any:
+    if not isinstance(value, list):
+        return value
+    right = "write a list of words: [a100, h100]"
+    if not value:
+        raise mistake("is an empty list", right)
+    for item in value:
+        if not isinstance(item, str) or not item.strip() or "," in item:
+            raise mistake(f"{item!r} is no word of a list", right)
+    return ",".join(value)
+
+
+Words = Annotated[
+    Word,
+    BeforeValidator(_words),
+    WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}),
+]
+"""Several of them: a list, or the same with commas between."""
+
 Real = Annotated[float, Field(allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]

@@ -103,6 +103,27 @@ class Finding:
         return asdict(self)
 
 
+@dataclass(frozen=True)
+class Partition:
+    """Nodes that a job may be sent to."""
+
+    name: str
+    """Empty where there is no choice."""
+    is_default: bool = False
+    """Whether a job that names none goes there."""
+    nodes: int = 1
+    gpus: int = 0
+    """Of a node; the most that one has."""
+    gpu_type: str = ""
+    """As the site calls it; empty where it does not say."""
+    gpu_memory: str = ""
+    """Of one GPU, as it is sold: 80G; empty where nobody says."""
+    cpus: int = 1
+    """Of a node; the fewest that one with so many GPUs has."""
+    max_time: int | None = None
+    """The longest time limit, in seconds."""
+
+
 class Scheduler(Protocol):
     """Jobs of one kind of scheduler. A method that cannot do what it should raises `MachineError`."""
 
@@ -141,6 +162,10 @@ class Scheduler(Protocol):
 
     def examine(self, profile: Cluster, runs: Path) -> list[Finding]:
         """What its configuration means for runs of this profile in this folder."""
+        ...
+
+    def partitions(self) -> list[Partition]:
+        """What a job of this user may be sent to; nothing where the scheduler does not say."""
         ...
 
     def most_tasks(self) -> int:

@@ -31,7 +31,7 @@ from mmlaunch.run.paths import CheckpointPaths, RunPaths
 from mmlaunch.run.pipeline import Definition, Kind, Membership, Need, Stage
 from mmlaunch.schedulers import choose
 from mmlaunch.schedulers.base import Array
-from mmlaunch.submit import secrets, shards, snapshot, stages, submission
+from mmlaunch.submit import secrets, shards, snapshot, stages, submission, waiting_for
 from mmlaunch.submit.create_run import EXECUTABLE, create, take
 from mmlaunch.submit.prepare import Prepared, prepare
 from mmlaunch.submit.render import Renderer
@@ -263,10 +263,12 @@ def _launch_array(whole: PreparedPipeline, new: Sequence[Prepared]) -> None:
     run, runs = whole.run, [prepared.plan.run for prepared in new]
     scheduler, world = choose.named(new[0].plan.cluster.executor), new[0].plan.world
     run_shards.write_tasks(run, 1, [[one] for one in runs])
+    after = waiting_for.dependencies(new[0].plan.recipe.resources, scheduler, run)
     most = scheduler.most_tasks()
     for first in range(0, len(runs), most):
         part = runs[first : first + most]
-        job = scheduler.submit(run, run.attempt(1).script, world, 1, array=Array(len(part), whole.at_once or 0, first))
+        array = Array(len(part), whole.at_once or 0, first)
+        job = scheduler.submit(run, run.attempt(1).script, world, 1, after, array)
         ledger.append(run.events, "queued", **job)
         for index, one in enumerate(part):
             ledger.append(one.events, "queued", job=f"{job['job']}_{index}")

@@ -15,6 +15,7 @@ from mmlaunch.estimate.gathering import gathers
 from mmlaunch.load.cluster import Cluster, gigabytes
 from mmlaunch.recipe import Recipe
 from mmlaunch.recipe.batch import split
+from mmlaunch.recipe.begin import NOW, delay_of
 from mmlaunch.recipe.environment import settings
 from mmlaunch.recipe.model import CHECKPOINTING
 from mmlaunch.recipe.sampling import LAYERED
@@ -43,6 +44,7 @@ class Plan:
     partition: str | None
     account: str | None
     qos: str | None
+    begin: str | None  # 22:00, 2026-12-01T22:00, now+2h
     micro: int
     accumulation: int
     environment: dict[str, str]
@@ -80,6 +82,12 @@ class Plan:
         return f"{days}-{clock}" if days else clock
 
     @property
+    def slurm_begin(self) -> str | None:
+        """`now+7200`, as Slurm writes a delay; times and dates are the same."""
+        delay = delay_of(self.begin) if self.begin else None
+        return self.begin if delay is None else f"{NOW}{delay}"
+
+    @property
     def size(self) -> str:
         """`4 nodes x 8 GPUs, 24 h`."""
         unit = "GPUs" if self.gpus_per_node else "ranks"
@@ -113,6 +121,7 @@ def make(recipe: Recipe, cluster: Cluster, cluster_name: str, run: RunPaths, fol
         partition=wanted.partition or cluster.partition,
         account=wanted.account or cluster.account,
         qos=wanted.qos or cluster.qos,
+        begin=wanted.begin,
         micro=micro,
         accumulation=accumulation,
         environment=_environment(recipe, cluster)

@@ -95,7 +95,7 @@ class Renderer:
 
     def _render(self, name: str, plan: Plan) -> str:
         context = {field.name: getattr(plan, field.name) for field in fields(plan)}
-        context.update(world=plan.world, slurm_time=plan.slurm_time)
+        context.update(world=plan.world, slurm_time=plan.slurm_time, slurm_begin=plan.slurm_begin)
         try:
             return self.environment.get_template(name).render(context)
         except UnreadableTemplate:

@@ -16,7 +16,7 @@ from mmlaunch.recipe.inference import Inference
 from mmlaunch.run import ledger, owner, shards
 from mmlaunch.run.paths import RunPaths
 from mmlaunch.run.shards import Definition, InputFile
-from mmlaunch.schedulers.base import Array, PerhapsSubmitted, Scheduler
+from mmlaunch.schedulers.base import Array, Dependency, PerhapsSubmitted, Scheduler
 from mmlaunch.submit import run_task
 
 
@@ -87,6 +87,7 @@ def launch(
     numbers: Sequence[int],
     at_once: int,
     held: bool = False,
+    after: Sequence[Dependency] = (),
 ) -> None:
     """Submit these shards: each is a task of a job array where the scheduler has them, otherwise one job does all."""
     script = run.attempt(attempt).script
@@ -96,14 +97,15 @@ def launch(
     if held and not scheduler.can_hold:
         return
     if not scheduler.has_arrays:
-        job = scheduler.submit(run, script, ranks, submission, held=held)
+        job = scheduler.submit(run, script, ranks, submission, after, held=held)
         note_job(run, job, [(number, job) for number in numbers])
         return
     most = scheduler.most_tasks()
     for first in range(0, len(tasks), most):
         part = numbers[first : first + most]
         try:
-            job = scheduler.submit(run, script, ranks, submission, array=Array(len(part), at_once, first), held=held)
+            array = Array(len(part), at_once, first)
+            job = scheduler.submit(run, script, ranks, submission, after, array, held)
         except MachineError as error:
             if not first or isinstance(error, PerhapsSubmitted):
                 raise

@@ -29,7 +29,7 @@ from mmlaunch.run.files import READ_ONLY, publish
 from mmlaunch.run.paths import RunPaths
 from mmlaunch.run.pipeline import Membership, Stage
 from mmlaunch.schedulers import choose
-from mmlaunch.submit import shards
+from mmlaunch.submit import shards, waiting_for
 
 
 class NotReady(MmlaunchError):
@@ -184,12 +184,14 @@ def _let_go(definition: pipeline.Definition, stage: Stage, by: str) -> bool:
         release_job(run, in_job=bool(by))
         _note_released(run, parts, by)
         return True
+    wanted = resolved.read(run.resolved).resources
     live = [resolved.read(other.paths.resolved).resources for other in definition.stages if _lives(other)]
-    if not scheduler.has_room(resolved.read(run.resolved).resources, live):
+    if not scheduler.has_room(wanted, live):
         return False
     _note_released(run, parts, by)
     script = run.attempt(run.attempt_numbers[-1]).script
-    job = scheduler.submit(run, script, int(submitted.get("ranks", 1)), number)
+    after = waiting_for.dependencies(wanted, scheduler, run)
+    job = scheduler.submit(run, script, int(submitted.get("ranks", 1)), number, after)
     shards.note_job(run, job, [(one, job) for one in parts])
     return True
 

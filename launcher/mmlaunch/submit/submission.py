@@ -15,7 +15,7 @@ from mmlaunch.run.files import explained
 from mmlaunch.run.shards import Definition
 from mmlaunch.schedulers import choose
 from mmlaunch.schedulers.base import PerhapsSubmitted
-from mmlaunch.submit import shards
+from mmlaunch.submit import shards, waiting_for
 from mmlaunch.submit.create_run import create
 from mmlaunch.submit.plan import Plan
 from mmlaunch.submit.prepare import Prepared, prepare
@@ -33,6 +33,7 @@ def check_here(prepared: Prepared) -> None:
         *own,
         *_missing_files(prepared),
         *scheduler.missing_here(recipe.resources),
+        *waiting_for.problems(recipe.resources, scheduler, prepared.plan.run),
         *unsupported(recipe),
     ]
     if problems:
@@ -76,13 +77,14 @@ def launch(plan: Plan, attempt: int, submission: int, parts: Sequence[int] = (),
     """
     run, scheduler = plan.run, choose.named(plan.cluster.executor)
     try:
+        after = waiting_for.dependencies(plan.recipe.resources, scheduler, run)
         if plan.sharded:
             at_once = shards.settings_of(plan.recipe).at_once or 0
-            shards.launch(run, scheduler, attempt, plan.world, submission, parts, at_once, held)
+            shards.launch(run, scheduler, attempt, plan.world, submission, parts, at_once, held, after)
             return
         if held and not scheduler.can_hold:
             return
-        job = scheduler.submit(run, run.attempt(attempt).script, plan.world, submission, held=held)
+        job = scheduler.submit(run, run.attempt(attempt).script, plan.world, submission, after, held=held)
     except PerhapsSubmitted as error:
         ledger.append(run.events, "unconfirmed", reason=str(error))
         advice = f"mmlaunch status {run.name} looks again; mmlaunch cancel {run.name} gives it up"

@@ -43,7 +43,7 @@ def _machine(recipe: Recipe, ranks: int) -> Iterator[Change]:
     yield "resources.tasks_per_node", own.tasks_per_node, ranks
     if own.time > TIME:
         yield "resources.time", format_duration(own.time), format_duration(TIME)
-    for name in ("partition", "account", "qos", "memory", "cpus_per_rank"):
+    for name in ("partition", "account", "qos", "memory", "cpus_per_rank", "begin", "after"):
         yield f"resources.{name}", getattr(own, name), None
     yield "data.workers", recipe.data.workers, min(recipe.data.workers, 1)
     yield "deepspeed.offload", recipe.deepspeed.offload, "none"

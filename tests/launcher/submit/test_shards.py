@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -23,7 +23,7 @@ from mmlaunch.monitor import status
 from mmlaunch.run import ledger, manifest, shards
 from mmlaunch.run.paths import RunPaths
 from mmlaunch.run.shards import Definition, InputFile
-from mmlaunch.schedulers.base import Array, Scheduler
+from mmlaunch.schedulers.base import Array, Dependency, Scheduler
 from mmlaunch.submit.resume_task import resume_task
 from mmlaunch.submit.shards import PartlySubmitted, define, fill, launch
 
@@ -64,6 +64,7 @@ class Arrays:
         script: Path,
         ranks: int,
         submission: int,
+        after: Sequence[Dependency] = (),
         array: Array | None = None,
         held: bool = False,
     ) -> dict[str, Any]:

@@ -17,7 +17,18 @@ from mmlaunch.load.cluster import Cluster
 from mmlaunch.recipe.resources import Resources
 from mmlaunch.run.paths import RunPaths
 from mmlaunch.schedulers import process
-from mmlaunch.schedulers.base import Array, BatchJob, Dependency, Finding, Job, JobRecord, JobState, Removal, Scheduler
+from mmlaunch.schedulers.base import (
+    Array,
+    BatchJob,
+    Dependency,
+    Finding,
+    Job,
+    JobRecord,
+    JobState,
+    Partition,
+    Removal,
+    Scheduler,
+)  # fmt: skip
 
 POLL = 0.2
 PATIENCE = 60.0
@@ -38,10 +49,16 @@ class Local:
         return True
 
     def misfits(self, resources: Resources) -> list[Problem]:
-        if resources.nodes == 1:
-            return []
-        what = f"{resources.nodes} nodes, and the local executor has one"
-        return [Problem(("resources", "nodes"), what, "add -s resources.nodes=1, or choose another --cluster")]
+        problems = []
+        if resources.nodes != 1:
+            what = f"{resources.nodes} nodes, and the local executor has one"
+            right = "add -s resources.nodes=1, or choose another --cluster"
+            problems.append(Problem(("resources", "nodes"), what, right))
+        for key, until in (("begin", resources.begin), ("after", resources.after)):
+            if until is not None:
+                what = f"the local executor starts a job at once: it cannot wait for {until}"
+                problems.append(Problem(("resources", key), what, "remove it, or choose another --cluster"))
+        return problems
 
     def missing_here(self, resources: Resources) -> list[Problem]:
         if importlib.util.find_spec("torch") is None:
@@ -59,6 +76,11 @@ class Local:
 
     def examine(self, profile: Cluster, runs: Path) -> list[Finding]:
         return []
+
+    def partitions(self) -> list[Partition]:
+        from mmlaunch.schedulers.local import gpus  # only a new site is asked for them
+
+        return [Partition("", True, 1, len(_gpus()), *gpus.kind(), cpus=os.cpu_count() or 1)]
 
     def most_tasks(self) -> int:
         return 1

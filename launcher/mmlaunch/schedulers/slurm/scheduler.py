@@ -15,7 +15,18 @@ from mmlaunch.errors import Problem
 from mmlaunch.load.cluster import Cluster
 from mmlaunch.recipe.resources import Resources
 from mmlaunch.run.paths import RunPaths
-from mmlaunch.schedulers.base import Array, BatchJob, Dependency, Finding, Job, JobRecord, JobState, Removal, Scheduler
+from mmlaunch.schedulers.base import (
+    Array,
+    BatchJob,
+    Dependency,
+    Finding,
+    Job,
+    JobRecord,
+    JobState,
+    Partition,
+    Removal,
+    Scheduler,
+)  # fmt: skip
 from mmlaunch.schedulers.slurm import commands, queue
 from mmlaunch.schedulers.slurm.commands import SlurmError
 from mmlaunch.schedulers.slurm.states import ENDED_WITHOUT_POLICY
@@ -61,6 +72,11 @@ class Slurm:
         from mmlaunch.schedulers.slurm import site_checks  # only `doctor` needs it
 
         return site_checks.examine(profile, runs, uses_slurm=profile.executor == self.name)
+
+    def partitions(self) -> list[Partition]:
+        from mmlaunch.schedulers.slurm import site_partitions  # only a new site is asked for them
+
+        return site_partitions.partitions()
 
     def most_tasks(self) -> int:
         """MaxArraySize is the largest index, and one more (slurm.conf(5))."""

@@ -17,7 +17,18 @@ from mmlaunch.errors import MachineError, Problem
 from mmlaunch.load.cluster import Cluster
 from mmlaunch.recipe.resources import Resources
 from mmlaunch.run.paths import RunPaths
-from mmlaunch.schedulers.base import Array, BatchJob, Dependency, Finding, Job, JobRecord, JobState, Removal, Scheduler
+from mmlaunch.schedulers.base import (
+    Array,
+    BatchJob,
+    Dependency,
+    Finding,
+    Job,
+    JobRecord,
+    JobState,
+    Partition,
+    Removal,
+    Scheduler,
+)  # fmt: skip
 
 LOOP = """
 trap : USR2
@@ -52,6 +63,9 @@ class Toy:
 
     def examine(self, profile: Cluster, runs: Path) -> list[Finding]:
         return [Finding(True, f"a toy queue in {_queue()}", "")]
+
+    def partitions(self) -> list[Partition]:
+        return [Partition("toys")]
 
     def most_tasks(self) -> int:
         return 1
