@@ -18,7 +18,7 @@ from pathlib import Path
 
 from mmjobs.checkpoint.background import write
 from mmjobs.rank.context import Context
-from mmjobs.rank.preflight import node
+from mmjobs.rank.position import node
 from mmlaunch.run import manifest
 from mmlaunch.run.manifest import Entry
 from mmlaunch.run.paths import CheckpointPaths, RunPaths

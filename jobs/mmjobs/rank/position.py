@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -24,3 +26,8 @@ class Position:
         if not self.samples:
             return None
         return f"{self.samples[0]}" + (f" (or {len(self.samples) - 1} more)" if len(self.samples) > 1 else "")
+
+
+def node() -> str:
+    """The name that Slurm knows this node by, or its own."""
+    return os.environ.get("SLURMD_NODENAME") or socket.gethostname()

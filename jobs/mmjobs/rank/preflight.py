@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import tempfile
 import time
 from pathlib import Path
@@ -12,6 +11,7 @@ import torch
 
 from mmjobs.rank import error_record
 from mmjobs.rank.events import EventWriter
+from mmjobs.rank.position import node
 from mmjobs.rank.ranks import Ranks
 from mmlaunch.errors import MachineError
 from mmlaunch.run.paths import RunPaths
@@ -40,11 +40,6 @@ def check(paths: RunPaths, gpus: int, ranks: Ranks, events: EventWriter) -> None
         ranks.leave()  # together: whoever watches the ranks may end them all when the first one is gone
         raise Unfit("; ".join(dict.fromkeys(problems)))
     events.write("preflight", seconds=round(time.monotonic() - started, 3))
-
-
-def node() -> str:
-    """The name that Slurm knows this node by, or its own."""
-    return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
 
 
 def _folders(paths: RunPaths) -> str | None:

@@ -25,7 +25,7 @@ from types import TracebackType
 from typing import NamedTuple
 
 from mmjobs.rank import error_record
-from mmjobs.rank.position import Position
+from mmjobs.rank.position import Position, node
 from mmlaunch.errors import BadInput
 from mmlaunch.run.exits import JobExit
 from mmlaunch.run.heartbeats import Heartbeat
@@ -231,8 +231,9 @@ class Watchdog:
     def _beat(self, pulse: Pulse) -> None:
         now, moved = round(time.time(), 3), round(pulse.time, 3)
         heartbeat = Heartbeat(
-            pulse.phase.value, self._where.step, pulse.waiting, moved, now, self._shown_detail(), self._rank
-        )
+            pulse.phase.value, self._where.step, pulse.waiting, moved, now, self._shown_detail(), node(), os.getpid(),
+            self._rank,
+        )  # fmt: skip
         with suppress(OSError):
             heartbeat.write(self._attempt)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from mmjobs.engine.engine import Engine, building
 from mmjobs.engine.reference_copy import ReferenceCopy
 from mmjobs.metrics import mfu
 from mmjobs.metrics.curves import Curves, open_trackers
+from mmjobs.metrics.profiler import Profiler
 from mmjobs.metrics.tensorboard import TensorBoardWriter
 from mmjobs.metrics.throughput import Throughput
 from mmjobs.model import parts, preprocessor, trees
@@ -195,6 +197,7 @@ def build_services(
         curves=build_curves(context, state.step, finished),
         throughput=Throughput(ranks, recipe.batch.examples, recipe.batch.tokens_per_gpu, flops),
         guard=NonFiniteGuard(context),
+        profiler=Profiler(context.paths, ranks.rank, recipe.profile, partial(print, flush=True)),
     )
 
 

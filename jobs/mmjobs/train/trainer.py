@@ -10,6 +10,7 @@ from mmjobs.checkpoint.save import CheckpointWriter
 from mmjobs.checkpoint.train_state import TrainState
 from mmjobs.metrics import sample_images
 from mmjobs.metrics.curves import Curves, as_curves
+from mmjobs.metrics.profiler import Profiler
 from mmjobs.metrics.throughput import Throughput
 from mmjobs.rank.boundary import Boundary, Interrupted, RequeueRequested
 from mmjobs.rank.context import Context
@@ -34,6 +35,7 @@ class Services:
     curves: Curves
     throughput: Throughput
     guard: NonFiniteGuard
+    profiler: Profiler
 
 
 @dataclass
@@ -77,6 +79,7 @@ class Trainer:
                 continue  # this evaluation was the last one: what is due at the end comes now
             if last:
                 self._finish_saving()
+                self.services.profiler.close()
                 self.services.curves.close(done=True)
                 return {"step": self.state.step, "metrics": self.state.metrics}
             try:
@@ -92,8 +95,9 @@ class Trainer:
         number = self.state.step + 1
         self.context.position.step = number
         self.context.ranks.watch.enter(Phase.STEP)
-        batches = self.source.next_step(self._between_batches)
-        result = self.learner.step(batches, self.state.step)
+        with self.services.profiler.step(number):
+            batches = self.source.next_step(self._between_batches)
+            result = self.learner.step(batches, self.state.step)
         self.state.step = number
         self.services.guard.judge(self.state, batches, result)
         seconds = self.services.throughput.step(batches)
@@ -222,5 +226,6 @@ class Trainer:
             kept = self.context.paths.checkpoints
             raise DiskFull(f"{reason}: the disk is full, and step {step} is lost; make room in {kept}")
         self._finish_saving()
+        self.services.profiler.close()
         self.services.curves.close(done=False)
         raise RequeueRequested(reason)

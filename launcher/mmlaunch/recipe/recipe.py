@@ -18,6 +18,7 @@ from mmlaunch.recipe.notify import Notify
 from mmlaunch.recipe.objective import SECTIONS, Objective, section_name
 from mmlaunch.recipe.optim import Optim, PartRates
 from mmlaunch.recipe.parts import training_of
+from mmlaunch.recipe.profile import Profile
 from mmlaunch.recipe.reinforcement import Ppo, Reinforcement
 from mmlaunch.recipe.resources import Resources, Restarts
 from mmlaunch.recipe.scalars import Count, OneOrMore, Positive, use_default_for_none
@@ -90,6 +91,8 @@ class Recipe(Section):
     """The machines and the time that it needs."""
     stop: Stop | None = None
     """End before the last step where evaluations get no better (early stopping)."""
+    profile: Profile | None = None
+    """Steps that the profiler traces."""
     notify: Annotated[list[Notify], OneOrMore(), Field(examples=[["SLACK_WEBHOOK"]])] = []
     """Webhooks and commands that hear of the end of the run."""
     restarts: Annotated[Restarts, BeforeValidator(use_default_for_none)] = Field(default_factory=Restarts)
@@ -249,6 +252,14 @@ class Recipe(Section):
         if self.checkpoint.best is not None and self.checkpoint.best.startswith("eval") and not self.data.eval:
             what = f"{self.checkpoint.best!r} is never measured: there are no evaluation data"
             yield ("checkpoint", "best"), None, mistake(what, "add data.eval, or remove best")
+
+    @rule
+    def _ranks_of_profile_exist(self) -> Iterator[Mistake]:
+        world = self.trainers.world
+        for index, rank in enumerate(self.profile.ranks if self.profile is not None else ()):
+            if rank >= world:
+                what = f"there is no rank {rank}: the run has ranks 0 to {world - 1}"
+                yield ("profile", "ranks", index), rank, mistake(what, "write one of these")
 
     @rule
     def _stop_needs_evaluations(self) -> Iterator[Mistake]:

@@ -30,6 +30,9 @@ class Heartbeat:
     """When its process wrote this."""
     detail: str = ""
     """What of the phase it is busy with: `reads the data, 1,200 rows`."""
+    node: str = ""
+    pid: int = 0
+    """The process of the rank, on this node."""
     rank: int = -1
     """Not written into the file: it is in the name of the file."""
 
@@ -72,6 +75,8 @@ def read(path: Path) -> Heartbeat | None:
             time=float(fields["time"]),
             alive=float(fields["alive"]),
             detail=str(fields.get("detail", "")),
+            node=str(fields.get("node", "")),
+            pid=int(fields.get("pid", 0)),
             rank=rank,
         )
         if isfinite(heartbeat.time) and isfinite(heartbeat.alive) and (heartbeat.step or 0) < MOST:

@@ -337,6 +337,16 @@ class RunPaths:
         return self.root / "tensorboard"
 
     @property
+    def profiles(self) -> Path:
+        """Traces of the profiler, a folder for each window of steps."""
+        return self.root / "profiles"
+
+    @property
+    def profile_request(self) -> Path:
+        """What a command asks the ranks of a live run to profile."""
+        return self.profiles / "request.json"
+
+    @property
     def notified(self) -> Path:
         """Marks of the notifications that were sent."""
         return self.root / "notified"

@@ -215,6 +215,11 @@ class Scheduler(Protocol):
         """Where a job has to be cancelled, if not from here; otherwise nothing."""
         ...
 
+    def beside(self, record: JobRecord, node: str, terminal: bool) -> list[str]:
+        """The words before a command by which it runs on a node of a running job, beside the ranks; with a `terminal`
+        it talks with the user."""
+        ...
+
     def warn(self, record: JobRecord) -> None:
         """Ask the ranks of a running job to save and leave."""
         ...

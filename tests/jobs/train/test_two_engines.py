@@ -19,6 +19,7 @@ from mmjobs.data.encode import Encoded
 from mmjobs.data.example import Origin
 from mmjobs.engine.engine import Engine
 from mmjobs.metrics.curves import Curves
+from mmjobs.metrics.profiler import Profiler
 from mmjobs.metrics.tensorboard import Sample, TensorBoardWriter
 from mmjobs.metrics.throughput import Throughput
 from mmjobs.metrics.totals import Totals
@@ -191,6 +192,7 @@ def two_engines() -> None:
             curves=Curves(TensorBoardWriter(context.paths.tensorboard, False, state.step)),
             throughput=Throughput(context.ranks, recipe.batch.examples, None, None),
             guard=NonFiniteGuard(context),
+            profiler=Profiler(context.paths, context.ranks.rank, None, print),
         )
         return Trainer(context, source, learner, services, state, steps)
 

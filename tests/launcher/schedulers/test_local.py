@@ -275,7 +275,7 @@ def test_follow_has_the_exit_code_of_the_run(small: Path, own_home: Path, stub_c
 
 
 def test_broken_recipes_write_nothing(small: Path, own_home: Path) -> None:
-    for change in ("optim.lr=fast", "batch.global=7", "data.train[0].format=lava", "nothing=1"):
+    for change in ("optim.lr=fast", "batch.global=7", "data.train[0].format=lava", "qqqq=1"):
         done = mmlaunch("submit", "--cluster", "local", small, "-s", change)
         assert done.returncode == 2 and "Traceback" not in done.stderr and "1 error" in done.stderr
     assert not (own_home / "runs").exists()

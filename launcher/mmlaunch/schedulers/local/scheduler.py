@@ -119,6 +119,11 @@ class Local:
     def out_of_reach(self, record: JobRecord) -> str:
         return str(record.get("host") or "another machine") if process.here(record) is None else ""
 
+    def beside(self, record: JobRecord, node: str, terminal: bool) -> list[str]:
+        if (elsewhere := self.out_of_reach(record)) and node:
+            raise MachineError(f"it runs on {elsewhere}: type the same there")
+        return []
+
     def warn(self, record: JobRecord) -> None:
         """Not the whole session: data workers would be ended too, and a rank that loses its workers cannot save."""
         for pid in process.children(int(record["pid"])):

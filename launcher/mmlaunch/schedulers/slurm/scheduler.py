@@ -116,6 +116,10 @@ class Slurm:
     def out_of_reach(self, record: JobRecord) -> str:
         return ""  # every machine of the cluster reaches its controller
 
+    def beside(self, record: JobRecord, node: str, terminal: bool) -> list[str]:
+        words = ["srun", f"--jobid={record['job']}", "--overlap", "--nodes=1", "--ntasks=1", f"--nodelist={node}"]
+        return [*words, "--pty"] if terminal else words
+
     def warn(self, record: JobRecord) -> None:
         commands.signal_steps(str(record["job"]), "USR2")
 

@@ -109,6 +109,9 @@ class Toy:
     def out_of_reach(self, record: JobRecord) -> str:
         return ""
 
+    def beside(self, record: JobRecord, node: str, terminal: bool) -> list[str]:
+        return []
+
     def warn(self, record: JobRecord) -> None:
         os.killpg(_pid(record["job"]), signal.SIGUSR2)
 

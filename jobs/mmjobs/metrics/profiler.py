@@ -1,0 +1,109 @@
+"""The profiler: torch's traces of some steps on some ranks, as the recipe says or a command asks of a live run."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mmlaunch.recipe.profile import Profile
+from mmlaunch.run.paths import RunPaths
+
+LOOK = 2.0
+"""Seconds between two looks for a request."""
+ROWS = 40
+
+
+@dataclass(frozen=True)
+class Window:
+    """The steps that are profiled, on one rank."""
+
+    first: int
+    last: int
+    shapes: bool = False
+    memory: bool = False
+
+
+class Profiler:
+    """Traces the steps of one rank. Whatever goes wrong costs the trace, and not the run."""
+
+    def __init__(self, run: RunPaths, rank: int, settings: Profile | None, say: Callable[[str], None]) -> None:
+        self._run, self._rank, self._say = run, rank, say
+        self._window: Window | None = None
+        self._running: Any = None
+        self._looked, self._done = 0.0, ""
+        if settings is not None and rank in settings.ranks:
+            self._window = Window(settings.first, settings.last, settings.shapes, settings.memory)
+        with suppress(OSError):  # what was asked of an earlier attempt is over
+            self._done = run.profile_request.read_text()
+
+    @contextmanager
+    def step(self, number: int) -> Iterator[None]:
+        """In this context the rank does a step."""
+        self._look(number)
+        window = self._window
+        if window is not None and self._running is None and number == window.first:
+            self._guarded(self._start)
+        yield
+        if window is not None and self._running is not None and number >= window.last:
+            self._guarded(self._stop)
+
+    def close(self) -> None:
+        """The attempt ends: what was traced so far is written."""
+        if self._running is not None:
+            self._guarded(self._stop)
+
+    def _look(self, number: int) -> None:
+        """Take up what a command asks for: `{"ranks": [0], "steps": 3}`."""
+        if self._running is not None or time.monotonic() < self._looked + LOOK:
+            return
+        self._looked = time.monotonic()
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            text = self._run.profile_request.read_text()
+            if text == self._done:
+                return
+            self._done, asked = text, json.loads(text)
+            if self._rank in asked["ranks"]:
+                self._window = Window(number, number + int(asked["steps"]) - 1, bool(asked.get("shapes")))
+
+    def _start(self) -> None:
+        assert self._window is not None
+        kinds = [torch.profiler.ProfilerActivity.CPU]
+        kinds += [torch.profiler.ProfilerActivity.CUDA] if torch.cuda.is_available() else []
+        running: Any = torch.profiler.profile(
+            activities=kinds, record_shapes=self._window.shapes, profile_memory=self._window.memory
+        )
+        running.__enter__()
+        self._running = running
+
+    def _stop(self) -> None:
+        window, running = self._window, self._running
+        self._window = self._running = None
+        assert window is not None
+        running.__exit__(None, None, None)
+        folder = self._run.profiles / f"steps-{window.first}-{window.last}"
+        folder.mkdir(parents=True, exist_ok=True)
+        by = "self_cuda_time_total" if torch.cuda.is_available() else "self_cpu_time_total"
+        (folder / f"rank-{self._rank}.txt").write_text(running.key_averages().table(sort_by=by, row_limit=ROWS) + "\n")
+        trace = folder / f"rank-{self._rank}.json.gz"
+        partial = trace.with_name(f".{trace.name}")
+        running.export_chrome_trace(str(partial))  # by its ending it is compressed
+        partial.replace(trace)  # whoever waits for it sees it whole
+        self._say(f"profile of steps {window.first} to {window.last}: {_below(trace, self._run.root)}")
+
+    def _guarded(self, work: Callable[[], None]) -> None:
+        try:
+            work()
+        except Exception as error:  # noqa: BLE001  the profiler of another library
+            self._window = self._running = None
+            self._say(f"no profile: {type(error).__name__}: {error}")
+
+
+def _below(path: Path, root: Path) -> Path:
+    return path.relative_to(root)
