@@ -14,7 +14,7 @@ from typing import Any
 
 from mmjobs.data.example import BadPicture, BadRow, Example
 from mmjobs.data.formats.registry import format_of, parts
-from mmjobs.data.readers.rows import Part
+from mmjobs.data.readers.rows import Part, file_of
 from mmlaunch.errors import BadInput
 from mmlaunch.recipe.data import Source, names
 from mmlaunch.run.shards import InputFile
@@ -151,7 +151,7 @@ def content_of(source: Source) -> tuple[int, str]:
     """The bytes of a source's files, and a digest of their names and their content; images are not among them."""
     if source.path is None:
         return 0, ""
-    path, digest, size = Path(source.path).expanduser(), hashlib.blake2b(digest_size=16), 0
+    path, digest, size = file_of(source), hashlib.blake2b(digest_size=16), 0
     files = {path} if path.is_file() else {file for file in path.rglob("*") if _holds_rows(file)}
     tables = (getattr(part.rows, "table", None) for part in parts(source))
     files |= {Path(named) for table in tables if (named := getattr(table, "path", None))}  # a meta file names others

@@ -87,11 +87,11 @@ class Profiler:
         self._window = self._running = None
         assert window is not None
         running.__exit__(None, None, None)
-        folder = self._run.profiles / f"steps-{window.first}-{window.last}"
-        folder.mkdir(parents=True, exist_ok=True)
+        trace = self._run.trace(window.first, window.last, self._rank)
+        trace.parent.mkdir(parents=True, exist_ok=True)
         by = "self_cuda_time_total" if torch.cuda.is_available() else "self_cpu_time_total"
-        (folder / f"rank-{self._rank}.txt").write_text(running.key_averages().table(sort_by=by, row_limit=ROWS) + "\n")
-        trace = folder / f"rank-{self._rank}.json.gz"
+        table = running.key_averages().table(sort_by=by, row_limit=ROWS)
+        trace.with_name(trace.name.replace(".json.gz", ".txt")).write_text(f"{table}\n")
         partial = trace.with_name(f".{trace.name}")
         running.export_chrome_trace(str(partial))  # by its ending it is compressed
         partial.replace(trace)  # whoever waits for it sees it whole

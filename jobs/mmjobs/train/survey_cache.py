@@ -27,7 +27,7 @@ from mmjobs.data.example import BadRow
 from mmjobs.data.formats.registry import parts as parts_of
 from mmjobs.data.loader import begin_worker
 from mmjobs.data.mixture import refuse_bad
-from mmjobs.data.readers.rows import Part
+from mmjobs.data.readers.rows import Part, file_of
 from mmjobs.data.survey import count, fingerprint, read_rows
 from mmjobs.data.survey_rows import Rows, Survey
 from mmjobs.rank.context import Context
@@ -88,7 +88,7 @@ def _files(sources: Sequence[Source], parts: Sequence[Part]) -> Iterator[Path]:
     tables = {path for part in parts if (path := getattr(getattr(part.rows, "table", None), "path", None))}
     yield from sorted(tables)
     for source in sources:
-        path = Path(source.path).expanduser() if source.path else None
+        path = file_of(source) if source.path else None
         if path is not None and path.is_dir():
             yield from sorted(path.glob("*.json"))  # what names tables, or says what is in the folder
             if not tables:  # otherwise it may be a folder of images

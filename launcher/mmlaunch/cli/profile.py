@@ -39,21 +39,21 @@ def command(run: str, steps: int, ranks: tuple[int, ...], shapes: bool, no_wait:
     if wrong := [rank for rank in ranks if rank >= world]:
         raise UserError(f"--rank {wrong[0]}: {paths.name} has ranks 0 to {world - 1}")
     _must_run(paths)
-    before = set(paths.profiles.glob("steps-*/rank-*.json.gz"))
+    before = set(paths.all_traces)
     paths.profiles.mkdir(exist_ok=True)
     asked = {"ranks": sorted(set(ranks)), "steps": steps, "shapes": shapes, "time": time.time()}
     publish(paths.profile_request, json.dumps(asked) + "\n")
     click.echo(f"asked {len(set(ranks))} rank(s) of {paths.name} for {steps} step(s)", err=True)
     for trace in [] if no_wait else _wait(paths, before, len(set(ranks))):
         click.echo(str(trace))
-        if (table := trace.with_name(trace.name.partition(".")[0] + ".txt")).is_file():
+        if (table := trace.with_name(trace.name.replace(".json.gz", ".txt"))).is_file():
             click.echo("\n".join(table.read_text(encoding="utf-8").splitlines()[:14]))
 
 
 def _wait(run: RunPaths, before: set[Path], count: int) -> list[Path]:
     """The traces, when all of them are there."""
     while True:
-        new = sorted(set(run.profiles.glob("steps-*/rank-*.json.gz")) - before)
+        new = [trace for trace in run.all_traces if trace not in before]
         if len(new) >= count:
             return new
         time.sleep(POLL)

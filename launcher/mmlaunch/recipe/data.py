@@ -1,11 +1,12 @@
 """`data`: where examples come from and what happens to those that do not fit."""
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field, WithJsonSchema
+from pydantic import BeforeValidator, Field, WithJsonSchema, field_validator
 
 from mmlaunch.recipe.plugin import Plugin, must_be_plugin, plugin_of
 from mmlaunch.recipe.scalars import Count, Line, OneOrMore
@@ -120,6 +121,10 @@ _PLUGIN = {"type": "string", "pattern": r".+:[^\W\d]\w*$"}
 FormatName = Annotated[str, BeforeValidator(_format), WithJsonSchema({"anyOf": [{"enum": [*FORMATS]}, _PLUGIN]})]
 
 
+HUB_DATA = re.compile(r"hf://datasets/(?P<name>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w.-]+))?(?:/(?P<inside>[^\s].*))?")
+"""How a path names a data set of the Hugging Face hub, as the hub's own libraries do."""
+
+
 class Source(Section):
     """One data set of a mixture."""
 
@@ -132,7 +137,8 @@ class Source(Section):
     }  # fmt: skip
 
     path: Annotated[Line, Field(examples=["data/rlaif-v"])] | None = None
-    """A file or a folder; only `format: shapes` needs none."""
+    """A file or a folder, or a data set of the Hugging Face hub: hf://datasets/ORG/NAME, with @REVISION and a file or
+    folder of it where one is meant. Only `format: shapes` needs none."""
     format: FormatName = "auto"
     """How its rows are written; auto recognises it. `mmlaunch data --formats` shows a row of each. A format of your own
     is a function that gives the examples of a source: my_format.py:rows, package.module:rows."""
@@ -167,6 +173,14 @@ class Source(Section):
             yield ("path",), self.path, mistake("shapes are drawn, not read", "remove path")
         if not self.kind_of_rows.generated and self.path is None:
             yield (), None, mistake("names no file", "write path: data/train.json")
+
+    @field_validator("path")
+    @classmethod
+    def _names_the_hub(cls, value: str | None) -> str | None:
+        if value is not None and value.startswith("hf:") and HUB_DATA.fullmatch(value) is None:
+            right = "write hf://datasets/ORG/NAME, hf://datasets/ORG/NAME@REVISION/FOLDER"
+            raise mistake(f"{value!r} names no data set of the hub", right)
+        return value
 
     @rule
     def _ends(self) -> Iterator[Mistake]:

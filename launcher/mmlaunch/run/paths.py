@@ -341,6 +341,14 @@ class RunPaths:
         """Traces of the profiler, a folder for each window of steps."""
         return self.root / "profiles"
 
+    def trace(self, first: int, last: int, rank: int) -> Path:
+        """The trace of a rank over these steps; the table of its operations stands beside it."""
+        return self.profiles / f"steps-{first}-{last}" / f"rank-{rank}.json.gz"
+
+    @property
+    def all_traces(self) -> list[Path]:
+        return sorted(self.profiles.glob("steps-*/rank-*.json.gz"))
+
     @property
     def profile_request(self) -> Path:
         """What a command asks the ranks of a live run to profile."""

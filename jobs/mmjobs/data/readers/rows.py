@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from mmjobs.data.example import BadRow, Example, LazyExamples
-from mmjobs.data.readers import lines, saved, tsv, xlsx
+from mmjobs.data.readers import hub, lines, saved, tsv, xlsx
 from mmjobs.data.readers.row import Row
 from mmlaunch.errors import BadInput
 from mmlaunch.recipe.data import Source
@@ -63,6 +63,8 @@ class Part:
 
 def file_of(source: Source) -> Path:
     """Where a source is; raises `BadInput` when it is not there."""
+    if source.path is not None and hub.is_hub(source.path):
+        return hub.fetched(source.path)
     path = Path(source.path or "").expanduser()
     try:
         if source.path is not None and path.exists():
