@@ -9,16 +9,21 @@ import click
 from mmlaunch.cli import options
 from mmlaunch.errors import UserError
 from mmlaunch.load import find_run
+from mmlaunch.recipe import resolved
+from mmlaunch.recipe.scalars import HUB_NAME
 from mmlaunch.run import manifest, shards
 from mmlaunch.run.paths import RunPaths
 from mmlaunch.submit import run_task
 
+CARD = "recipe.yaml"
+"""Stands in every export."""
 EXAMPLES = """
 \b
 Examples:
   mmlaunch export sft-llama3-8b
   mmlaunch export sft-llama3-8b --to models/sft
   mmlaunch export dpo-llama3-8b --to models/dpo --checkpoint 300 --merge-lora
+  mmlaunch export dpo-llama3-8b --merge-lora --push my-lab/dpo-llama3-8b
 """
 
 
@@ -31,15 +36,35 @@ Examples:
 @click.option(
     "--merge-lora", is_flag=True, help="Merge the adapters into the weights. Default: write them beside the weights."
 )
+@click.option(
+    "--push", is_flag=False, flag_value="", metavar="[ORG/NAME]",
+    help="Send it to this repository of the Hugging Face hub, or to the recipe's push_to; a new one is private.",
+)  # fmt: skip
+@click.option("--public", is_flag=True, help="With --push: everybody may read a new repository.")
 @click.option("--no-processor", is_flag=True, help="Leave out what prepares images: you serve them with your own code.")
-def command(run: str, to: Path | None, checkpoint: int | None, merge_lora: bool, no_processor: bool) -> None:
-    """Write a checkpoint of RUN as a Hugging Face directory: weights, processor, chat template, model card."""
+def command(
+    run: str,
+    to: Path | None,
+    checkpoint: int | None,
+    merge_lora: bool,
+    no_processor: bool,
+    push: str | None,
+    public: bool,
+) -> None:
+    """Write a checkpoint of RUN as a Hugging Face directory: weights, processor, chat template, model card.
+
+    --push sends it to the hub as well; if the folder exists already, it sends what is there.
+    """
     paths = find_run.resolve_whole(run, "results")
     if shards.is_task(paths):
         raise UserError(f"{paths.name} trains nothing, and has no weights; mmlaunch results {paths.name}")
     if to is None:
         checkpoint = _newest(paths) if checkpoint is None else checkpoint
         to = Path("exports") / f"{paths.name}-step-{checkpoint}"
+    repository = _repository(paths, push) if push is not None else None
+    if repository is not None and (to / CARD).is_file():
+        _push(to, repository, public)
+        return
     if to.exists() or to.is_symlink():
         raise UserError(f"{to} exists already; name a folder that does not")
     arguments = [str(paths.root), str(to)]
@@ -48,7 +73,26 @@ def command(run: str, to: Path | None, checkpoint: int | None, merge_lora: bool,
     arguments += ["--no-processor"] if no_processor else []
     result = run_task.run("mmjobs.tasks.export", arguments)
     click.echo(f"{to}: {paths.name}, step {result['step']}")
+    if repository is not None:
+        _push(to, repository, public)
+        return
     click.echo(f"next: a recipe with model.init_from: {to}, or {result['kind']}.from_pretrained({str(to)!r})")
+
+
+def _repository(run: RunPaths, written: str) -> str:
+    """The repository that was named, or that of the recipe."""
+    name = written or resolved.read(run.resolved).push_to
+    if name is None:
+        raise UserError("--push: no repository is named; write --push ORG/NAME, or push_to: ORG/NAME in the recipe")
+    if HUB_NAME.fullmatch(name) is None:
+        raise UserError(f"--push: {name!r} is no name of a repository; write ORG/NAME")
+    return name
+
+
+def _push(folder: Path, repository: str, public: bool) -> None:
+    arguments = [str(folder), repository, *(["--public"] if public else [])]
+    result = run_task.run("mmjobs.tasks.push", arguments, needs=("huggingface_hub",))
+    click.echo(f"{folder}: sent to {result['url']}")
 
 
 def _newest(run: RunPaths) -> int:

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from mmlaunch.recipe.batch import Batch, neighbours, split
 from mmlaunch.recipe.checkpoint import Checkpoint, Evaluate, Log
@@ -21,7 +21,7 @@ from mmlaunch.recipe.parts import training_of
 from mmlaunch.recipe.profile import Profile
 from mmlaunch.recipe.reinforcement import Ppo, Reinforcement
 from mmlaunch.recipe.resources import Resources, Restarts
-from mmlaunch.recipe.scalars import Count, OneOrMore, Positive, use_default_for_none
+from mmlaunch.recipe.scalars import HUB_NAME, Count, OneOrMore, Positive, use_default_for_none
 from mmlaunch.recipe.section import Mistake, Section, mistake, rule
 from mmlaunch.recipe.stop import Stop
 
@@ -33,6 +33,12 @@ def _name(value: Any) -> Any:
         slug = re.sub(r"[^A-Za-z0-9._-]+", "-", value).strip("-._")[:79]
         right = f"use letters, digits, '.', '_' and '-'{f', e.g. {slug}' if slug else ''}"
         raise mistake(f"{value[:60]!r} cannot be the name of a run", right)
+    return value
+
+
+def _repository(value: str | None) -> str | None:
+    if value is not None and HUB_NAME.fullmatch(value) is None:
+        raise mistake(f"{value!r} is no name of a repository", "write ORG/NAME")
     return value
 
 
@@ -56,7 +62,7 @@ class Recipe(Section):
         "max_steps": "steps", "slurm": "resources", "checkpoints": "checkpoint", "evaluation": "evaluate",
         "eval": "evaluate", "logging": "log", "environment": "env", "dtype": "precision", "run_name": "name",
         "zero": "deepspeed", "retries": "restarts", "early_stopping": "stop", "notifications": "notify",
-        "webhook": "notify", "slack": "notify",
+        "webhook": "notify", "slack": "notify", "push_to_hub": "push_to", "hub_model_id": "push_to",
     }  # fmt: skip
 
     name: Annotated[str, BeforeValidator(_name), Field(examples=["dpo-llama3-8b"])]
@@ -91,6 +97,8 @@ class Recipe(Section):
     """The machines and the time that it needs."""
     stop: Stop | None = None
     """End before the last step where evaluations get no better (early stopping)."""
+    push_to: Annotated[str | None, AfterValidator(_repository), Field(examples=["my-lab/dpo-llama3-8b"])] = None
+    """The repository of the Hugging Face hub that `mmlaunch export --push` sends the model to."""
     profile: Profile | None = None
     """Steps that the profiler traces."""
     notify: Annotated[list[Notify], OneOrMore(), Field(examples=[["SLACK_WEBHOOK"]])] = []
