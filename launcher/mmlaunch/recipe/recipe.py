@@ -98,7 +98,7 @@ class Recipe(Section):
     stop: Stop | None = None
     """End before the last step where evaluations get no better (early stopping)."""
     push_to: Annotated[str | None, AfterValidator(_repository), Field(examples=["my-lab/dpo-llama3-8b"])] = None
-    """The repository of the Hugging Face hub that `mmlaunch export --push` sends the model to."""
+    """The repository of the Hugging Face hub that `mmlaunch export RUN --push` sends the model to."""
     profile: Profile | None = None
     """Steps that the profiler traces."""
     notify: Annotated[list[Notify], OneOrMore(), Field(examples=[["SLACK_WEBHOOK"]])] = []
