@@ -108,7 +108,7 @@ def send(run: RunPaths, said: Sequence[Message], settings: Sequence[Notify]) -> 
     wrong: list[str] = []
     works = []
     for message in said:
-        wanted = [one for one in settings if message.event in one.on]
+        wanted = [one for one in settings if message.event in one.when]
         if wanted and _is_new(run, message):
             works += [partial(_deliver, one, message, wrong) for one in wanted]
     threads = [threading.Thread(target=work, daemon=True) for work in works]

@@ -17,8 +17,8 @@ class Notify(Section):
 
     SHORT: ClassVar[str] = "url"
     OTHER_NAMES: ClassVar[dict[str, str]] = {
-        "webhook": "url", "slack": "url", "hook": "url", "cmd": "command", "run": "command", "when": "on",
-        "events": "on", "type": "body", "format": "body",
+        "webhook": "url", "slack": "url", "hook": "url", "cmd": "command", "run": "command", "on": "when",
+        "events": "when", "type": "body", "format": "body",
     }  # fmt: skip
 
     url: Annotated[Line | None, Field(examples=["SLACK_WEBHOOK"])] = None
@@ -26,7 +26,7 @@ class Notify(Section):
     written down."""
     command: Annotated[Line | None, Field(examples=['mail -s "$MMLAUNCH_TITLE" me@lab.org'])] = None
     """Or a shell command: the text is on its standard input, the first line of it in MMLAUNCH_TITLE."""
-    on: Annotated[list[Event], OneOrMore(), Field(min_length=1)] = ["end", "failure", "stuck"]
+    when: Annotated[list[Event], OneOrMore(), Field(min_length=1)] = ["end", "failure", "stuck"]
     """end: the run, task or pipeline is done; failure: it ended otherwise and is not restarted; stuck: it waits for a
     human, or stands still; stage: a stage of a pipeline is done."""
     body: Literal["slack", "json", "plain"] = "slack"

@@ -6,7 +6,9 @@ reference: `w` chosen, `l` rejected, D their difference, b the objective's beta.
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, GetJsonSchemaHandler, field_validator, model_validator
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
 
 from mmlaunch.recipe.plugin import Plugin, must_be_plugin, plugin_of
 from mmlaunch.recipe.scalars import FreeForm, NotNegative, Positive, Real
@@ -167,6 +169,12 @@ class Terms(Section):
 
     own: dict[str, OwnTerm] = {}
     """Terms of your own by their plugins; they may stand beside the others as well."""
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        schema = super().__get_pydantic_json_schema__(core_schema, handler)
+        schema["patternProperties"] = {":": schema["properties"]["own"]["additionalProperties"]}
+        return schema
 
     @property
     def active(self) -> dict[str, Term]:

@@ -36,8 +36,8 @@ precision: fp32
 log: {every: 1, tensorboard: false}
 resources: {nodes: 1, gpus_per_node: 0, tasks_per_node: 1, cpus_per_rank: 1}
 notify:
-  - {url: LAB_WEBHOOK, on: [end, failure]}
-  - {url: LAB_WEBHOOK, body: json, on: failure}
+  - {url: LAB_WEBHOOK, when: [end, failure]}
+  - {url: LAB_WEBHOOK, body: json, when: failure}
   - {command: 'cat > heard.txt; echo "$MMLAUNCH_TITLE" >> heard.txt'}
 """
 
@@ -155,7 +155,7 @@ def test_a_message_is_sent_once_for_a_submission(tmp_path: Path) -> None:
     ledger.append(run.events, "submitted", executor="local", submission=2)
     notify.send(run, [message()], settings)
     assert (tmp_path / "heard").read_text().count("mmlaunch: run is done") == 3
-    notify.send(run, [message("failure")], [Notify(command=f"cat >> {tmp_path}/heard", on=["end"])])
+    notify.send(run, [message("failure")], [Notify(command=f"cat >> {tmp_path}/heard", when=["end"])])
     assert (tmp_path / "heard").read_text().count("mmlaunch: run is done") == 3
 
 
@@ -164,8 +164,8 @@ def test_a_message_is_sent_once_for_a_submission(tmp_path: Path) -> None:
     [
         ("notify=https://hooks.slack.com/services/T0/B0/x", "the address of a webhook is a secret"),
         ("notify={url: A, command: b}", "both a webhook and a command"),
-        ("notify={on: end}", "neither a webhook nor a command"),
-        ("notify={url: A, on: [ends]}", "did you mean end?"),
+        ("notify={when: end}", "neither a webhook nor a command"),
+        ("notify={url: A, when: [ends]}", "did you mean end?"),
         ("notify=PATH", "would change how the job script itself runs"),
     ],
 )
