@@ -180,6 +180,7 @@ def _holds_rows(file: Path) -> bool:
         ".ndjson",
         ".parquet",
         ".arrow",
+        ".tar",
         ".tsv",
         ".csv",
         ".txt",

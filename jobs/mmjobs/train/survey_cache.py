@@ -92,7 +92,7 @@ def _files(sources: Sequence[Source], parts: Sequence[Part]) -> Iterator[Path]:
         if path is not None and path.is_dir():
             yield from sorted(path.glob("*.json"))  # what names tables, or says what is in the folder
             if not tables:  # otherwise it may be a folder of images
-                yield from sorted(file for ending in ("parquet", "arrow") for file in path.rglob(f"*.{ending}"))
+                yield from sorted(file for ending in ("parquet", "arrow", "tar") for file in path.rglob(f"*.{ending}"))
         elif path is not None:
             yield path
 

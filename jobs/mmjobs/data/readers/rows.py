@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from mmjobs.data.example import BadRow, Example, LazyExamples
-from mmjobs.data.readers import hub, lines, saved, tsv, xlsx
+from mmjobs.data.readers import hub, lines, saved, tars, tsv, xlsx
 from mmjobs.data.readers.row import Row
 from mmlaunch.errors import BadInput
 from mmlaunch.recipe.data import Source
@@ -76,6 +76,10 @@ def file_of(source: Source) -> Path:
 
 def table_of(path: Path, split: str | None = None, count: int | None = None, text: bool = False) -> Table:
     """The rows of a file or a folder, whatever holds them; of files of lines no more than `count` are looked for."""
+    if tars.is_tars(path):
+        if split is not None:
+            raise BadInput(f"{path}: tar files have no splits; remove split: {split}, and name the files of one")
+        return tars.opened(path)
     if saved.is_table(path):
         return saved.opened(path, split)
     if split is not None:
