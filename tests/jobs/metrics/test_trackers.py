@@ -138,8 +138,8 @@ def test_a_killed_and_resumed_run_is_one_run(job: Jobs, tiny: Recipes, no_networ
     for of_tracker in (of_wandb, of_mlflow, of_trackio, of_own):
         steps = of_tracker(run)
         whole = sorted(steps["train/loss"])
-        twice = of_tracker is of_trackio  # a point that it kept just before the kill may stand there again
-        assert set(whole) == {1, 2, 3, 4, 5, 6} and (twice or len(whole) == 6), (of_tracker.__name__, steps)
+        most = 12 if of_tracker is of_trackio else 7  # points that it got just before the kill may stand there again
+        assert set(whole) == {1, 2, 3, 4, 5, 6} and len(whole) <= most, (of_tracker.__name__, steps)
         assert set(steps["eval/loss"]) == {3, 6}, (of_tracker.__name__, steps)
 
 
