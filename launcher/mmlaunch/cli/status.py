@@ -65,8 +65,8 @@ def command(run: tuple[str, ...], newest: int | None, watch: bool, as_json: bool
                 _draw(view)
             if statuses or not (views or elsewhere):
                 _say(statuses, detailed=bool(run))
-            for place in elsewhere:
-                place.say()
+            for number, place in enumerate(elsewhere):
+                place.say(apart=bool(number or statuses or views))
         if not watch or all(one.final or one.state == "lost" for one in (*statuses, *(v.whole for v in views))):
             return
         time.sleep(WATCH)

@@ -30,11 +30,12 @@ class Place:
         click.echo(self.wrong or f"{self.host}: no JSON, but {self.text[:80]!r}", err=True)
         return []
 
-    def say(self) -> None:
+    def say(self, apart: bool) -> None:
+        """Print it, below an empty line where something stands `apart` above."""
         if self.wrong:
             click.echo(self.wrong, err=True)
         else:
-            click.echo(f"\n{click.style(f'{self.host}:{self.folder}', bold=True)}\n{self.text}", nl=False)
+            click.echo("\n" * apart + f"{click.style(f'{self.host}:{self.folder}', bold=True)}\n{self.text}", nl=False)
 
 
 def others_of(newest: int | None, as_json: bool) -> Iterator[Place]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -57,7 +58,7 @@ def find(name: str) -> tuple[Record, str] | None:
     A name means what it means for the runs here, which come first: `last` is the newest of both.
     """
     known = records()
-    if not known or Path(name).exists():
+    if not known or os.path.exists(name):  # noqa: PTH110  Path.exists raises for a name that is too long
         return None
     head, slash, part = name.partition("/")
     if head == "last":

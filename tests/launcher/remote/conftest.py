@@ -24,7 +24,8 @@ BIN = Path(sys.executable).parent
 
 @dataclass(frozen=True)
 class There:
-    """The machine that ssh reaches as `there`. `silent` never answers, and `stranger` is the same with a wrong key."""
+    """The machine that ssh reaches as `there`. `stranger` and `unknown` are the same with a wrong key or without its
+    host key; `silent` and `closed` do not answer."""
 
     folder: Path
 
@@ -68,10 +69,12 @@ def _write(there: There, port: int, silent: int) -> None:
     )
     (folder / "known_hosts").write_text(f"[127.0.0.1]:{port} {host_key.with_suffix('.pub').read_text()}")
     there.config.write_text(
-        f"Host there stranger\n  Port {port}\n  IdentityFile {key}\n"
-        f"Host stranger\n  IdentityFile {_key(folder / 'other_key')}\n"
+        f"Host there\n  Port {port}\n  IdentityFile {key}\n"
+        f"Host stranger\n  Port {port}\n  IdentityFile {_key(folder / 'other_key')}\n"
+        f"Host unknown\n  Port {port}\n  UserKnownHostsFile /dev/null\n  StrictHostKeyChecking yes\n"
         f"Host silent\n  Port {silent}\n"
-        f"Host there stranger silent\n  HostName 127.0.0.1\n"
+        f"Host closed\n  Port {_free_port()}\n"
+        f"Host there stranger unknown silent closed\n  HostName 127.0.0.1\n"
         f"Host *\n  User {getpass.getuser()}\n  IdentitiesOnly yes\n  UserKnownHostsFile {folder}/known_hosts\n"
     )
 
@@ -106,9 +109,8 @@ def there(sshd: There, monkeypatch: pytest.MonkeyPatch, own_home: Path) -> Itera
     shutil.rmtree(sshd.folder / "config", ignore_errors=True)
     profiles = own_home / "config" / "mmlaunch" / "clusters"
     profiles.mkdir(parents=True)
-    for host in ("there", "silent", "nowhere.invalid", "stranger"):
-        text = f"host: {host}\nhost_folder: {sshd.projects}\nhost_cluster: local\ngpus: none\n"
-        (profiles / f"{host.partition('.')[0]}.yaml").write_text(text)
+    profile = f"host: there\nhost_folder: {sshd.projects}\nhost_cluster: local\ngpus: none\n"
+    (profiles / "there.yaml").write_text(profile)
     with tempfile.TemporaryDirectory(prefix="mm-") as sockets:
         monkeypatch.setenv("XDG_RUNTIME_DIR", sockets)
         monkeypatch.setenv("MMLAUNCH_SSH", f"{_recording_ssh(own_home)} -F {sshd.config}")
