@@ -137,12 +137,9 @@ class Cluster(Section):
     @rule
     def _a_host_is_named(self) -> Iterator[Mistake]:
         for key in ("host_folder", "host_program", "host_cluster"):
-            if self.host is None and key in self.model_fields_set:
-                yield (
-                    (key,),
-                    getattr(self, key),
-                    mistake("this profile has no host", "write host: me@login.cluster.org"),
-                )
+            value = getattr(self, key)
+            if self.host is None and value != Cluster.model_fields[key].default:
+                yield (key,), value, mistake("this profile has no host", "write host: me@login.cluster.org")
 
     @rule
     def _plugins_need_their_scheduler(self) -> Iterator[Mistake]:
