@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, TypeVar
 
 import click
 
@@ -19,6 +19,7 @@ from mmlaunch.remote.host import host_of
 from mmlaunch.schedulers import choose
 
 Load = Callable[[str, tuple[str, ...], str | None], Loaded]
+L = TypeVar("L")
 HERE = ("overrides", "cluster")
 """What is not passed on as it was typed."""
 
@@ -46,14 +47,14 @@ def _checked(recipe: str, overrides: tuple[str, ...], cluster: str | None, sweep
     if is_pipeline(recipe) and not sweep:
         from mmlaunch.load.pipeline import load_pipeline, problems_of
 
-        whole = load_pipeline(recipe, overrides, partial(choose.misfits, cluster))
+        whole = _read(overrides, lambda given: load_pipeline(recipe, given, partial(choose.misfits, cluster)))
         if problems := problems_of(whole, remote.problems):
             raise RecipeError(problems)
         return [stage.loaded for stage in whole.stages]
     loaded, problems = list[Loaded](), list[Problem]()
     for values in _points(overrides) if sweep else [overrides]:
         try:
-            loaded.append(_one(recipe, values, cluster, load))
+            loaded.append(_read(values, lambda given: load(recipe, given, cluster)))
             problems += loaded[-1].placed(remote.problems(loaded[-1])).problems
         except RecipeError as error:
             problems += error.problems
@@ -69,11 +70,15 @@ def _points(overrides: tuple[str, ...]) -> list[tuple[str, ...]]:
     return [(*sweep.shared, *values) for values in sweep.points]
 
 
-def _one(recipe: str, overrides: tuple[str, ...], cluster: str | None, load: Load) -> Loaded:
-    """One recipe. Where the model of a task is a run of the other machine, the rest is checked with another one."""
+def _read(overrides: tuple[str, ...], load: Callable[[tuple[str, ...]], L]) -> L:
+    """A recipe or a pipeline. Where the model of a task is a run of the other machine, whose parts are not known here,
+    the rest is checked with another model."""
     try:
-        return load(recipe, overrides, cluster)
+        return load(overrides)
     except RecipeError as error:
-        if any(problem.path != ("model", "init_from") for problem in error.problems):
-            raise
-        return load(recipe, (*overrides, "model.pretrained=there"), cluster)
+        wrong = [problem for problem in error.problems if problem.path[-2:] != ("model", "init_from")]
+        places = [".".join(map(str, problem.path[:-1])) for problem in error.problems if problem not in wrong]
+        models = [f"{place}.pretrained=there" for place in places]
+        if wrong or set(models) & set(overrides):
+            raise RecipeError(wrong or error.problems) from None
+        return _read((*overrides, *models), load)

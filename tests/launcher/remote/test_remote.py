@@ -187,3 +187,8 @@ def test_a_task_on_a_model_that_is_there(recipe: Path) -> None:
     refused = mmlaunch("submit", "recipes/task.yaml", "--cluster", "there")
     assert refused.returncode == 2 and "no run, checkpoint or model folder runs/sft-1" in refused.stderr, refused
     assert "sent/task-" in refused.stderr, "it is the other machine that does not know it"
+    recipe.with_name("all.yaml").write_text("name: all\nstages: {a: task.yaml, b: far.yaml, c: task.yaml}\n")
+    whole = mmlaunch("submit", "recipes/all.yaml", "--cluster", "there")
+    assert whole.returncode == 2 and whole.stderr.count("sent/all-") == 1, whole
+    wrong = mmlaunch("submit", "recipes/all.yaml", "--cluster", "there", "-s", "stages.b.optim.lr=fast")
+    assert wrong.returncode == 2 and "optim.lr" in wrong.stderr and "sft-1" not in wrong.stderr, wrong
