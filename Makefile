@@ -60,12 +60,12 @@ $(VENV)/.test: $(VENV)/.train
 	$(PIP) install -c .ci/constraints.txt -e '.[train,test]'
 	touch $@
 
-# The tests run a real Slurm where they can: installed by apt, when this user may.
+# The tests run a real Slurm, and a real sshd, where they can: installed by apt, when this user may.
 slurm:
 	@command -v slurmctld >/dev/null || test -x /usr/sbin/slurmctld || { \
-	  command -v apt-get >/dev/null && test "$$(id -u)" = 0 && echo "installing Slurm for the tests" && apt-get update -qq && \
+	  command -v apt-get >/dev/null && test "$$(id -u)" = 0 && echo "installing Slurm and sshd for the tests" && apt-get update -qq && \
 	  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
-	    slurm-wlm slurmdbd munge mariadb-server >/dev/null; } || \
+	    slurm-wlm slurmdbd munge mariadb-server openssh-server rsync >/dev/null; } || \
 	  echo "no Slurm here: its tests will be skipped"
 
 # A page that a command writes is opened in a real browser.

@@ -25,7 +25,7 @@ LAYERS = {
         ("objectives",), ("model",), ("rank",), ("data",),
     ),
     "mmlaunch": (
-        ("__main__",), ("cli", "api", "attempt"), ("submit",), ("results",), ("monitor",), ("restart",),
+        ("__main__",), ("cli", "api", "attempt"), ("remote",), ("submit",), ("results",), ("monitor",), ("restart",),
         ("schedulers",), ("estimate",), ("load",), ("recipe",), ("run",), ("errors",),
     ),
 }  # fmt: skip

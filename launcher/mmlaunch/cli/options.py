@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, TypeVar
+import shlex
+from collections.abc import Callable, Collection
+from functools import wraps
+from typing import Any, TypeVar, cast
 
 import click
+
+from mmlaunch.errors import RunNotFound
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 
 def run_names(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
     from mmlaunch.load import rundir
+    from mmlaunch.remote.records import records
 
     names = ["last", *(run.name for run in rundir.all_runs(rundir.runs_folder(), pipelines=True))]
+    names += [record.run for record in records()]
     return [name for name in names if name.startswith(incomplete)]
 
 
@@ -29,8 +35,47 @@ def recipe(many: bool = False) -> Callable[[F], F]:
 
 
 def run(required: bool = True, many: bool = True) -> Callable[[F], F]:
-    """One run or several: a name, its beginning, a directory, or `last`."""
-    return click.argument("run", nargs=-1 if many else 1, required=required, shell_complete=run_names)
+    """One run or several: a name, its beginning, a directory, or `last`. A command on a run of another machine is given
+    there."""
+
+    def decorate(function: F) -> F:
+        @wraps(function)
+        def here_or_there(run: str | tuple[str, ...], **parameters: Any) -> Any:
+            _forward((run,) if isinstance(run, str) else run)
+            return function(run=run, **parameters)
+
+        argument = click.argument("run", nargs=-1 if many else 1, required=required, shell_complete=run_names)
+        return cast("F", argument(here_or_there))
+
+    return decorate
+
+
+def _forward(names: tuple[str, ...]) -> None:
+    """Give the command of this context on the machine of the runs, if that is another one."""
+    from mmlaunch.remote.forward import forward, remote_runs
+
+    if there := remote_runs(names):
+        ctx = click.get_current_context()
+        host, runs = there
+        code = forward(ctx.info_name or "", host, runs, typed(ctx))
+        if code == 0 and (ctx.info_name == "export" or ctx.params.get("html") or ctx.params.get("output")):
+            click.echo(f"written on {host.name}, in {host.folder}")
+        if code == RunNotFound.exit_code:
+            known = " ".join(shlex.quote(str(record.path)) for record in runs.values())
+            click.echo(f"{host.name} does not know it; if it is gone for good: rm {known}", err=True)
+        raise SystemExit(code)
+
+
+def typed(ctx: click.Context, without: Collection[str] = ()) -> list[str]:
+    """The options of the command of a context, as they can be typed again."""
+    words: list[str] = []
+    for option in ctx.command.params:
+        value = ctx.params.get(option.name or "")
+        if not isinstance(option, click.Option) or option.name in without or value in (None, False):
+            continue
+        values = value if isinstance(value, tuple) else (value,)
+        words += [option.opts[-1]] if option.is_flag else [f"{option.opts[-1]}={one}" for one in values]
+    return words
 
 
 def _with_values(ctx: click.Context, param: click.Parameter, written: tuple[str, ...]) -> tuple[str, ...]:

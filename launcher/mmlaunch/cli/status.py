@@ -13,6 +13,7 @@ import click
 from mmlaunch.cli import options
 from mmlaunch.cli.columns import show
 from mmlaunch.cli.graph import drawn, others, state_of
+from mmlaunch.cli.status_remote import others_of
 from mmlaunch.load import find_run, rundir
 from mmlaunch.monitor import pipeline as monitor
 from mmlaunch.monitor import status
@@ -41,24 +42,31 @@ _COLOURS = {
 @click.option("-w", "--watch", is_flag=True, help="Stay, and show changes.")
 @options.as_json
 def command(run: tuple[str, ...], newest: int | None, watch: bool, as_json: bool) -> None:
-    """Where each RUN stands (all runs, if none is named) and what happens next. Of a pipeline, the graph is drawn."""
+    """Where each RUN stands (all runs, if none is named) and what happens next. Of a pipeline, the graph is drawn.
+
+    Without a RUN, those of other machines to which runs were submitted from here are shown too, but for --watch.
+    """
     paths = [find_run.resolve_any(name) for name in run]
     paths = paths or list(rundir.all_runs(rundir.runs_folder(), pipelines=True))
     whole = [path for path in paths if is_pipeline(path)]
     stages = {stage.run for path in whole for stage in pipeline.read(path).stages} if not run else set[str]()
     paths = [path for path in paths if path not in whole and str(path.root) not in stages][:newest]
+    elsewhere = [] if run or watch else list(others_of(newest, as_json))
     while True:
         views = monitor.of_all(whole[:newest])
         statuses = status.of_all(paths, whole=bool(run))
         if as_json:
-            click.echo(json.dumps([*map(_record, views), *(one.as_json() for one in statuses)], indent=2))
+            there = [record for place in elsewhere for record in place.records]
+            click.echo(json.dumps([*map(_record, views), *(one.as_json() for one in statuses), *there], indent=2))
         else:
             if watch and sys.stdout.isatty():
                 click.clear()
             for view in views:
                 _draw(view)
-            if statuses or not views:
+            if statuses or not (views or elsewhere):
                 _say(statuses, detailed=bool(run))
+            for number, place in enumerate(elsewhere):
+                place.say(apart=bool(number or statuses or views))
         if not watch or all(one.final or one.state == "lost" for one in (*statuses, *(v.whole for v in views))):
             return
         time.sleep(WATCH)

@@ -81,6 +81,10 @@ def command(
             raise click.UsageError("--toy rehearses one recipe; leave out --sweep and its lists of values")
         _rehearse(recipe, overrides, cluster, selection, follow, dry_run, as_json)
         return
+    if choose.profile(cluster)[1].host is not None:
+        from mmlaunch.cli.submit_remote import submit as submit_there
+
+        submit_there(recipe, overrides, cluster, sweep, _loaded)
     if sweep:
         from mmlaunch.cli.submit_pipeline import sweep as submit_points
 

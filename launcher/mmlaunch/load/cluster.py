@@ -29,6 +29,8 @@ OWNED_OPTIONS = (
 
 _OPTION = re.compile(r"--([a-z][a-z0-9-]*)(=.*)?", re.DOTALL)
 
+_HOST = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@-]*")
+
 
 def _option(value: Any) -> Any:
     if not isinstance(value, str):
@@ -48,6 +50,14 @@ def _settings(value: Any) -> Any:
     return value
 
 
+def _host(value: Any) -> Any:
+    if isinstance(value, str) and not _HOST.fullmatch(value):
+        right = "write me@login.cluster.org, or an alias of ~/.ssh/config, where ports and keys stand"
+        raise mistake(f"{value!r} is no destination of ssh", right)
+    return value
+
+
+Host = Annotated[Line, BeforeValidator(_host)]
 Option = Annotated[Line, BeforeValidator(_option)]
 Options = Annotated[list[Option], OneOrMore()]
 Lines = Annotated[list[Line], OneOrMore()]
@@ -115,6 +125,21 @@ class Cluster(Section):
     sbatch: Options = []
     srun: Options = []
     signal: PreSignal = Field(default_factory=PreSignal)
+    host: Host | None = None
+    """The machine to submit from, if it is another one: what ssh is given, such as me@login.cluster.org."""
+    host_folder: Line = "~/mmlaunch"
+    """Where projects live there."""
+    host_program: Line = "mmlaunch"
+    """mmlaunch there: its path, where a plain shell does not find it."""
+    host_cluster: Word | None = None
+    """The profile there; left out: the usual one there."""
+
+    @rule
+    def _a_host_is_named(self) -> Iterator[Mistake]:
+        for key in ("host_folder", "host_program", "host_cluster"):
+            value = getattr(self, key)
+            if self.host is None and value != Cluster.model_fields[key].default:
+                yield (key,), value, mistake("this profile has no host", "write host: me@login.cluster.org")
 
     @rule
     def _plugins_need_their_scheduler(self) -> Iterator[Mistake]:

@@ -54,6 +54,15 @@ def profile(name: str | None) -> tuple[str, Cluster]:
     return clusters.choose(name or os.environ.get(clusters.VARIABLE) or _usual_profile(), names())
 
 
+def profile_here(name: str | None) -> tuple[str, Cluster]:
+    """The same for what is done on this machine itself."""
+    chosen, cluster = profile(name)
+    if cluster.host is not None:
+        right = f"mmlaunch submit RECIPE --cluster {chosen} works there, also with --dry-run"
+        raise UserError(f"profile {chosen} is of another machine ({cluster.host}); {right}")
+    return chosen, cluster
+
+
 def problem(cluster: Cluster, resources: Resources) -> RecipeError | None:
     """What of a recipe's resources this site cannot give."""
     problems = [*named(cluster.executor).misfits(resources), *clusters.problems(cluster, resources)]

@@ -58,7 +58,7 @@ class Prepared:
 
 def prepare(loaded: Loaded, cluster_name: str | None, later: tuple[str, ...] = ()) -> Prepared:
     """Plan and render a recipe on a cluster, the named one or the usual one. `later`: what does not exist yet."""
-    name, cluster = choose.profile(cluster_name)
+    name, cluster = choose.profile_here(cluster_name)
     models = trained.resolve(loaded, later)
     loaded = models.loaded
     recipe = loaded.recipe

@@ -156,7 +156,7 @@ def _profile(run: RunPaths, name: str | None) -> tuple[str, Cluster]:
     if name is None and run.profile.exists():
         kept = validated(read_file(run.profile), lambda data: section_of(Cluster, data))
         return str(last.get("cluster", run.profile)), kept
-    return choose.profile(name or last.get("cluster"))
+    return choose.profile_here(name or last.get("cluster"))
 
 
 def write(prepared: Prepared, attempt: int, values: dict[str, str]) -> None:
