@@ -36,17 +36,20 @@ def keep(
     `fails` does the writing of this rank, and says whether its disk was full.
     """
     ranks, run, name = context.ranks, context.paths, frozen_weights.name_of(model)
-    left = ranks.from_first(_prepare(context.recipe, run, name) if ranks.first else None)
-    if left == "nothing":
+    plans: list[str] = []
+    full = ranks.any(ranks.first and fails(lambda: plans.append(_prepare(context.recipe, run, name))))
+    plan = ranks.from_first(None if full or not ranks.first else plans[0])
+    if plan == "nothing":
         return True
-    staging = frozen_weights.staging(run, name)
-    work = partial(frozen_weights.write, staging, ranks.rank, share if left == "files" else {})
-    full = ranks.any(fails(work))
+    if not full:
+        staged = share if plan == "files" else {}
+        full = ranks.any(fails(partial(frozen_weights.write, frozen_weights.staging(run, name), ranks.rank, staged)))
+    if ranks.first and not full:
+        full = fails(partial(frozen_weights.seal, run, name, model, kept=plan != "index"))
+    full = ranks.any(full)  # nobody reads before it is sealed
     if ranks.first and full:
-        shutil.rmtree(staging, ignore_errors=True)
-    elif ranks.first:
-        frozen_weights.seal(run, name, model, kept=left != "index")
-    return not ranks.any(full)  # nobody reads before it is sealed
+        shutil.rmtree(frozen_weights.staging(run, name), ignore_errors=True)
+    return not full
 
 
 def keep_network(context: Context, network: nn.Module) -> str:
@@ -87,17 +90,25 @@ def is_too_full(write: Callable[[], None]) -> bool:
 
 def _prepare(recipe: Recipe, run: RunPaths, name: str) -> str:
     """What is left to write: the "files" of all ranks, the "index" alone, "links" that exist, or "nothing"."""
-    if frozen_weights.is_whole(run.frozen_weights(name)):
+    folder, staging, copied = run.frozen_weights(name), frozen_weights.staging(run, name), keeps_base(recipe)
+    if frozen_weights.is_whole(folder) and (frozen_weights.is_kept(folder) or not copied):
         return "nothing"
     run.frozen.mkdir(exist_ok=True)
-    shutil.rmtree(frozen_weights.staging(run, name), ignore_errors=True)
-    if not keeps_base(recipe):
+    shutil.rmtree(staging, ignore_errors=True)
+    if not copied:
         return "index"
     begun = of_checkpoint(Path(recipe.model.init_from)) if recipe.model.init_from else None
     if begun is not None and frozen_weights.link(begun[0], run, name):
         return "links"
-    frozen_weights.staging(run, name).mkdir()
+    shutil.rmtree(staging, ignore_errors=True)  # some of the files may be linked
+    staging.mkdir()
     return "files"
+
+
+def copies_base(context: Context) -> bool:
+    """The same for all ranks: what one node may write, another may only read."""
+    copied: bool = context.ranks.from_first(keeps_base(context.recipe) if context.ranks.first else None)
+    return copied
 
 
 def keeps_base(recipe: Recipe) -> bool:

@@ -111,28 +111,33 @@ def _check_layout(state: TrainState, name: str, engine: Saveable) -> None:
 
 def _check_frozen(context: Context, checkpoint: CheckpointPaths, name: str, engine: Saveable) -> None:
     """Raises `BadInput` where the frozen weights of a checkpoint are neither kept whole nor those of the model as it
-    was built now. Lost ones are written again."""
+    was built now. Lost ones are written again, and so are those that `checkpoint.keep_base` now wants to have."""
     weights, ranks = checkpoint.engine(name) / WEIGHTS, context.ranks
-    folder = ranks.from_first(frozen_weights.place(weights) if ranks.first and weights.is_file() else None)
-    if folder is None:
+    # In the memory tier each node has a path of its own to them.
+    folder = frozen_weights.place(weights) if ranks.first and weights.is_file() else None
+    if not ranks.from_first(folder is not None):
         return
     damage = next(filter(None, ranks.gather(frozen_weights.damage(weights, rank=ranks.rank, world=ranks.world))), None)
-    if damage is None and frozen_weights.is_kept(folder):
-        if ranks.first:
+    kept, named = ranks.from_first(
+        (damage is None and frozen_weights.is_kept(folder), folder.name) if folder is not None else None
+    )
+    if kept:
+        if folder is not None:
             frozen_weights.note_whole(folder)
         return
     share = engine.weights_to_keep()
     model = keep_frozen.contents(context, share or {})
-    if frozen_weights.name_of(model) != folder.name:
+    if frozen_weights.name_of(model) != named:
         begun = ", ".join(f"{field}: {source}" for field, source in keep_frozen.sources(context.recipe).items())
-        what = damage or f"{folder} has no weights, as checkpoint.keep_base says"
-        wrong = (
-            f"{what}, and the model as it is built now has other frozen weights than {checkpoint.root.name} ({begun})"
-        )
-        raise BadInput(f"{wrong}; put one of the two back" if damage else f"{wrong}; put that model back as it was")
-    if damage is not None and share is not None:
-        if not keep_frozen.keep(context, share, model, keep_frozen.is_too_full):
-            raise DiskFull(f"no room for the frozen weights; make room in {context.paths.frozen} and resume the run")
+        what = damage or f"{context.paths.frozen / named} has no weights, as checkpoint.keep_base says"
+        wrong = f"{what}, and the model as it is built now has other frozen weights than {checkpoint.root.name}"
+        right = "put one of the two back" if damage else "put that model back as it was"
+        raise BadInput(f"{wrong} ({begun}); {right}")
+    if share is None or not (damage or keep_frozen.copies_base(context)):
+        return
+    if not keep_frozen.keep(context, share, model, keep_frozen.is_too_full):
+        raise DiskFull(f"no room for the frozen weights; make room in {context.paths.frozen} and resume the run")
+    if damage:
         context.events.warn(f"{damage}: it is written again from the model that the run began with", step=0)
 
 

@@ -6,7 +6,7 @@ DeepSpeed leaves nothing in a divided parameter, and gives it methods of its own
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, TypeVar
 
 import torch
@@ -18,6 +18,7 @@ from transformers.integrations.deepspeed import (
     unset_hf_deepspeed_config,
 )
 
+from mmjobs.rank.ranks import peers
 from mmlaunch.errors import BadInput
 
 T = TypeVar("T")
@@ -79,8 +80,10 @@ class Reader:
     @contextmanager
     def alone(self) -> Iterator[bool]:
         """In this context weights are read, where it gives True. A `BadInput` there is raised on all ranks."""
+        draws = torch.random.fork_rng(devices=()) if self._for_all else nullcontext()
         try:
-            yield self.reads
+            with draws:  # the ranks that read nothing draw nothing
+                yield self.reads
         except BadInput as error:
             self.agreed(error)
             raise
@@ -91,7 +94,8 @@ class Reader:
         if not self._for_all:
             return value
         box: list[Any] = [value]
-        dist.broadcast_object_list(box, src=0)
+        with peers():
+            dist.broadcast_object_list(box, src=0)
         if isinstance(box[0], BadInput) and not self.reads:
             raise box[0]
         said: T = box[0]
@@ -100,7 +104,8 @@ class Reader:
     def hand_out(self, value: torch.Tensor) -> None:
         """Give all ranks a weight that is whole, and that the rank which reads has filled."""
         if self._for_all:
-            dist.broadcast(value.data, src=0)
+            with peers():
+                dist.broadcast(value.data, src=0)
 
 
 def share(

@@ -25,6 +25,8 @@ def rungs_of(recipe: Recipe, points: int, keep: int) -> tuple[int, ...]:
         raise UserError("--halving needs the number of steps: write -s steps=1000 instead of epochs")
     if not recipe.data.eval:
         raise UserError("--halving compares the points by their evaluation, and data.eval names nothing")
+    if recipe.stop is not None:
+        raise UserError("--halving decides which points go on, and stop ends a point before that: -s stop=null")
     count, left = 1, points
     while left >= keep:
         count, left = count + 1, left // keep

@@ -230,6 +230,26 @@ def test_a_full_disk_costs_the_checkpoint_and_not_the_run(
     assert not list(run.paths.frozen.iterdir())
 
 
+def test_what_cannot_be_linked_is_written(job: Jobs, tiny: Recipes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file of another run that somebody may still write into is not shared; nor one on another file system."""
+    first, second = job("first"), job("second")
+    changes = {"model__train": {"vision": "frozen", "projector": "full", "language": "full"}}
+    assert first.run(tiny(**changes, steps=2), 2) == [0, 0], first.log()
+    kept_files(first)[1].chmod(0o644)
+    begun = {**changes, "model__init_from": str(first.paths.checkpoint(2))}
+    assert second.run(tiny(**begun, steps=2), 2) == [0, 0], second.log()
+    assert [path.stat().st_nlink for path in kept_files(second)] == [1, 1]
+    assert frozen_weights.is_whole(store(second), fully=True)
+
+
+def test_an_index_becomes_a_copy_where_that_is_wanted_later(job: Jobs, tiny: Recipes) -> None:
+    run = job("run")
+    assert run.run(tiny(**LORA, checkpoint__keep_base="never", steps=2)) == [0], run.log()
+    assert not kept_files(run)
+    assert run.run(tiny(**LORA, checkpoint__keep_base="always", steps=3)) == [0], run.log()
+    assert kept_files(run) and frozen_weights.is_whole(store(run), fully=True)
+
+
 @pytest.mark.parametrize(
     ("setting", "name", "is_kept"),
     [("auto", "meta-llama/Meta-Llama-3-8B", False), ("auto", "/readable", False), ("auto", "/writable", True),
