@@ -41,20 +41,21 @@ def main(arguments: list[str]) -> int:
         _notifies(run, arguments[0], code)
     except (MmlaunchError, OSError) as error:
         print(f"mmlaunch: {error}", file=sys.stderr)
-        return JobExit.STOP
+        return _notifies(run, arguments[0], JobExit.STOP)
     return code
 
 
 def _notifies(run: RunPaths, act: str, code: int) -> int:
     """Behind everything else: whoever wants to know hears how the run ended."""
-    if act == "close" and code not in (JobExit.AGAIN, IN_JOB) and _is_heard(run):
+    over = code not in (JobExit.AGAIN, IN_JOB) if act == "close" else code != JobExit.DONE
+    if over and _notifies_anyone(run):
         from mmlaunch.monitor import notify  # most runs do not wait for it
 
         notify.after_attempt(run)
     return code
 
 
-def _is_heard(run: RunPaths) -> bool:
+def _notifies_anyone(run: RunPaths) -> bool:
     """Whether the recipe has anyone to notify; read as text, since a whole recipe takes longer."""
     with suppress(OSError):
         return "\nnotify:\n" in run.resolved.read_text(encoding="utf-8")

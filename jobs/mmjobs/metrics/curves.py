@@ -29,7 +29,9 @@ Warn = Callable[[str], None]
 Point = tuple[Mapping[str, float], int]
 """The values of curves by their names, and the step."""
 PATIENCE = 60.0
-"""Seconds that the end of an attempt waits for a tracker."""
+"""Seconds that the end of a run waits for its trackers."""
+PATIENCE_BEFORE_STOP = 5.0
+"""The same where the job has to leave its nodes: what is not sent then comes from the ledger later."""
 _NO_CURVES = ("time", "event", "attempt", "step", "steps")
 """What an event of a step says beside its numbers."""
 
@@ -57,7 +59,10 @@ class Curves:
         """The orderly end of an attempt; `done`: no other one follows."""
         self._board.flush()
         for tracker in self._trackers:
-            tracker.close(done)
+            tracker.end(done)
+        until = time.monotonic() + (PATIENCE if done else PATIENCE_BEFORE_STOP)
+        for tracker in self._trackers:
+            tracker.wait(until - time.monotonic())
 
 
 class TrackerWriter:
@@ -89,13 +94,16 @@ class TrackerWriter:
     def scalars(self, values: Mapping[str, float], step: int) -> None:
         self._waiting.put((dict(values), step))
 
-    def close(self, done: bool) -> None:
-        """Send what waits, and end."""
+    def end(self, done: bool) -> None:
+        """Nothing comes behind what waits."""
         self._done = done
         self._waiting.put(None)
-        self._thread.join(PATIENCE)
+
+    def wait(self, seconds: float) -> None:
+        """Until what waits is sent."""
+        self._thread.join(max(0.0, seconds))
         if self._thread.is_alive():
-            self._warn(f"{self._name} has not taken all points within {PATIENCE:.0f} s")
+            self._warn(f"{self._name} has not taken all points: the run does not wait longer")
 
     def _run(self) -> None:
         try:
@@ -137,7 +145,7 @@ def open_trackers(recipe: Recipe, run: RunPaths, resumed: int, first: bool, warn
         tracked = TrackedRun(
             name=run.root.name,
             project=setting.project,
-            config=recipe.model_dump(mode="json", exclude_defaults=True),
+            config=recipe.model_dump(mode="json", exclude_defaults=True, exclude={"notify", "env", "log"}),
             folder=run.tracker(name),
             online=setting.online,
             options=setting.options,

@@ -33,25 +33,27 @@ class Window:
 class Profiler:
     """Traces the steps of one rank. Whatever goes wrong costs the trace, and not the run."""
 
-    def __init__(self, run: RunPaths, rank: int, settings: Profile | None, say: Callable[[str], None]) -> None:
-        self._run, self._rank, self._say = run, rank, say
+    def __init__(
+        self, run: RunPaths, rank: int, settings: Profile | None, say: Callable[[str], None], began: float = 0.0
+    ) -> None:
+        """`began`: when the attempt did; requests that are older are over."""
+        self._run, self._rank, self._say, self._began = run, rank, say, began
+        self._planned: Window | None = None
         self._window: Window | None = None
         self._running: Any = None
-        self._looked, self._done = 0.0, ""
+        self._looked, self._last_request = 0.0, ""
         if settings is not None and rank in settings.ranks:
-            self._window = Window(settings.first, settings.last, settings.shapes, settings.memory)
-        with suppress(OSError):  # what was asked of an earlier attempt is over
-            self._done = run.profile_request.read_text()
+            self._planned = Window(settings.first, settings.last, settings.shapes, settings.memory)
 
     @contextmanager
     def step(self, number: int) -> Iterator[None]:
         """In this context the rank does a step."""
-        self._look(number)
-        window = self._window
-        if window is not None and self._running is None and number == window.first:
-            self._guarded(self._start)
+        if self._running is None:
+            self._window = self._planned if self._planned and number == self._planned.first else self._requested(number)
+            if self._window is not None:
+                self._guarded(self._start)
         yield
-        if window is not None and self._running is not None and number >= window.last:
+        if self._running is not None and self._window is not None and number >= self._window.last:
             self._guarded(self._stop)
 
     def close(self) -> None:
@@ -59,18 +61,18 @@ class Profiler:
         if self._running is not None:
             self._guarded(self._stop)
 
-    def _look(self, number: int) -> None:
-        """Take up what a command asks for: `{"ranks": [0], "steps": 3}`."""
-        if self._running is not None or time.monotonic() < self._looked + LOOK:
-            return
+    def _requested(self, number: int) -> Window | None:
+        """What a command requests from this step on: `{"ranks": [0], "steps": 3, "time": ...}`."""
+        if time.monotonic() < self._looked + LOOK:
+            return None
         self._looked = time.monotonic()
         with suppress(OSError, ValueError, KeyError, TypeError):
             text = self._run.profile_request.read_text()
-            if text == self._done:
-                return
-            self._done, asked = text, json.loads(text)
-            if self._rank in asked["ranks"]:
-                self._window = Window(number, number + int(asked["steps"]) - 1, bool(asked.get("shapes")))
+            request = json.loads(text)
+            if text != self._last_request and request["time"] >= self._began and self._rank in request["ranks"]:
+                self._last_request = text
+                return Window(number, number + int(request["steps"]) - 1, bool(request.get("shapes")))
+        return None
 
     def _start(self) -> None:
         assert self._window is not None
@@ -102,7 +104,11 @@ class Profiler:
             work()
         except Exception as error:  # noqa: BLE001  the profiler of another library
             self._window = self._running = None
-            self._say(f"no profile: {type(error).__name__}: {error}")
+            what = f"no profile: {type(error).__name__}: {error}"
+            self._say(what)
+            with suppress(OSError):  # a command may wait for it
+                self._run.profiles.mkdir(exist_ok=True)
+                self._run.profile_failure(self._rank).write_text(f"{what}\n")
 
 
 def _below(path: Path, root: Path) -> Path:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from mmjobs.data.chat import Chat
 from mmjobs.data.example import IMAGE, Turn
 from mmlaunch.recipe import Recipe
+from mmlaunch.recipe.scalars import HUB_NAME
 
 _QUESTION = "What is this?"
 
@@ -32,7 +33,7 @@ class Card:
     def _head(self) -> list[str]:
         model = self.recipe.model
         named = [model.pretrained, model.language and model.language.path, model.vision and model.vision.path]
-        bases = [name for name in named if name]
+        bases = [name for name in named if name and HUB_NAME.fullmatch(name)]  # the hub takes no folders
         head = ["---", "library_name: transformers", f"tags: [mmlaunch, {self.recipe.objective.method}]"]
         head += ["base_model:", *(f"  - {json.dumps(name)}" for name in bases)] if bases else []
         said = (

@@ -197,8 +197,16 @@ def build_services(
         curves=build_curves(context, state.step, finished),
         throughput=Throughput(ranks, recipe.batch.examples, recipe.batch.tokens_per_gpu, flops),
         guard=NonFiniteGuard(context),
-        profiler=Profiler(context.paths, ranks.rank, recipe.profile, partial(print, flush=True)),
+        profiler=build_profiler(context),
     )
+
+
+def build_profiler(context: Context) -> Profiler:
+    """What traces steps of this rank."""
+    script = context.attempt.script  # written just before the attempt began
+    began = script.stat().st_mtime if script.exists() else 0.0
+    say = partial(print, flush=True)
+    return Profiler(context.paths, context.ranks.rank, context.recipe.profile, say, began)
 
 
 def build_curves(context: Context, resumed: int, again: bool) -> Curves:

@@ -56,11 +56,17 @@ class Trainer:
         """The last step of this submission: a recipe may stop before its schedule ends, or when nothing gets better."""
         stop = self.context.recipe.stop
         early = stop is not None and self.state.not_better >= stop.patience
-        return min(self.state.step if early else self.steps, self.context.recipe.stop_at or self.steps)
+        return min(self.state.step, self._planned_end) if early else self._planned_end
+
+    @property
+    def _planned_end(self) -> int:
+        return min(self.steps, self.context.recipe.stop_at or self.steps)
 
     def run(self) -> dict[str, Any]:
         """Train to the last step; raises `RequeueRequested` when there is a reason to go on later."""
         checkpoints, boundary, guard = self.services.checkpoints, self.services.boundary, self.services.guard
+        if self.state.step == self.end < self._planned_end:
+            self._say_early()
         while True:
             last = self.state.step >= self.end
             due = boundary.due(self.state.step, last, checkpoints.writing, guard.failed)
@@ -168,9 +174,14 @@ class Trainer:
         end = self.end
         state.stop_best, state.not_better = (value, 0) if better else (state.stop_best, state.not_better + 1)
         if state.not_better >= stop.patience and state.step < end:
+            self._say_early()
+
+    def _say_early(self) -> None:
+        stop, state, events = self.context.recipe.stop, self.state, self.context.events
+        if stop is not None:
             facts = {"metric": stop.metric, "best": state.stop_best, "evaluations": state.not_better}
-            self.context.events.write("stopped_early", step=state.step, **facts)
-            self.context.events.log(f"stops early at step {state.step}: {stop.metric} is no better than before")
+            events.write("stopped_early", step=state.step, **facts)
+            events.log(f"stops early at step {state.step}: {stop.metric} is no better than before")
 
     def _improved(self, metrics: dict[str, float]) -> bool:
         settings = self.context.recipe.checkpoint

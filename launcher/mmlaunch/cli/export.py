@@ -63,6 +63,8 @@ def command(
         to = Path("exports") / f"{paths.name}-step-{checkpoint}"
     repository = _repository(paths, push) if push is not None else None
     if repository is not None and (to / CARD).is_file():
+        if merge_lora or no_processor:
+            raise UserError(f"{to} exists already, and --push sends it as it is; name a new folder with --to")
         _push(to, repository, public)
         return
     if to.exists() or to.is_symlink():

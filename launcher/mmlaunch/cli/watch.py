@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 
 import click
 
@@ -10,6 +11,8 @@ from mmlaunch.cli import options
 from mmlaunch.errors import UserError
 from mmlaunch.load import find_run
 from mmlaunch.monitor import notify, status
+from mmlaunch.monitor import pipeline as monitor
+from mmlaunch.monitor.shards import LIVE
 from mmlaunch.monitor.state import Status
 from mmlaunch.recipe.scalars import format_duration, parse_duration
 from mmlaunch.run import pipeline
@@ -26,37 +29,49 @@ from mmlaunch.run.paths import RunPaths
 def command(run: tuple[str, ...], every: str, once: bool) -> None:
     """Watch each RUN until it ends, with one look at the scheduler for all of them.
 
-    What `notify` in their recipes asks for is sent where a job cannot do it: its node died, somebody holds it, nothing
-    of it is written any more. The addresses come from this shell. What was sent is not sent again.
+    It sends the notifications of their recipes that no job has sent: the node of one died or has no network, somebody
+    holds it, nothing of it moves any more. The addresses come from this shell. What was sent is not sent again.
     """
     try:
         pause = parse_duration(every)
     except (ValueError, OverflowError) as error:  # a mistake of pydantic's is a ValueError
         raise UserError(f"--every: {error}") from None
-    runs = [one for name in run for one in _stages(find_run.resolve_any(name))]
+    named = [find_run.resolve_any(name) for name in run]
     known: dict[str, str] = {}
-    while True:
-        states = status.of_all(runs)
-        for paths, now in zip(runs, states, strict=True):
-            _look(paths, now, known)
-        if once or all(now.final or now.state == "lost" for now in states):
-            return
+    while not _look(named, known) and not once:
         time.sleep(pause)
 
 
-def _stages(run: RunPaths) -> list[RunPaths]:
-    """The run itself, or the stages of a pipeline."""
-    return [stage.paths for stage in pipeline.read(run).stages] if pipeline.is_pipeline(run) else [run]
+def _look(named: Sequence[RunPaths], known: dict[str, str]) -> bool:
+    """Look once at all of them; whether nothing more can come of any."""
+    pipelines = [run for run in named if pipeline.is_pipeline(run)]
+    views = monitor.of_all(pipelines)
+    plain = [run for run in named if not pipeline.is_pipeline(run)]
+    over = True
+    for paths, view in zip(pipelines, views, strict=True):
+        stages = [stage.paths for stage in view.definition.stages]
+        settings = notify.settings_of(stages[0])
+        _say(paths, view.whole, notify.send(notify.of_pipeline(paths), settings) if settings else [], known)
+        for stage, now in zip(stages, view.stages, strict=True):
+            _send_and_say(stage, now, known)
+        over &= view.whole.final or not any(one.state in LIVE for one in view.stages)
+    for paths, now in zip(plain, status.of_all(plain), strict=True):
+        _send_and_say(paths, now, known)
+        over &= now.final or now.state == "lost"
+    return over
 
 
-def _look(run: RunPaths, now: Status, known: dict[str, str]) -> None:
+def _send_and_say(run: RunPaths, now: Status, known: dict[str, str]) -> None:
     settings = notify.settings_of(run)
-    sent = notify.of_status(run, now) if settings else []
-    wrong = notify.send(run, sent, settings)
-    if known.get(run.name) != now.shown_state or wrong:
-        stamp, since = time.strftime("%H:%M:%S"), ""
-        if now.saved_seconds_ago is not None:
-            since = f", saved {format_duration(int(now.saved_seconds_ago))} ago"
-        reason = f" ({now.reason})" if now.reason else ""
-        click.echo(f"{stamp}  {run.name}  {now.shown_state}{reason}, step {now.step or 0}{since}")
+    _say(run, now, notify.send(notify.of_status(run, now), settings) if settings else [], known)
+
+
+def _say(run: RunPaths, now: Status, problems: Sequence[str], known: dict[str, str]) -> None:
+    """One line where the state is another one than before."""
+    if known.get(run.name) == now.shown_state and not problems:
+        return
     known[run.name] = now.shown_state
+    saved = now.saved_seconds_ago
+    since = f", saved {format_duration(int(saved))} ago" if saved is not None else ""
+    reason = f" ({now.reason})" if now.reason else ""
+    click.echo(f"{time.strftime('%H:%M:%S')}  {run.name}  {now.shown_state}{reason}, step {now.step or 0}{since}")

@@ -111,12 +111,18 @@ def _check(plugin: Plugin, source: RewardSource | None, folders: Folders) -> Non
     if plugin.name not in names:
         if "*" in names or "__getattr__" in names:
             return
-        near = closest(plugin.name, names)
         kinds = Function if source is not None else (Function, ast.ClassDef)
+        near = closest(plugin.name, [name for name, node in names.items() if isinstance(node, kinds)])
         known = ", ".join(name for name, node in names.items() if isinstance(node, kinds))
         right = f"did you mean {shown}:{near}?" if near else f"it defines {known or 'no function'}"
         raise _Wrong(f"{shown} defines no {plugin.name}", right)
     node = names[plugin.name]
+    if not isinstance(node, (Function, ast.ClassDef, ast.Import, ast.ImportFrom, ast.Assign, ast.AnnAssign)):
+        return
+    value = getattr(node, "value", None)
+    plain = isinstance(value, ast.Constant) and value.value is not None  # None may stand for what cannot be imported
+    if plain or isinstance(value, (ast.List, ast.Dict, ast.Tuple)):
+        raise _Wrong(f"{shown}: {plugin.name} is no function and no class", "name one of these")
     if source is not None and isinstance(node, Function) and not node.decorator_list:
         _check_call(node, source)
 

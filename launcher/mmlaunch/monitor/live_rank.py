@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from mmlaunch.errors import UserError
 from mmlaunch.monitor import status
-from mmlaunch.run import heartbeats, ledger
+from mmlaunch.run import heartbeats, ledger, shards
 from mmlaunch.run.heartbeats import Heartbeat
 from mmlaunch.run.paths import RunPaths
 from mmlaunch.schedulers import choose
@@ -52,6 +52,8 @@ class LiveRank:
 
 def find(run: RunPaths, rank: int) -> LiveRank:
     """The rank of the newest attempt; raises `UserError` if the run does not work now, or has no such rank."""
+    if shards.is_task(run):
+        raise UserError(f"{run.name} is split into shards; name one of them: {run.name}/0")
     now = status.of(run)
     if now.state not in ("starting", "running"):
         raise UserError(f"{run.name} is {now.shown_state}: nothing of it works now; mmlaunch why {run.name}")

@@ -11,11 +11,11 @@ import os
 import subprocess
 import sys
 import threading
+import time
 import urllib.request
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 from mmlaunch.errors import MmlaunchError
@@ -27,7 +27,6 @@ from mmlaunch.recipe import Recipe, resolved
 from mmlaunch.recipe.environment import hide_secrets
 from mmlaunch.recipe.notify import Event, Notify
 from mmlaunch.run import ledger, pipeline, shards
-from mmlaunch.run.files import publish
 from mmlaunch.run.paths import RunPaths
 
 PATIENCE = 8.0
@@ -42,8 +41,8 @@ class Message:
     event: Event
     title: str
     story: Story
-    name: str
-    """Of the run, the task or the pipeline."""
+    subject: RunPaths
+    """The run, the task or the pipeline."""
 
     @property
     def text(self) -> str:
@@ -56,7 +55,7 @@ class Message:
         """The content type and the body that a webhook gets."""
         if kind == "plain":
             return "text/plain; charset=utf-8", self.text
-        facts = {"run": self.name, "event": self.event, "state": self.story.state, "what": self.story.what}
+        facts = {"run": self.subject.name, "event": self.event, "state": self.story.state, "what": self.story.what}
         more = {"evidence": self.story.evidence, "next": self.story.next} if kind == "json" else {}
         return "application/json", json.dumps({"text": self.text, **(facts | more if kind == "json" else {})})
 
@@ -66,11 +65,11 @@ def after_attempt(run: RunPaths) -> None:
     with suppress(MmlaunchError, OSError, ValueError):  # no notification is worth the end of a job
         settings = settings_of(run)
         if settings:
-            send(run, messages(run), settings)
+            send(messages(run), settings)
 
 
 def settings_of(run: RunPaths) -> Sequence[Notify]:
-    """Who hears of a run."""
+    """Where the notifications of a run go."""
     whole = shards.task_of(run) or run
     recipe: Recipe | None = resolved.read(whole.resolved) if whole.resolved.exists() else None
     return recipe.notify if recipe is not None else []
@@ -81,73 +80,82 @@ def messages(run: RunPaths) -> list[Message]:
     subject = shards.task_of(run) or run
     story = why.of(subject)
     event = _EVENTS.get(story.state)
-    member = pipeline.membership(subject)
     if event is None:
         return []
+    member = pipeline.membership(subject)
     if member is None:
-        return [_message(event, subject.name, story)]
-    stage = "stage" if event == "end" else event
-    said = [_message(stage, subject.name, story)]
-    view = pipelines.of(RunPaths(Path(member.pipeline)))
+        return [_message(event, subject, story)]
+    result = [_message("stage" if event == "end" else event, subject, story)]
+    parent = RunPaths(Path(member.pipeline))
+    view = pipelines.of(parent)
     if event == "end" and view.whole.state == "done":
-        said.append(_message("end", view.whole.run, why.of_pipeline(RunPaths(Path(member.pipeline)))))
-    return said
+        result.append(_message("end", parent, why.of_pipeline(parent)))
+    return result
 
 
 def of_status(run: RunPaths, now: Status) -> list[Message]:
-    """What a watcher has to say of a run: what no job can say itself."""
-    if now.state in ("lost", "held"):
+    """What a watcher has to say of a run: what its job could not, or did not, send."""
+    if now.state in _EVENTS:
         return messages(run)
-    if now.state in ("running", "starting") and (now.silent or now.reason):
-        return [_message("stuck", run.name, why.of(run))]
-    return []
+    return [_message("stuck", run, why.of(run))] if now.silent or now.stands_still else []
 
 
-def send(run: RunPaths, said: Sequence[Message], settings: Sequence[Notify]) -> list[str]:
+def of_pipeline(run: RunPaths) -> list[Message]:
+    """The same of a pipeline as a whole: it waits for a human."""
+    return [_message("stuck", run, why.of_pipeline(run))] if pipelines.of(run).whole.state == "held" else []
+
+
+def send(new: Sequence[Message], settings: Sequence[Notify]) -> list[str]:
     """Send each message once to everyone who wants it, all at the same time; returns what went wrong."""
-    wrong: list[str] = []
-    works = []
-    for message in said:
-        wanted = [one for one in settings if message.event in one.when]
-        if wanted and _is_new(run, message):
-            works += [partial(_deliver, one, message, wrong) for one in wanted]
-    threads = [threading.Thread(target=work, daemon=True) for work in works]
+    problems: list[str] = []
+    threads = []
+    for message in new:
+        for number, one in enumerate(settings):
+            mark = _claim(message, number) if message.event in one.when else None
+            if mark is not None:
+                threads.append(threading.Thread(target=_deliver, args=(one, message, mark, problems), daemon=True))
+    until = time.monotonic() + PATIENCE
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(PATIENCE)
-    wrong += ["a notification took too long, and was given up"] * sum(thread.is_alive() for thread in threads)
-    for what in wrong:
-        print(f"mmlaunch: {what}", file=sys.stderr, flush=True)
-    return wrong
+        thread.join(max(0.0, until - time.monotonic()))
+    problems += ["notify: a notification took too long, and was given up"] * sum(one.is_alive() for one in threads)
+    for problem in problems:
+        print(f"mmlaunch: {problem}", file=sys.stderr, flush=True)
+    return problems
 
 
-def _message(event: Event, name: str, story: Story) -> Message:
-    words = {"end": "is done", "stage": "is done", "failure": "has failed", "stuck": "needs a look"}
-    return Message(event, f"mmlaunch: {name} {words[event]}", story, name)
+def _message(event: Event, subject: RunPaths, story: Story) -> Message:
+    words = {"end": "is done", "stage": "is done", "failure": "has failed", "stuck": "needs attention"}
+    return Message(event, f"mmlaunch: {subject.name} {words[event]}", story, subject)
 
 
-def _is_new(run: RunPaths, message: Message) -> bool:
-    """Whether nobody has sent this message of this submission yet; from now on somebody has."""
+def _claim(message: Message, receiver: int) -> Path | None:
+    """A mark that a receiver gets this message of this submission; None if it has got it already, or just gets it."""
+    run = message.subject
     submission = len(ledger.skim(run.events).all("submitted"))
-    mark = run.notified / f"{submission}-{message.event}-{message.name.rpartition('/')[2]}"
-    if mark.exists():
-        return False
-    with suppress(OSError):  # then it may come twice
+    mark = run.notified / f"{submission}-{message.event}-{receiver}"
+    try:
         run.notified.mkdir(exist_ok=True)
-        publish(mark, "")
-    return True
+        mark.touch(exist_ok=False)
+    except FileExistsError:
+        return None
+    except OSError:  # then it may come twice
+        return mark
+    return mark
 
 
-def _deliver(one: Notify, message: Message, wrong: list[str]) -> None:
-    name = one.url or "the command of notify"
+def _deliver(one: Notify, message: Message, mark: Path, problems: list[str]) -> None:
+    """Send one message. If that fails, `mmlaunch watch` may try again."""
+    name = one.url or "the command"
     try:
         deliver: Callable[[Notify, Message], None] = _post if one.url is not None else _call
         deliver(one, message)
-    except KeyError:
-        wrong.append(f"notify: {one.url} is not set here, so nobody hears of this")
-    except (OSError, ValueError, subprocess.SubprocessError) as error:
-        wrong.append(hide_secrets(f"notify: {name}: {type(error).__name__}: {error}"))
+    except Exception as error:  # noqa: BLE001  whatever a server, the network and a command do
+        what = " is not set here" if isinstance(error, KeyError) else f": {type(error).__name__}: {error}"
+        problems.append(hide_secrets(f"notify: {name}{what}"))
+        with suppress(OSError):
+            mark.unlink(missing_ok=True)
 
 
 def _post(one: Notify, message: Message) -> None:

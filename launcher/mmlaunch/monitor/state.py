@@ -34,6 +34,8 @@ class Status:
     torn_lines: int
     silent: bool = False
     """Whether the job lives and its ledger does not tell any more what it does."""
+    stands_still: bool = False
+    """Whether a rank keeps the others waiting while the run trains."""
     failed_rows: Mapping[str, int] = field(default_factory=dict)
     """Of a task that goes through rows: how many failed, by reason."""
 

@@ -159,6 +159,7 @@ def derive(run: RunPaths, events: Events, now: float, job: Job | None = None) ->
         submitted=submitted.get("time"),
         torn_lines=events.torn,
         silent=quiet.unwritten,
+        stands_still=state == "running" and bool(quiet.reason) and not quiet.unwritten,
         failed_rows=committed.get("failed") or {},
     )
 

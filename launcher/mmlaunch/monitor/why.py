@@ -64,7 +64,7 @@ def of(run: RunPaths) -> Story:
     }.get(now.state, f"Nothing ended it: it is {now.shown_state}{but}")
     task = shards.task_of(run)
     following = {
-        "done": f"mmlaunch results {task.name}" if task else f"mmlaunch resume {run.name} -s steps=MORE",
+        "done": f"mmlaunch results {task.name}" if task else f"mmlaunch resume {run.name} -s {_more(events)}",
         "cancelled": f"mmlaunch resume {run.name}",
         "lost": f"mmlaunch logs {run.name}    then mmlaunch resume {run.name}",
     }.get(now.state, f"mmlaunch logs {run.name}; a hang is ended and restarted by itself" if still else "")
@@ -74,6 +74,11 @@ def of(run: RunPaths) -> Story:
     return Story(run.name, now.state, what, now.reason if now.state != "done" else "", "", _history(events), following)
 
 
+def _more(events: Events) -> str:
+    """By which a run that is done goes on."""
+    return "stop.patience=MORE" if events.last("stopped_early") else "steps=MORE"
+
+
 def _complete(now: Status, events: Events) -> str:
     """That a run is done, and why if it has not done all of its steps."""
     complete = f"Complete after {now.attempt} attempt{'s' if now.attempt > 1 else ''}, at step {now.step}"
@@ -81,7 +86,7 @@ def _complete(now: Status, events: Events) -> str:
     if early is None:
         return complete
     best = f" than {early['best']:g}" if isinstance(early.get("best"), float) else ""
-    return f"{complete}: {early.get('metric')} was no better{best} in {early.get('evaluations')} evaluations"
+    return f"{complete}: {early.get('metric')} was no better{best} in {early.get('evaluations')} evaluation(s)"
 
 
 def of_pipeline(run: RunPaths) -> Story:

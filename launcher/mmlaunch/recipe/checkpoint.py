@@ -1,11 +1,12 @@
 """`checkpoint`, `evaluate` and `log`: what a run writes down, and how often."""
 
+from collections.abc import Iterator
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
 from mmlaunch.recipe.scalars import Count, Every, Interval, Line, OneOrMore
-from mmlaunch.recipe.section import Section
+from mmlaunch.recipe.section import Mistake, Section, mistake, rule
 from mmlaunch.recipe.trackers import Tracker
 
 
@@ -68,3 +69,10 @@ class Log(Section):
     """Write the curves for TensorBoard."""
     trackers: Annotated[list[Tracker], OneOrMore(), Field(examples=[["wandb"]])] = []
     """Experiment trackers that show them too: wandb, mlflow, trackio, or a class of your own."""
+
+    @rule
+    def _each_once(self) -> Iterator[Mistake]:
+        kinds = [one.kind for one in self.trackers]
+        for index, kind in enumerate(kinds):
+            if kind in kinds[:index]:
+                yield ("trackers", index), kind, mistake(f"{kind} stands here twice", "remove one of the two")

@@ -25,7 +25,7 @@ SCRIPT = frozenset(
 _SECRET_VALUE = re.compile(
     r"(?<![A-Za-z0-9])(?:hf_[A-Za-z0-9]{6,}|sk-[A-Za-z0-9_-]{8,})|gh[pousr]_[A-Za-z0-9]{8,}|github_pat_\w{8,}|"
     r"AKIA[A-Z0-9]{8,}|"
-    r"xox[abp]-[\w-]*|glpat-[\w-]{8,}|(?<=://)[^/\s:@]*:[^/\s@]+(?=@)"
+    r"xox[abp]-[\w-]*|glpat-[\w-]{8,}|(?<=hooks\.slack\.com/)\S+|(?<=/api/webhooks/)\S+|(?<=://)[^/\s:@]*:[^/\s@]+(?=@)"
 )
 """Tokens of well-known services, and a user with a password in a URL."""
 _ASSIGNED = re.compile(

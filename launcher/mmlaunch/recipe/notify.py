@@ -5,7 +5,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
-from mmlaunch.recipe.environment import check_name
+from mmlaunch.recipe.environment import check_name, hide_secrets
 from mmlaunch.recipe.scalars import Line, OneOrMore
 from mmlaunch.recipe.section import Mistake, Section, mistake, rule
 
@@ -39,6 +39,14 @@ class Notify(Section):
             right = "write the name of a variable: export SLACK_WEBHOOK=https://..., and url: SLACK_WEBHOOK"
             raise mistake("the address of a webhook is a secret, and recipes are written down", right)
         return value if value is None else check_name(value)
+
+    @field_validator("command")
+    @classmethod
+    def _holds_no_secret(cls, value: str | None) -> str | None:
+        if value is not None and hide_secrets(value) != value:
+            right = 'write "$NAME" there and NAME in env: the value comes from your shell'
+            raise mistake("something in this command looks like a secret, and recipes are written down", right)
+        return value
 
     @rule
     def _one_way(self) -> Iterator[Mistake]:

@@ -1,9 +1,9 @@
 """`profile`: steps that torch's profiler traces."""
 
 from collections.abc import Iterator
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from mmlaunch.recipe.scalars import Count, OneOrMore
 from mmlaunch.recipe.section import Mistake, Section, mistake, rule
@@ -36,6 +36,11 @@ class Profile(Section):
     @property
     def last(self) -> int:
         return self.steps[-1]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_steps(cls, value: Any) -> Any:
+        return {"steps": value} if isinstance(value, list) else value
 
     @rule
     def _in_order(self) -> Iterator[Mistake]:

@@ -264,10 +264,22 @@ class Recipe(Section):
     @rule
     def _ranks_of_profile_exist(self) -> Iterator[Mistake]:
         world = self.trainers.world
+        if self.profile is not None and self.steps is not None and self.profile.first > self.steps:
+            what = f"the run has {self.steps} steps: none of these is traced"
+            yield ("profile", "steps"), self.profile.steps, mistake(what, "write earlier ones")
         for index, rank in enumerate(self.profile.ranks if self.profile is not None else ()):
             if rank >= world:
                 what = f"there is no rank {rank}: the run has ranks 0 to {world - 1}"
                 yield ("profile", "ranks", index), rank, mistake(what, "write one of these")
+
+    @rule
+    def _only_training_has_steps(self) -> Iterator[Mistake]:
+        if self.trains:
+            return
+        if self.profile is not None:
+            yield ("profile",), None, mistake("nothing is trained, so there are no steps to trace", "remove it")
+        if self.log.trackers:
+            yield ("log", "trackers"), None, mistake("nothing is trained, so there are no curves", "remove it")
 
     @rule
     def _stop_needs_evaluations(self) -> Iterator[Mistake]:

@@ -1,9 +1,10 @@
 """`log.trackers`: experiment trackers that show the curves of a run beside those of other runs."""
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
+from mmlaunch.recipe.environment import hide_secrets, looks_secret
 from mmlaunch.recipe.plugin import Plugin, must_be_plugin, plugin_of
 from mmlaunch.recipe.scalars import FreeForm, Line
 from mmlaunch.recipe.section import Section, mistake
@@ -37,6 +38,15 @@ class Tracker(Section):
     def plugin(self) -> Plugin | None:
         """The class of the user's own."""
         return None if self.kind in TRACKERS else plugin_of(self.kind)
+
+    @field_validator("options")
+    @classmethod
+    def _holds_no_secret(cls, value: dict[str, Any]) -> dict[str, Any]:
+        for name, one in value.items():
+            if looks_secret(name) or hide_secrets(str(one)) != str(one):
+                right = "name its variable in env, such as WANDB_API_KEY: trackers read it from there"
+                raise mistake(f"{name} looks like a secret, and recipes are written down", right)
+        return value
 
     @field_validator("kind")
     @classmethod

@@ -349,9 +349,13 @@ class RunPaths:
     def all_traces(self) -> list[Path]:
         return sorted(self.profiles.glob("steps-*/rank-*.json.gz"))
 
+    def profile_failure(self, rank: int) -> Path:
+        """Why a rank could not write the newest trace that was requested."""
+        return self.profiles / f"rank-{rank}.failed"
+
     @property
     def profile_request(self) -> Path:
-        """What a command asks the ranks of a live run to profile."""
+        """What a command requests of the ranks of a live run."""
         return self.profiles / "request.json"
 
     @property

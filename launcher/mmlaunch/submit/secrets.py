@@ -15,9 +15,9 @@ def values(names: Sequence[str]) -> dict[str, str]:
     """The values of the variables that a recipe passes through; all of them must be set."""
     missing = [name for name in names if name not in os.environ]
     if missing:
-        right = f"export {missing[0]}=..., or remove it from env"
+        right = f"export {missing[0]}=..., or remove it from env or notify"
         raise UserError(
-            f"env: {', '.join(missing)} {'is' if len(missing) == 1 else 'are'} not set in your shell; {right}"
+            f"env, notify: {', '.join(missing)} {'is' if len(missing) == 1 else 'are'} not set in your shell; {right}"
         )
     return values_here(names)
 

@@ -93,7 +93,8 @@ def test_steps_that_a_recipe_names(recipe: Path) -> None:
 
 @pytest.mark.parametrize(
     ("override", "right"),
-    [("profile={steps: [5, 3]}", "3 comes before 5"), ("profile={steps: 2, ranks: 2}", "there is no rank 2"),
+    [("profile=[5, 3]", "3 comes before 5"), ("profile={steps: 2, ranks: 2}", "there is no rank 2"),
+     ("profile=100001", "the run has 100000 steps: none of these is traced"),
      ("profile={step: 2, rank: 0, time: 3}", "unknown key")],
 )  # fmt: skip
 def test_what_cannot_be_traced(recipe: Path, override: str, right: str) -> None:

@@ -7,7 +7,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from tests.runs import ended, mmlaunch, submit, until, wait_for
 
 from mmlaunch.errors import RecipeError
 from mmlaunch.load import load_recipe
-from mmlaunch.monitor import notify
+from mmlaunch.monitor import notify, status
 from mmlaunch.monitor.why import Story
 from mmlaunch.recipe.notify import Notify
 from mmlaunch.run import ledger
@@ -122,9 +122,9 @@ def done_run(folder: Path, name: str = "run-1129-abcd") -> RunPaths:
     return run
 
 
-def message(event: Any = "end") -> notify.Message:
+def message(run: RunPaths, event: Any = "end") -> notify.Message:
     story = Story("run", "done", "Complete", "", "", "", "mmlaunch export run")
-    return notify.Message(event, "mmlaunch: run is done", story, "run")
+    return notify.Message(event, "mmlaunch: run is done", story, run)
 
 
 def test_dead_webhooks_delay_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -139,23 +139,26 @@ def test_dead_webhooks_delay_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyP
             monkeypatch.setenv(name, value)
         settings = [Notify(url=name) for name in (*addresses, "UNSET")]
         settings += [Notify(command="sleep 30"), Notify(command="echo wrong >&2; exit 3")]
-        began = time.monotonic()
-        wrong = notify.send(done_run(tmp_path), [message()], settings)
+        run, began = done_run(tmp_path), time.monotonic()
+        wrong = notify.send([message(run)], settings)
         assert time.monotonic() - began < 5
     text = "\n".join(wrong)
     assert "UNSET is not set here" in text and "exit code 3: wrong" in text and "no web address" in text
     assert "notify: REFUSED" in text and len(wrong) == 6
+    assert len(list(run.notified.iterdir())) == 2, "those that took too long may have arrived; the others may try again"
+    again = notify.send([message(run)], [Notify(command="false"), *settings[1:]])
+    assert "the command: ValueError: exit code 1" not in "".join(again), "the first one took too long"
 
 
 def test_a_message_is_sent_once_for_a_submission(tmp_path: Path) -> None:
     run, settings = done_run(tmp_path), [Notify(command=f"cat >> {tmp_path}/heard")]
     for _ in range(3):
-        assert notify.send(run, [message(), message("stuck")], settings) == []
+        assert notify.send([message(run), message(run, "stuck")], settings) == []
     assert (tmp_path / "heard").read_text().count("mmlaunch: run is done") == 2, "its end, and that it was stuck"
     ledger.append(run.events, "submitted", executor="local", submission=2)
-    notify.send(run, [message()], settings)
+    notify.send([message(run)], settings)
     assert (tmp_path / "heard").read_text().count("mmlaunch: run is done") == 3
-    notify.send(run, [message("failure")], [Notify(command=f"cat >> {tmp_path}/heard", when=["end"])])
+    notify.send([message(run, "failure")], [Notify(command=f"cat >> {tmp_path}/heard", when=["end"])])
     assert (tmp_path / "heard").read_text().count("mmlaunch: run is done") == 3
 
 
@@ -166,12 +169,28 @@ def test_a_message_is_sent_once_for_a_submission(tmp_path: Path) -> None:
         ("notify={url: A, command: b}", "both a webhook and a command"),
         ("notify={when: end}", "neither a webhook nor a command"),
         ("notify={url: A, when: [ends]}", "did you mean end?"),
+        ("notify={command: 'curl https://hooks.slack.com/services/T0/B0/xyz'}", "looks like a secret"),
+        ("log.trackers={kind: wandb, options: {api_key: abcdefgh}}", "api_key looks like a secret"),
+        ("log.trackers=[wandb, {kind: wandb, project: p}]", "wandb stands here twice"),
         ("notify=PATH", "would change how the job script itself runs"),
     ],
 )
 def test_what_cannot_be_meant(recipe: Path, override: str, right: str) -> None:
     with pytest.raises(RecipeError, match=right.replace("?", r"\?")):
         load_recipe(recipe, [override])
+
+
+def test_a_watcher_sends_what_a_job_could_not(recipe: Path, webhook: Webhook) -> None:
+    """A compute node without network: the job sends nothing, and the watcher does. A healthy run is no news."""
+    run = submit(recipe, LAB_WEBHOOK="http://127.0.0.1:9")
+    wait_for(run, ended)
+    until(lambda: "notify: LAB_WEBHOOK" in "".join(path.read_text() for path in run.root.rglob("*.out")) or None)
+    for _ in range(2):
+        assert mmlaunch("watch", run.name, "--once", LAB_WEBHOOK=webhook.address).returncode == 0
+    assert [body["text"].splitlines()[0] for body in webhook.bodies] == [f"mmlaunch: {run.name} is done"]
+    now = status.of(run)
+    assert [one.event for one in notify.of_status(run, replace(now, state="running", stands_still=True))] == ["stuck"]
+    assert not notify.of_status(run, replace(now, state="running", reason="2 shards: 1 running, 1 submitted"))
 
 
 def test_one_word_is_a_variable(recipe: Path) -> None:
