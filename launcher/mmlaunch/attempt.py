@@ -23,7 +23,7 @@ def main(arguments: list[str]) -> int:
     run, submission = RunPaths(Path(arguments[1])), int(arguments[-1])
     try:
         if (member := pipeline.membership(run)) is None:
-            return _notifies(run, arguments[0], attempt.main(arguments))
+            return _notified(run, arguments[0], attempt.main(arguments))
         from mmlaunch.submit import stages  # only stages wait for it
 
         if arguments[0] == "open":
@@ -38,25 +38,25 @@ def main(arguments: list[str]) -> int:
             from mmlaunch.submit.halving import promote  # only sweeps by halving wait for it
 
             promote(parent)
-        _notifies(run, arguments[0], code)
+        _notified(run, arguments[0], code)
     except (MmlaunchError, OSError) as error:
         print(f"mmlaunch: {error}", file=sys.stderr)
-        return _notifies(run, arguments[0], JobExit.STOP)
+        return _notified(run, arguments[0], JobExit.STOP)
     return code
 
 
-def _notifies(run: RunPaths, act: str, code: int) -> int:
-    """Behind everything else: whoever wants to know hears how the run ended."""
+def _notified(run: RunPaths, act: str, code: int) -> int:
+    """Send the notifications of a run that has ended, behind everything else; returns the exit code."""
     over = code not in (JobExit.AGAIN, IN_JOB) if act == "close" else code != JobExit.DONE
-    if over and _notifies_anyone(run):
+    if over and _has_notifications(run):
         from mmlaunch.monitor import notify  # most runs do not wait for it
 
         notify.after_attempt(run)
     return code
 
 
-def _notifies_anyone(run: RunPaths) -> bool:
-    """Whether the recipe has anyone to notify; read as text, since a whole recipe takes longer."""
+def _has_notifications(run: RunPaths) -> bool:
+    """Whether the recipe has notifications; it is read as text, since a whole recipe takes longer."""
     with suppress(OSError):
         return "\nnotify:\n" in run.resolved.read_text(encoding="utf-8")
     return False

@@ -78,18 +78,18 @@ class Reader:
         self.reads = not self._for_all or dist.get_rank() == 0
 
     @contextmanager
-    def alone(self) -> Iterator[bool]:
+    def reading(self) -> Iterator[bool]:
         """In this context weights are read, where it gives True. A `BadInput` there is raised on all ranks."""
         draws = torch.random.fork_rng(devices=()) if self._for_all else nullcontext()
         try:
             with draws:  # the ranks that read nothing draw nothing
                 yield self.reads
         except BadInput as error:
-            self.agreed(error)
+            self.agree(error)
             raise
-        self.agreed(None)
+        self.agree(None)
 
-    def agreed(self, value: T) -> T:
+    def agree(self, value: T) -> T:
         """What the rank that reads says of the weights; an error is raised on the others."""
         if not self._for_all:
             return value
@@ -98,10 +98,10 @@ class Reader:
             dist.broadcast_object_list(box, src=0)
         if isinstance(box[0], BadInput) and not self.reads:
             raise box[0]
-        said: T = box[0]
-        return said
+        first: T = box[0]
+        return first
 
-    def hand_out(self, value: torch.Tensor) -> None:
+    def broadcast(self, value: torch.Tensor) -> None:
         """Give all ranks a weight that is whole, and that the rank which reads has filled."""
         if self._for_all:
             with peers():

@@ -49,24 +49,24 @@ def load(network: nn.Module, checkpoint: Path, build: Build) -> None:
 def start_from(network: nn.Module, name: str, build: Build) -> None:
     """Load every weight from there; a name or a shape that does not fit is an error that names it.
 
-    Weights that are divided over the ranks are read by the first one, which hands them out one by one.
+    Weights that are divided over the ranks are read by the first one, which sends them to the others one by one.
     """
     folder, lora = _source_of(on_disk("model.init_from", name))
     own = network.state_dict(keep_vars=True)
     reader = Reader(own.values())
     state: dict[str, torch.Tensor] = {}
-    with reader.alone() as reads:
+    with reader.reading() as reads:
         if reads:
             state = _of_hub(folder) if (folder / "config.json").is_file() else merged(_of_run(folder, build), lora)
             state = _fitting(own, state, name)
-    names = reader.agreed(set(state))
+    names = reader.agree(set(state))
     with torch.no_grad():
         for key, value in own.items():
             if key in names:
                 with whole([value]):
                     if reader.reads:
                         value.copy_(state[key])
-                    reader.hand_out(value)
+                    reader.broadcast(value)
     add_saved(network, folder)
 
 

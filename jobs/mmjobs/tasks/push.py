@@ -17,13 +17,13 @@ def push(folder: Path, repository: str, private: bool) -> str:
 
     api = HfApi()
     try:
-        made = api.create_repo(repository, private=private, exist_ok=True)
+        address = api.create_repo(repository, private=private, exist_ok=True)
         api.upload_folder(repo_id=repository, folder_path=str(folder), commit_message=f"{folder.name}, by mmlaunch")
     except Exception as error:  # noqa: BLE001  whatever the hub's client and its network raise
         reason = (str(error) or type(error).__name__).strip().splitlines()[0]
         right = "hf auth login, or export HF_TOKEN=..., and type the same again: the export stays"
         raise MachineError(f"{repository}: cannot be sent: {reason}; {right}") from None
-    return str(made)
+    return str(address)
 
 
 def main() -> int:

@@ -35,13 +35,13 @@ def command(run: str, words: tuple[str, ...], rank: int, stacks: bool) -> None:
     live = live_rank.find(find_run.resolve(run), rank)
     if stacks:
         if words:
-            raise UserError("--stacks and a command: write one of the two")
+            raise UserError("--stacks shows the stacks, and a command runs itself; write one of the two")
         click.echo(_stacks(live), nl=False)
         return
     pid, terminal = str(live.heartbeat.pid), not words and sys.stdin.isatty()
     shell = ["bash", "-i"] if terminal else ["bash"]
     if not words:
-        click.echo(f"rank {rank} is process {pid} on {live.heartbeat.node}; exit leaves it alone", err=True)
+        click.echo(f"rank {rank} is process {pid} on {live.heartbeat.node}; type exit to leave", err=True)
     raise SystemExit(_call(live.command([word.replace("$RANK_PID", pid) for word in words] or shell, terminal)))
 
 

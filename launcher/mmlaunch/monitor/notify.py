@@ -1,4 +1,4 @@
-"""Notifications: a webhook or a command hears how a run ended, in the words of `mmlaunch why`.
+"""Notifications: a webhook or a command gets a message about the end of a run, in the words of `mmlaunch why`.
 
 The last act of a job sends them when everything else is done, and `mmlaunch watch` those that no job can send. Each is
 sent once for a submission. Whatever goes wrong is said in the log of the job and delays nothing.

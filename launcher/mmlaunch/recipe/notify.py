@@ -1,4 +1,4 @@
-"""`notify`: who hears of the end of a run, and how."""
+"""`notify`: messages about the end of a run, to webhooks and commands."""
 
 from collections.abc import Iterator
 from typing import Annotated, Any, ClassVar, Literal

@@ -102,7 +102,7 @@ class Recipe(Section):
     profile: Profile | None = None
     """Steps that the profiler traces."""
     notify: Annotated[list[Notify], OneOrMore(), Field(examples=[["SLACK_WEBHOOK"]])] = []
-    """Webhooks and commands that hear of the end of the run."""
+    """Webhooks and commands that get a message when the run ends."""
     restarts: Annotated[Restarts, BeforeValidator(use_default_for_none)] = Field(default_factory=Restarts)
     """How often it may be restarted, by cause."""
     env: Annotated[Env, BeforeValidator(use_default_for_none)] = []

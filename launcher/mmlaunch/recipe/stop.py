@@ -13,16 +13,16 @@ class Stop(Section):
 
     SHORT: ClassVar[str] = "metric"
     OTHER_NAMES: ClassVar[dict[str, str]] = {
-        "monitor": "metric", "early_stopping_patience": "patience", "min_delta": "least",
-        "early_stopping_threshold": "least", "threshold": "least", "mode": "better", "best_is": "better",
+        "monitor": "metric", "early_stopping_patience": "patience", "least": "min_delta",
+        "early_stopping_threshold": "min_delta", "threshold": "min_delta", "mode": "better", "best_is": "better",
     }  # fmt: skip
 
     metric: Annotated[Line, Field(examples=["eval/loss"])]
     """What an evaluation measures."""
     patience: Count = 3
-    """So many evaluations in a row may bring nothing better."""
-    least: NotNegative = 0.0
-    """A value has to be better by more than this."""
+    """The run ends after this many evaluations in a row without a better value."""
+    min_delta: NotNegative = 0.0
+    """The smallest improvement that counts as better."""
     better: Literal["lower", "higher"] | None = None
     """Which values are better. Left out: lower for losses and perplexities, otherwise higher."""
 
@@ -37,4 +37,4 @@ class Stop(Section):
         """Whether a value is better than the best one so far; not a number never is."""
         if best is None or value != value:
             return value == value
-        return best - value > self.least if self.lower_is_better else value - best > self.least
+        return best - value > self.min_delta if self.lower_is_better else value - best > self.min_delta

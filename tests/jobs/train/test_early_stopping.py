@@ -23,7 +23,7 @@ SHIPPED = Path(__file__).resolve().parents[3] / "recipes" / "quickstart.yaml"
 def test_it_stops_saves_and_is_done(job: Jobs, tiny: Recipes) -> None:
     """A learning rate of almost 0 makes nothing better by 1."""
     changes = {"optim__lr": 1e-9, "evaluate__every": "2 steps", "checkpoint__every": "2 steps", "steps": 40}
-    recipe = tiny(**changes, stop={"metric": "eval/loss", "patience": 2, "least": 1.0})
+    recipe = tiny(**changes, stop={"metric": "eval/loss", "patience": 2, "min_delta": 1.0})
     whole, broken = job("whole"), job("broken")
     assert whole.run(recipe, 2) == [0, 0], whole.log()
     (early,) = whole.events("stopped_early")
@@ -35,7 +35,7 @@ def test_it_stops_saves_and_is_done(job: Jobs, tiny: Recipes) -> None:
     broken.prepare = None
     assert broken.run(recipe, 2) == [0, 0], broken.log()
     assert max(broken.losses()) == 6 and broken.events("stopped_early")[-1]["evaluations"] == 2
-    patient = tiny(**changes, stop={"metric": "eval/loss", "patience": 3, "least": 1.0})
+    patient = tiny(**changes, stop={"metric": "eval/loss", "patience": 3, "min_delta": 1.0})
     assert broken.run(patient, 2) == [0, 0], broken.log()
     assert max(broken.losses()) == 8, "a resumed run may have more patience"
 
@@ -52,7 +52,7 @@ def test_what_gets_better_goes_on(job: Jobs, tiny: Recipes) -> None:
     [
         (Stop(metric="eval/loss"), [3.0, 2.0, 2.0, 2.5, 1.9], [True, True, False, False, True]),
         (Stop(metric="eval/accuracy"), [0.1, 0.2, 0.2, 0.1], [True, True, False, False]),
-        (Stop(metric="eval/loss", least=0.5), [3.0, 2.6, 2.4], [True, False, True]),
+        (Stop(metric="eval/loss", min_delta=0.5), [3.0, 2.6, 2.4], [True, False, True]),
         (Stop(metric="eval/reward", better="lower"), [3.0, 2.0], [True, True]),
         (Stop(metric="eval/loss"), [float("nan"), 3.0, float("nan")], [False, True, False]),
     ],

@@ -59,7 +59,7 @@ def test_what_can_be_done_beside_a_live_run(run: RunPaths) -> None:
     assert process.returncode == 0 and process.stdout.startswith("python"), process
     command = [sys.executable, "-m", "mmlaunch", "attach", run.name]
     shell = subprocess.run(command, input="echo $RANK\nexit 5\n", capture_output=True, text=True, check=False)
-    assert (shell.returncode, shell.stdout) == (5, "0\n") and "exit leaves it alone" in shell.stderr
+    assert (shell.returncode, shell.stdout) == (5, "0\n") and "type exit to leave" in shell.stderr
     stacks = mmlaunch("attach", run.name, "--rank", "1", "--stacks")
     assert stacks.returncode == 0 and 'File "' in stacks.stdout and "trainer.py" in stacks.stdout, stacks
     assert "has no rank 2 that works now; it has 0 to 1" in mmlaunch("attach", run.name, "--rank", "2").stderr

@@ -66,10 +66,10 @@ def opened(path: Path) -> Tars:
     places = []
     for number, file in enumerate(paths):
         try:
-            found = _index(file)
+            samples = _index(file)
         except (OSError, tarfile.TarError) as error:
             raise BadInput(f"{file}: cannot be read as a tar file: {error}; is it complete?") from None
-        places.append(np.concatenate([np.full((len(found), 1), number, np.int64), found], axis=1))
+        places.append(np.concatenate([np.full((len(samples), 1), number, np.int64), samples], axis=1))
     begins = np.concatenate(places)
     if not len(begins):
         raise BadInput(f"{path}: holds no samples; it needs at least one")
@@ -83,13 +83,13 @@ def _index(path: Path) -> Any:
     kept = _cache() / f"{hashlib.blake2b(state.encode(), digest_size=12).hexdigest()}.npy"
     with suppress(OSError, ValueError):
         return np.load(kept)
-    found = np.array(list(_samples(path)), np.int64).reshape(-1, 2)
+    samples = np.array(list(_samples(path)), np.int64).reshape(-1, 2)
     with suppress(OSError):  # then it is looked for again
         kept.parent.mkdir(parents=True, exist_ok=True)
         partial = kept.with_name(f".{kept.name}.{os.getpid()}.npy")
-        np.save(partial, found)
+        np.save(partial, samples)
         partial.replace(kept)
-    return found
+    return samples
 
 
 def _cache() -> Path:

@@ -27,15 +27,15 @@ def open_tracker(run: TrackedRun) -> Mlflow:
     client = MlflowClient(server if online else run.folder.absolute().as_uri())
     experiment = client.get_experiment_by_name(run.project)
     number = experiment.experiment_id if experiment is not None else client.create_experiment(run.project)
-    same = client.search_runs([number], f"tags.`{_RUN}` = '{run.name}'", max_results=1)
-    if same:
-        client.set_terminated(same[0].info.run_id, "RUNNING")
-        return Mlflow(client, same[0].info.run_id)
+    earlier = client.search_runs([number], f"tags.`{_RUN}` = '{run.name}'", max_results=1)
+    if earlier:
+        client.set_terminated(earlier[0].info.run_id, "RUNNING")
+        return Mlflow(client, earlier[0].info.run_id)
     tags = {_RUN: run.name, **{name: str(value) for name, value in run.options.items()}}
-    made = client.create_run(number, run_name=run.name, tags=tags)
+    new = client.create_run(number, run_name=run.name, tags=tags)
     for name, value in flat(run.config).items():
-        client.log_param(made.info.run_id, name, str(value)[:_LONGEST])
-    return Mlflow(client, made.info.run_id)
+        client.log_param(new.info.run_id, name, str(value)[:_LONGEST])
+    return Mlflow(client, new.info.run_id)
 
 
 class Mlflow:
