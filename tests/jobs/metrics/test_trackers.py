@@ -41,14 +41,15 @@ class Tracker:
 
 
 @pytest.fixture
-def no_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Nobody's key, and no server."""
-    for name in ("WANDB_API_KEY", "WANDB_MODE", "MLFLOW_TRACKING_URI", "NETRC"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
-    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+def no_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, str]:
+    """Nobody's key, and no server: the environment of the ranks, and of this process, which reads what they wrote."""
+    environment = {
+        "WANDB_API_KEY": "", "WANDB_BASE_URL": "http://127.0.0.1:9", "MLFLOW_TRACKING_URI": "",
+        "MLFLOW_ALLOW_FILE_STORE": "true", "TRACKIO_DIR": str(tmp_path / "trackio"), "HOME": str(tmp_path),
+    }  # fmt: skip
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    return environment
 
 
 def records(path: Path) -> Iterator[bytes]:
@@ -122,7 +123,7 @@ def of_own(run: Any) -> dict[str, list[int]]:
     }
 
 
-def test_a_killed_and_resumed_run_is_one_run(job: Jobs, tiny: Recipes, no_network: None) -> None:
+def test_a_killed_and_resumed_run_is_one_run(job: Jobs, tiny: Recipes, no_network: dict[str, str]) -> None:
     run = job("run-1129-abcd")
     run.paths.plugin_files.mkdir(parents=True)
     run.paths.plugin_file("my_tracker.py").write_text(OWN)
@@ -130,9 +131,9 @@ def test_a_killed_and_resumed_run_is_one_run(job: Jobs, tiny: Recipes, no_networ
     trackers.append({"kind": "my_tracker.py:Tracker", "options": {"colour": "red"}})
     recipe = tiny(steps=6, checkpoint__every="2 steps", evaluate__every="3 steps", log__trackers=trackers)
     run.prepare = kill_at("mmjobs.train.trainer:Trainer._step", 6)
-    assert run.run(recipe)[0] == -9, run.log()
+    assert run.run(recipe, **no_network)[0] == -9, run.log()
     run.prepare = None
-    assert run.run(recipe) == [0], run.log()
+    assert run.run(recipe, **no_network) == [0], run.log()
     assert "gets no more points" not in run.log(), run.log()
     assert [event["step"] for event in run.events("resumed")] in ([2], [4]), "some steps are done twice"
     for of_tracker in (of_wandb, of_mlflow, of_trackio, of_own):
