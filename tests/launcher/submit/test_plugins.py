@@ -106,6 +106,7 @@ def test_a_run_has_the_plugins_that_it_was_submitted_with(recipe: Path) -> None:
     assert [line.split()[0] for line in tracked.read_text().splitlines()] == ["1", "2", "3", "4", "5"]
 
 
+@pytest.mark.nightly  # ten seconds; the copy of a reward's file is tested by tests/launcher/load/test_plugins.py
 def test_a_reward_beside_them(recipe: Path) -> None:
     run = submit(recipe.with_name("grpo.yaml"))
     (recipe.parent / "my_reward.py").write_text("raise RuntimeError('edited after the run was submitted')\n")
