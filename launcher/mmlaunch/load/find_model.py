@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 from mmlaunch.errors import UserError
@@ -23,9 +24,14 @@ _STAMP = re.compile(r"-\d{4}-[0-9a-f]{4}$")
 class Missing(Exception):
     """Nothing of this name: what is wrong, and what would be right."""
 
-    def __init__(self, what: str, right: str) -> None:
+    def __init__(self, what: str, right: str | Callable[[], str]) -> None:
         super().__init__(what)
-        self.right = right
+        self._right = right
+
+    @property
+    def right(self) -> str:
+        """It is looked for when somebody reads it: among a thousand runs that takes longer than all the rest."""
+        return self._right if isinstance(self._right, str) else self._right()
 
 
 def named(name: str) -> str:
@@ -52,10 +58,15 @@ def find(name: str) -> Path | None:
         return _newest_checkpoint(run_named)
     if HUB_NAME.fullmatch(name) and not folder.exists() and folder != runs_folder():
         return None
-    runs_there = _folders(folder)
-    near = closest(word, [*runs_there, *(_STAMP.sub("", name) for name in runs_there), *_folders(path.parent)])
-    hint = f"did you mean {path.with_name(near) if os.sep in name else near}?" if near else ""
-    raise Missing(f"no run, checkpoint or model folder {name}", hint or f"relative paths start at {Path.cwd()}")
+
+    def right() -> str:
+        runs_there = _folders(folder)
+        near = closest(word, [*runs_there, *(_STAMP.sub("", name) for name in runs_there), *_folders(path.parent)])
+        if near is None:
+            return f"relative paths start at {Path.cwd()}"
+        return f"did you mean {path.with_name(near) if os.sep in name else near}?"
+
+    raise Missing(f"no run, checkpoint or model folder {name}", right)
 
 
 def _run(word: str, runs: list[RunPaths]) -> RunPaths | None:

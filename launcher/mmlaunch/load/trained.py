@@ -6,8 +6,9 @@ newest finished run of a name is taken. Later attempts start from the same check
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -32,8 +33,12 @@ class Resolved:
     loaded: Loaded
     pinned: tuple[tuple[str, Path], ...] = ()
     """The field, and the folder that it starts from."""
-    missing: tuple[Problem, ...] = ()
-    """What names nothing that exists."""
+    unfit: tuple[Callable[[], Problem], ...] = ()
+
+    @property
+    def missing(self) -> list[Problem]:
+        """What names nothing that exists, or nothing that fits."""
+        return [problem() for problem in self.unfit]
 
     @property
     def notes(self) -> list[str]:
@@ -43,23 +48,27 @@ class Resolved:
 
 def resolve(loaded: Loaded, later: Collection[str] = ()) -> Resolved:
     """Pin every trained model that the recipe names, but those of `later`: other stages will make them."""
-    recipe, pinned, missing = loaded.recipe, [], []
+    recipe, pinned, missing = loaded.recipe, [], list[Callable[[], Problem]]()
     for place, name in names(recipe):
         if name in later:
             continue
         try:
             path = find(name)
         except Missing as error:
-            function = closest(name, FUNCTIONS) if place[:2] == REWARDS else None
-            right = f"did you mean {function}, a function that comes with mmlaunch?" if function else error.right
-            missing.append(Problem(place, str(error), right))
+            missing.append(partial(_not_there, place, name, error))
             continue
         if path is not None and place[:2] == REWARDS and (wrong := reward_models.unfit(recipe, path)):
-            missing.append(Problem(place, *wrong))
+            missing.append(partial(Problem, place, *wrong))
         elif path is not None:
             recipe = with_value(recipe, place, str(path))
             pinned.append((".".join(map(str, place)), path))
     return Resolved(replace(loaded, recipe=recipe), tuple(pinned), tuple(missing))
+
+
+def _not_there(place: Place, name: str, error: Missing) -> Problem:
+    function = closest(name, FUNCTIONS) if place[:2] == REWARDS else None
+    right = f"did you mean {function}, a function that comes with mmlaunch?" if function else error.right
+    return Problem(place, str(error), right)
 
 
 def names(section: Section, place: Place = ()) -> Iterator[tuple[Place, str]]:

@@ -95,7 +95,7 @@ def test_what_names_nothing_is_told_with_a_guess(make: Make, resolve: Callable[[
     assert several.what == "dpo fits 2 runs" and one.name in several.right and two.name in several.right
     (near,) = resolve("runs/dpo-a-1121-aaab").missing
     assert "no run, checkpoint or model folder runs/dpo-a-1121-aaab" in near.what
-    assert resolve("meta-llama/Llama-3").missing == ()  # the hub is asked for it
+    assert resolve("meta-llama/Llama-3").missing == []  # the hub is asked for it
     (empty,) = resolve(str(small.parent)).missing
     assert "holds neither a run, nor a checkpoint, nor a config.json" in empty.what
 
