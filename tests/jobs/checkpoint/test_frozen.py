@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
+from tests.jobs.kills import kill_at
 
 from mmjobs.checkpoint.keep_frozen import keeps_base
 from mmjobs.model import frozen_weights
@@ -67,6 +68,35 @@ def test_a_checkpoint_holds_what_is_trained(job: Jobs, tiny: Recipes, stage: int
     if stage:  # other ranks than those that saved
         assert broken.run(tiny(**{**changes, "resources__tasks_per_node": 1}, steps=8), 1) == [0], broken.log()
         assert "goes on with 1" in broken.log()
+
+
+@pytest.mark.parametrize("stage", [1, 3])
+@pytest.mark.parametrize(
+    ("place", "rank"),
+    [
+        ("mmjobs.model.frozen_weights:contents", 1),
+        ("mmjobs.model.frozen_weights:write", 1),
+        ("mmjobs.model.frozen_weights:write", 0),
+        ("mmjobs.model.frozen_weights:seal", 0),
+        ("mmlaunch.run.manifest:seal", 0),
+    ],
+)
+@pytest.mark.nightly  # two minutes
+def test_a_rank_that_dies_while_they_are_kept(job: Jobs, tiny: Recipes, stage: int, place: str, rank: int) -> None:
+    changes = {**LORA, "deepspeed": {"stage": stage}, "resources__tasks_per_node": 2, "steps": 4}
+    whole, broken = job("whole"), job("broken")
+    assert whole.run(tiny(**changes), 2) == [0, 0], whole.log()
+    broken.prepare = kill_at(place, 1, rank)
+    assert broken.run(tiny(**changes), 2) != [0, 0]
+    broken.prepare = None
+    assert broken.run(tiny(**changes), 2) == [0, 0], broken.log()
+    assert {step: values[-1] for step, values in broken.losses().items()} == {
+        step: values[-1] for step, values in whole.losses().items()
+    }
+    assert [path.name for path in broken.paths.frozen.iterdir()] == [store(whole).name]
+    assert frozen_weights.is_whole(store(broken), fully=True)
+    one, other = whole.weights(4), broken.weights(4)
+    assert one.keys() == other.keys() and all(one[name].equal(other[name]) for name in one)
 
 
 def damaged(folder: Path, how: str) -> None:
