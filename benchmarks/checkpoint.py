@@ -62,7 +62,7 @@ def adapters(folder: Path, stage: int) -> tuple[int, int, int]:
     (ready,) = job.events("ready")
     trained = sum(part["trainable"] for part in ready["parameters"].values())
     state = trained * (4 + 4 + 4 + (4 if stage else 0))  # weight, two moments, and ZeRO's own copy of the weight
-    kept = sum(path.stat().st_size for path in job.paths.frozen.iterdir())
+    kept = sum(path.stat().st_size for path in job.paths.frozen.rglob("*") if path.is_file())
     saved = int(job.events("checkpoint")[-1]["bytes"])
     shutil.rmtree(job.paths.root)
     return saved, state, kept
