@@ -101,12 +101,17 @@ def overrides(function: F) -> F:
 
 
 def cluster(function: F) -> F:
-    return click.option(
-        "--cluster",
-        metavar="NAME",
-        shell_complete=_clusters,
-        help="The cluster profile: a name or a YAML file. Without it: $MMLAUNCH_CLUSTER, or what this machine offers.",
-    )(function)
+    return _cluster("$MMLAUNCH_CLUSTER, or what this machine offers")(function)
+
+
+def cluster_of_run(function: F) -> F:
+    """The same for a run that has one already."""
+    return _cluster("the profile that the run was submitted with")(function)
+
+
+def _cluster(otherwise: str) -> Callable[[F], F]:
+    what = f"The cluster profile: a name or a YAML file. Without it: {otherwise}."
+    return click.option("--cluster", metavar="NAME", shell_complete=_clusters, help=what)
 
 
 def as_json(function: F) -> F:

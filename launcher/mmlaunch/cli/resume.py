@@ -24,7 +24,7 @@ from mmlaunch.submit.resume_task import resume_task
 )
 @options.run(many=False)
 @options.overrides
-@options.cluster
+@options.cluster_of_run
 @click.option("-f", "--follow", is_flag=True, help="Stay and show progress.")
 def command(run: str, overrides: tuple[str, ...], cluster: str | None, follow: bool) -> None:
     """Continue RUN from its newest checkpoint, also after success, with other settings or on other resources.

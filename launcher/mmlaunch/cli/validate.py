@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,9 @@ from mmlaunch.load import Loaded, load_recipe, plugins
 from mmlaunch.load.cluster import is_profile
 from mmlaunch.load.plugins import Folders
 from mmlaunch.load.recipe import is_pipeline
+from mmlaunch.recipe import Recipe
 from mmlaunch.recipe.capability import unsupported
+from mmlaunch.recipe.scalars import STAGE
 
 SHORT = 3600
 """Seconds: no profile warns its ranks so long before the end."""
@@ -111,11 +114,25 @@ def _say(path: str, loaded: Loaded, cluster: str | None) -> None:
     for problem in trained.resolve(loaded).missing:
         placed = loaded.placed([problem]).problems[0]
         click.echo(click.style(f"  note: {placed}; submit needs it", fg="yellow"))
+    for place, source in _missing_data(recipe):
+        click.echo(click.style(f"  note: {place}: {source} is not here; submit needs it", fg="yellow"))
     if later := unsupported(recipe):
         parts = ", ".join(dict.fromkeys(problem.dotted for problem in later))
         click.echo(
             click.style(f"  note: this version can validate and render it, not train it yet ({parts})", dim=True)
         )
+
+
+def _missing_data(recipe: Recipe) -> Iterator[tuple[str, str]]:
+    """The files of data that are not on this machine, and where the recipe names them."""
+    for group in ("train", "input", "eval"):
+        for index, source in enumerate(getattr(recipe.data, group)):
+            path = source.path
+            if path is None or path.startswith((STAGE, "hf:")):
+                continue
+            with suppress(OSError):
+                if not Path(path).expanduser().exists():
+                    yield f"data.{group}[{index}].path", path
 
 
 def _hurry(loaded: Loaded, cluster: str | None) -> Problem | None:

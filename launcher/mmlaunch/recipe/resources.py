@@ -29,7 +29,7 @@ class Resources(Section):
     cpus_per_rank: Annotated[int, Field(ge=1, le=4096)] | None = None
     """Left out: the profile's value."""
     memory: MemorySize | None = None
-    """Memory of a node; left out: all of it."""
+    """Memory of a node. Left out: what the profile says, otherwise what the scheduler gives."""
     time: Duration = 86400
     """The time limit of an attempt: 24:00:00, 30m."""
     partition: Annotated[Words, Field(examples=["[a100, h100]"])] | None = None

@@ -136,6 +136,10 @@ def _check(prepared: Prepared, now: Status, overrides: Sequence[str]) -> None:
     if other is not None and now.saved_step is not None:
         right = f"start a new run with -s model.init_from={prepared.plan.run.root}"
         raise UserError(f"{other}: the weights of {name} are those of its own model; {right}")
+    begun = next((text for text in overrides if text.startswith(("precision=", "name="))), None)
+    if begun is not None and now.saved_step is not None:
+        right = f"start a new run with -s model.init_from={prepared.plan.run.root}"
+        raise UserError(f"{begun}: {name} began with another, and keeps it; {right}")
 
 
 def prepare_again(run: RunPaths, overrides: Sequence[str], cluster_name: str | None) -> Prepared:

@@ -11,6 +11,7 @@ from mmlaunch.load.imports import deepspeed_files
 from mmlaunch.load.imports.configuration import Configuration, Machines, words_of
 from mmlaunch.load.imports.draft import Draft, NoCounterpart, Nothing, Table, To, fill
 from mmlaunch.recipe.scalars import HUB_NAME
+from mmlaunch.recipe.trackers import TRACKERS
 
 USUAL_GPUS = 8
 
@@ -217,7 +218,10 @@ def _saving(config: Configuration, draft: Draft) -> None:
 
 def _reports(config: Configuration, draft: Draft) -> None:
     names = words_of(config.take("report_to"))
-    others = [name for name in names if name not in ("tensorboard", "none", "all")]
+    trackers = [name for name in names if name in TRACKERS]
+    if trackers:
+        draft.put("log.trackers", trackers)
+    others = [name for name in names if name not in ("tensorboard", "none", "all", *TRACKERS)]
     if others:
         draft.leave("report_to", ", ".join(others), "curves are written for TensorBoard: mmlaunch board RUN")
     if names == ["none"]:
