@@ -113,7 +113,7 @@ class _Writer:
         about = _line(self._body(name)["description"])
         whole = self.definitions[name]
         if not re.fullmatch(rf"`{re.escape(heading)}`\.?", about):
-            yield re.sub(rf"^`{re.escape(heading)}`: (\w)", lambda found: found[1].upper(), about) + "\n\n"
+            yield re.sub(rf"^`{re.escape(heading)}`: (\w)", lambda match: match[1].upper(), about) + "\n\n"
         if "anyOf" in whole and not heading.startswith("objective: "):
             short = whole["anyOf"][1].get("title", "").lower().replace(" ", "_")
             yield f"A single value stands for `{short}`.\n\n"
@@ -141,8 +141,8 @@ class _Writer:
 
     def _body(self, name: str) -> Schema:
         whole = self.definitions[name]
-        found: Schema = whole if "properties" in whole else {"properties": {}, **whole, **whole.get("anyOf", [{}])[0]}
-        return found
+        body: Schema = whole if "properties" in whole else {"properties": {}, **whole, **whole.get("anyOf", [{}])[0]}
+        return body
 
     def _table(self, path: str, section: Schema, required: list[str]) -> Iterator[str]:
         if not section["properties"]:

@@ -69,4 +69,4 @@ def _beside(file: Path, name: str) -> Path:
 
 def _place(path: Path) -> Path:
     """An absolute path without `..`; links stay what they are."""
-    return Path(os.path.abspath(path))  # noqa: PTH100
+    return Path(os.path.abspath(path))  # noqa: PTH100  resolve would follow links

@@ -135,16 +135,16 @@ def open_shell(
     return process
 
 
-def raise_refusal(host: Host, code: int, said: str) -> None:
+def raise_refusal(host: Host, code: int, output: str) -> None:
     """Raise `MachineError` if ssh did not come through, or if there is no mmlaunch on the host."""
     if code == NO_PROGRAM:
         right = "install it there, or write host_program: /path/to/bin/mmlaunch in the profile"
         raise MachineError(f"{host.name}: there is no program {host.program} on the PATH of a plain shell; {right}")
     if code != REFUSED:
         return
-    last = said.strip().splitlines()[-1].strip() if said.strip() else "ssh ended without a word"
+    last = output.strip().splitlines()[-1].strip() if output.strip() else "ssh ended without a word"
     for words, what, right in _REASONS:
-        if words in said.lower():
+        if words in output.lower():
             raise MachineError(f"{host.name}: {what} ({last}); {right.format(host=host.name)}")
     raise MachineError(f"{host.name}: the connection failed or ended ({last}); check it with: ssh {host.name}")
 
