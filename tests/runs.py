@@ -93,3 +93,9 @@ def until(look: Callable[[], T], seconds: float = 180) -> T:
         assert time.monotonic() < limit, f"still waiting for {look} after {seconds:g} s"
         time.sleep(0.3)
     return said
+
+
+def write_conversations(path: Path) -> None:
+    """Eight rows of the llava format, without images: enough for a run of a few seconds."""
+    talk = [{"from": "human", "value": "What is it?"}, {"from": "gpt", "value": "A cat."}]
+    path.write_text(json.dumps([{"id": str(number), "conversations": talk} for number in range(8)]))

@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -97,7 +96,7 @@ class Profiler:
         partial = trace.with_name(f".{trace.name}")
         running.export_chrome_trace(str(partial))  # by its ending it is compressed
         partial.replace(trace)  # whoever waits for it sees it whole
-        self._say(f"profile of steps {window.first} to {window.last}: {_below(trace, self._run.root)}")
+        self._say(f"profile of steps {window.first} to {window.last}: {trace.relative_to(self._run.root)}")
 
     def _guarded(self, work: Callable[[], None]) -> None:
         try:
@@ -109,7 +108,3 @@ class Profiler:
             with suppress(OSError):  # a command may wait for it
                 self._run.profiles.mkdir(exist_ok=True)
                 self._run.profile_failure(self._rank).write_text(f"{what}\n")
-
-
-def _below(path: Path, root: Path) -> Path:
-    return path.relative_to(root)

@@ -58,7 +58,8 @@ OTHER_TOOLS = {
     "dry-run": "render", "dryrun": "render", "preview": "render", "tail": "logs", "log": "logs", "restart": "resume",
     "continue": "resume", "retry": "resume", "tensorboard": "board", "explain": "why", "debug": "why",
     "memory": "estimate", "dedup": "decontaminate", "predict": "submit", "evaluate": "submit", "eval": "submit",
-    "score": "submit", "merge": "results", "collect": "results", "import": "import-config", "migrate": "import-config",
+    "score": "submit", "merge": "results", "collect": "results", "notify": "watch", "shell": "attach",
+    "ssh": "attach", "exec": "attach", "trace": "profile", "import": "import-config", "migrate": "import-config",
 }  # fmt: skip
 """What people type who come from another tool."""
 OPTIONS = {"--dryrun": "write --dry-run", "--plan": "write --dry-run",

@@ -53,11 +53,11 @@ def _call(arguments: list[str]) -> int:
 
 
 def _stacks(live: LiveRank) -> str:
-    """What the rank writes into its log when it is asked for its stacks."""
+    """What the rank writes into its log on SIGQUIT."""
     log = live.run.attempt(max(live.run.attempt_numbers)).rank_log(live.heartbeat.rank)
     begin = log.stat().st_size if log.exists() else 0
     if code := _call(live.signal("QUIT")):
-        raise MachineError(f"the rank could not be asked for its stacks (exit code {code})")
+        raise MachineError(f"the signal for the stacks could not be sent (exit code {code})")
     until = time.monotonic() + PATIENCE
     while time.monotonic() < until:
         time.sleep(0.3)

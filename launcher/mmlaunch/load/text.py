@@ -6,6 +6,7 @@ import json
 import os
 import re
 import stat
+from importlib import resources
 from pathlib import Path
 
 import yaml
@@ -236,11 +237,18 @@ def _neighbours(path: Path) -> str:
     return f"{path.parent}/ has {shown}" if names else f"{path.parent}/ has no YAML files"
 
 
+def _shipped() -> list[str]:
+    """The names of the recipes that come with mmlaunch."""
+    return [file.name for file in resources.files("mmlaunch.recipes").iterdir() if file.name.endswith(".yaml")]
+
+
 def _other_folder(path: Path) -> str:
     folder = path.parent
     try:
         names = [p.name for p in folder.parent.iterdir() if p.is_dir() and os.access(p, os.R_OK | os.X_OK)]
     except OSError:
         names = []
+    if folder.name == "recipes" and (shipped := closest(path.name, _shipped(), cutoff=0.8)):
+        return f"did you mean {folder / shipped}, which comes with mmlaunch?"
     near = closest(folder.name, names)
     return f"there is no folder {folder}" + (f"; {_neighbours(folder.with_name(near) / path.name)}" if near else "")

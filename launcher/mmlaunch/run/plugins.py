@@ -22,7 +22,7 @@ def load(file: str | None, module: str | None, name: str) -> Any:
     written = f"{file or module}:{name}"
     try:
         loaded = module_of(_file(file)) if file is not None else importlib.import_module(str(module))
-    except Exception as error:
+    except Exception as error:  # the user's own code may raise anything when it is imported
         raise BadInput(f"{written} cannot be loaded: {type(error).__name__}: {error}") from error
     if not hasattr(loaded, name):
         raise BadInput(f"{written}: {file or module} defines no {name}")

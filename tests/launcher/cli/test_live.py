@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.runs import at_step, ended, mmlaunch, submit, wait_for
+from tests.runs import at_step, ended, mmlaunch, submit, wait_for, write_conversations
 
 from mmlaunch.errors import RecipeError
 from mmlaunch.load import load_recipe
@@ -36,8 +36,7 @@ resources: {nodes: 1, gpus_per_node: 0, tasks_per_node: 2, cpus_per_rank: 1}
 @pytest.fixture
 def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    talk = [{"from": "human", "value": "What is it?"}, {"from": "gpt", "value": "A cat."}]
-    (tmp_path / "rows.json").write_text(json.dumps([{"id": str(i), "conversations": talk} for i in range(8)]))
+    write_conversations(tmp_path / "rows.json")
     path = tmp_path / "live.yaml"
     path.write_text(RECIPE.replace("STEPS", "100000"))
     return path

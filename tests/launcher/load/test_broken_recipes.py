@@ -605,3 +605,9 @@ def test_a_cluster_adds_its_mistakes_to_those_of_the_recipe(write: Callable[...,
     assert told == ["model.attention", "optim.lr", "resources.nodes"]
     with pytest.raises(RecipeError, match=r"recipe.yaml:\d+:\d+: resources.nodes"):
         load_recipe(write(BASE), also=partial(choose.misfits, "local"))
+
+
+def test_a_shipped_recipe_that_is_misspelt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(RecipeError, match=r"did you mean recipes/quickstart.yaml, which comes with mmlaunch\?"):
+        load_recipe("recipes/quikstart.yaml")

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.runs import ended, mmlaunch, submit, until, wait_for
+from tests.runs import ended, mmlaunch, submit, until, wait_for, write_conversations
 
 from mmlaunch.errors import RecipeError
 from mmlaunch.load import load_recipe
@@ -74,8 +74,7 @@ def webhook() -> Iterator[Webhook]:
 @pytest.fixture
 def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    talk = [{"from": "human", "value": "What is it?"}, {"from": "gpt", "value": "A cat."}]
-    (tmp_path / "rows.json").write_text(json.dumps([{"id": str(i), "conversations": talk} for i in range(8)]))
+    write_conversations(tmp_path / "rows.json")
     path = tmp_path / "heard.yaml"
     path.write_text(RECIPE)
     return path
