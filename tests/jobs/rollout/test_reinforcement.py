@@ -216,13 +216,13 @@ def _write_late() -> None:
     saving: Any = importlib.import_module("mmjobs.checkpoint.save")
     plain = saving.write
 
-    def late(files: dict[Path, bytes]) -> None:
+    def late(files: dict[Path, bytes], *rest: Any) -> None:
         run = next(folder for folder in next(iter(files)).parents if (folder / "rollouts").is_dir())
         until = time.monotonic() + 10
         while not (run / "rollouts" / "4" / "rollout.json").exists() and time.monotonic() < until:
             time.sleep(0.01)
         time.sleep(0.1)
-        plain(files)
+        plain(files, *rest)
 
     saving.write = late
 
