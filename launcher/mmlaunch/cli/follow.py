@@ -26,16 +26,17 @@ _SHOWN = ("loss", "accuracy", "reward", "right", "kl_sequence")
 """What is shown of a step, where it has it."""
 
 
-def follow(run: RunPaths, offset: int = 0) -> int:
-    """Show progress until the run ends; returns the run's exit code. `offset`: where in the ledger to begin.
+def follow(run: RunPaths, lines: int = 0) -> int:
+    """Show progress until the run ends; returns the run's exit code.
 
-    Ctrl-C leaves the run running, and returns 130: the end was not seen.
+    The first `lines` lines of the ledger are left out. Ctrl-C leaves the run running, and returns 130: the end was
+    not seen.
     """
     if shards.is_task(run):
         return _follow_task(run)
     try:
         show = _bar if sys.stdout.isatty() else _lines
-        ended = show(watch.events(run, offset))
+        ended = show(watch.events(run, lines))
     except KeyboardInterrupt:
         click.echo(f"\nleft; the run goes on. next: mmlaunch status {run.name}    mmlaunch cancel {run.name}")
         return INTERRUPTED

@@ -10,7 +10,7 @@ import click
 
 from mmlaunch.cli import options
 from mmlaunch.load import find_run
-from mmlaunch.run import shards
+from mmlaunch.run import ledger, shards
 from mmlaunch.run.paths import RunPaths
 from mmlaunch.run.pipeline import is_pipeline
 from mmlaunch.submit.other_version import command_of_snapshot, other_version
@@ -40,7 +40,7 @@ def command(run: str, overrides: tuple[str, ...], cluster: str | None, follow: b
         return
     if version := other_version(paths):
         _resume_with(paths, version, overrides, cluster, follow)
-    seen = paths.events.stat().st_size if paths.events.exists() else 0
+    seen = ledger.length(paths.events)
     again = resume_task(paths, overrides, cluster) if shards.is_task(paths) else resume(run, overrides, cluster)
     plan = again.plan
     click.echo(f"{click.style(plan.run.name, bold=True)}   {plan.size}, profile {plan.cluster_name}")

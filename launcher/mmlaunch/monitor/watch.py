@@ -16,21 +16,21 @@ _SAY = 13
 WAITING = ("pending", "held")
 
 
-def events(run: RunPaths, offset: int = 0) -> Iterator[Event | None]:
+def events(run: RunPaths, lines: int = 0) -> Iterator[Event | None]:
     """Yield every event as it is written, and None while nothing is; stop when the run ends or its job is gone.
 
     While the run waits, the scheduler's reason is yielded as an event too; and while ranks are busy for long, what
-    with, as an event "phase". `offset`: where in the ledger to begin; what stands behind it of an earlier submission is
-    left out.
+    with, as an event "phase". The first `lines` lines of the ledger are left out, and what stands behind them of an
+    earlier submission.
     """
-    tail = Tail(run.events, offset)
+    tail = Tail(run.events, lines)
     quiet, reason, since = 0, "", time.monotonic()
     while True:
-        new = _newest_submission(tail.new()) if offset else tail.new()
+        new = _newest_submission(tail.new()) if lines else tail.new()
         since = time.monotonic() if new else since
         if not new and quiet % 10 == 9:
             now = status.of(run)
-            new = _newest_submission(tail.new()) if offset else tail.new()  # it may have ended in the meantime
+            new = _newest_submission(tail.new()) if lines else tail.new()  # it may have ended in the meantime
             if (now.state == "lost" or now.final) and not new:  # only its scheduler knows of the end
                 return
             if now.state in WAITING and now.reason != reason:

@@ -27,7 +27,7 @@ from mmlaunch.recipe.resources import Restarts
 from mmlaunch.recipe.scalars import format_duration
 from mmlaunch.restart import causes, log_lines, policy
 from mmlaunch.restart.policy import Ending
-from mmlaunch.run import ledger, manifest, owner, shards
+from mmlaunch.run import compaction, ledger, manifest, owner, shards
 from mmlaunch.run.event_types import Kind
 from mmlaunch.run.exits import CANCELLED, IN_JOB, JobExit
 from mmlaunch.run.ledger import Event
@@ -64,6 +64,8 @@ def begin(run: RunPaths, script: Path, submission: int = 0) -> tuple[int, int]:
     if not attempt.script.exists():  # a restart runs the script of the attempt before
         shutil.copyfile(script, attempt.script)
         shutil.copyfile(_deepspeed_before(run, number), attempt.deepspeed)
+    with _unwritable("a shorter ledger"):
+        compaction.compact(run.events)
     _note(run, "started", attempt=number, job=job.number, nodes=job.nodes, **job.process)
     print(log_lines.MARKER.format(number=number), file=sys.stderr, flush=True)
     return number, free_port(number)
@@ -114,6 +116,8 @@ def end(run: RunPaths, number: int, exit_code: int, submission: int = 0, here: b
     reason = f"{verdict.reason}{_too_short(run, events, ending) if verdict.state == 'failed' else ''}"
     state = {"state": verdict.state, "cause": ending.cause, "reason": reason, "exit_code": exit_code}
     _note(run, "ended", attempt=number, **state)
+    with _unwritable("a shorter ledger"):
+        compaction.compact(run.events)
     _forget(run, scheduler, job)
     return CANCELLED if verdict.state == "cancelled" else _last_word(exit_code)
 

@@ -1,14 +1,17 @@
 """The event ledger: a file of JSON lines that is only appended to, and can be read after a kill at any byte.
 
-`event_types` declares the kinds of events.
+`event_types` declares the kinds of events. `compaction` moves most steps of a long run into compressed files beside the
+ledger between two attempts; a line "compacted" stands in their place, and `read` puts them back.
 """
 
 from __future__ import annotations
 
 import fcntl
+import gzip
 import json
 import os
 import time
+import zlib
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -57,8 +60,9 @@ def kind_of(event: Event) -> Kind:
     return kind
 
 
-_STEP, _BEGIN = b'"event":"step"', 64
-"""What the line of a step has among its first bytes."""
+_STEP, _COMPACTED, _BEGIN = b'"event":"step"', b'"event":"compacted"', 64
+"""What the line of a step, and the line in the place of some, has among its first bytes."""
+MOST_LINES = 10**9
 RECENT = 8
 """So many steps tell how fast a run is; `skim` reads them before every other event."""
 
@@ -68,9 +72,8 @@ def append(path: Path, event: Kind, **fields: Any) -> Event:
     event_types.check(event, fields)
     record: Event = {"time": round(time.time(), 3), "event": event, **fields}
     line = json.dumps(record, allow_nan=False, separators=(",", ":"), default=_readable).encode() + b"\n"
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+    descriptor = locked(path)
     try:
-        fcntl.lockf(descriptor, fcntl.LOCK_EX)
         size = os.fstat(descriptor).st_size
         if size and os.pread(descriptor, 1, size - 1) != b"\n":
             line = b"\n" + line  # an earlier writer was killed in mid-line: leave its torn line to itself
@@ -87,6 +90,21 @@ def append(path: Path, event: Kind, **fields: Any) -> Event:
     return record
 
 
+def locked(path: Path) -> int:
+    """A descriptor of the ledger, which nobody else writes until it is closed."""
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        try:
+            fcntl.lockf(descriptor, fcntl.LOCK_EX)
+            with suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(descriptor), path.stat()):
+                    return descriptor
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)  # it was replaced by a compacted one in the meantime
+
+
 def finite(value: float) -> float | str:
     """JSON has neither NaN nor infinity: they are written as words."""
     return value if value == value and abs(value) != float("inf") else str(value)
@@ -96,9 +114,17 @@ def read(path: Path) -> Events:
     """Every whole event of a ledger; a missing file is an empty ledger."""
     try:
         with path.open("rb") as file:
-            return _parse(file.read().split(b"\n"), _changed(file))
+            return _parse(_with_compacted(file.read().split(b"\n"), path.parent), _changed(file))
     except FileNotFoundError:
         return Events(())
+
+
+def length(path: Path) -> int:
+    """The number of lines that a ledger has, compacted ones among them."""
+    try:
+        return len(_with_compacted(path.read_bytes().split(b"\n")[:-1], path.parent))
+    except FileNotFoundError:
+        return 0
 
 
 def skim(path: Path) -> Events:
@@ -109,9 +135,14 @@ def skim(path: Path) -> Events:
             lines, changed = file.read().split(b"\n"), _changed(file)
     except FileNotFoundError:
         return Events(())
+    return _parse([lines[number] for number in skimmed(lines)], changed)
+
+
+def skimmed(lines: list[bytes]) -> list[int]:
+    """Where the lines are that `skim` reads."""
     others = [number for number, line in enumerate(lines) if _STEP not in line[:_BEGIN] or not line.endswith(b"}")]
     near = {number + by for number in others for by in range(-RECENT, 2)}
-    return _parse([lines[number] for number in sorted(near) if 0 <= number < len(lines)], changed)
+    return [number for number in sorted(near) if 0 <= number < len(lines)]
 
 
 def read_ends(path: Path, head: int = 4096, tail: int = 32768) -> Events:
@@ -130,23 +161,75 @@ def read_ends(path: Path, head: int = 4096, tail: int = 32768) -> Events:
 
 
 class Tail:
-    """Follows a growing ledger: each call of `new` returns the events that were completed since the last one."""
+    """Follows a growing ledger: each call of `new` returns the events that were completed since the last one.
 
-    def __init__(self, path: Path, offset: int = 0) -> None:
+    The first `lines` lines are left out.
+    """
+
+    def __init__(self, path: Path, lines: int = 0) -> None:
         self.path = path
-        self._offset = offset
+        self._lines = lines
+        """So many were returned or left out, compacted ones among them."""
+        self._file: tuple[int, int] | None = None
+        """The device and inode in which they were counted, and `_offset` where they end in it."""
+        self._offset = 0
 
     def new(self) -> tuple[Event, ...]:
         try:
             with self.path.open("rb") as file:
-                file.seek(self._offset)
+                about = os.fstat(file.fileno())
+                same = self._file == (about.st_dev, about.st_ino) and about.st_size >= self._offset
+                file.seek(self._offset if same else 0)
                 data = file.read()
-                changed = _changed(file)
         except FileNotFoundError:
             return ()
         whole = data[: data.rfind(b"\n") + 1]
+        lines = whole.split(b"\n")[:-1]
+        if same:
+            self._lines += len(lines)
+        else:  # the first look, or the ledger was compacted
+            every = _with_compacted(lines, self.path.parent)
+            lines, self._lines = every[self._lines :], max(self._lines, len(every))
+            self._file, self._offset = (about.st_dev, about.st_ino), 0
         self._offset += len(whole)
-        return _parse(whole.split(b"\n"), changed).events
+        return _parse(lines, about.st_mtime).events
+
+
+def _with_compacted(lines: list[bytes], folder: Path) -> list[bytes]:
+    """The lines of a ledger with those that were moved into compressed files, in their places.
+
+    Where such a file is gone or torn, an unreadable line stands for each line that it held.
+    """
+    if not any(_COMPACTED in line[:_BEGIN] for line in lines):
+        return lines
+    moved: dict[str, Iterator[bytes]] = {}
+    result: list[bytes] = []
+    for line in lines:
+        place = _compacted(line) if _COMPACTED in line[:_BEGIN] else None
+        if place is None:
+            result.append(line)
+            continue
+        file, count = place
+        if file not in moved:
+            moved[file] = _unpacked(folder / file)
+        result += [next(moved[file], b"?") for _ in range(count)]
+    return result
+
+
+def _compacted(line: bytes) -> tuple[str, int] | None:
+    """The file and the number of the lines that a line stands for."""
+    try:
+        event = json.loads(line)
+        file, count = str(event["file"]), int(event["lines"])
+    except (ValueError, KeyError, TypeError):
+        return None
+    return (file, count) if "/" not in file and 0 <= count < MOST_LINES else None
+
+
+def _unpacked(path: Path) -> Iterator[bytes]:
+    with suppress(OSError, EOFError, zlib.error), gzip.open(path, "rb") as file:
+        for line in file:
+            yield line.rstrip(b"\n")
 
 
 def _changed(file: BinaryIO) -> float:
@@ -158,7 +241,7 @@ def _parse(lines: list[bytes], changed: float) -> Events:
     events: list[Event] = []
     torn = 0
     for line in lines:
-        if not line.strip():
+        if not line.strip() or _COMPACTED in line[:_BEGIN]:
             continue
         try:
             event = json.loads(line.decode(errors="surrogatepass"))
