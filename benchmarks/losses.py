@@ -18,6 +18,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import safetensors.numpy
+
 RECIPE = """\
 name: losses
 model:
@@ -45,7 +47,7 @@ OBJECTIVES = {
 }  # fmt: skip
 SYNCED = "objective={method: dpo, reference: copy, reference_sync: {every: 3, mix: 0.5}}"
 LORA = ["model.train={vision: frozen, projector: frozen, language: lora}", "model.lora.rank=4"]
-TIMES = ("time", "rate", "tokens_per_second", "memory", "mfu", "attempt", "event")
+TIMES = ("time", "rate", "tokens_per_second", "memory", "mfu", "attempt", "event", "data_wait")
 """Fields of a step event that no two runs have in common."""
 
 
@@ -74,10 +76,11 @@ def trained(recipe: Path, folder: Path, changes: list[str]) -> dict[str, Any]:
     events = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
     steps = [event for event in events if event["event"] == "step"]
     (weights,) = (run / "checkpoints" / "step-8").rglob("model.safetensors")
+    tensors = safetensors.numpy.load_file(weights)
     return {
         "steps": [{key: value for key, value in step.items() if key not in TIMES} for step in steps],
         "evaluations": [event["metrics"] for event in events if event["event"] == "evaluated"],
-        "weights": hashlib.sha256(weights.read_bytes()).hexdigest(),
+        "weights": {name: hashlib.sha256(value.tobytes()).hexdigest() for name, value in tensors.items()},
     }
 
 
@@ -94,14 +97,23 @@ def record(file: Path) -> None:
 
 
 def compare(before: Path, after: Path) -> int:
-    """Print what differs; the number of runs that do."""
+    """Print what differs; the number of runs that do. A weight counts where both checkpoints have it: newer ones hold
+    only what is trained."""
     old, new = (json.loads(path.read_text()) for path in (before, after))
-    different = [name for name in old if old[name] != new.get(name)]
+    parts_of = {name: _different(one, new.get(name, {})) for name, one in old.items()}
+    different = [name for name, parts in parts_of.items() if parts]
     for name in different:
-        parts = [part for part in old[name] if old[name][part] != new.get(name, {}).get(part)]
+        parts = parts_of[name]
         print(f"{name}: {', '.join(parts)} differ" if name in new else f"{name}: was not run again")
     print(f"{len(old) - len(different)} of {len(old)} runs are equal bit for bit")
     return len(different)
+
+
+def _different(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    parts = [part for part in ("steps", "evaluations") if old[part] != new.get(part)]
+    both = old["weights"].keys() & new.get("weights", {}).keys()
+    same = bool(both) and all(old["weights"][name] == new["weights"][name] for name in both)
+    return parts if same else [*parts, "weights"]
 
 
 def main() -> None:

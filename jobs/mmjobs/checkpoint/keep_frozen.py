@@ -30,14 +30,16 @@ def keep(
     share: Mapping[str, torch.Tensor],
     model: Contents,
     fails: Callable[[Callable[[], None]], bool],
+    source: str | None = None,
 ) -> bool:
     """Keep them, unless the run does already; False where the disk of a rank was full.
 
-    `fails` does the writing of this rank, and says whether its disk was full.
+    `fails` does the writing of this rank, and says whether its disk was full. `source`: where the weights came from;
+    those of the policy came from what its recipe names.
     """
     ranks, run, name = context.ranks, context.paths, frozen_weights.name_of(model)
     plans: list[str] = []
-    full = ranks.any(ranks.first and fails(lambda: plans.append(_prepare(context.recipe, run, name))))
+    full = ranks.any(ranks.first and fails(lambda: plans.append(_prepare(context.recipe, run, name, source))))
     plan = ranks.from_first(None if full or not ranks.first else plans[0])
     if plan == "nothing":
         return True
@@ -52,13 +54,13 @@ def keep(
     return not full
 
 
-def keep_network(context: Context, network: nn.Module) -> str:
-    """Keep all weights of a model that learns nothing; returns their name. All ranks together."""
+def keep_network(context: Context, network: nn.Module, what: str, source: str | None = None) -> str:
+    """Keep all weights of a model that learns nothing, which is `what`; returns their name. All ranks together."""
     ranks = context.ranks
     share = sharded.share(dict(network.named_parameters()), ranks.rank, ranks.world, ranks.watch.moved)
     model = contents(context, share)
-    if not keep(context, share, model, is_too_full):
-        raise DiskFull(f"no room for the reference model; make room in {context.paths.frozen}, and resume the run")
+    if not keep(context, share, model, is_too_full, source):
+        raise DiskFull(f"no room for {what}; make room in {context.paths.frozen}, and resume the run")
     return frozen_weights.name_of(model)
 
 
@@ -88,16 +90,17 @@ def is_too_full(write: Callable[[], None]) -> bool:
     return False
 
 
-def _prepare(recipe: Recipe, run: RunPaths, name: str) -> str:
+def _prepare(recipe: Recipe, run: RunPaths, name: str, source: str | None) -> str:
     """What is left to write: the "files" of all ranks, the "index" alone, "links" that exist, or "nothing"."""
-    folder, staging, copied = run.frozen_weights(name), frozen_weights.staging(run, name), keeps_base(recipe)
+    folder, staging = run.frozen_weights(name), frozen_weights.staging(run, name)
+    copied, source = _keeps(recipe, source), source or recipe.model.init_from
     if frozen_weights.is_whole(folder) and (frozen_weights.is_kept(folder) or not copied):
         return "nothing"
     run.frozen.mkdir(exist_ok=True)
     shutil.rmtree(staging, ignore_errors=True)
     if not copied:
         return "index"
-    begun = of_checkpoint(Path(recipe.model.init_from)) if recipe.model.init_from else None
+    begun = of_checkpoint(Path(source)) if source else None
     if begun is not None and frozen_weights.link(begun[0], run, name):
         return "links"
     shutil.rmtree(staging, ignore_errors=True)  # some of the files may be linked
@@ -105,10 +108,20 @@ def _prepare(recipe: Recipe, run: RunPaths, name: str) -> str:
     return "files"
 
 
-def copies_base(context: Context) -> bool:
-    """The same for all ranks: what one node may write, another may only read."""
-    copied: bool = context.ranks.from_first(keeps_base(context.recipe) if context.ranks.first else None)
+def copies(context: Context, source: str | None = None) -> bool:
+    """Whether this run has copies of what is frozen in the policy, or of all that comes from this source.
+
+    The same for all ranks: what one node may write, another may only read.
+    """
+    copied: bool = context.ranks.from_first(_keeps(context.recipe, source) if context.ranks.first else None)
     return copied
+
+
+def _keeps(recipe: Recipe, source: str | None) -> bool:
+    if source is None:
+        return keeps_base(recipe)
+    setting = recipe.checkpoint.keep_base
+    return setting == "always" or (setting == "auto" and not _stays(source))
 
 
 def keeps_base(recipe: Recipe) -> bool:

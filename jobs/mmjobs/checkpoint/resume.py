@@ -133,7 +133,7 @@ def _check_frozen(context: Context, checkpoint: CheckpointPaths, name: str, engi
         wrong = f"{what}, and the model as it is built now has other frozen weights than {checkpoint.root.name}"
         right = "put one of the two back" if damage else "put that model back as it was"
         raise BadInput(f"{wrong} ({begun}); {right}")
-    if share is None or not (damage or keep_frozen.copies_base(context)):
+    if share is None or not (damage or keep_frozen.copies(context)):
         return
     if not keep_frozen.keep(context, share, model, keep_frozen.is_too_full):
         raise DiskFull(f"no room for the frozen weights; make room in {context.paths.frozen} and resume the run")

@@ -39,11 +39,13 @@ class VisionMemory:
         owner: Any = tower
         owner.__class__ = _Remembering  # in its place: hooks and names stay
         owner.memory, owner.layer = self, layer
-        owner.weights = tuple(checksum(weight) for weight in weights)
+        owner.weights = None
         return True
 
     def features(self, tower: Any, pixels: torch.Tensor) -> torch.Tensor:
         """The hidden states of the layer that is projected, of one image: [1, 3, H, W] -> [1, T, D]"""
+        if tower.weights is None:  # not before: a resumed run reads its weights when all models are built
+            tower.weights = tuple(checksum(weight) for weight in tower.parameters())
         half = torch.is_autocast_enabled(pixels.device.type), next(tower.parameters()).dtype
         key = (tower.weights, tower.layer, half, pixels.dtype, tuple(pixels.shape), checksum(pixels))
         if key not in self._features:

@@ -18,6 +18,7 @@ from mmjobs.model.weights import FILE as WEIGHTS
 from mmjobs.rank.context import Context
 from mmlaunch.errors import BadInput
 from mmlaunch.recipe import Recipe
+from mmlaunch.recipe.rewards import RewardSource
 from mmlaunch.run import manifest
 from mmlaunch.run.files import publish
 from mmlaunch.run.paths import CheckpointPaths
@@ -28,6 +29,8 @@ _STARTS = ("model.init_from", "model.pretrained", "model.vision", "model.languag
 """The fields that name weights which a model starts with."""
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".index.json")
 REFERENCE, REFERENCE_WEIGHTS = "reference", "reference weights"
+KEPT = "kept"
+"""Beside the content of a folder: under which name the run keeps weights that came from it."""
 
 
 def check(context: Context) -> None:
@@ -53,6 +56,19 @@ def pinned(context: Context, name: str) -> str | None:
     return str(value) if value is not None else None
 
 
+def facts(context: Context, field: str) -> dict[str, Any]:
+    """What is pinned of the folder that a field names. All ranks."""
+    known = _read(context).get(field) if context.ranks.first else None
+    known = context.ranks.from_first(known)
+    return known if isinstance(known, dict) else {}
+
+
+def add(context: Context, field: str, **known: Any) -> None:
+    """Pin more of the folder that a field names, if it is pinned."""
+    if context.ranks.first and (pins := _read(context)).get(field):
+        _write(context, pins | {field: {**pins[field], **known}})
+
+
 def contents(context: Context) -> dict[str, str]:
     """The digest of everything that is pinned, by the field of the recipe that names it."""
     return {name: str(pin["content"]) for name, pin in _read(context).items() if isinstance(pin, dict)}
@@ -64,9 +80,29 @@ def lost_source(context: Context) -> str | None:
     return lost
 
 
+def lost_reward(context: Context, field: str) -> str | None:
+    """What is lost of a reward model whose weights the run has kept. All ranks."""
+    lost: str | None = context.ranks.from_first(_lost_reward(context, field) if context.ranks.first else None)
+    return lost
+
+
+def _lost_reward(context: Context, field: str) -> str | None:
+    known = _read(context).get(field)
+    if not isinstance(known, dict) or KEPT not in known or not _has_checkpoint(context):
+        return None
+    folder = dict(_folders(context.recipe)).get(field)
+    if folder is None:
+        return f"{field}: {known['path']} is gone"
+    return None if known["content"] == _digest(folder) else f"{field}: {folder} has changed since the run began"
+
+
+def _has_checkpoint(context: Context) -> bool:
+    return manifest.newest(context.paths.checkpoints, contents=False)[0] is not None
+
+
 def _lost(context: Context) -> str | None:
     """`model.init_from: /runs/sft is gone`: weights that another folder has, or none. Tokenizers have to stay."""
-    if manifest.newest(context.paths.checkpoints, contents=False)[0] is None:
+    if not _has_checkpoint(context):
         return None
     source, pins = context.recipe.model.init_from, _read(context)
     if source is not None and Path(source).is_absolute() and not Path(source).is_dir():
@@ -93,7 +129,7 @@ def _wrong(context: Context) -> str | None:
             return f"model.init_from: {source} cannot be read: {damage}; start from another checkpoint"
     lost = _lost(context) or ""
     for field, folder in _folders(context.recipe):
-        if lost.startswith(f"{field}:"):
+        if lost.startswith(f"{field}:") or _lost_reward(context, field):
             continue
         now = {"path": str(folder), "content": _digest(folder), "beside": _digest(folder, weights=False)}
         before = pins.setdefault(field, now)
@@ -113,11 +149,16 @@ def _folders(recipe: Recipe) -> Iterator[tuple[str, Path]]:
         "model.pretrained": model.pretrained,
         "model.vision": model.vision.path if model.vision else None,
         "model.language": model.language.path if model.language else None,
-        **{f"objective.rewards.{n}.path": source.path for n, source in enumerate(recipe.objective.reward_sources)},
+        **{reward_field(recipe, source): source.path for source in recipe.objective.reward_sources},
     }
     for field, name in names.items():
         if name is not None and (folder := Path(name).expanduser()).is_dir():
             yield field, folder.absolute()
+
+
+def reward_field(recipe: Recipe, source: RewardSource) -> str:
+    """The field of the recipe that names a reward model."""
+    return f"objective.rewards.{list(recipe.objective.reward_sources).index(source)}.path"
 
 
 def _digest(folder: Path, weights: bool = True) -> str:

@@ -34,12 +34,12 @@ from mmjobs.rollout.rewards.workers import RewardWorkers
 from mmjobs.rollout.rows import Prompts, Rows
 from mmjobs.rollout.scoring import Scorer
 from mmjobs.rollout.source import RolloutSource
-from mmjobs.train import skipped_rows
+from mmjobs.train import pins, skipped_rows
 from mmjobs.train.datasets import Datasets, build_datasets
 from mmjobs.train.evaluate_rollouts import RolloutEvaluation
 from mmjobs.train.learner import ObjectiveLearner
 from mmjobs.train.policy import PolicyLearner
-from mmjobs.train.reward_models import build_reward_network, shared_reward_model
+from mmjobs.train.reward_models import build_kept_reward_network, shared_reward_model
 from mmjobs.train.setup import (
     build_engine,
     build_model,
@@ -168,7 +168,11 @@ def build_critic(
     context.ranks.watch.enter(Phase.START)
     context.ranks.watch.doing("builds the critic")
     own, models = settings.critic, settings.models_of_rewards
-    start = models[0].path if models and own.init_from != "policy" else recipe.model.init_from
+    if models and own.init_from != "policy":
+        start, lost = models[0].path, pins.lost_reward(context, pins.reward_field(recipe, models[0]))
+    else:
+        start, lost = recipe.model.init_from, pins.lost_source(context)
+    start = None if lost else start  # its own checkpoint is read over it
     model = recipe.model.model_copy(update={"init_from": start})
     optim = recipe.optim.model_copy(update={"lr": own.lr or recipe.optim.lr})
     zero = with_stage(context.deepspeed, recipe, own.stage, own.offload)
@@ -209,7 +213,7 @@ def build_scorer(
 
 def _reward_model(context: Context, source: RewardSource, policy: BuiltModel, seen: VisionMemory) -> RewardModel:
     """The frozen model of a reward run or of its export; it reads what the policy writes."""
-    built = build_reward_network(context, source)
+    built = build_kept_reward_network(context, source)
     _check_same_words(source, built.model, policy)
     seen.serve(built.model.network.requires_grad_(False))
     return built.frozen(context)

@@ -157,8 +157,8 @@ def build_reference_network(context: Context, settings: dict[str, Any]) -> nn.Mo
             raise BadInput(f"{lost}, and the reference model began with it; put it back as it was")
         return network
     network = build_network(recipe, settings).network
-    if name is None and keep_frozen.copies_base(context):
-        name = keep_frozen.keep_network(context, network)
+    if name is None and keep_frozen.copies(context):
+        name = keep_frozen.keep_network(context, network, "the reference model")
         pins.pin(context, pins.REFERENCE_WEIGHTS, name)
     return network
 

@@ -6,6 +6,7 @@ import importlib
 import json
 import math
 import os
+import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from mmjobs.model.toys import models as toys
 from mmjobs.model.toys import tokenizers
 from mmlaunch.recipe import Recipe
 from mmlaunch.recipe.check import recipe_of
+from mmlaunch.run import manifest
 
 Jobs = Callable[[str], Any]
 Recipes = Callable[..., Recipe]
@@ -385,3 +387,41 @@ def test_the_critic_and_its_reward_model_share_their_weights(runs: Any, tiny: Re
         assert run.run(recipe) == [0], run.log()
         numbers.append(steps(run))
     assert numbers[0] == numbers[1] and len(numbers[0]) == 4
+
+
+@pytest.mark.parametrize(
+    ("shares", "how", "stage"),
+    [
+        (False, "is gone", 0),
+        pytest.param(False, "has changed", 3, marks=pytest.mark.nightly),
+        pytest.param(True, "is gone", 1, marks=pytest.mark.nightly),
+    ],
+)
+def test_a_run_goes_on_without_its_reward_model(runs: Any, tiny: Recipes, shares: bool, how: str, stage: int) -> None:
+    reward = runs("reward")
+    data = {"format": "shapes", "limit": 200}
+    assert reward.run(tiny(objective="reward", steps=5, optim__lr=1e-2, data__train=data)) == [0], reward.log()
+    rewards = str(reward.paths.checkpoint(5))
+    objective = {**PPO, "rewards": [{"path": rewards, "standardise": True}], "critic": {"shares_reward_model": shares}}
+    changes: dict[str, Any] = {
+        "objective": objective, "deepspeed": {"stage": stage}, "batch__global": 16, "optim__lr": 1e-2,
+        "optim__schedule": "constant", "checkpoint__every": "2 steps", "steps": 4,
+    }  # fmt: skip
+    if shares:
+        changes |= {"model__train": {"vision": "frozen", "projector": "frozen", "language": "lora"}}
+        changes |= {"model__lora": {"rank": 2}}
+    whole, broken = runs("whole"), runs("broken")
+    assert whole.run(tiny(**changes)) == [0], whole.log()
+    assert broken.run(tiny(**changes | {"steps": 2})) == [0], broken.log()
+    if how == "is gone":
+        shutil.rmtree(reward.paths.root)
+    else:
+        (Path(rewards) / manifest.NAME).write_text((Path(rewards) / manifest.NAME).read_text() + " ")
+    assert broken.run(tiny(**changes)) == [0], broken.log()
+    assert f"objective.rewards.0.path: {rewards} {how}" in broken.log()
+    assert "goes on with the reward model that it has kept" in broken.log()
+    numbers = [{step: one | {"steps": 4} for step, one in steps(run).items()} for run in (whole, broken)]
+    assert numbers[0] == numbers[1] and len(numbers[0]) == 4
+    shutil.rmtree(broken.paths.frozen)
+    assert broken.run(tiny(**changes | {"steps": 6})) == [94]
+    assert "has lost its copy; put it back as it was" in broken.log() or "frozen" in broken.log()
