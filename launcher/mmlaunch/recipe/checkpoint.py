@@ -34,8 +34,8 @@ class Checkpoint(Section):
     """Whether the highest or the lowest value of `best` is the best one."""
     keep_base: Literal["auto", "always", "never"] = "auto"
     """Whether the run has a copy of the weights that it does not train, so that it can be resumed and exported although
-    the model that it began with, or a reward model, has changed or is gone. auto: unless they come from the hub, or from a folder that this
-    user cannot write to; from another run they are linked where the file system can."""
+    the model that it began with, or a reward model, has changed or is gone. auto: unless they come from the hub, or
+    from a folder that this user cannot write to; from another run they are linked where the file system can."""
     background: bool = True
     """Train on while files are written. The last save, and one before a stop, always block."""
     on_full_disk: Literal["continue", "stop"] = "continue"
