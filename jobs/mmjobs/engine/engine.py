@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 import math
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import deepspeed
 import safetensors
 import safetensors.torch
 import torch
 from torch import nn
 
 from mmjobs.data.batch import Batch
+from mmjobs.engine import universal
+from mmjobs.engine.checkpoint_io import EngineFiles, Files
 from mmjobs.engine.lr_schedule import lr_factor
 from mmjobs.model import frozen_weights, sharded
 from mmjobs.model.checksum import checksum
@@ -31,14 +32,6 @@ from mmlaunch.errors import BadInput
 from mmlaunch.recipe.optim import Optim
 from mmlaunch.recipe.parts import part_of
 
-os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
-logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
-import deepspeed  # noqa: E402  it chooses its accelerator when it is imported
-
-from mmjobs.engine import universal  # noqa: E402  it imports deepspeed
-from mmjobs.engine.checkpoint_io import EngineFiles, Files  # noqa: E402  it imports deepspeed
-
-deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # gloo does the work, without a compiler and its minute
 TAG = "deepspeed"
 T = TypeVar("T")
 _SETTINGS = ("lr", "betas", "eps", "weight_decay")
