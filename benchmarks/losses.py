@@ -18,7 +18,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import safetensors.numpy
+import safetensors.torch
+import torch
 
 RECIPE = """\
 name: losses
@@ -76,12 +77,16 @@ def trained(recipe: Path, folder: Path, changes: list[str]) -> dict[str, Any]:
     events = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
     steps = [event for event in events if event["event"] == "step"]
     (weights,) = (run / "checkpoints" / "step-8").rglob("model.safetensors")
-    tensors = safetensors.numpy.load_file(weights)
+    tensors = safetensors.torch.load_file(weights)
     return {
         "steps": [{key: value for key, value in step.items() if key not in TIMES} for step in steps],
         "evaluations": [event["metrics"] for event in events if event["event"] == "evaluated"],
-        "weights": {name: hashlib.sha256(value.tobytes()).hexdigest() for name, value in tensors.items()},
+        "weights": {name: _digest(value) for name, value in tensors.items()},
     }
+
+
+def _digest(value: torch.Tensor) -> str:
+    return hashlib.sha256(value.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()).hexdigest()
 
 
 def record(file: Path) -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from mmjobs.data.batch import Batch
+from mmjobs.model.quantised import numbers
 from mmjobs.model.sharded import shape
 from mmlaunch.recipe.parts import PARTS, part_of
 
@@ -65,7 +66,7 @@ class ModelFlops:
                 continue
             size = shape(module.weight)
             part = _LAST if module in last else part_of(f"{path}.weight")
-            rows[part] += 2.0 * size.numel() * (1 + trained + module.weight.requires_grad)
+            rows[part] += 2.0 * numbers(module.weight) * (1 + trained + module.weight.requires_grad)
             if isinstance(module, (nn.Conv2d, nn.Conv3d)):
                 kernel = kernel or size[1:].numel()
         text = network.config.get_text_config()

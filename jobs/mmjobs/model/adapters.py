@@ -14,6 +14,7 @@ from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import Linear, LoraLayer
 from torch import nn
 
+from mmjobs.model import quantised
 from mmjobs.model.parts import ADAPTER, idle_vision
 from mmjobs.model.sharded import whole
 from mmlaunch.errors import BadInput
@@ -26,10 +27,15 @@ FOLDER = "adapter"
 _FILE, _PREFIX, _DOWN = "adapter_model.safetensors", "base_model.model.", ".lora_A.weight"  # peft's names
 
 
-def add(network: nn.Module, model: Model) -> None:
-    """Add an adapter to every layer that the recipe names; at first it adds nothing."""
+def add(network: nn.Module, model: Model, empty: bool = False) -> None:
+    """Add an adapter to every layer that the recipe names; at first it adds nothing.
+
+    `empty`: the weights of the network are loaded later.
+    """
     if model.lora is None:
         return
+    if model.lora.quantise is not None:
+        quantised.use(network, _linear(network, model), empty)
     layers = _targets(network, model, model.lora)
     inject_adapter_in_model(_config(model.lora, layers), network, adapter_name=_NAME)
     for layer in _layers(network).values():
@@ -63,6 +69,7 @@ class _Adapted(Linear):
 
 def merge(network: nn.Module) -> None:
     """Merge the adapters of a network into its weights, and remove them."""
+    quantised.undo(network)
     for layer in _layers(network).values():
         layer.merge(safe_merge=True)
     detach(network)
@@ -73,6 +80,7 @@ def detach(network: nn.Module) -> None:
     for path, layer in _layers(network).items():
         parent, _, name = path.rpartition(".")
         setattr(network.get_submodule(parent), name, layer.get_base_layer())
+    quantised.undo(network)
     if hasattr(network, "peft_config"):
         del network.peft_config
 
@@ -137,11 +145,10 @@ def adapted(module: nn.Module) -> bool:
 
 def merged(module: nn.Module, name: str) -> torch.Tensor:
     """A tensor of a layer, its matrix with its adapter; the layer stays as it is, and must be whole."""
-    if not isinstance(module, LoraLayer):
-        value: torch.Tensor = getattr(module, name)
-        return value
-    value = getattr(module.get_base_layer(), name)
-    if name != "weight":
+    base: Any = module.get_base_layer() if isinstance(module, LoraLayer) else module
+    dense = name == "weight" and isinstance(base, quantised.QuantisedLinear)
+    value: torch.Tensor = base.dense() if dense else getattr(base, name)
+    if name != "weight" or base is module:
         return value
     layer: Any = module
     down, up = layer.lora_A[_NAME].weight, layer.lora_B[_NAME].weight
@@ -166,13 +173,7 @@ def _config(lora: Lora, layers: list[str]) -> LoraConfig:
 
 def _targets(network: nn.Module, model: Model, lora: Lora) -> list[str]:
     """The linear layers of the parts that are trained with LoRA, as `lora.targets` selects them."""
-    wanted = {part for part in ADAPTED if training_of(part, model) == "lora"}
-    idle = idle_vision(network, model.train.vision_layers)
-    linear = [
-        path
-        for path, module in network.named_modules()
-        if isinstance(module, nn.Linear) and part_of(f"{path}.weight") in wanted and not path.startswith(idle)
-    ]
+    linear = _linear(network, model)
     if lora.targets == "all-linear":
         return linear
     chosen = [path for path in linear if re.search(lora.targets, path)]
@@ -182,6 +183,17 @@ def _targets(network: nn.Module, model: Model, lora: Lora) -> list[str]:
             f"model.lora.targets: {lora.targets!r} fits none of the linear layers; their names end in {some}"
         )
     return chosen
+
+
+def _linear(network: nn.Module, model: Model) -> list[str]:
+    """All linear layers of the parts that are trained with LoRA."""
+    wanted = {part for part in ADAPTED if training_of(part, model) == "lora"}
+    idle = idle_vision(network, model.train.vision_layers)
+    return [
+        path
+        for path, module in network.named_modules()
+        if isinstance(module, nn.Linear) and part_of(f"{path}.weight") in wanted and not path.startswith(idle)
+    ]
 
 
 def _whole(number: float) -> Any:

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from mmjobs.model.sharded import cast, shape
+from mmjobs.model.quantised import numbers
+from mmjobs.model.sharded import cast
 from mmlaunch.errors import BadInput
 from mmlaunch.recipe.model import Model
 from mmlaunch.recipe.parts import PARTS, frozen_vision, part_of, too_many_vision_layers, training_of
@@ -40,7 +41,7 @@ def counts(network: nn.Module) -> dict[str, dict[str, int]]:
     """Trainable and frozen parameters of each part."""
     table = {part: {"trainable": 0, "frozen": 0} for part in PARTS}
     for name, parameter in network.named_parameters():
-        table[part_of(name)]["trainable" if parameter.requires_grad else "frozen"] += shape(parameter).numel()
+        table[part_of(name)]["trainable" if parameter.requires_grad else "frozen"] += numbers(parameter)
     return {part: numbers for part, numbers in table.items() if any(numbers.values())}
 
 

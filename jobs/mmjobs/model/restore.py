@@ -19,7 +19,7 @@ def restore(recipe: Recipe, checkpoint: Path) -> BuiltModel:
     built = skeleton(recipe.model, recipe.precision, empty=True)
     if recipe.objective.SCORING_HEAD:
         heads.add_score(built.network)
-    adapters.add(built.network, recipe.model)
+    adapters.add(built.network, recipe.model, empty=True)
     parts.freeze(built.network, recipe.model, recipe.precision)
     weights.load(built.network, checkpoint, build)
     return built

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from transformers.core_model_loading import revert_weight_conversion
 
-from mmjobs.model import adapters, llava, parts, sharded
+from mmjobs.model import adapters, llava, parts, quantised, sharded
 from mmjobs.model.build import BuiltModel
 from mmjobs.model.checksum import checksum
 from mmlaunch.errors import BadInput
@@ -93,8 +93,9 @@ def _names(network: Any) -> dict[str, str]:
     """The name of each weight without its adapter, and the name that a saved model has for it."""
     plain: dict[str, torch.Tensor] = {}
     for name, value in [*network.named_parameters(), *_kept_buffers(network)]:
-        if parts.ADAPTER not in name:
-            plain[name.replace(".base_layer.", ".")] = torch.empty(sharded.shape(value), device="meta")
+        size = quantised.shape_of(network, name, value)
+        if parts.ADAPTER not in name and size is not None:
+            plain[name.replace(".base_layer.", ".")] = torch.empty(size, device="meta")
     numbers = {id(value): name for name, value in plain.items()}
     saved = {numbers.get(id(value)): name for name, value in revert_weight_conversion(network, plain).items()}
     if set(saved) != set(plain):

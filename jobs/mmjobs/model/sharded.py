@@ -153,7 +153,9 @@ def own(parameter: nn.Parameter) -> torch.Tensor:
 
 
 def cast(parameter: nn.Parameter, dtype: torch.dtype) -> None:
-    """Cast a parameter to another type."""
+    """Cast a parameter to another type; integers stay what they are."""
+    if not parameter.is_floating_point():
+        return
     parameter.data = parameter.data.to(dtype)
     share = getattr(parameter, "ds_tensor", None)
     if share is not None:

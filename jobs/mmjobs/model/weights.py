@@ -23,6 +23,7 @@ from mmjobs.model.heads import SCORE
 from mmjobs.model.names import on_disk, opening, weights
 from mmjobs.model.parts import ADAPTER
 from mmjobs.model.pretrained import sees_images
+from mmjobs.model.quantised import dense_state
 from mmjobs.model.sharded import Reader, shape, undivided, whole
 from mmlaunch.errors import BadInput
 from mmlaunch.recipe import resolved
@@ -106,6 +107,7 @@ def _source_of(path: Path) -> tuple[Path, Lora | None]:
 
 def merged(state: dict[str, torch.Tensor], lora: Lora | None) -> dict[str, torch.Tensor]:
     """The weights of a network without adapters, from those of a network with them."""
+    state = dense_state(state)
     if lora is None:
         return state
     plain = {key.replace(".base_layer.", "."): value for key, value in state.items() if ADAPTER not in key}

@@ -27,6 +27,8 @@ class Counts:
     """The parameter table; adapters count with the part that they stand in."""
 
     parts: tuple[Part, ...]
+    quantised: int = 0
+    """The frozen numbers that are kept in 4 bits."""
 
     @property
     def total(self) -> int:
@@ -58,7 +60,8 @@ def counts(network: Network, model: Model) -> Counts:
     for part, size in _adapters(network, model):
         totals[part] += size
         trained[part] += size
-    return Counts(tuple(Part(part, totals[part], trained[part]) for part in PARTS if totals[part]))
+    parts = tuple(Part(part, totals[part], trained[part]) for part in PARTS if totals[part])
+    return Counts(parts, sum(weight.size for weight in _quantised(network, model)))
 
 
 def lora_sizes(weights: tuple[Weight, ...], lora: Lora, parts: frozenset[str]) -> Iterator[tuple[str, int]]:
@@ -70,6 +73,18 @@ def lora_sizes(weights: tuple[Weight, ...], lora: Lora, parts: frozenset[str]) -
         if lora.targets == "all-linear" or re.search(lora.targets, weight.name.removesuffix(".weight")):
             inputs, outputs = weight.linear
             yield part, lora.rank * (inputs + outputs) + (outputs if lora.dora else 0)
+
+
+def _quantised(network: Network, model: Model) -> Iterator[Weight]:
+    """The matrices that are kept in 4 bits: those of every linear layer that an adapter can stand beside."""
+    if model.lora is None or model.lora.quantise is None:
+        return
+    parts = frozenset(part for part in ADAPTED if training_of(part, model) == "lora")
+    frozen = _frozen_vision(network, model.train.vision_layers)
+    for weight in network.weights:
+        even = weight.linear is not None and weight.linear[0] % 2 == 0
+        if even and part_of(weight.name) in parts and not weight.name.startswith(frozen):
+            yield weight
 
 
 def _adapters(network: Network, model: Model) -> list[tuple[str, int]]:

@@ -1,9 +1,9 @@
 """Memory of each GPU by component, for a recipe's precision, ZeRO stage, offload and trained parts.
 
 A trained parameter has, in half precision under DeepSpeed, 2 bytes of weight, 2 of gradient and 12 of optimiser (a
-copy in fp32 and AdamW's two averages); in fp32 4, 4 and 8. A frozen one has 2 or 4 bytes, by `model.weights`. ZeRO
-divides the optimiser over all ranks from stage 1 on, gradients from stage 2 on, and parameters in stage 3. A reference
-that is a copy is never divided: it would be gathered again for every row.
+copy in fp32 and AdamW's two averages); in fp32 4, 4 and 8. A frozen one has 2 or 4 bytes, by `model.weights`, or half a
+byte where it is quantised. ZeRO divides the optimiser over all ranks from stage 1 on, gradients from stage 2 on, and
+parameters in stage 3. A reference that is a copy is never divided: it would be gathered again for every row.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ GIGA = 10**9
 """A GPU of 80 GB really has 85 of these. The rest is left for what allocators waste."""
 _CONTEXT, _PROCESS = 1_500_000_000, 600_000_000
 """CUDA, its libraries and NCCL on a GPU; Python with torch and transformers where there is none."""
+QUANTISED = (4 + 8 / 64 + 32 / 64 / 256) / 8
+"""Bytes of a number in 4 bits: 64 share a scale of 8 bits, and 256 of those a scale of 32."""
 _BUCKET, _LIVE = 500_000_000, 1_000_000_000
 """DeepSpeed's reduce_bucket_size and stage3_max_live_parameters, in numbers."""
 
@@ -103,7 +105,7 @@ class Estimate:
         checkpoint = (
             engines * self.counts.trained * sum(bytes_of_trained(recipe.precision, recipe.deepspeed.optimizer_states))
         )
-        frozen = engines * self.counts.frozen * kept(recipe)
+        frozen = engines * bytes_of_frozen(recipe, self.counts.frozen, self.counts)
         each_node = 0
         if recipe.checkpoint.memory_every is not None:
             each_node = 2 * checkpoint // recipe.resources.nodes  # the newest, and the one that is being written
@@ -141,6 +143,11 @@ def kept(recipe: Recipe) -> int:
     return activations.width_of(recipe.precision if recipe.model.weights == "auto" else recipe.model.weights)
 
 
+def bytes_of_frozen(recipe: Recipe, frozen: int, table: Counts) -> int:
+    """Bytes of so many frozen numbers, the quantised ones among them."""
+    return (frozen - table.quantised) * kept(recipe) + round(table.quantised * QUANTISED)
+
+
 def bytes_of_trained(precision: str, moments: str) -> tuple[int, int]:
     """Bytes of a trained number: its weight, and its optimiser with the master weight."""
     weight, optimiser = (4, 8) if precision == "fp32" else (2, 12)
@@ -152,16 +159,18 @@ def states(
     frozen: int,
     *,
     precision: str,
-    kept: int,
     stage: int = 0,
     offload: str = "none",
     moments: str = "fp32",
     world: int = 1,
 ) -> States:
-    """Parameters, gradients and optimiser of a model on each of `world` ranks."""
+    """Parameters, gradients and optimiser of a model on each of `world` ranks.
+
+    `trained` counts numbers, `frozen` bytes.
+    """
     weight, optimiser = bytes_of_trained(precision, moments)
     gradient = weight
-    parameters = _share(trained * weight + frozen * kept, stage >= 3, world)
+    parameters = _share(trained * weight + frozen, stage >= 3, world)
     gradients = _share(trained * gradient, stage >= 2, world)
     averages = _share(trained * optimiser, stage >= 1, world)
     host = 0
@@ -179,7 +188,7 @@ def _share(size: int, divided: bool, world: int) -> int:
 
 def _policy(recipe: Recipe, table: Counts) -> States:
     trained, frozen = (0, table.total) if not recipe.trains else (table.trained, table.frozen)
-    return _of(recipe, trained, frozen, recipe.deepspeed.stage)
+    return _of(recipe, table, trained, frozen, recipe.deepspeed.stage)
 
 
 def _critic(recipe: Recipe, table: Counts) -> States:
@@ -188,16 +197,15 @@ def _critic(recipe: Recipe, table: Counts) -> States:
     if stage is None:
         return States(0, 0, 0, 0)
     offload = recipe.objective.critic_offload(recipe.deepspeed.offload)
-    return _of(recipe, table.trained, table.frozen, stage, offload)
+    return _of(recipe, table, table.trained, table.frozen, stage, offload)
 
 
-def _of(recipe: Recipe, trained: int, frozen: int, stage: int, offload: str | None = None) -> States:
+def _of(recipe: Recipe, table: Counts, trained: int, frozen: int, stage: int, offload: str | None = None) -> States:
     zero, world = recipe.deepspeed, recipe.trainers.world
     return states(
         trained,
-        frozen,
+        bytes_of_frozen(recipe, frozen, table),
         precision=recipe.precision,
-        kept=kept(recipe),
         stage=stage,
         offload=offload or zero.offload,
         moments=zero.optimizer_states,

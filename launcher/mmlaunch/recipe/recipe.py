@@ -237,6 +237,13 @@ class Recipe(Section):
             yield ("precision",), "fp16", mistake("two engines cannot skip the same steps", "write bf16 or fp32")
 
     @rule
+    def _quantised_weights_stay_whole(self) -> Iterator[Mistake]:
+        lora = self.model.lora
+        if lora is not None and lora.quantise is not None and self.deepspeed.stage == 3:
+            what = "ZeRO stage 3 divides weights over the ranks, and quantised ones stay whole"
+            yield ("deepspeed", "stage"), 3, mistake(what, "write stage: 2, or remove model.lora.quantise")
+
+    @rule
     def _critic_shares_what_stays(self) -> Iterator[Mistake]:
         learnt = self.objective
         if not isinstance(learnt, Ppo) or not learnt.critic.shares_reward_model:

@@ -105,7 +105,7 @@ def test_adapters_of_trls_article() -> None:
 
 def test_the_table_of_160_gb() -> None:
     """Full training in fp32: weights, gradients and a reference of 4 bytes each, 8 for AdamW; the article takes 8 B."""
-    found = states(8 * GIGA, 0, precision="fp32", kept=4)
+    found = states(8 * GIGA, 0, precision="fp32")
     assert (found.parameters, found.gradients, found.optimiser) == (32 * GIGA, 32 * GIGA, 64 * GIGA)
     memory = estimate(dpo()).memory(True)
     eighth = 8 * GIGA / 8_402_768_112  # the article rounds Idefics2's parameters to 8 B
@@ -121,7 +121,7 @@ def test_the_table_of_32_6_gb() -> None:
     `precision: fp32` and `weights: bf16`. It leaves the adapters' own 0.2 GB of weights out.
     """
     adapters = 55_348_736
-    found = states(adapters, 8 * GIGA, precision="fp32", kept=2)
+    found = states(adapters, 2 * 8 * GIGA, precision="fp32")
     frozen, own = 16 * GIGA, 4 * adapters
     assert (found.parameters, found.gradients, found.optimiser) == (frozen + own, 4 * adapters, 8 * adapters)
     table = [frozen / GIGA, frozen / GIGA, round(found.gradients / GIGA, 1), round(found.optimiser / GIGA, 1)]
@@ -157,7 +157,7 @@ def test_the_recipe_of_the_table_of_32_6_gb() -> None:
     ],
 )
 def test_zero_and_offload(stage: int, offload: str, expected: tuple[int, ...]) -> None:
-    found = states(10, 100, precision="bf16", kept=2, stage=stage, offload=offload, world=4)
+    found = states(10, 2 * 100, precision="bf16", stage=stage, offload=offload, world=4)
     assert (found.parameters, found.gradients, found.optimiser, found.host) == expected
 
 
@@ -268,8 +268,8 @@ def test_reference_and_critic() -> None:
     assert copy.reference == 2 * 8_355_272_704 and estimate(shipped("dpo_llama3")).memory(False).reference == 0
     ppo = estimate(shipped("ppo_llama3"))
     assert ppo.memory(False).reference == 2 * copy.reference  # the reference and the reward model
-    policy = states(ppo.counts.trained, ppo.counts.frozen, precision="bf16", kept=2, stage=2, world=32)
-    critic = states(ppo.counts.trained, ppo.counts.frozen, precision="bf16", kept=2, stage=3, world=32)
+    policy = states(ppo.counts.trained, 2 * ppo.counts.frozen, precision="bf16", stage=2, world=32)
+    critic = states(ppo.counts.trained, 2 * ppo.counts.frozen, precision="bf16", stage=3, world=32)
     assert ppo.memory(False).parameters == policy.parameters + critic.parameters
     predict = estimate(shipped("predict_llama3")).memory(False)
     assert (predict.gradients, predict.optimiser, predict.logits) == (0, 0, 0) and predict.activations > 0

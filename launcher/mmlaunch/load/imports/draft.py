@@ -96,6 +96,7 @@ def fill(draft: Draft, config: Configuration, table: Table) -> None:
             draft.leave(name, value, row.reason)
             continue
         try:
-            draft.put(row.path, row.change(value))
+            if (changed := row.change(value)) is not None:
+                draft.put(row.path, changed)
         except NoCounterpart as why:
             draft.leave(name, value, str(why))

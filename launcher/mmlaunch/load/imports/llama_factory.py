@@ -11,7 +11,7 @@ from mmlaunch.load.imports import trainer
 from mmlaunch.load.imports.configuration import Configuration, Machines, words_of
 from mmlaunch.load.imports.draft import Draft, Nothing, Table, To, fill
 from mmlaunch.load.imports.preference import put_terms
-from mmlaunch.load.imports.trainer import Defaults, put_model, sees, targets
+from mmlaunch.load.imports.trainer import Defaults, put_model, quantised, sees, targets
 
 NAME = "LLaMA-Factory"
 METHODS = {"sft": "sft", "rm": "reward", "ppo": "ppo", "dpo": "dpo", "kto": "kto"}
@@ -25,7 +25,6 @@ DEFAULTS = Defaults(lr=5e-5)
 TEMPLATES = {"llama3": "llama-3", "llama2": "llama-2", "vicuna": "vicuna", "llava": "vicuna"}
 """Its templates, and those of the same text that come with mmlaunch."""
 
-_QUANTISED = "weights are kept in bf16, fp16 or fp32: there is no training on quantised ones"
 _PIXELS = "the processor of the model says how large images are"
 _PACKED = "rows are always packed, up to batch.tokens_per_gpu, and examples never see each other"
 
@@ -38,9 +37,9 @@ TABLE: Table = {
     "pissa_init": Nothing("adapters begin with nothing added"),
     "create_new_adapter": Nothing("name the export of the first run in model.init_from"),
     "adapter_name_or_path": Nothing("merge it (llamafactory-cli export), and name the result in model.pretrained"),
-    "quantization_bit": Nothing(_QUANTISED),
-    "quantization_method": Nothing(_QUANTISED),
-    "double_quantization": Nothing(_QUANTISED),
+    "quantization_bit": To("model.lora.quantise", quantised),
+    "quantization_method": Nothing("model.lora.quantise is done by bitsandbytes"),
+    "double_quantization": Nothing("model.lora.quantise always quantises the scales too"),
     "image_max_pixels": Nothing(_PIXELS),
     "image_min_pixels": Nothing(_PIXELS),
     "video_max_pixels": Nothing("videos are not read"),

@@ -270,6 +270,15 @@ def copied(name: str) -> tuple[str, str]:
     return name, ""
 
 
+def quantised(value: Any) -> str | None:
+    """How frozen weights are quantised: for `load_in_4bit: true` or 4 bits; None for not at all."""
+    if value is True or value == 4:
+        return "nf4"
+    if value:
+        raise NoCounterpart("the only quantised weights have 4 bits: model.lora.quantise: nf4")
+    return None
+
+
 def targets(value: Any) -> str:
     """The layers of adapters: all-linear, or a regular expression for the names in a list."""
     names = words_of(value)

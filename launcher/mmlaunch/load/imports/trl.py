@@ -9,7 +9,7 @@ from mmlaunch.load.imports import trainer, trl_grpo
 from mmlaunch.load.imports.configuration import Configuration, Machines, words_of
 from mmlaunch.load.imports.draft import Draft, Nothing, Table, To, fill
 from mmlaunch.load.imports.preference import put_terms
-from mmlaunch.load.imports.trainer import Defaults, copied, put_model, sees, targets
+from mmlaunch.load.imports.trainer import Defaults, copied, put_model, quantised, sees, targets
 
 NAME = "TRL"
 METHODS = ("sft", "reward", "dpo", "kto", "grpo")
@@ -60,10 +60,10 @@ TABLE: Table = {
     "center_rewards_coefficient": To("objective.centre"),
     "lora_task_type": Nothing("the objective decides it"),
     "lora_modules_to_save": Nothing("model.train says which parts are trained in full"),
-    "load_in_4bit": Nothing("weights are kept in bf16, fp16 or fp32: there is no training on quantised ones"),
-    "load_in_8bit": Nothing("weights are kept in bf16, fp16 or fp32: there is no training on quantised ones"),
-    "bnb_4bit_quant_type": Nothing("there is no training on quantised weights"),
-    "use_bnb_nested_quant": Nothing("there is no training on quantised weights"),
+    "load_in_4bit": To("model.lora.quantise", quantised),
+    "load_in_8bit": Nothing("the only quantised weights have 4 bits: model.lora.quantise: nf4"),
+    "bnb_4bit_quant_type": Nothing("the type of model.lora.quantise is nf4"),
+    "use_bnb_nested_quant": Nothing("model.lora.quantise always quantises the scales too"),
     "model_revision": Nothing("name a local copy of this revision in model.pretrained"),
     "dataset_config": Nothing("copy this configuration of the data set to a folder of its own"),
     "dataset_streaming": Nothing("rows are read from local files, block by block"),
