@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
 from itertools import accumulate
 from typing import Any
 
@@ -17,6 +18,13 @@ from mmjobs.data.images.preprocess import ImageInputs, Pixels
 IGNORE_INDEX = -100
 PLAIN, CORRUPTED, MISMATCHED = range(3)
 """Kinds of answers: with their own images, the chosen one with corrupted images, an answer to another prompt."""
+
+
+def sent(values: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """The same values on a device. A GPU fetches them by itself: the CPU does not wait for what it still computes."""
+    if device.type != "cuda" or values.is_cuda:
+        return values.to(device)
+    return values.pin_memory().to(device, non_blocking=True)
 
 
 @dataclass(frozen=True)
@@ -59,6 +67,8 @@ class Batch:
     """What rollouts know of each token in the loss, by name: [U] each."""
     keys: tuple[bytes, ...] = ()
     """The keys of the examples, where the loader was asked for them."""
+    host: Batch | None = None
+    """The same batch in the memory of the CPU, once it is sent to a device: what decides about sizes is read there."""
 
     def __len__(self) -> int:
         return len(self.origins)
@@ -67,6 +77,17 @@ class Batch:
     def loss_mask(self) -> torch.Tensor:
         """[B, T], true for the U tokens in the loss; everything of shape [U] has them in this order."""
         return self.targets != IGNORE_INDEX
+
+    @cached_property
+    def loss_places(self) -> torch.Tensor:
+        """[U], where in the flattened rows the tokens in the loss stand."""
+        if self.host is not None:
+            return sent(self.host.loss_places, self.ids.device)
+        return self.loss_mask.flatten().nonzero()[:, 0]
+
+    def in_loss(self, values: torch.Tensor) -> torch.Tensor:
+        """The values of the tokens in the loss: [B, T] -> [U]."""
+        return values.flatten()[self.loss_places]
 
     @property
     def tokens(self) -> int:
@@ -83,13 +104,14 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on the device of the network."""
+        values = {one.name: getattr(self, one.name) for one in fields(self)}
         moved: dict[str, Any] = {
-            name: value.to(device) for name, value in vars(self).items() if isinstance(value, torch.Tensor)
+            name: sent(value, device) for name, value in values.items() if isinstance(value, torch.Tensor)
         }
-        moved["answers"] = Answers(**{name: value.to(device) for name, value in vars(self.answers).items()})
-        moved["token_values"] = {name: value.to(device) for name, value in self.token_values.items()}
-        moved["image_inputs"] = {name: value.to(device) for name, value in self.image_inputs.items()}
-        return replace(self, **moved)
+        moved["answers"] = Answers(**{name: sent(value, device) for name, value in vars(self.answers).items()})
+        moved["token_values"] = {name: sent(value, device) for name, value in self.token_values.items()}
+        moved["image_inputs"] = {name: sent(value, device) for name, value in self.image_inputs.items()}
+        return replace(self, **moved, host=self.host or self)
 
 
 @dataclass(frozen=True)

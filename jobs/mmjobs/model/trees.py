@@ -21,6 +21,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from mmjobs.data.batch import sent
 from mmjobs.model import mmca
 from mmjobs.model.kv_cache import KVCache
 from mmlaunch.errors import BadInput
@@ -181,8 +182,8 @@ def _flashes(query: torch.Tensor) -> bool:
 def _tables(trees: tuple[Tree, ...], device: torch.device) -> tuple[Any, ...]:
     """The segment tables of a row, once for all layers: places of keys, ends of queries and keys, the longest."""
     asks, sees, places = segments(trees)
-    ends = [torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=device) for lengths in (asks, sees)]
-    return torch.tensor(places, device=device), *ends, max(asks), max(sees)
+    ends = [torch.tensor([0, *accumulate(lengths)], dtype=torch.int32) for lengths in (asks, sees)]
+    return *(sent(values, device) for values in (torch.tensor(places), *ends)), max(asks), max(sees)
 
 
 def segments(trees: Sequence[Tree]) -> tuple[list[int], list[int], list[int]]:

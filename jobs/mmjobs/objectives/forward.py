@@ -25,8 +25,8 @@ def hidden_states(network: nn.Module, batch: Batch, read: torch.Tensor) -> torch
 
 def answer_log_probs(network: nn.Module, batch: Batch, *also: str, temperature: float = 1.0) -> LogProbs:
     """The log-probability of each of the U tokens in the loss; `also` names more outputs."""
-    states = hidden_states(network, batch, batch.before[batch.loss_mask])
-    return log_probs(network, states, batch.targets[batch.loss_mask], also, temperature)
+    states = hidden_states(network, batch, batch.in_loss(batch.before))
+    return log_probs(network, states, batch.in_loss(batch.targets), also, temperature)
 
 
 def answer_token_log_probs(network: nn.Module, batch: Batch, temperature: float = 1.0) -> torch.Tensor:
@@ -36,4 +36,4 @@ def answer_token_log_probs(network: nn.Module, batch: Batch, temperature: float 
 
 def by_answer(values: torch.Tensor, batch: Batch) -> torch.Tensor:
     """The sum over the tokens of each answer: [U] -> [A]."""
-    return values.new_zeros(len(batch.answers)).index_add(0, batch.owners[batch.loss_mask], values)
+    return values.new_zeros(len(batch.answers)).index_add(0, batch.in_loss(batch.owners), values)

@@ -77,7 +77,7 @@ class Policy:
         """New by old probability of each token; for GSPO the mean of the whole answer (arXiv 2507.18071, eq. 7): [U]"""
         log_ratio = new - old
         if self._settings.loss == "gspo":
-            owners = batch.owners[batch.loss_mask]
+            owners = batch.in_loss(batch.owners)
             mean = by_answer(log_ratio * valid, batch) / by_answer(valid, batch).clamp_min(1)
             log_ratio = new - new.detach() + mean.detach()[owners]
         return log_ratio.clamp(-_BOUND, _BOUND).exp()
@@ -111,7 +111,7 @@ class Policy:
         """What each token counts for in the sum: [U]"""
         if self._settings.mean_over != "sequence":
             return torch.ones_like(valid)
-        return (1 / by_answer(valid, batch).clamp_min(1))[batch.owners[batch.loss_mask]]
+        return (1 / by_answer(valid, batch).clamp_min(1))[batch.in_loss(batch.owners)]
 
     def _metrics(
         self,
@@ -149,7 +149,7 @@ class Policy:
     @staticmethod
     def _by_example(losses: torch.Tensor, batch: Batch) -> torch.Tensor:
         """[U] -> [E], detached"""
-        examples = batch.answers.example[batch.owners[batch.loss_mask]]
+        examples = batch.answers.example[batch.in_loss(batch.owners)]
         return losses.detach().new_zeros(len(batch)).index_add(0, examples, losses.detach())
 
 

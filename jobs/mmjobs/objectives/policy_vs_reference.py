@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn.functional import logsigmoid
 
-from mmjobs.data.batch import CORRUPTED, MISMATCHED, PLAIN, Batch
+from mmjobs.data.batch import CORRUPTED, MISMATCHED, PLAIN, Answers, Batch, sent
 from mmjobs.objectives.forward import by_answer
 from mmjobs.objectives.objective import Statistics
 from mmlaunch.recipe.preference import Preference as Settings
@@ -58,29 +58,69 @@ class PolicyVsReference:
         return self.chosen.score - self.rejected.score
 
 
+@dataclass(frozen=True)
 class CompletionIndex:
-    """Where the chosen, rejected, corrupted and mismatched answers stand among the A answers of a batch."""
+    """Where the chosen, rejected, corrupted and mismatched answers stand among the A answers of a batch.
 
-    def __init__(self, batch: Batch) -> None:
-        answers, device = batch.answers, batch.answers.place.device
-        plain = answers.kind == PLAIN
-        widest = int(answers.place[plain].max()) + 1 if bool(plain.any()) else 1
-        numbers = torch.arange(len(answers), device=device)
-        self.table = torch.full((len(batch), max(widest, 2)), -1, dtype=torch.long, device=device)  # [E, K]
-        self.table[answers.example[plain], answers.place[plain]] = numbers[plain]
-        self.exists = self.table >= 0
-        self.paired = self.exists[:, 1]
-        self.chosen, self.rejected = self.table[self.paired, 0], self.table[self.paired, 1]
-        self.corrupted = self._of_kind(answers.kind == CORRUPTED, answers.example, numbers)[self.paired]
-        self.mismatched = self._of_kind(answers.kind == MISMATCHED, answers.example, numbers)
-        first = self.table[:, 0].clamp_min(0)
-        self.unpaired_label = torch.where(self.paired, 0, answers.unpaired_label[first] if len(answers) else first)
+    The CPU works it out while a GPU computes, and sends it there; numbers are of answers where nothing else is said.
+    """
 
-    def _of_kind(self, is_kind: torch.Tensor, example: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
-        """[E], the number of the answer of this kind, or -1."""
-        index = torch.full((len(self.table),), -1, dtype=torch.long, device=example.device)
-        index[example[is_kind]] = numbers[is_kind]
-        return index
+    table: torch.Tensor  # [E, K], of all answers, best first; -1 where there is none
+    exists: torch.Tensor  # [E, K]
+    paired: torch.Tensor  # [E], whether there are two answers
+    unpaired_label: torch.Tensor  # [E], 1 or -1 where the only answer is desirable or not
+    pairs: torch.Tensor  # [N], numbers of the examples with two answers
+    desirable: torch.Tensor  # numbers of the examples whose only answer is
+    undesirable: torch.Tensor  # the same of those whose only answer is not
+    chosen: torch.Tensor  # [N]
+    rejected: torch.Tensor  # [N]
+    corrupted: torch.Tensor  # [N], -1 without an image
+    corrupted_pairs: torch.Tensor  # numbers of the pairs that have a corrupted answer with a token in the loss
+    mismatched: torch.Tensor  # of those that exist
+    owner: torch.Tensor  # [U], of each token in the loss
+    plain: torch.Tensor  # numbers of the tokens of plain answers
+    in_chosen: torch.Tensor  # numbers of the tokens of the best answers
+
+    @classmethod
+    def of(cls, batch: Batch) -> CompletionIndex:
+        """The index of a batch, on its device."""
+        host, device = batch.host or batch, batch.ids.device
+        return cls(**{name: sent(values, device) for name, values in _arranged(host).items()})
+
+
+def _arranged(batch: Batch) -> dict[str, torch.Tensor]:
+    answers, owner = batch.answers, batch.in_loss(batch.owners)
+    plain = answers.kind == PLAIN
+    widest = int(answers.place[plain].max()) + 1 if bool(plain.any()) else 1
+    numbers = torch.arange(len(answers))
+    table = torch.full((len(batch), max(widest, 2)), -1, dtype=torch.long)
+    table[answers.example[plain], answers.place[plain]] = numbers[plain]
+    exists = table >= 0
+    paired = exists[:, 1]
+    first = table[:, 0].clamp_min(0)
+    label = torch.where(paired, 0, answers.unpaired_label[first] if len(answers) else first)
+    corrupted, mismatched = (_of_kind(answers, kind, len(batch)) for kind in (CORRUPTED, MISMATCHED))
+    corrupted = corrupted[paired]
+    tokens = torch.bincount(owner, minlength=len(answers))
+    best = plain & (answers.place == 0)
+    return {
+        "table": table, "exists": exists, "paired": paired, "unpaired_label": label, "pairs": _where(paired),
+        "desirable": _where(label == 1), "undesirable": _where(label == -1), "chosen": table[paired, 0],
+        "rejected": table[paired, 1], "corrupted": corrupted, "corrupted_pairs": _where(pick(tokens, corrupted) > 0),
+        "mismatched": mismatched[mismatched >= 0], "owner": owner, "plain": _where(plain[owner]),
+        "in_chosen": _where(best[owner]),
+    }  # fmt: skip
+
+
+def _of_kind(answers: Answers, kind: int, examples: int) -> torch.Tensor:
+    """[E], the number of the answer of this kind, or -1."""
+    index, is_kind = torch.full((examples,), -1, dtype=torch.long), answers.kind == kind
+    index[answers.example[is_kind]] = torch.arange(len(answers))[is_kind]
+    return index
+
+
+def _where(mask: torch.Tensor) -> torch.Tensor:
+    return mask.nonzero()[:, 0]
 
 
 def pick(values: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
@@ -93,8 +133,8 @@ def length_weights(batch: Batch, ld_alpha: float | None) -> torch.Tensor | None:
     """[U], the weight of each token: those beyond the shorter answer's length count less (LD-DPO, eq. 9)."""
     if ld_alpha is None:
         return None
-    answers = batch.answers
-    owner = batch.owners[batch.loss_mask]  # [U]
+    device, batch = batch.ids.device, batch.host or batch
+    answers, owner = batch.answers, batch.in_loss(batch.owners)  # [U]
     lengths = owner.bincount(minlength=len(answers))  # [A]
     plain = answers.kind == PLAIN
     shorter = lengths.new_full((len(batch),), torch.iinfo(torch.long).max)
@@ -102,9 +142,9 @@ def length_weights(batch: Batch, ld_alpha: float | None) -> torch.Tensor | None:
     starts = lengths.cumsum(0) - lengths
     order = owner.argsort(stable=True)
     place = torch.empty_like(owner)
-    place[order] = torch.arange(len(owner), device=owner.device) - starts[owner[order]]
-    ones = torch.ones(len(owner), dtype=torch.float64, device=owner.device)
-    return ones.masked_fill(place >= shorter[answers.example[owner]], ld_alpha)
+    place[order] = torch.arange(len(owner)) - starts[owner[order]]
+    ones = torch.ones(len(owner), dtype=torch.float64)
+    return sent(ones.masked_fill(place >= shorter[answers.example[owner]], ld_alpha), device)
 
 
 def divergence(log_ratio: torch.Tensor, kind: str, alpha: float) -> torch.Tensor:
@@ -123,8 +163,7 @@ class CompletionSums:
 
     def __init__(self, batch: Batch, policy: torch.Tensor, reference: torch.Tensor, settings: Settings) -> None:
         """`policy`, `reference`: [U], log-probabilities of the tokens in the loss."""
-        self.index, self.owner = CompletionIndex(batch), batch.owners[batch.loss_mask]
-        self.plain = batch.answers.kind[self.owner] == PLAIN  # [U]
+        self.index = CompletionIndex.of(batch)
         weights = length_weights(batch, settings.ld_alpha)
         factor = 1.0 if weights is None else weights.to(policy)
         self._logp = by_answer(policy * factor, batch)  # [A]

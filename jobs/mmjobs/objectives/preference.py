@@ -73,7 +73,7 @@ class Preference:
         if self._global_batch:
             statistics = {name: values.to(policy) for name, values in self._global_batch.pop(0).items()}
             pairs = replace(pairs, global_batch=statistics)
-        losses, paired = policy.new_zeros(len(batch)), pairs.paired.nonzero()[:, 0]  # [E], [N]
+        losses = policy.new_zeros(len(batch))  # [E]
         metrics: Metrics = {}
         weight = _wpo(policy, computed.collision, sums) if self.settings.wpo else None
         for name, term in self._terms.items():
@@ -82,15 +82,15 @@ class Preference:
             values = self._functions[name].loss(pairs, term)  # [N], or [E]
             if not self._functions[name].by_example:
                 values = values if weight is None else weight * values
-                values = values.new_zeros(len(batch)).index_add(0, paired, values)
+                values = values.new_zeros(len(batch)).index_add(0, sums.index.pairs, values)
             losses = losses + term.weight * values
             metrics[f"loss/{name}"] = _sum(values)
         totals = {"examples": losses.sum()}
         if (sft := self._terms.get("sft")) is not None:
-            chosen = _in_chosen(batch)
+            chosen = sums.index.in_chosen
             totals["tokens"] = -sft.weight * policy[chosen].sum()
             metrics["loss/sft"] = _sum(-policy[chosen])
-            owner = batch.answers.example[sums.owner[chosen]]
+            owner = batch.answers.example[sums.index.owner[chosen]]
             losses = losses.index_add(0, owner, -sft.weight * policy[chosen])
         return ObjectiveOutput(totals, losses.detach(), metrics | self._metrics(pairs, policy - reference, sums))
 
@@ -125,7 +125,7 @@ class Preference:
             log_ratios=pick(sums.log_ratio, index.table),
             exists=index.exists,
             unpaired_label=index.unpaired_label,
-            mismatched=sums.log_ratio[index.mismatched[index.mismatched >= 0]],
+            mismatched=sums.log_ratio[index.mismatched],
             paired=index.paired,
             data_scores=pick(batch.answers.score, index.table),
             shift=self.shift,
@@ -136,7 +136,8 @@ class Preference:
         """The metrics of all mixtures, and those that some terms add. `log_ratio`: [U]."""
         chosen, rejected = pairs.beta * pairs.chosen.log_ratio, pairs.beta * pairs.rejected.log_ratio
         # Answers without a pair count for what their label says.
-        good, bad = (pairs.beta * pairs.log_ratios[pairs.unpaired_label == sign, 0] for sign in (1, -1))
+        labelled = sums.index.desirable, sums.index.undesirable
+        good, bad = (pairs.beta * pairs.log_ratios[examples, 0] for examples in labelled)
         log_ratio = log_ratio.detach()
         metrics = {
             "accuracy": _sum((chosen > rejected).to(log_ratio)),
@@ -147,13 +148,12 @@ class Preference:
             "logps/rejected": _sum(pairs.rejected.logp),
         }
         if self.settings.uses_reference:  # per token; an estimate that is never below 0
-            metrics["kl"] = _sum((torch.expm1(-log_ratio.clamp(-_BOUND, _BOUND)) + log_ratio)[sums.plain])
+            metrics["kl"] = _sum((torch.expm1(-log_ratio.clamp(-_BOUND, _BOUND)) + log_ratio)[sums.index.plain])
         if "image_conditional" in self._terms:
-            has_image = pairs.corrupted.tokens > 0
             better = pairs.chosen.log_ratio > pairs.corrupted.log_ratio
-            metrics["conditional_accuracy"] = _sum(better[has_image].to(log_ratio))
+            metrics["conditional_accuracy"] = _sum(better[sums.index.corrupted_pairs].to(log_ratio))
         if "bco" in self._terms:
-            metrics["shift"] = log_ratio.new_tensor(self.shift), log_ratio.new_tensor(1.0)
+            metrics["shift"] = log_ratio.new_full((), self.shift), log_ratio.new_full((), 1.0)
         if isinstance(term := self._terms.get("margin"), Margin):
             bins = (10 * soft_labels(pairs, term)).floor().sub(4).clamp(0, len(LABEL_BINS) - 1)
             for number, name in enumerate(LABEL_BINS):
@@ -163,17 +163,17 @@ class Preference:
 
 def _in_chosen(batch: Batch) -> torch.Tensor:
     """[U], whether a token belongs to the best answer of its example."""
-    answers, owner = batch.answers, batch.owners[batch.loss_mask]
+    answers, owner = batch.answers, batch.in_loss(batch.owners)
     return ((answers.kind == PLAIN) & (answers.place == 0))[owner]
 
 
 def _wpo(policy: torch.Tensor, collision: torch.Tensor, sums: CompletionSums) -> torch.Tensor:
     """[N], how likely the policy itself would have given both answers (WPO, eq. 2)."""
-    each = policy.new_zeros(len(sums.tokens)).index_add(0, sums.owner, policy.detach() - collision)
+    each = policy.new_zeros(len(sums.tokens)).index_add(0, sums.index.owner, policy.detach() - collision)
     mean = each / sums.tokens.clamp_min(1)
     return torch.exp(pick(mean, sums.index.chosen) + pick(mean, sums.index.rejected))
 
 
 def _sum(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """The sum of these values and their count."""
-    return values.detach().sum(), values.new_tensor(values.numel())
+    return values.detach().sum(), values.new_full((), values.numel())

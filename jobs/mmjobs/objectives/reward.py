@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn.functional import logsigmoid
 
-from mmjobs.data.batch import Batch
+from mmjobs.data.batch import Batch, sent
 from mmjobs.model.heads import score_of
 from mmjobs.objectives.forward import hidden_states
 from mmjobs.objectives.objective import ObjectiveOutput, Units
@@ -36,22 +36,24 @@ class Reward:
 
     def __call__(self, network: nn.Module, batch: Batch) -> ObjectiveOutput:
         rewards = score_of(network, hidden_states(network, batch, batch.answers.last))  # [A]
-        index = CompletionIndex(batch)
+        index = CompletionIndex.of(batch)
         table, exists = pick(rewards, index.table), index.exists  # [E, K]
         scores = pick(batch.answers.score, index.table)  # as exact as the data have them: equal ones are ties
         loss = self._loss(table, scores, exists)  # [E]
         total = (table * exists).sum(1)
         each = loss + self._settings.centre * total**2
         detached = rewards.detach()
-        difference, pairs = _pairs(table.detach(), exists, scores)
+        answers = detached.new_full((), len(detached))
+        difference, _ = _pairs(table.detach(), exists)
+        difference = difference.flatten()[sent(_pair_places(batch.host or batch), difference.device)]
         return ObjectiveOutput(
             losses={"examples": each.sum()},
             example_losses=each.detach(),
             metrics={
-                "reward": (detached.sum(), detached.new_tensor(len(detached))),
-                "reward_squared": (detached.square().sum(), detached.new_tensor(len(detached))),
-                "accuracy": ((difference > 0).to(detached)[pairs].sum(), pairs.sum().to(detached)),
-                "margin": (difference[pairs].sum(), pairs.sum().to(detached)),
+                "reward": (detached.sum(), answers),
+                "reward_squared": (detached.square().sum(), answers),
+                "accuracy": ((difference > 0).to(detached).sum(), detached.new_full((), len(difference))),
+                "margin": (difference.sum(), detached.new_full((), len(difference))),
             },
         )
 
@@ -91,6 +93,13 @@ class Reward:
     def update(self, sums: dict[str, tuple[float, float]]) -> None:
         (total, count), (squares, _) = sums["reward"], sums["reward_squared"]
         self._seen = [_MEMORY * old + new for old, new in zip(self._seen, (count, total, squares), strict=True)]
+
+
+def _pair_places(batch: Batch) -> torch.Tensor:
+    """Where in [E, K, K] two answers are a pair, counted by the CPU."""
+    index = CompletionIndex.of(batch)
+    _, pairs = _pairs(index.table, index.exists, pick(batch.answers.score, index.table))
+    return pairs.flatten().nonzero()[:, 0]
 
 
 def _pairs(

@@ -23,7 +23,7 @@ class Sft:
         found = answer_log_probs(network, batch, "likeliest")
         losses, right = -found.values, found.likeliest.float()  # [U]
         wrong_tokens = by_answer(1 - right, batch)  # [B]: each example has one answer
-        units, examples = losses.new_tensor(len(losses)), losses.new_tensor(len(batch))
+        units, examples = losses.new_full((), len(losses)), losses.new_full((), len(batch))
         return ObjectiveOutput(
             losses={"tokens": losses.sum()},
             example_losses=by_answer(losses.detach(), batch),

@@ -17,15 +17,15 @@ RETURN, VALUE = "return", "value"
 
 def values_of(network: nn.Module, batch: Batch) -> torch.Tensor:
     """The value before each token in the loss, read where the token is predicted: [U]"""
-    return score_of(network, hidden_states(network, batch, batch.before[batch.loss_mask]))
+    return score_of(network, hidden_states(network, batch, batch.in_loss(batch.before)))
 
 
 def values_and_last(network: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
     """The same, and the value behind the last token of each token's answer: [U] each."""
-    read = torch.cat([batch.before[batch.loss_mask], batch.answers.last])
+    read = torch.cat([batch.in_loss(batch.before), batch.answers.last])
     values = score_of(network, hidden_states(network, batch, read))
     tokens = len(values) - len(batch.answers.last)
-    return values[:tokens], values[tokens:][batch.owners[batch.loss_mask]]
+    return values[:tokens], values[tokens:][batch.in_loss(batch.owners)]
 
 
 class Value:
@@ -51,7 +51,7 @@ class Value:
             losses = torch.maximum(error, (kept - rollout[RETURN]).square())
         valid = rollout[VALID]
         each = losses / 2 * valid
-        examples = batch.answers.example[batch.owners[batch.loss_mask]]
+        examples = batch.answers.example[batch.in_loss(batch.owners)]
         return ObjectiveOutput(
             losses={"tokens": each.sum()},
             example_losses=each.detach().new_zeros(len(batch)).index_add(0, examples, each.detach()),

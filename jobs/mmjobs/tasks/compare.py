@@ -151,7 +151,7 @@ def margins_of(network: nn.Module, batch: Batch, scores: bool) -> torch.Tensor:
         values = heads.score_of(network, hidden_states(network, batch, batch.answers.last))  # [A]
     else:
         values = by_answer(answer_log_probs(network, batch).values.double(), batch)  # [A]
-    index = CompletionIndex(batch)
+    index = CompletionIndex.of(batch)
     return (values[index.chosen] - values[index.rejected]).double()
 
 

@@ -100,8 +100,8 @@ def _own_last_states(network: nn.Module, batch: Batch) -> torch.Tensor:
 def _own_log_probs(network: nn.Module, batch: Batch) -> torch.Tensor:
     """Of one sequence, from all scores of the model's own forward: [U]"""
     output = network(input_ids=batch.ids, attention_mask=batch.attention, **batch.image_inputs, use_cache=False)
-    scores = output.logits.flatten(0, 1)[batch.before[batch.loss_mask]]  # [U, V]
+    scores = output.logits.flatten(0, 1)[batch.in_loss(batch.before)]  # [U, V]
     exact = scores if scores.dtype == torch.float64 else scores.float()
-    tokens = batch.targets[batch.loss_mask][:, None]
+    tokens = batch.in_loss(batch.targets)[:, None]
     values: torch.Tensor = exact.log_softmax(-1).gather(-1, tokens)[:, 0]
     return values

@@ -161,7 +161,7 @@ def _pieces(folder: Path, complete_marker: Path) -> tuple[bool, list[str]]:
 
 def _by_example(values: torch.Tensor, batch: Batch) -> list[torch.Tensor]:
     """The values of each example of a batch; its answers stand one behind the other."""
-    owner = batch.answers.example[batch.owners[batch.loss_mask]]  # [U]
+    owner = batch.answers.example[batch.in_loss(batch.owners)]  # [U]
     counts = owner.bincount(minlength=len(batch)).tolist()
     return [part.clone() for part in torch.split(values, counts)] if len(batch) else []
 
