@@ -13,6 +13,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from mmjobs.data.parent import end_with_parent
+
 Trainer = Callable[[Connection, Path, Path, dict[str, Any]], None]
 """What works in the new process: with its end of the line, the data, a folder of its own, and its options."""
 
@@ -110,6 +112,7 @@ class Died(RuntimeError):
 
 def _begin(trainer: Trainer, line: Connection, data: Path, own: Path, options: dict[str, Any]) -> None:
     """In the new process: one thread, a rank of one, and what is printed goes to a file."""
+    end_with_parent()  # it is no daemon: a data loader may have workers of its own
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -130,9 +133,7 @@ class Contender:
         own.mkdir(exist_ok=True)
         self._log = own / f"{trainer.__name__}.log"
         self._line, other = multiprocessing.Pipe()
-        work = multiprocessing.get_context("spawn").Process(
-            target=_begin, args=(trainer, other, data, own, options), daemon=True
-        )
+        work = multiprocessing.get_context("spawn").Process(target=_begin, args=(trainer, other, data, own, options))
         work.start()
         other.close()
         self._process = work

@@ -24,6 +24,7 @@ import statistics
 import tempfile
 from datetime import date
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -133,14 +134,18 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--only", nargs="*", default=[""], help="rows whose name has one of these words")
     parser.add_argument("--toy", action="store_true", help="the rows of a GPU with few weights, wherever this is")
+    parser.add_argument("--profiles", type=Path, default=Path("profiles"), help="a folder for the profiles of a GPU")
     given = parser.parse_args()
-    print(f"# Preferences against TRL {version('trl')}, {date.today()}\n")
-    where = f"Python {platform.python_version()}, torch {version('torch')}, transformers {version('transformers')}"
     gpu = shutil.which("nvidia-smi") is not None
+    if find_spec("trl") is None and not (gpu or given.toy):
+        parser.error("this compares with TRL: pip install trl==1.16.0")
+    peer = f"TRL {version('trl')}" if find_spec("trl") else "TRL"
+    print(f"# Preferences against {peer}, {date.today()}\n")
+    where = f"Python {platform.python_version()}, torch {version('torch')}, transformers {version('transformers')}"
     if gpu or given.toy:
-        print(f"`python -m benchmarks.preference --rounds {given.rounds}`, {where}\n")
+        print(f"`python -m benchmarks.preference`, {where}\n")
         with tempfile.TemporaryDirectory() as folder:
-            preference_gpu.compare(Path(folder), given.rounds, given.toy, given.only)
+            preference_gpu.compare(Path(folder), given.profiles, given.toy, given.only)
         return
     os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}  # of both
     print(f"`python -m benchmarks.preference --rounds {given.rounds}`, {where}, one of {os.cpu_count()} cores\n")

@@ -126,7 +126,8 @@ def ours(line: Connection, data: Path, own: Path, options: dict[str, Any]) -> No
     batch = {"global": pairs, "micro": pairs} if options.get("rows") else {"global": pairs, "tokens_per_gpu": tokens}
     recipe = recipe_of(
         RECIPE
-        | {"model": changed, "data": RECIPE["data"] | {"train": source}, "batch": batch}
+        | {"model": changed, "data": RECIPE["data"] | {"train": source, "workers": options.get("workers", 0)}}
+        | {"batch": batch, **({"profile": options["profile"]} if "profile" in options else {})}
         | {"objective": options.get("objective", "dpo"), "steps": options.get("steps", RECIPE["steps"])}
         | (_on_gpu(options) if options.get("gpu") else {})
     )

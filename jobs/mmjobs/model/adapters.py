@@ -10,16 +10,19 @@ from typing import Any
 
 import safetensors.torch
 import torch
-from peft import LoraConfig, inject_adapter_in_model
-from peft.tuners.lora import Linear, LoraLayer
 from torch import nn
 
 from mmjobs.model import quantised
 from mmjobs.model.parts import ADAPTER, idle_vision
 from mmjobs.model.sharded import whole
+from mmjobs.rank.imports import as_if_missing
 from mmlaunch.errors import BadInput
 from mmlaunch.recipe.model import Lora, Model
 from mmlaunch.recipe.parts import ADAPTED, part_of, training_of
+
+with as_if_missing("bitsandbytes"):  # peft has layers of its own for it, and would import it on every rank
+    from peft import LoraConfig, inject_adapter_in_model
+    from peft.tuners.lora import Linear, LoraLayer
 
 _NAME = "default"
 FOLDER = "adapter"
