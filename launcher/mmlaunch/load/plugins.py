@@ -17,7 +17,6 @@ from pathlib import Path
 from mmlaunch.errors import Problem
 from mmlaunch.recipe.compared import Compared
 from mmlaunch.recipe.plugin import Plugin
-from mmlaunch.recipe.preference import Preference
 from mmlaunch.recipe.recipe import Recipe
 from mmlaunch.recipe.reward_functions import CONTEXT
 from mmlaunch.recipe.rewards import RewardSource
@@ -71,8 +70,8 @@ def plugins(recipe: Recipe) -> Iterator[tuple[Place, Plugin, RewardSource | None
         for index, data in enumerate(getattr(recipe.data, group)):
             if data.plugin is not None:
                 yield ("data", group, index, "format"), data.plugin, None
-    for plugin in task.terms.plugins if isinstance(task, Preference) else ():
-        yield ("objective", "terms", plugin.written), plugin, None
+    for below, plugin in task.plugins.items():
+        yield ("objective", *below), plugin, None
     for index, tracker in enumerate(recipe.log.trackers):
         if tracker.plugin is not None:
             yield ("log", "trackers", index, "kind"), tracker.plugin, None

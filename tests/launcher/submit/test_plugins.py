@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from mmlaunch.load import load_recipe, plugins
 from mmlaunch.load.plugins import Folders
 from mmlaunch.recipe.plugin import Plugin, plugin_of
 
+ROOT = Path(__file__).resolve().parents[3]
 FORMAT = """\
 from mmjobs.data.example import Answer, Example, Turn
 from mmjobs.data.readers.rows import examples
@@ -104,6 +106,64 @@ def test_a_run_has_the_plugins_that_it_was_submitted_with(recipe: Path) -> None:
     events = wait_for(run, lambda all_of_them: sum(event["event"] == "ended" for event in all_of_them) == 2)
     assert [event["state"] for event in events if event["event"] == "ended"] == ["done", "done"]
     assert [line.split()[0] for line in tracked.read_text().splitlines()] == ["1", "2", "3", "4", "5"]
+
+
+def blocks_of_the_page(page: str) -> tuple[str, str]:
+    """The recipe and the class that a page shows for an objective of the user's own."""
+    found = re.findall(r"```(yaml|py)\n(.*?)```", (ROOT / "docs" / page).read_text(), re.DOTALL)
+    ((recipe, code),) = [(text, below) for (_, text), (kind, below) in pairwise(found) if "\nclass Focal" in below]
+    return recipe, code
+
+
+def test_the_objective_of_the_documentation_does_all_that_others_do(recipe: Path, tmp_path: Path) -> None:
+    """The copy counts: the file is spoilt once the run is submitted."""
+    text, code = blocks_of_the_page("extending.md")
+    file = recipe.with_name("my_objective.py")
+    file.write_text(code)
+    own = recipe.with_name("own.yaml")
+    base = re.sub("objective: .*\n|log: .*\n", "", recipe.read_text())
+    own.write_text(base + text + "log: {every: 1, tensorboard: false}\n")
+    held_out = 'data.eval={path: rows.jsonl, format: "my_format.py:rows", limit: 3}'
+    rest = ("-s", held_out, "-s", "checkpoint.every=1 steps", "-s", "evaluate.every=1 steps")
+    assert "my_objective.py:Focal" in mmlaunch("validate", own, *rest).stdout
+    for command in ("estimate", "render"):
+        done = mmlaunch(command, own, *rest, "--cluster", "local")
+        assert done.returncode == 0, done.stderr
+    run = submit(own, *rest)
+    file.write_text("raise RuntimeError('edited after the run was submitted')\n")
+    events = wait_for(run, ended)
+    assert [event["state"] for event in events if event["event"] == "ended"] == ["done"], run.attempt(1).logs
+    assert all(0 < event["confidence"] < 1 for event in events if event["event"] == "step")
+    done = mmlaunch("resume", run.name, "-s", "steps=5")
+    assert done.returncode == 0, done.stderr
+    events = wait_for(run, lambda all_of_them: sum(event["event"] == "ended" for event in all_of_them) == 2)
+    assert [event["state"] for event in events if event["event"] == "ended"] == ["done", "done"]
+    measured = [event["metrics"]["eval/confidence"] for event in events if event["event"] == "evaluated"]
+    assert len(measured) >= 5 and "done" in mmlaunch("status", run.name).stdout
+    rows = str(recipe.with_name("pairs.json"))
+    Path(rows).write_text(json.dumps([{"prompt": "Well?", "chosen": "Yes.", "rejected": "No."}] * 4))
+    for arguments in (
+        ("export", run.name, "--to", str(tmp_path / "out")),
+        ("compare", run.name, run.name, "--data", rows),
+    ):
+        done = mmlaunch(*arguments)
+        assert done.returncode == 0, done.stderr
+
+
+def test_an_objective_that_is_not_there_is_said_at_its_place(recipe: Path) -> None:
+    recipe.with_name("my_objective.py").write_text("class Focal:\n    pass\n")
+    own = recipe.with_name("own.yaml")
+    for written, right in (
+        ("my_objective.py:Focl", "my_objective.py defines no Focl; did you mean my_objective.py:Focal?"),
+        ("my_objectiv.py:Focal", "no such file: my_objectiv.py; did you mean my_objective.py?"),
+        ("nowhere.losses:Focal", "no module nowhere"),
+    ):
+        own.write_text(re.sub("objective: .*\n", f"objective: {written}\n", recipe.read_text()))
+        refused = mmlaunch("validate", own)
+        line = own.read_text().splitlines().index(f"objective: {written}") + 1
+        assert refused.returncode == 2 and f"own.yaml:{line}:12: objective.method: {right}" in refused.stderr
+    own.write_text(re.sub("objective: .*\n", "objective: dpoo\n", recipe.read_text()))
+    assert "unknown value 'dpoo'; did you mean dpo?" in mmlaunch("validate", own).stderr
 
 
 @pytest.mark.nightly  # ten seconds; the copy of a reward's file is tested by tests/launcher/load/test_plugins.py
