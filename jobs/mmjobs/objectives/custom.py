@@ -150,6 +150,8 @@ class StatefulCustomObjective(CustomObjective):
         return kept
 
     def restore(self, state: dict[str, Any]) -> None:
+        if not state:  # the run has gone on with this objective, after one that remembered nothing
+            return
         with _named(self._name, self._own):
             self._own.restore(state)
 

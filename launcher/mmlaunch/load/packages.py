@@ -107,6 +107,7 @@ def find(module: str, beside: Path, working: Path) -> Package:
 
 def standing_in(folder: Path, module: str) -> Package | None:
     """The package of a module that stands in a folder; None where it does not."""
+    folder = folder.absolute()
     source, top = source_in(folder, module), module.partition(".")[0]
     if source is None:
         return None
@@ -136,7 +137,7 @@ def _importable(module: str) -> Package:
 
 def _path_of(spec: ModuleSpec, module: str) -> Path | None:
     """The folder of a top-level package, or the file of a module; of several folders, the one that holds the module."""
-    folders = [Path(folder) for folder in spec.submodule_search_locations or ()]
+    folders = [Path(folder).absolute() for folder in spec.submodule_search_locations or ()]
     if folders:
         return next((folder for folder in folders if source_in(folder.parent, module) is not None), folders[0])
     origin = Path(spec.origin or "")

@@ -75,6 +75,22 @@ class Baseline(Same):
         self.seen = [old + new for old, new in zip(self.seen, sums["confidence"])]
 
 
+class Relative(Same):
+    """Each token counts by how likely it is, compared with the mean of the global batch."""
+
+    needs_global_batch = True
+
+    def statistics(self, network, batch):
+        return {"log_probs": answer_token_log_probs(network, batch).cpu()}
+
+    def set_global_batch(self, statistics, rank):
+        self.mean = torch.cat([one["log_probs"] for of_rank in statistics for one in of_rank]).mean()
+
+    def __call__(self, network, batch):
+        log_probs = answer_token_log_probs(network, batch)
+        return self.output(-log_probs * torch.exp(log_probs.detach() - self.mean), batch)
+
+
 class Pairs:
     """The loss of dpo."""
 
@@ -115,6 +131,7 @@ class Regression:
         return ObjectiveOutput({"answers": losses.sum()}, each, {"value": (values.sum(), count)})
 '''
 IMPORTS = """
+import torch
 from torch.nn.functional import logsigmoid
 
 from mmjobs.model.heads import score_of
@@ -181,6 +198,15 @@ def test_what_it_remembers_survives_a_kill_bit_for_bit(job: Jobs, tiny: Recipes)
     assert plain.losses()[24] != expected[24], "the baseline is part of the loss"
 
 
+def test_a_loss_that_needs_the_global_batch_is_the_same_on_two_ranks(job: Jobs, tiny: Recipes) -> None:
+    one, two = keep(job("one")), keep(job("two"))
+    changes = {"objective": f"{FILE}:Relative", "optim": {"lr": 3e-3, "eps": 1e-4}, "batch": {"global": 8, "micro": 2}}
+    assert one.run(tiny(**changes)) == [0], one.log()
+    assert two.run(tiny(**changes, **TWO), 2) == [0, 0], two.log()
+    for step, losses in one.losses().items():
+        assert two.losses()[step] == pytest.approx(losses, rel=3e-6)
+
+
 def test_a_scoring_head_is_built_trained_and_exported(job: Jobs, tiny: Recipes, tmp_path: Path) -> None:
     run = keep(job("run"))
     objective = {"method": f"{FILE}:Regression", "answers": 1, "most_answers": "all", "scoring_head": True}
@@ -229,6 +255,10 @@ def test_only_what_remembers_is_asked_after_every_step(made: Callable[..., Any])
     )
     remembers = made(LIKE_SFT + methods)
     assert isinstance(remembers, Stateful) and remembers.state() == {"a": [1, 2]}
+    forgets = made(LIKE_SFT + methods.replace("return {'a': (1, 2)}", "raise AssertionError"))
+    forgets.restore({})  # a run that goes on with another objective than it began with
+    with pytest.raises(BadInput, match=r"Same failed in line \d+: AssertionError"):
+        forgets.restore({"a": 1})
 
 
 @pytest.mark.parametrize(
