@@ -85,8 +85,11 @@ class Package:
             yield f"{self.name}/{path.relative_to(self.path).as_posix()}", path
 
     def contents(self) -> dict[str, bytes]:
-        """The same with what they hold."""
-        contents = {name: path.read_bytes() for name, path in self.files()}
+        """The same with what they hold; raises `UserError` for one that cannot be read."""
+        try:
+            contents = {name: path.read_bytes() for name, path in self.files()}
+        except OSError as error:
+            raise UserError(f"{error.filename} cannot be read, and a run keeps a copy: {error.strerror}") from None
         if self.path is not None and self.path.is_dir():
             contents.setdefault(f"{self.name}/__init__.py", _JOINS)
         return contents

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from mmlaunch.errors import Problem
+from mmlaunch.errors import Problem, UserError
 from mmlaunch.load import load_recipe, packages, plugins
 from mmlaunch.load.packages import NoModule, TooLarge
 from mmlaunch.load.plugins import Folders
@@ -168,6 +168,15 @@ def test_a_package_that_is_too_large_is_refused_at_its_place(recipe: Path, monke
     assert "has more than 1 files" in problems(recipe)[0].what
 
 
+def test_a_file_that_cannot_be_read_is_named(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def closed(path: Path) -> bytes:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "read_bytes", closed)
+    with pytest.raises(UserError, match=r"own_lab/__init__.py cannot be read, and a run keeps a copy: Permission den"):
+        kept(recipe)
+
+
 def test_the_run_keeps_its_package_read_only_and_goes_on_with_it(recipe: Path, write: Write, own_home: Path) -> None:
     write("[]", "elsewhere/d.json")
     prepared = prepare(load_recipe(recipe), "local")
@@ -191,5 +200,5 @@ def test_a_secret_in_a_package_is_not_copied(recipe: Path, write: Write, monkeyp
     write("[]", "elsewhere/d.json")
     monkeypatch.setenv("LAB_TOKEN", "abcdef-123456")
     recipe.write_text(recipe.read_text() + "env: [LAB_TOKEN]\n")
-    with pytest.raises(Exception, match=r"own_lab/keys.py would hold the value of LAB_TOKEN"):
+    with pytest.raises(UserError, match=r"own_lab/keys.py would hold the value of LAB_TOKEN"):
         create(prepare(load_recipe(recipe), "local"))
