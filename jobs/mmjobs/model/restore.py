@@ -17,7 +17,7 @@ from mmlaunch.run.paths import of_checkpoint
 def restore(recipe: Recipe, checkpoint: Path) -> BuiltModel:
     """The model in the types that it was trained in, with its adapters and its scoring head."""
     built = skeleton(recipe.model, recipe.precision, empty=True)
-    if recipe.objective.SCORING_HEAD:
+    if recipe.objective.has_scoring_head:
         heads.add_score(built.network)
     adapters.add(built.network, recipe.model, empty=True)
     parts.freeze(built.network, recipe.model, recipe.precision)

@@ -136,7 +136,7 @@ def _base(folder: Path, build: Build) -> dict[str, torch.Tensor]:
     recipe = resolved.read(run_of_checkpoint(folder.resolve() / FILE).resolved)
     with undivided(), torch.random.fork_rng(devices=()):
         torch.manual_seed(seed_of("model", recipe.seed))
-        built = build(recipe.model, recipe.precision, recipe.objective.SCORING_HEAD)
+        built = build(recipe.model, recipe.precision, recipe.objective.has_scoring_head)
     state: dict[str, torch.Tensor] = built.network.state_dict()
     return state
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from mmjobs.objectives.custom import custom
 from mmjobs.objectives.objective import Objective, Reference
 from mmjobs.objectives.preference import Preference
 from mmjobs.objectives.reward import Reward
@@ -15,6 +16,7 @@ OBJECTIVES: dict[str, Callable[[Any, Reference | None, float], Objective]] = {
     "sft": lambda settings, reference, std: Sft(),
     "reward": lambda settings, reference, std: Reward(settings),
     "preference": Preference,
+    "custom": lambda settings, reference, std: custom(settings, reference),
 }
 """Each is built from its section, the reference model that runs at every step, and the std of the data's score gaps."""
 

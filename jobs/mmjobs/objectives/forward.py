@@ -37,3 +37,9 @@ def answer_token_log_probs(network: nn.Module, batch: Batch, temperature: float 
 def by_answer(values: torch.Tensor, batch: Batch) -> torch.Tensor:
     """The sum over the tokens of each answer: [U] -> [A]."""
     return values.new_zeros(len(batch.answers)).index_add(0, batch.in_loss(batch.owners), values)
+
+
+def by_example(values: torch.Tensor, batch: Batch) -> torch.Tensor:
+    """The sum over the tokens of all answers of each example: [U] -> [E]."""
+    examples = batch.answers.example[batch.in_loss(batch.owners)]  # [U]
+    return values.new_zeros(len(batch)).index_add(0, examples, values)

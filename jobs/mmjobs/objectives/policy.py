@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from mmjobs.data.batch import Batch
-from mmjobs.objectives.forward import answer_log_probs, by_answer
+from mmjobs.objectives.forward import answer_log_probs, by_answer, by_example
 from mmjobs.objectives.objective import ObjectiveOutput, Units
 from mmlaunch.recipe.reinforcement import Reinforcement
 
@@ -71,7 +71,7 @@ class Policy:
                 losses = losses + self.kl_weight * self._divergence(new, old, reference)
         losses = losses * valid * self._weights(valid, batch)
         totals = {unit: losses.new_zeros(()) for unit in self.over} | {POLICY: losses.sum()}
-        return ObjectiveOutput(totals, self._by_example(losses, batch), metrics)
+        return ObjectiveOutput(totals, by_example(losses.detach(), batch), metrics)
 
     def _ratio(self, new: torch.Tensor, old: torch.Tensor, valid: torch.Tensor, batch: Batch) -> torch.Tensor:
         """New by old probability of each token; for GSPO the mean of the whole answer (arXiv 2507.18071, eq. 7): [U]"""
@@ -144,13 +144,7 @@ class Policy:
         totals = {unit: losses.sum() if unit == SFT else 0 * losses.sum() for unit in self.over}
         nothing = losses.new_zeros(()).detach()
         metrics = dict.fromkeys(self.metrics, (nothing, nothing))
-        return ObjectiveOutput(totals, self._by_example(losses, batch), metrics)
-
-    @staticmethod
-    def _by_example(losses: torch.Tensor, batch: Batch) -> torch.Tensor:
-        """[U] -> [E], detached"""
-        examples = batch.answers.example[batch.in_loss(batch.owners)]
-        return losses.detach().new_zeros(len(batch)).index_add(0, examples, losses.detach())
+        return ObjectiveOutput(totals, by_example(losses.detach(), batch), metrics)
 
 
 def _mean(values: torch.Tensor, valid: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

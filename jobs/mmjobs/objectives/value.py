@@ -7,7 +7,7 @@ from torch import nn
 
 from mmjobs.data.batch import Batch
 from mmjobs.model.heads import score_of
-from mmjobs.objectives.forward import hidden_states
+from mmjobs.objectives.forward import by_example, hidden_states
 from mmjobs.objectives.objective import ObjectiveOutput, Units
 from mmjobs.objectives.policy import NOTHING, VALID
 
@@ -51,10 +51,9 @@ class Value:
             losses = torch.maximum(error, (kept - rollout[RETURN]).square())
         valid = rollout[VALID]
         each = losses / 2 * valid
-        examples = batch.answers.example[batch.in_loss(batch.owners)]
         return ObjectiveOutput(
             losses={"tokens": each.sum()},
-            example_losses=each.detach().new_zeros(len(batch)).index_add(0, examples, each.detach()),
+            example_losses=by_example(each.detach(), batch),
             metrics={
                 "value": ((new * valid).sum().detach(), valid.sum()),
                 "clipped": (((losses > error) * valid).sum().detach(), valid.sum()),

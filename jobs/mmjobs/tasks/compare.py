@@ -93,7 +93,7 @@ class Judge:
 
     def __init__(self, paths: RunPaths) -> None:
         self.paths, self.recipe = paths, resolved.read(paths.resolved)
-        self.scores = self.recipe.objective.SCORING_HEAD
+        self.scores = self.recipe.objective.has_scoring_head
 
     def step(self, contents: bool) -> int:
         """The step of that checkpoint; its files are hashed only where their `contents` matter."""

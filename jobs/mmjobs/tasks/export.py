@@ -48,7 +48,7 @@ def export(
         adapters.save(network, recipe.model.lora, partial / adapters.FOLDER, base=str(to.resolve()))
         adapters.detach(network)
     network.to(parts.TYPES[recipe.precision])
-    if recipe.objective.SCORING_HEAD:
+    if recipe.objective.has_scoring_head:
         chat = built.chat
         network = heads.save_score(network, chat.tokenizer, chat.end_id, partial, _rewards(paths, step))
     network.save_pretrained(partial)

@@ -168,7 +168,7 @@ def _trained(recipe: Recipe, folder: Path) -> Trained:
         return Trained(recipe, float(kept.get("mean", 0.0)), float(kept.get("spread", 1.0)))
     run, _ = checkpoint
     own = resolved.read(run.resolved)
-    if not own.objective.SCORING_HEAD:
+    if not own.objective.has_scoring_head:
         raise BadInput(f"{what}, {run.name} is a run of {own.objective.method}; name a run of objective: reward")
     state = TrainState.read(CheckpointPaths(folder).state).learner
     return Trained(own, float(state.get("mean", 0.0)), float(state.get("spread", 1.0)))

@@ -58,7 +58,7 @@ def build_trainer(context: Context, built: BuiltModel | None = None) -> Trainer:
     steps = total_steps(context.recipe, datasets)
     engine = build_engine(context, built, steps)
     context.ranks.watch.doing("compares packed rows with single ones")
-    check_parity(engine, datasets.training, context.recipe.precision, context.recipe.objective.SCORING_HEAD)
+    check_parity(engine, datasets.training, context.recipe.precision, context.recipe.objective.has_scoring_head)
     reference = build_reference(context)
     if context.recipe.objective.precomputes_reference:
         examples = steps * context.recipe.batch.examples
@@ -87,7 +87,7 @@ def build_model(context: Context) -> BuiltModel:
     if lost := pins.lost_source(context):
         context.events.warn(f"{lost}: the run goes on from its own checkpoint", step=0)
         recipe = without_init(recipe)
-    return build_network(recipe, context.deepspeed, recipe.objective.SCORING_HEAD)
+    return build_network(recipe, context.deepspeed, recipe.objective.has_scoring_head)
 
 
 def without_init(recipe: Recipe) -> Recipe:

@@ -65,7 +65,7 @@ def command(
         click.echo(line, err=True)
     described = json.dumps([source.model_dump(mode="json", exclude_none=True) for source in sources])
     arguments = [*(str(path.root) for path in paths), described, "--batch", str(batch)]
-    result = run_task.run("mmjobs.tasks.compare", arguments)
+    result = run_task.run("mmjobs.tasks.compare", arguments, of_run=None if data else paths[0].root)
     if as_json:
         click.echo(json.dumps(result))
     else:

@@ -71,14 +71,14 @@ class _Writer:
 
     def _heading_of_method(self, reference: Schema) -> str:
         method = self._body(_target(reference))["properties"]["method"]
-        return f"objective: {method.get('const', 'preferences')}"
+        return f"objective: {method.get('const', 'preferences' if 'enum' in method else 'custom')}"
 
     def _methods(self, choices: list[Schema]) -> str:
         """The words that an objective may be."""
         rows = ["| method | |\n|---|---|\n"]
         for reference in choices:
             method = self._body(_target(reference))["properties"]["method"]
-            names = [method["const"]] if "const" in method else method["enum"]
+            names = [method["const"]] if "const" in method else method.get("enum") or method["examples"]
             words = ", ".join(f"`{name}`" for name in names)
             heading = self._heading_of_method(reference)
             rows.append(f"| {words} | {_line(self._body(_target(reference))['description'])} {_link(heading)} |\n")

@@ -105,7 +105,7 @@ def activations(recipe: Recipe, network: Network, counts: Counts, row: Row, chec
 
 def logits(recipe: Recipe, shape: Decoder, row: Row) -> int:
     """The vocabulary at the learnt tokens, a piece at a time: logits, softmax and its gradient, in fp32 and cast."""
-    if recipe.objective.method == "reward" or not recipe.trains:
+    if recipe.objective.has_scoring_head or not recipe.trains:
         return 0
     piece = PIECE if recipe.resources.gpus_per_node else ROWS * shape.words
     return min(row.tokens // LEARNT * shape.words, piece) * (12 if recipe.precision == "fp32" else 14)

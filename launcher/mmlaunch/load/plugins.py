@@ -1,23 +1,23 @@
 """Plugins, the user's own code that a recipe names: whether it exists and can be called, read from its sources.
 
-Nothing of the user's is executed or imported here. A file is copied into the run when it is submitted, so that later
-edits change neither a queued run nor a resumed one.
+Nothing of the user's is executed or imported here. A file, and a package that is not installed, is copied into the run
+when it is submitted, so that later edits change neither a queued run nor a resumed one.
 """
 
 from __future__ import annotations
 
 import ast
-import importlib.util
 import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 
 from mmlaunch.errors import Problem
+from mmlaunch.load import packages
+from mmlaunch.load.packages import NoModule, Package, TooLarge
 from mmlaunch.recipe.compared import Compared
 from mmlaunch.recipe.plugin import Plugin
-from mmlaunch.recipe.preference import Preference
 from mmlaunch.recipe.recipe import Recipe
 from mmlaunch.recipe.reward_functions import CONTEXT
 from mmlaunch.recipe.rewards import RewardSource
@@ -26,6 +26,8 @@ from mmlaunch.run.paths import RunPaths
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 Place = tuple[str | int, ...]
+OBJECTIVE = ("objective", "method")
+"""Where a recipe names an objective of the user's own."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,20 @@ class Folders:
         written = Path(file).expanduser()
         places = [*kept, self.recipe / written, self.working / written]
         return next((path for path in places if path.is_file()), None)
+
+    def package(self, module: str) -> Package:
+        """The package of a module; the run's own copy goes before all others. Raises `NoModule`."""
+        if not self.has_copy(module.partition(".")[0]):
+            return packages.find(module, self.recipe, self.working)
+        assert self.run is not None
+        if (kept := packages.standing_in(self.run.plugin_files, module)) is None:
+            raise NoModule(module)
+        return kept
+
+    def has_copy(self, package: str) -> bool:
+        """Whether the run has a copy of a package, or of a single module, already."""
+        folder = self.run.plugin_files if self.run else None
+        return folder is not None and any((folder / name).exists() for name in (package, f"{package}.py"))
 
     @property
     def looked(self) -> str:
@@ -71,8 +87,8 @@ def plugins(recipe: Recipe) -> Iterator[tuple[Place, Plugin, RewardSource | None
         for index, data in enumerate(getattr(recipe.data, group)):
             if data.plugin is not None:
                 yield ("data", group, index, "format"), data.plugin, None
-    for plugin in task.terms.plugins if isinstance(task, Preference) else ():
-        yield ("objective", "terms", plugin.written), plugin, None
+    for below, plugin in task.plugins.items():
+        yield ("objective", *below), plugin, None
     for index, tracker in enumerate(recipe.log.trackers):
         if tracker.plugin is not None:
             yield ("log", "trackers", index, "kind"), tracker.plugin, None
@@ -83,27 +99,51 @@ def problems(recipe: Recipe, folders: Folders) -> list[Problem]:
     wrong: list[Problem] = []
     for place, plugin, source in plugins(recipe):
         try:
-            _check(plugin, source, folders)
+            _check(plugin, source, folders, is_objective=place == OBJECTIVE)
         except _Wrong as error:
             below = error.place if source is not None else ()
             wrong.append(Problem((*place, *below), str(error), error.right))
     return wrong
 
 
-def files(recipe: Recipe, folders: Folders) -> dict[str, str]:
-    """The files that a run has to keep and does not have yet: name in the run -> text."""
+def files(recipe: Recipe, folders: Folders) -> dict[str, bytes]:
+    """What a run has to keep and does not have yet: name below the folder of its plugins -> content."""
     assert folders.run is not None
-    texts = {}
+    contents: dict[str, bytes] = {}
     for _, plugin, _ in plugins(recipe):
         kept = folders.run.plugin_file(plugin.file) if plugin.file else None
         original = folders.find(plugin.file) if plugin.file else None
         if kept is not None and original is not None and original != kept:
-            texts[kept.name] = _text(original)
-    return texts
+            contents[kept.name] = _text(original).encode()
+    for package in _packages(recipe, folders):
+        if package.copied and not folders.has_copy(package.name):
+            contents |= package.contents()
+    return contents
 
 
-def _check(plugin: Plugin, source: RewardSource | None, folders: Folders) -> None:
-    path = _file(plugin.file, folders) if plugin.file else _source_of(plugin.module or "", folders.working)
+def origins(recipe: Recipe, folders: Folders) -> dict[str, dict[str, str]]:
+    """Of each package that a recipe names: where its copy comes from, or the version that is installed."""
+    found: dict[str, dict[str, str]] = {}
+    for package in _packages(recipe, folders):
+        if package.copied:
+            found[package.name] = {"copied from": str(package.path)}
+        elif version := package.version:
+            found[package.name] = {"version": version}
+    return found
+
+
+def _packages(recipe: Recipe, folders: Folders) -> list[Package]:
+    """Those that are there: `problems` tells of the others."""
+    found: dict[str, Package] = {}
+    for module in sorted({plugin.module for _, plugin, _ in plugins(recipe) if plugin.module}):
+        with suppress(NoModule):
+            package = folders.package(module)
+            found[package.name] = package
+    return list(found.values())
+
+
+def _check(plugin: Plugin, source: RewardSource | None, folders: Folders, is_objective: bool) -> None:
+    path = _file(plugin.file, folders) if plugin.file else _source_of(plugin.module or "", folders)
     if path is None:  # a compiled module: it has no source
         return
     shown = plugin.file or plugin.module or ""
@@ -125,6 +165,8 @@ def _check(plugin: Plugin, source: RewardSource | None, folders: Folders) -> Non
         raise _Wrong(f"{shown}: {plugin.name} is no function and no class", "name one of these")
     if source is not None and isinstance(node, Function) and not node.decorator_list:
         _check_call(node, source)
+    if is_objective and isinstance(node, ast.ClassDef):
+        _check_objective(node)
 
 
 def _file(file: str, folders: Folders) -> Path:
@@ -137,28 +179,22 @@ def _file(file: str, folders: Folders) -> Path:
     return path
 
 
-def _source_of(module: str, working: Path) -> Path | None:
-    """The source file of a module that is installed or stands in the working folder; None: it has none."""
-    top, *below = module.split(".")
+def _source_of(module: str, folders: Folders) -> Path | None:
+    """The source file of a module; None: it has none. Its package is looked at too: a run may have to copy it."""
+    top = module.partition(".")[0]
     try:
-        spec = importlib.util.find_spec(top)
-    except ValueError:  # a module of this process that came from nowhere
-        spec = None
-    spec, name = spec or PathFinder.find_spec(top, [str(working)]), top
-    for part in below:
-        if spec is None or spec.submodule_search_locations is None:
-            break
-        name = f"{name}.{part}"
-        spec = PathFinder.find_spec(name, list(spec.submodule_search_locations))
-    if spec is None or name != module:
+        package = folders.package(module)
+        for _ in package.files() if package.copied and not folders.has_copy(top) else ():
+            pass
+    except NoModule as error:
         right = "install it here, stand in the folder that holds it, or write file.py:function"
-        raise _Wrong(f"no module {name if spec is None else module}", right)
-    return _python_file(spec)
-
-
-def _python_file(spec: ModuleSpec) -> Path | None:
-    path = Path(spec.origin or "")
-    return path if path.suffix == ".py" and path.is_file() else None
+        if folders.has_copy(top):
+            right = f"the run has its copy of {top}, without this module; name a module of another package, or a file"
+        raise _Wrong(f"no module {error}", right) from None
+    except TooLarge as error:
+        what, _, right = str(error).rpartition("; ")
+        raise _Wrong(what, right) from None
+    return package.source
 
 
 def _tree(path: Path, shown: str) -> ast.Module:
@@ -224,3 +260,14 @@ def _check_call(node: Function, source: RewardSource) -> None:
             raise _Wrong(f"{name} has no option {option}", right, ("options", option))
     if missing := [one for one in needed if one not in options and one not in CONTEXT]:
         raise _Wrong(f"{name} needs a value for {missing[0]}", f"add options: {{{missing[0]}: ...}}")
+
+
+def _check_objective(node: ast.ClassDef) -> None:
+    """Whether the class has what every objective has; what it inherits is not looked at."""
+    if node.bases or node.keywords or node.decorator_list:
+        return
+    named = [one for one in ast.walk(node) if isinstance(one, ast.Name) and isinstance(one.ctx, ast.Store)]
+    defined = {one.name for one in node.body if isinstance(one, Function)} | {one.id for one in named}
+    for method, arguments in (("units", "self, batch"), ("__call__", "self, network, batch")):
+        if method not in defined:
+            raise _Wrong(f"{node.name} has no {method}", f"write def {method}({arguments})")

@@ -31,7 +31,7 @@ def unfit(recipe: Recipe, folder: Path) -> tuple[str, str] | None:
 
 def unlike(recipe: Recipe, own: Recipe, name: str) -> tuple[str, str] | None:
     """The same for a reward model whose recipe is known; `name` is that of its run or stage."""
-    if not own.objective.SCORING_HEAD:
+    if not own.objective.has_scoring_head:
         what = f"{name} is a run of {own.objective.method}, its model gives no scores"
         return what, "name a run of objective: reward, or its export"
     if isinstance(recipe.objective, Score):  # there is no policy: the reward model reads the data itself

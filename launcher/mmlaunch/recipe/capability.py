@@ -25,6 +25,6 @@ Asked = Iterator[tuple[tuple[str | int, ...], Any, str]]
 def _training(recipe: Recipe) -> Asked:
     measured = recipe.objective.evaluation_metrics
     if recipe.checkpoint.best not in (None, *measured):
-        yield ("checkpoint", "best"), recipe.checkpoint.best, f"it measures {', '.join(measured)}"
+        yield ("checkpoint", "best"), recipe.checkpoint.best, recipe.objective.measures
     if recipe.stop is not None and recipe.stop.metric not in measured:
-        yield ("stop", "metric"), recipe.stop.metric, f"it measures {', '.join(measured)}"
+        yield ("stop", "metric"), recipe.stop.metric, recipe.objective.measures

@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, WithJsonSchema, field_validator
 
-from mmlaunch.recipe.plugin import Plugin, must_be_plugin, plugin_of
+from mmlaunch.recipe.plugin import PLUGIN_SCHEMA, Plugin, must_be_plugin, plugin_of
 from mmlaunch.recipe.scalars import Count, Line, OneOrMore
 from mmlaunch.recipe.section import Mistake, Section, mistake, rule
 from mmlaunch.recipe.suggest import closest
@@ -117,8 +117,7 @@ def _format(value: Any) -> Any:
     raise mistake(f"unknown value {value!r}", right)
 
 
-_PLUGIN = {"type": "string", "pattern": r".+:[^\W\d]\w*$"}
-FormatName = Annotated[str, BeforeValidator(_format), WithJsonSchema({"anyOf": [{"enum": [*FORMATS]}, _PLUGIN]})]
+FormatName = Annotated[str, BeforeValidator(_format), WithJsonSchema({"anyOf": [{"enum": [*FORMATS]}, PLUGIN_SCHEMA]})]
 
 
 HUB_DATA = re.compile(r"hf://datasets/(?P<name>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w.-]+))?(?:/(?P<inside>[^\s].*))?")

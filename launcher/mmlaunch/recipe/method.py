@@ -1,8 +1,10 @@
 """The base of every method of `objective`: what the rest of the code asks of a method, instead of which class it is."""
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar
 
 from mmlaunch.recipe.engine import Engine
+from mmlaunch.recipe.plugin import Plugin
 from mmlaunch.recipe.reference import ReferenceCopy
 from mmlaunch.recipe.requirements import Requirements
 from mmlaunch.recipe.rewards import RewardSource
@@ -22,11 +24,14 @@ class Method(Section):
     """Whether it uses the recipe's own model; otherwise only the models of its rewards."""
     ROLLOUTS: ClassVar[bool] = False
     """Whether it learns from answers that it generates, instead of the data's own."""
-    SCORING_HEAD: ClassVar[bool] = False
-    """Whether the model gives each answer a number, with a head that replaces the vocabulary's."""
 
     if TYPE_CHECKING:  # each section declares the words that choose it
         method: str
+
+    @property
+    def has_scoring_head(self) -> bool:
+        """Whether the model gives each answer a number, with a head that replaces the vocabulary's."""
+        return False
 
     @property
     def requirements(self) -> Requirements:
@@ -42,6 +47,16 @@ class Method(Section):
     def evaluation_metrics(self) -> list[str]:
         """The names of what an evaluation measures; `checkpoint.best` may name one of them."""
         return ["eval/loss", *(f"eval/{name}" for name in self.metrics)]
+
+    @property
+    def measures(self) -> str:
+        """What an evaluation measures, in words."""
+        return f"it measures {', '.join(self.evaluation_metrics)}"
+
+    @property
+    def plugins(self) -> Mapping[tuple[str, ...], Plugin]:
+        """The user's own code in its loss, by the place below `objective` that names it; rewards name theirs."""
+        return {}
 
     @property
     def reference_source(self) -> str:

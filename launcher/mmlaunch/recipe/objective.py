@@ -10,6 +10,7 @@ from pydantic_core import CoreSchema
 from pydantic_core.core_schema import simple_ser_schema, tagged_union_schema, with_info_plain_validator_function
 
 from mmlaunch.recipe.compared import Correctness, Evaluate
+from mmlaunch.recipe.custom import Custom
 from mmlaunch.recipe.inference import DropoutNtp, Predict, Score
 from mmlaunch.recipe.method import Method
 from mmlaunch.recipe.preference import PREFERENCES, Preference
@@ -41,7 +42,6 @@ class Reward(Method):
     """A reward model: a scoring head on the last token of each answer."""
 
     OBJECTIVE: ClassVar[str] = "reward"
-    SCORING_HEAD: ClassVar[bool] = True
 
     OTHER_NAMES: ClassVar[dict[str, str]] = {"center": "centre", "center_rewards_coefficient": "centre"}
 
@@ -55,6 +55,10 @@ class Reward(Method):
     """gamma: the label of a pair is sigmoid(gamma x score gap)."""
     centre: NotNegative = 0.0
     """Weight of the squared sum of an example's rewards; 0.01 keeps them near 0."""
+
+    @property
+    def has_scoring_head(self) -> bool:
+        return True
 
     @property
     def requirements(self) -> Requirements:
@@ -91,10 +95,11 @@ CHOOSES = ("objective", "method")
 SECTIONS: dict[str, type[Method]] = {
     "sft": Sft, "reward": Reward, "preference": Preference, "ppo": Ppo, "grpo": Grpo, "rloo": Rloo,
     "predict": Predict, "evaluate": Evaluate, "score": Score, "dropout_ntp": DropoutNtp, "correctness": Correctness,
+    "custom": Custom,
 }  # fmt: skip
-"""Every section that reads an `objective`. All methods that are not named here are mixtures of preference terms."""
+"""Every section that reads an `objective`: `custom` where a plugin is named, `preference` where no other method is."""
 
-METHODS = (*(name for name in SECTIONS if name != "preference"), *PREFERENCES)
+METHODS = (*(name for name in SECTIONS if name not in ("preference", "custom")), *PREFERENCES)
 """Every word that an `objective` may be."""
 
 TAGS = REWARD_TAGS | {f"<{name}>" for name in SECTIONS}
@@ -104,7 +109,11 @@ TAGS = REWARD_TAGS | {f"<{name}>" for name in SECTIONS}
 def section_name(value: Any) -> str:
     """The name of the section that reads this objective."""
     method = objective_method(value)
-    return method if isinstance(method, str) and method in SECTIONS else "preference"
+    if not isinstance(method, str):
+        return "preference"
+    if ":" in method or method.endswith(".py"):
+        return "custom"
+    return method if method in SECTIONS else "preference"
 
 
 def _tag(value: Any) -> str:

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 from mmlaunch.recipe.section import mistake
 
+PLUGIN_SCHEMA = {"type": "string", "pattern": r".+:[^\W\d]\w*$"}
+"""What editors know of the name of a plugin."""
 _MODULE = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
 
 

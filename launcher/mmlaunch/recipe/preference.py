@@ -1,12 +1,12 @@
 """`objective` for preferences: a weighted sum of terms, or the name of a published mixture."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from mmlaunch.recipe.method import Method
-from mmlaunch.recipe.reference import ReferenceCopy, ReferenceSync
+from mmlaunch.recipe.plugin import Plugin
+from mmlaunch.recipe.reference import ReferenceSync
 from mmlaunch.recipe.requirements import Requirements
 from mmlaunch.recipe.scalars import Positive, Real, Share
 from mmlaunch.recipe.section import Mistake, mistake, rule
@@ -22,6 +22,7 @@ from mmlaunch.recipe.terms import (
     WITHOUT_REFERENCE,
     Terms,
 )
+from mmlaunch.recipe.with_reference import WithReference
 
 PRESETS: dict[str, dict[str, Any]] = {
     "dpo": {"terms": {"sigmoid": {}}},
@@ -39,7 +40,7 @@ LABEL_BINS = ("below_0.5", *(f"from_0.{tenth}" for tenth in range(5, 10)))
 """The bins of the label histogram of MMPO."""
 
 
-class Preference(Method):
+class Preference(WithReference):
     """Preference optimisation: a weighted sum of terms."""
 
     OBJECTIVE: ClassVar[str] = "preference"
@@ -98,26 +99,18 @@ class Preference(Method):
         return (*names, *(f"labels/{name}" for name in LABEL_BINS if "margin" in self.weighted))
 
     @property
-    def reference_source(self) -> str:
-        return self.reference
+    def plugins(self) -> Mapping[tuple[str, ...], Plugin]:
+        return {("terms", plugin.written): plugin for plugin in self.terms.plugins}
 
     @property
     def uses_reference(self) -> bool:
-        return self.reference != "none" and not self._without_reference
+        return super().uses_reference and not self._without_reference
 
     @property
     def _without_reference(self) -> bool:
         """Whether no term compares the policy with the reference."""
         own = {plugin.name for plugin, term in self.terms.plugins.items() if not term.reference}
         return self.weighted.keys() <= WITHOUT_REFERENCE | own
-
-    @property
-    def reference_copy(self) -> ReferenceCopy | None:
-        return ReferenceCopy(self.reference_stage, self.reference_sync) if self.reference == "copy" else None
-
-    def frozen_stages(self, adapter_alone: bool, stage: int) -> list[int]:
-        copy = self.reference_copy
-        return [] if copy is None else [stage if copy.stage is None else copy.stage]
 
     @model_validator(mode="before")
     @classmethod
@@ -142,12 +135,6 @@ class Preference(Method):
             yield ("terms",), None, mistake("no term has any weight", right)
 
     @rule
-    def _only_a_copy_moves(self) -> Iterator[Mistake]:
-        if self.reference_sync is not None and self.reference != "copy":
-            what = f"a reference that is {self.reference!r} cannot be moved"
-            yield ("reference_sync",), None, mistake(what, "write reference: copy")
-
-    @rule
     def _terms_know_the_divergence(self) -> Iterator[Mistake]:
         plain = sorted((BY_RATIO | {"simpo", "orpo"}) & self.weighted.keys())
         if self.divergence != "reverse_kl" and plain:
@@ -170,12 +157,6 @@ class Preference(Method):
     def _copy_is_asked(self) -> Iterator[Mistake]:
         if self.reference == "copy" and self.weighted and self._without_reference:
             yield ("reference",), "copy", mistake(f"{', '.join(self.weighted)} has no reference", "remove reference")
-
-    @rule
-    def _stage_is_of_a_copy(self) -> Iterator[Mistake]:
-        if self.reference_stage is not None and self.reference != "copy":
-            what = f"a reference that is {self.reference!r} is no model of its own"
-            yield ("reference_stage",), self.reference_stage, mistake(what, "write reference: copy")
 
     @rule
     def _kto_refers(self) -> Iterator[Mistake]:

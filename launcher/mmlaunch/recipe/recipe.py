@@ -368,7 +368,7 @@ class Recipe(Section):
     @rule
     def _rates_are_of_what_is_trained(self) -> Iterator[Mistake]:
         named = [part for part in PartRates.model_fields if getattr(self.optim.lrs, part) is not None]
-        scores = self.objective.SCORING_HEAD or self.objective.critic_stage(0) is not None
+        scores = self.objective.has_scoring_head or self.objective.critic_stage(0) is not None
         for part in named:
             value = getattr(self.optim.lrs, part)
             if part == "head" and not scores:

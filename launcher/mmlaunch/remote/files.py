@@ -8,6 +8,7 @@ from pathlib import Path
 
 from mmlaunch.errors import UserError
 from mmlaunch.load.node import Node
+from mmlaunch.load.packages import standing_in
 from mmlaunch.load.plugins import Folders, plugins
 from mmlaunch.load.recipe import Loaded
 from mmlaunch.load.text import read_file
@@ -28,8 +29,16 @@ def files_of(recipe: Path, loaded: Sequence[Loaded], working: Path) -> dict[str,
             source = Folders(recipe.parent, working).find(plugin.file) if plugin.file else None
             if plugin.file and source is not None:
                 places[_beside(recipe, plugin.file)] = source
+            for name, path in _package(plugin.module, recipe.parent, working) if plugin.module else ():
+                places[_beside(recipe, name)] = path
     root = os.path.commonpath([place.parent for place in places])
     return {str(place.relative_to(root)): source for place, source in places.items()}
+
+
+def _package(module: str, beside: Path, working: Path) -> Iterator[tuple[str, Path]]:
+    """The files of a package beside the recipe or in the working folder; any other is that of the other machine."""
+    package = standing_in(beside, module) or standing_in(working, module)
+    return package.files() if package is not None else iter(())
 
 
 def _recipes(main: Path) -> list[Path]:

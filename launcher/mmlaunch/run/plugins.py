@@ -1,4 +1,4 @@
-"""Loads plugins in a job: functions and classes of the user's own, from the run's copy of their file or a package."""
+"""Loads plugins in a job: functions and classes of the user's own, from the run's copy of their file or package."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ RUN, BESIDE = "MMLAUNCH_RUN", "MMLAUNCH_RECIPE_FOLDER"
 def load(file: str | None, module: str | None, name: str) -> Any:
     """What `file.py:name` or `module:name` of a recipe means; raises `BadInput` where it cannot be loaded."""
     written = f"{file or module}:{name}"
+    _prefer_own(module)
     try:
         loaded = module_of(_file(file)) if file is not None else importlib.import_module(str(module))
     except Exception as error:  # the user's own code may raise anything when it is imported
@@ -27,6 +28,26 @@ def load(file: str | None, module: str | None, name: str) -> Any:
     if not hasattr(loaded, name):
         raise BadInput(f"{written}: {file or module} defines no {name}")
     return getattr(loaded, name)
+
+
+def source_in(folder: Path, module: str) -> Path | None:
+    """The file of a module in a folder: of `lab.losses` lab/losses.py, or lab/losses/__init__.py."""
+    path = folder.joinpath(*module.split("."))
+    return next((file for file in (path / "__init__.py", path.with_name(f"{path.name}.py")) if file.is_file()), None)
+
+
+def import_first(folder: Path) -> None:
+    """Let Python look into a folder before all others."""
+    if folder.is_dir() and str(folder) not in sys.path:
+        sys.path.insert(0, str(folder))
+
+
+def _prefer_own(module: str | None) -> None:
+    """Packages come from the run's copies; where a command reads a recipe without a run, from beside the recipe."""
+    if run := os.environ.get(RUN):
+        import_first(RunPaths(Path(run)).plugin_files)
+    elif module and (beside := os.environ.get(BESIDE)) and source_in(Path(beside), module) is not None:
+        import_first(Path(beside))
 
 
 def _file(written: str) -> Path:

@@ -28,16 +28,16 @@ def create(prepared: Prepared) -> None:
     plan, texts = prepared.plan, prepared.texts
     values = secrets.values(plan.passed)
     resolved = text_of(plan.recipe)
-    functions = plugins.files(plan.recipe, prepared.plugin_folders)
+    own = plugins.files(plan.recipe, prepared.plugin_folders)
     kept = {"the job script": texts.script, "deepspeed.json": texts.deepspeed, "the recipe": resolved}
-    secrets.refuse(kept | functions, values)
+    secrets.refuse({**kept, **own}, values)
     final = plan.run.root
     # If this process is killed, only this folder is left. Its name begins with a dot, so it is no run.
     aside = RunPaths(final.with_name(f".{final.name}.{os.getpid()}"))
     with explained("cannot create the run directory", but=FileExistsError):
         try:
             final.parent.mkdir(parents=True, exist_ok=True)
-            _fill(aside, prepared, resolved, functions, values | secrets.suspected())
+            _fill(aside, prepared, resolved, own, values | secrets.suspected())
             take(aside.root, final)
         except BaseException:
             shutil.rmtree(aside.root, ignore_errors=True)
@@ -60,7 +60,7 @@ def take(aside: Path, final: Path) -> None:
 
 
 def _fill(
-    run: RunPaths, prepared: Prepared, resolved: str, functions: Mapping[str, str], values: Mapping[str, str]
+    run: RunPaths, prepared: Prepared, resolved: str, own: Mapping[str, bytes], values: Mapping[str, str]
 ) -> None:
     loaded, first = prepared.loaded, run.attempt(1)
     for folder in (first.logs, first.stacks, run.checkpoints, run.tensorboard):
@@ -73,11 +73,12 @@ def _fill(
             (run.root / shared.name).symlink_to(Path("..", prepared.shares.root.name, shared.name))
     publish(run.recipe, secrets.redact(loaded.text, values))
     publish(run.resolved, resolved, READ_ONLY)
-    publish(run.environment, snapshot.environment(prepared.plan.folder, loaded.path, values))
+    packages = plugins.origins(prepared.plan.recipe, prepared.plugin_folders)
+    publish(run.environment, snapshot.environment(prepared.plan.folder, loaded.path, values, packages))
     publish(first.script, prepared.texts.script, EXECUTABLE)
     publish(first.deepspeed, prepared.texts.deepspeed)
     publish(run.profile, prepared.plan.cluster.model_dump_json(indent=1, exclude_defaults=True) + "\n")
-    snapshot.plugins(run, functions)
+    snapshot.plugins(run, own)
     owner.take(run, 1, **submitter())
     facts = prepared.plan.facts
     if prepared.stage is not None:

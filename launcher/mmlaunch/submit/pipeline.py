@@ -193,7 +193,10 @@ def key_of(prepared: Prepared, by_content: Recipe, later: Collection[str]) -> st
         mode="json", by_alias=True, exclude=set(NOT_CONTENT), exclude_defaults=True
     )
     content["version"] = __version__
-    content["functions"] = plugins.files(recipe, prepared.plugin_folders)
+    own = plugins.files(recipe, prepared.plugin_folders)
+    content["plugins"] = {name: hashlib.sha256(text).hexdigest() for name, text in own.items()}
+    installed = plugins.origins(recipe, prepared.plugin_folders)
+    content["packages"] = {name: one["version"] for name, one in installed.items() if "version" in one}
     for field, checkpoint in prepared.trained.pinned if prepared.trained else ():
         manifest = CheckpointPaths(checkpoint).manifest
         content[f"of {field}"] = manifest.read_text(errors="replace") if manifest.is_file() else str(checkpoint)

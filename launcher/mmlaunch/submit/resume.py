@@ -166,15 +166,15 @@ def _profile(run: RunPaths, name: str | None) -> tuple[str, Cluster]:
 def write(prepared: Prepared, attempt: int, values: dict[str, str]) -> None:
     """Write the new attempt's files and the changed recipe; the recipe before it is kept beside it."""
     run, texts, resolved = prepared.plan.run, prepared.texts, text_of(prepared.plan.recipe)
-    functions = plugins.files(prepared.plan.recipe, prepared.plugin_folders)
-    secrets.refuse({"the job script": texts.script, "the recipe": resolved, **functions}, values)
+    own = plugins.files(prepared.plan.recipe, prepared.plugin_folders)
+    secrets.refuse({"the job script": texts.script, "the recipe": resolved, **own}, values)
     paths = run.attempt(attempt)
     for folder in (paths.logs, paths.stacks):
         folder.mkdir(parents=True, exist_ok=True)
     publish(run.profile, prepared.plan.cluster.model_dump_json(indent=1, exclude_defaults=True) + "\n")
     publish(paths.script, texts.script, EXECUTABLE)
     publish(paths.deepspeed, texts.deepspeed)
-    snapshot.plugins(run, functions)
+    snapshot.plugins(run, own)
     before = run.resolved.read_text(encoding="utf-8")
     if before != resolved:
         publish(run.resolved_before(attempt), before, READ_ONLY)

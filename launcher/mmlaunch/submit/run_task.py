@@ -16,14 +16,20 @@ from mmlaunch.run import plugins
 
 
 def run(
-    module: str, arguments: Sequence[str], needs: Sequence[str] = ("torch",), beside: Path | None = None
+    module: str,
+    arguments: Sequence[str],
+    needs: Sequence[str] = ("torch",),
+    beside: Path | None = None,
+    of_run: Path | None = None,
 ) -> dict[str, Any]:
     """The JSON object that `python -m module arguments` prints last; its progress goes to standard error.
 
-    The program may say which `exit_code` an error of its own has. `beside`: the folder of the recipe, for plugins.
+    The program may say which `exit_code` an error of its own has. Its plugins are those `beside` a recipe, or the
+    copies `of_run`.
     """
     _check(needs)
-    environment = {**os.environ, plugins.BESIDE: str(beside.absolute())} if beside is not None else None
+    places = {plugins.BESIDE: beside, plugins.RUN: of_run}
+    environment = {**os.environ, **{name: str(one.absolute()) for name, one in places.items() if one is not None}}
     command = [sys.executable, "-m", module, *arguments]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False, env=environment)
     try:

@@ -50,9 +50,10 @@ def too_short(names: Sequence[str]) -> list[str]:
     return [name for name in names if 0 < len(os.environ.get(name, "")) < MIN_LENGTH]
 
 
-def refuse(texts: Mapping[str, str], values: Mapping[str, str]) -> None:
+def refuse(texts: Mapping[str, str | bytes], values: Mapping[str, str]) -> None:
     """Refuse a text that holds a secret and cannot be changed: a script must stay as it was rendered."""
-    for where, text in texts.items():
+    for where, content in texts.items():
+        text = content if isinstance(content, str) else content.decode(errors="replace")
         for name, value in values.items():
             if any(line in text for line in _lines(value)):
                 raise UserError(

@@ -6,6 +6,7 @@ import getpass
 import importlib.metadata
 import importlib.util
 import json
+import os
 import platform
 import shutil
 import socket
@@ -64,17 +65,37 @@ def _carry(name: str, target: Path) -> None:
         shutil.copyfile(spec.origin, target / Path(spec.origin).name)
 
 
-def plugins(run: RunPaths, texts: Mapping[str, str]) -> None:
-    """Keep the files of the user's own code: what a run was submitted with is what it goes on with."""
-    if texts:
-        run.plugin_files.mkdir(exist_ok=True)
-        run.plugin_files.chmod(0o755)
-    for name, text in texts.items():
-        publish(run.plugin_files / name, text, READ_ONLY)
+def plugins(run: RunPaths, contents: Mapping[str, bytes]) -> None:
+    """Keep the user's own code: what a run was submitted with is what it goes on with.
+
+    A package appears whole or not at all. Points of a sweep share theirs, and the first one has brought it.
+    """
+    folder = run.plugin_files
+    if contents:
+        _open_folder(folder)
+    new: dict[str, Path] = {}
+    for name, content in contents.items():
+        package, _, inside = name.partition("/")
+        if not inside:
+            publish(folder / name, content, READ_ONLY)
+        elif not (folder / package).exists():
+            new[package] = folder / f".{package}.{os.getpid()}"
+            _open_folder((new[package] / inside).parent)
+            publish(new[package] / inside, content, READ_ONLY)
+    for package, whole in new.items():
+        whole.rename(folder / package)
 
 
-def environment(folder: Path, recipe: Path, values: Mapping[str, str]) -> str:
-    """`environment.json`: where, by whom, from which commit and with which versions."""
+def _open_folder(folder: Path) -> None:
+    """Make a folder that others may read, whatever the umask."""
+    if not folder.exists():
+        _open_folder(folder.parent)
+        folder.mkdir()
+        folder.chmod(0o755)
+
+
+def environment(folder: Path, recipe: Path, values: Mapping[str, str], packages: Mapping[str, Any]) -> str:
+    """`environment.json`: where, by whom, from which commit and with which versions; `packages`: the user's own."""
     record: dict[str, Any] = {
         "command": list(sys.argv),
         "folder": str(folder),
@@ -85,6 +106,7 @@ def environment(folder: Path, recipe: Path, values: Mapping[str, str]) -> str:
         "python": f"{platform.python_version()} ({sys.executable})",
         "versions": {name: version for name in VERSIONS if (version := _version(name))},
         **choose.versions(),
+        **({"plugins": dict(packages)} if packages else {}),
         "git": _git(recipe.parent) or _git(folder),
     }
     return json.dumps(_redacted(record, values), indent=2, ensure_ascii=False) + "\n"

@@ -76,7 +76,7 @@ def _ending(path: Path) -> str:
 def _wanted(recipe: Recipe) -> int:
     """How many answers a row needs: pairs, ranked answers, or one."""
     task = recipe.objective
-    if task.SCORING_HEAD:
+    if task.has_scoring_head:
         return 3
     return max(1, task.requirements.least, 2 if task.reward_sources and not task.READS_MODEL else 1)
 

@@ -99,7 +99,7 @@ def share(objective: Any, network: Any, batch: Batch) -> None:
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_no_micro_batch_waits_for_its_device(tiny: Callable[..., Recipe], name: str, packed: bool) -> None:
     recipe = tiny(objective=OBJECTIVES[name])
-    built = build(recipe.model, scoring_head=recipe.objective.SCORING_HEAD)
+    built = build(recipe.model, scoring_head=recipe.objective.has_scoring_head)
     processor = Processor(built.chat, built.pixels, built.positions, requirements=recipe.objective.requirements)
     answers = ["red", "a blue one"][: 1 if name == "sft" else 2]
     found = [encoded(processor, example(number, answers, image=number != 1), number) for number in range(3)]

@@ -70,7 +70,9 @@ def test_the_files_of_a_recipe(tmp_path: Path, small: Path, monkeypatch: pytest.
         "recipes/one.yaml": "extends: [../base.yaml, base/llama3_clip.yaml]\nsteps: 3\n",
         "recipes/both.yaml": "name: both\nstages:\n  a: one.yaml\n  b: {extends: ../../other.yaml}\n",
         "recipes/sbatch.sh.j2": "", "recipes/templates/own.j2": "", "recipes/notes.txt": "", "recipes/two.yaml": "",
-        "base.yaml": "extends: ../small.yaml\ndata: {train: {path: x, format: 'own.py:rows'}}\n",
+        "base.yaml": "extends: ../small.yaml\ndata: {train: {path: x, format: 'own.py:rows'}}\n"
+        "objective: lab.losses:Focal\nlog: {trackers: 'elsewhere.watch:Tracker'}\n",
+        "recipes/lab/losses.py": "class Focal: ...\n", "recipes/lab/words.json": "{}", "lab/losses.py": "",
         "own.py": "def rows(source): ...\n", "../other.yaml": small.read_text(),
     }  # fmt: skip
     for name, text in texts.items():
@@ -84,6 +86,7 @@ def test_the_files_of_a_recipe(tmp_path: Path, small: Path, monkeypatch: pytest.
         "small.yaml": small, "project/recipes/sbatch.sh.j2": project / "recipes/sbatch.sh.j2",
         "project/recipes/templates/own.j2": project / "recipes/templates/own.j2",
         "project/recipes/own.py": project / "own.py",
+        **{f"project/recipes/lab/{name}": project / "recipes" / "lab" / name for name in ("losses.py", "words.json")},
     }  # fmt: skip
     assert next(iter(sent)) == "project/recipes/one.yaml", "the recipe is the first"
     both = files_of(Path("recipes/both.yaml"), [], Path.cwd())

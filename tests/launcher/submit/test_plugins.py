@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from mmlaunch.load import load_recipe, plugins
 from mmlaunch.load.plugins import Folders
 from mmlaunch.recipe.plugin import Plugin, plugin_of
 
+ROOT = Path(__file__).resolve().parents[3]
 FORMAT = """\
 from mmjobs.data.example import Answer, Example, Turn
 from mmjobs.data.readers.rows import examples
@@ -104,6 +106,129 @@ def test_a_run_has_the_plugins_that_it_was_submitted_with(recipe: Path) -> None:
     events = wait_for(run, lambda all_of_them: sum(event["event"] == "ended" for event in all_of_them) == 2)
     assert [event["state"] for event in events if event["event"] == "ended"] == ["done", "done"]
     assert [line.split()[0] for line in tracked.read_text().splitlines()] == ["1", "2", "3", "4", "5"]
+
+
+def blocks_of_the_page(page: str) -> tuple[str, str]:
+    """The recipe and the class that a page shows for an objective of the user's own."""
+    found = re.findall(r"```(yaml|py)\n(.*?)```", (ROOT / "docs" / page).read_text(), re.DOTALL)
+    ((recipe, code),) = [(text, below) for (_, text), (kind, below) in pairwise(found) if "\nclass Focal" in below]
+    return recipe, code
+
+
+def test_the_objective_of_the_documentation_does_all_that_others_do(recipe: Path, tmp_path: Path) -> None:
+    """The copy counts: the file is spoilt once the run is submitted."""
+    text, code = blocks_of_the_page("extending.md")
+    file = recipe.with_name("my_objective.py")
+    file.write_text(code)
+    own = recipe.with_name("own.yaml")
+    base = re.sub("objective: .*\n|log: .*\n", "", recipe.read_text())
+    own.write_text(base + text + "log: {every: 1, tensorboard: false}\n")
+    held_out = 'data.eval={path: rows.jsonl, format: "my_format.py:rows", limit: 3}'
+    rest = ("-s", held_out, "-s", "checkpoint.every=1 steps", "-s", "evaluate.every=1 steps")
+    assert "my_objective.py:Focal" in mmlaunch("validate", own, *rest).stdout
+    for command in ("estimate", "render"):
+        done = mmlaunch(command, own, *rest, "--cluster", "local")
+        assert done.returncode == 0, done.stderr
+    run = submit(own, *rest)
+    for spoilt in (file, recipe.with_name("my_format.py")):
+        spoilt.write_text("raise RuntimeError('edited after the run was submitted')\n")
+    events = wait_for(run, ended)
+    assert [event["state"] for event in events if event["event"] == "ended"] == ["done"], run.attempt(1).logs
+    assert all(0 < event["confidence"] < 1 for event in events if event["event"] == "step")
+    done = mmlaunch("resume", run.name, "-s", "steps=5")
+    assert done.returncode == 0, done.stderr
+    events = wait_for(run, lambda all_of_them: sum(event["event"] == "ended" for event in all_of_them) == 2)
+    assert [event["state"] for event in events if event["event"] == "ended"] == ["done", "done"]
+    measured = [event["metrics"]["eval/confidence"] for event in events if event["event"] == "evaluated"]
+    assert len(measured) >= 5 and "done" in mmlaunch("status", run.name).stdout
+    for arguments in (
+        ("export", run.name, "--to", str(tmp_path / "out")),
+        ("compare", run.name, run.name),
+    ):
+        done = mmlaunch(*arguments)
+        assert done.returncode == 0, done.stderr
+
+
+def test_an_objective_that_is_not_there_is_said_at_its_place(recipe: Path) -> None:
+    recipe.with_name("my_objective.py").write_text(
+        "class Focal:\n    units = None\n    def __call__(self, network, batch): ...\n"
+        "class Bare:\n    def units(self, batch): ...\nclass More(Bare): ...\n"
+    )
+    own = recipe.with_name("own.yaml")
+    for written, right in (
+        ("my_objective.py:Focl", "my_objective.py defines no Focl; did you mean my_objective.py:Focal?"),
+        ("my_objectiv.py:Focal", "no such file: my_objectiv.py; did you mean my_objective.py?"),
+        ("nowhere.losses:Focal", "no module nowhere"),
+        ("my_objective.py:Bare", "Bare has no __call__; write def __call__(self, network, batch)"),
+    ):
+        own.write_text(re.sub("objective: .*\n", f"objective: {written}\n", recipe.read_text()))
+        refused = mmlaunch("validate", own)
+        line = own.read_text().splitlines().index(f"objective: {written}") + 1
+        assert refused.returncode == 2 and f"own.yaml:{line}:12: objective.method: {right}" in refused.stderr
+    own.write_text(re.sub("objective: .*\n", "objective: dpoo\n", recipe.read_text()))
+    assert "unknown value 'dpoo'; did you mean dpo?" in mmlaunch("validate", own).stderr
+    assert not problems(recipe, "objective=my_objective.py:More"), "what it inherits is not looked at"
+
+
+@pytest.fixture
+def lab(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The same plugins in a package beside the recipe; one of the same name on PYTHONPATH cannot be imported."""
+    folder = recipe.with_name("lab")
+    (folder / "inner").mkdir(parents=True)
+    (folder / "__init__.py").write_text("")
+    (folder / "losses.py").write_text(TERM + blocks_of_the_page("extending.md")[1])
+    (folder / "settings.json").write_text('{"ask": "ask"}')
+    reads = "import json\nfrom pathlib import Path\n\n"
+    reads += 'NAMES = json.loads(Path(__file__).with_name("settings.json").read_text())\n'
+    (folder / "data.py").write_text(reads + FORMAT.replace('row.text("ask")', 'row.text(NAMES["ask"])'))
+    (folder / "inner" / "watch.py").write_text("from lab.data import NAMES\n\n\n" + TRACKER)
+    (folder / "inner" / "scores.py").write_text("from lab.data import NAMES\n\n\n" + REWARD)
+    other = tmp_path / "path" / "lab"
+    other.mkdir(parents=True)
+    (other / "__init__.py").write_text("raise RuntimeError('this is another package')\n")
+    monkeypatch.setenv("PYTHONPATH", str(other.parent))
+    for name in ("plugins.yaml", "grpo.yaml"):
+        text = recipe.with_name(name).read_text()
+        for file, module in (
+            ("my_format.py", "lab.data"), ("my_terms.py", "lab.losses"), ("my_tracker.py", "lab.inner.watch"),
+            ("my_reward.py", "lab.inner.scores"),
+        ):  # fmt: skip
+            text = text.replace(file, module)
+        recipe.with_name(name).write_text(text)
+    return folder
+
+
+def spoil(lab: Path) -> None:
+    """What is edited after a run was submitted."""
+    for file in lab.rglob("*.py"):
+        file.write_text("raise RuntimeError('edited after the run was submitted')\n")
+    (lab / "settings.json").unlink()
+
+
+def test_a_run_has_the_package_that_it_was_submitted_with(recipe: Path, lab: Path) -> None:
+    shown = mmlaunch("data", recipe, "--samples", "1")
+    assert shown.returncode == 0 and "What is 0?" in shown.stdout, shown.stderr
+    run = submit(recipe)
+    spoil(lab)
+    events = wait_for(run, ended)
+    assert [event["state"] for event in events if event["event"] == "ended"] == ["done"], run.attempt(1).logs
+    assert json.loads(run.environment.read_text())["plugins"] == {"lab": {"copied from": str(lab)}}
+    assert (run.plugin_files / "lab" / "settings.json").is_file()
+    focal = ["objective={method: 'lab.losses:Focal', options: {gamma: 2}}", "steps=5"]
+    done = mmlaunch("resume", run.name, "-s", focal[0], "-s", focal[1])
+    assert done.returncode == 0, done.stderr
+    events = wait_for(run, lambda all_of_them: sum(event["event"] == "ended" for event in all_of_them) == 2)
+    assert [event["state"] for event in events if event["event"] == "ended"] == ["done", "done"]
+    assert [event["step"] for event in events if "confidence" in event] == [4, 5]
+
+
+@pytest.mark.nightly  # ten seconds; tests/jobs/rollout/rewards/test_workers.py tests a worker
+def test_a_reward_in_a_package(recipe: Path, lab: Path) -> None:
+    run = submit(recipe.with_name("grpo.yaml"))
+    spoil(lab)
+    events = wait_for(run, ended)
+    assert [event["state"] for event in events if event["event"] == "ended"] == ["done"], run.attempt(1).logs
+    assert all(event["reward"] > 0 for event in events if event["event"] == "step")
 
 
 @pytest.mark.nightly  # ten seconds; the copy of a reward's file is tested by tests/launcher/load/test_plugins.py

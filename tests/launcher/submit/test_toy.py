@@ -87,7 +87,7 @@ def test_a_toy_that_learns_from_a_reward_run_trains_one_first() -> None:
     reward, ppo = whole.loaded.stages
     assert ppo.needs == ("reward",) and [one.stage for one in ppo.references] == ["reward"]
     assert ppo.loaded.recipe.model.vision == reward.loaded.recipe.model.vision
-    assert reward.loaded.recipe.objective.SCORING_HEAD
+    assert reward.loaded.recipe.objective.has_scoring_head
 
 
 def test_a_stage_whose_rows_are_read_later_makes_some() -> None:

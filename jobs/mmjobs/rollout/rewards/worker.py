@@ -61,6 +61,7 @@ def _limit_memory(size: int) -> None:
 
 
 def _loaded(setup: Line, replies: BinaryIO) -> Function:
+    sys.path.insert(0, setup["packages"])  # the copies of packages go before all others
     try:
         function = Function(setup["function"], setup["file"], setup["options"], setup["context"])
     except BaseException as error:  # noqa: BLE001  a process boundary, and whatever a user's module does

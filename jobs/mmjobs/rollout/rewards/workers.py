@@ -36,12 +36,14 @@ class RewardWorkers:
     """
 
     def __init__(self, source: RewardSource, count: int, run: RunPaths, memory: int = MEMORY) -> None:
-        """`source` names the function; `run` holds the copy of its file; `count` answers are scored at a time."""
+        """`source` names the function; `run` holds the copy of its file or package; `count` answers are scored at a
+        time."""
         self._name, self._deadline, self._count = str(source.function), float(source.deadline), count
         own = source.plugin
         file = str(run.plugin_file(own.file)) if own is not None and own.file else None
         self._setup = {
-            "function": self._name, "file": file, "options": source.keywords, "context": CONTEXT, "memory": memory,
+            "function": self._name, "file": file, "packages": str(run.plugin_files), "options": source.keywords,
+            "context": CONTEXT, "memory": memory,
         }  # fmt: skip
         self._workers: list[WorkerProcess] = []
         self._loaded, self._failed_starts = False, 0

@@ -196,6 +196,19 @@ def test_what_cannot_be_loaded_is_told_before_the_first_step(
     assert message in str(told.value) and str(told.value).startswith(f"the reward function {function}: ")
 
 
+def test_a_function_of_a_package_is_that_of_the_runs_copy(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for folder, score in ((tmp_path / "code" / "plugins", 0.25), (tmp_path / "path", 0.75)):
+        (folder / "own_lab").mkdir(parents=True)
+        (folder / "own_lab" / "__init__.py").write_text(f"SCORE = {score}\n")
+        (folder / "own_lab" / "scores.py").write_text(
+            "from own_lab import SCORE\n\n\ndef reward(answer, truth):\n    return SCORE\n"
+        )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "path"))
+    assert one(make(function="own_lab.scores:reward", count=1).score([sample("x")])).value == 0.25
+
+
 def test_a_worker_is_light_and_apart_from_its_rank(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     code = """
 import os, resource, sys
