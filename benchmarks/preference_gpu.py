@@ -69,13 +69,18 @@ class Turn:
     pairs: int
 
 
+def has_peer() -> bool:
+    """Whether TRL is installed here."""
+    return importlib.util.find_spec("trl") is not None
+
+
 def compare(folder: Path, profiles: Path, toy: bool, only: list[str]) -> None:
     """Print a row for each turn of each regime, and how the best of both compare."""
     data = folder / "data"
     data.mkdir()
     with _drawn_on_the_device():
         write(data, 384 if toy else 128_256, TOY if toy else LARGE, ROWS, half=not toy)
-    alone = importlib.util.find_spec("trl") is None
+    alone = not has_peer()
     if alone:
         print("TRL is not installed here: ours alone.\n")
     print(HEAD, flush=True)
@@ -109,7 +114,7 @@ def _row(
         return None
     share = f"{said.mfu:.0%}" if said.mfu else "not known" if trainer is ours else ""
     print(f"{start} {said.rate:.2f} | {share} | {said.peak / GB:.1f} |", flush=True)
-    for table in (own / "run" / "profiles").glob("*.txt"):
+    for table in (own / "run" / "profiles").rglob("*.txt"):
         profiles.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(table, profiles / f"{'lora' if 'lora' in options else 'full'}-{options['pairs']}.txt")
     return said
@@ -119,15 +124,17 @@ def _turn(own: Path, trainer: Trainer, options: dict[str, Any], data: Path, toy:
     """One process: warmed up, timed, profiled, ended."""
     timed = FEW if toy else TIMED
     last = WARM + timed + PROFILED
-    options = options | {"gpu": not toy, "steps": last, "workers": 1 if toy else 4, "profile": [last - 2, last]}
+    options = options | {"gpu": not toy, "steps": last + 1, "workers": 1 if toy else 4, "profile": [last - 2, last]}
     work = Contender(trainer, data, own, options)
     work.turn(WARM - 1)
     said = work.turn(timed)
     if trainer is ours:
-        seconds = work.turn(PROFILED)["seconds"]
+        seconds = work.turn(PROFILED - 1)["seconds"]
+        work.turn(2)  # the trace is written before the last of them is over
     work.end()
-    for table in (own / "run" / "profiles").glob("*.txt"):
-        what = f"{PROFILED} steps took {seconds:.3f} s of the clock; what is missing in the device's total it waited."
+    for table in (own / "run" / "profiles").rglob("*.txt"):
+        clock = f"the first {PROFILED - 1} of these {PROFILED} steps took {seconds:.3f} s of the clock"
+        what = f"{clock}; what is missing in the device's total it waited."
         table.write_text(f"{what}\n\n{table.read_text()}")
     rate = timed * options["pairs"] / said["seconds"]
     return Turn(rate, said["peak"], said.get("mfu"), work.first["losses"][0], options["pairs"])
