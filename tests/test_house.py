@@ -44,6 +44,7 @@ ONLY_IN: dict[str, str | tuple[str, ...]] = {
     "deepspeed": "mmjobs.engine",
     "peft": "mmjobs.model.adapters",
     "datasets": "mmjobs.data.readers.saved",
+    "pyarrow": "mmjobs.data.readers.parquet",
     "openpyxl": "mmjobs.data.readers.xlsx",
     "torch.utils.tensorboard": "mmjobs.metrics.tensorboard",
     "tensorboard": "mmjobs.metrics.event_files",

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from mmjobs.data.example import BadRow, Example, LazyExamples
-from mmjobs.data.readers import hub, lines, saved, tars, tsv, xlsx
+from mmjobs.data.readers import hub, lines, parquet, saved, tars, tsv, xlsx
 from mmjobs.data.readers.row import Row
 from mmlaunch.errors import BadInput
 from mmlaunch.recipe.data import Source
@@ -80,8 +80,10 @@ def table_of(path: Path, split: str | None = None, count: int | None = None, tex
         if split is not None:
             raise BadInput(f"{path}: tar files have no splits; remove split: {split}, and name the files of one")
         return tars.opened(path)
-    if saved.is_table(path):
+    if saved.is_saved(path):
         return saved.opened(path, split)
+    if is_table(path):
+        return parquet.opened(path, split)
     if split is not None:
         raise BadInput(f"{path}: is one file without splits; remove split: {split}")
     if path.suffix == ".tsv" and not text:
@@ -89,6 +91,11 @@ def table_of(path: Path, split: str | None = None, count: int | None = None, tex
     if path.suffix == ".xlsx" and not text:
         return xlsx.opened(path)
     return lines.opened(path, count, text)
+
+
+def is_table(path: Path) -> bool:
+    """Whether this is a table of Arrow or parquet: a folder, or a file by its ending."""
+    return path.is_dir() or path.suffix in (".parquet", ".arrow")
 
 
 def columns(table: Table, look: int = LOOK) -> tuple[str, ...]:
