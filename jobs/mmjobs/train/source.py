@@ -67,10 +67,16 @@ class DatasetSource:
 
     def state(self) -> dict[str, Any]:
         """The global index of the next example, and a digest of the data that it counts in."""
-        return {"cursor": self._cursor, "data": self._training.mixture.digest}
+        return {"cursor": self._cursor, "data": self._digest}
+
+    @property
+    def _digest(self) -> str:
+        data = self._context.recipe.data
+        order = f" in windows of {data.shuffle_window}" if data.shuffle == "shards" else ""
+        return self._training.mixture.digest + order
 
     def restore(self, state: dict[str, Any]) -> None:
         self._cursor = int(state.get("cursor", 0))
-        if state.get("data") not in (None, "", self._training.mixture.digest):
+        if state.get("data") not in (None, "", self._digest):
             what = "the data are not those that the run began with: other rows, or another order"
             self._context.events.warn(what, step=self._cursor // self._examples)

@@ -203,7 +203,9 @@ class Data(Section):
     OTHER_NAMES: ClassVar[dict[str, str]] = {
         "training": "train", "validation": "eval", "val": "eval", "test": "eval", "max_length": "max_tokens",
         "max_seq_len": "max_tokens", "max_seq_length": "max_tokens",
-        "max_prompt_length": "max_tokens", "num_workers": "workers",
+        "max_prompt_length": "max_tokens", "num_workers": "workers", "shuffle_buffer": "shuffle_window",
+        "shuffle_buffer_size": "shuffle_window", "buffer_size": "shuffle_window",
+        "shuffle_block_size": "shuffle_window",
     }  # fmt: skip
 
     train: Sources = []
@@ -218,6 +220,13 @@ class Data(Section):
     """The longest example, image tokens included."""
     overlong: Literal["drop", "cut"] = "drop"
     """What happens to longer ones; an image is never cut, and answers that would become the same are left out."""
+    shuffle: Literal["rows", "shards"] = "rows"
+    """rows: each epoch mixes all rows. shards: it mixes the shards (files of parquet and tar; of other files, 1,000
+    rows each), reads them in turn, and mixes their rows within `shuffle_window`: for files that are streamed, or large
+    on a slow disk."""
+    shuffle_window: Annotated[int, Field(ge=1, le=10**9)] = 10_000
+    """With `shuffle: shards`, so many rows at a time are mixed with each other; the shards that they are in have to fit
+    in `cache_limit`."""
     deduplicate: bool = True
     """Training prompts that also stand in the evaluation data are left out, and counted."""
     workers: Annotated[int, Field(ge=0)] = 2

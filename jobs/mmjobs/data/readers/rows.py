@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from mmjobs.data.example import BadRow, Example, LazyExamples
 from mmjobs.data.readers import hub, lines, parquet, saved, tars, tsv, xlsx
@@ -24,6 +24,15 @@ class Table(Protocol):
 
     def row(self, index: int) -> Row:
         """Raises `BadRow` for a row that cannot be read."""
+
+
+@runtime_checkable
+class Sharded(Table, Protocol):
+    """A table that is kept in several files, of which some may be read after the others."""
+
+    @property
+    def shard_starts(self) -> Any:
+        """The first row of each file: [S]."""
 
 
 @dataclass(frozen=True)

@@ -39,6 +39,11 @@ class Tars:
     def __len__(self) -> int:
         return len(self.begins)
 
+    @property
+    def shard_starts(self) -> Any:
+        """The first sample of each file that has some."""
+        return np.flatnonzero(np.r_[True, np.diff(self.begins[:, 0]) > 0])
+
     def row(self, index: int) -> Row:
         """The columns of a sample; raises `BadRow`."""
         number, begin, end = (int(value) for value in self.begins[index])
