@@ -114,5 +114,5 @@ def test_sources_repeats_and_rows_that_are_left_out() -> None:
 def test_the_recipe() -> None:
     loaded = load_recipe(RECIPES / "quickstart.yaml", ["data.shuffle=shards", "data.shuffle_window=64"])
     assert (loaded.recipe.data.shuffle, loaded.recipe.data.shuffle_window) == ("shards", 64)
-    with pytest.raises(RecipeError, match="did you mean shuffle_window"):
+    with pytest.raises(RecipeError, match="did you mean data.shuffle_window"):
         load_recipe(RECIPES / "quickstart.yaml", ["data.shuffle_buffer=64"])
