@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator, Field, WithJsonSchema, field_validator
 
 from mmlaunch.recipe.plugin import Plugin, must_be_plugin, plugin_of
-from mmlaunch.recipe.scalars import Count, Line, OneOrMore
+from mmlaunch.recipe.scalars import Count, Line, MemorySize, OneOrMore, bytes_of
 from mmlaunch.recipe.section import Mistake, Section, mistake, rule
 from mmlaunch.recipe.suggest import closest
 
@@ -152,6 +152,13 @@ class Source(Section):
     """Leave out this many rows at the beginning."""
     split: Line | None = None
     """The split of a Hugging Face data set."""
+    streaming: bool = False
+    """The files of a data set of the hub (parquet, tar, JSON lines) are fetched when a row of them is read, and stay on
+    the node while `cache_limit` allows. A run keeps the commit that it begins with. Training needs `data.shuffle:
+    shards`."""
+    cache_limit: Annotated[MemorySize, Field(examples=["50GB"])] | None = None
+    """What a node holds of a data set that is streamed; 50GB unless written. It is in TMPDIR, which a cluster profile
+    sets with `scratch`."""
     augment: Literal["none", "jpeg"] = "none"
     """jpeg: encode the image again at a random quality from 75 to 100."""
     max_tiles: Count | None = None
@@ -161,6 +168,11 @@ class Source(Section):
     def kind_of_rows(self) -> Format:
         """What is known of its format."""
         return FORMATS.get(self.format, _OWN)
+
+    @property
+    def cache_bytes(self) -> int:
+        """`cache_limit` as a number."""
+        return bytes_of(self.cache_limit or "50G")
 
     @property
     def plugin(self) -> Plugin | None:
@@ -181,6 +193,20 @@ class Source(Section):
             right = "write hf://datasets/ORG/NAME, hf://datasets/ORG/NAME@REVISION/FOLDER"
             raise mistake(f"{value!r} names no data set of the hub", right)
         return value
+
+    @rule
+    def _streams(self) -> Iterator[Mistake]:
+        if self.streaming and (self.path is None or HUB_DATA.fullmatch(self.path) is None):
+            what = "only data sets of the hub are streamed; files are read where they are"
+            yield ("streaming",), True, mistake(what, "remove streaming, or write path: hf://datasets/ORG/NAME")
+        if self.streaming and self.format == "internvl":
+            yield (
+                ("streaming",),
+                True,
+                mistake("a meta file names others, which cannot be streamed", "remove streaming"),
+            )
+        if self.cache_limit is not None and not self.streaming:
+            yield ("cache_limit",), self.cache_limit, mistake("limits what is streamed", "add streaming: true")
 
     @rule
     def _ends(self) -> Iterator[Mistake]:
@@ -231,6 +257,16 @@ class Data(Section):
     """Training prompts that also stand in the evaluation data are left out, and counted."""
     workers: Annotated[int, Field(ge=0)] = 2
     """Processes per rank that decode images and tokenise."""
+
+    @rule
+    def _streamed_in_turn(self) -> Iterator[Mistake]:
+        for place, source in enumerate(self.train):
+            if source.streaming and self.shuffle == "rows":
+                what = "rows in any order would fetch a file for each of them"
+                yield ("train", place, "streaming"), True, mistake(what, "add data.shuffle: shards")
+        for place, source in enumerate(self.input):
+            if source.streaming:
+                yield ("input", place, "streaming"), True, mistake("only training and evaluation stream", "remove it")
 
     @property
     def inputs(self) -> list[Source]:

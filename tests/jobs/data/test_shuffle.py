@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from mmjobs.data.mixture import Mixture, mixture
 from mmjobs.data.readers.row import Row
 from mmjobs.data.readers.rows import Part, Rows
+from mmjobs.data.readers.shards import LocalShards, local
 from mmjobs.data.sampler import position
 from mmjobs.data.shuffle import ShardOrder, order_of
 from mmjobs.data.survey_rows import LeftOut, Survey, Usable, flat
@@ -37,6 +38,10 @@ class Files:
 
     def row(self, index: int) -> Row:
         raise NotImplementedError
+
+    @property
+    def shards(self) -> LocalShards:
+        return local([Path(str(number)) for number in range(len(self.lengths))])
 
     @property
     def shard_starts(self) -> Any:
@@ -114,5 +119,5 @@ def test_sources_repeats_and_rows_that_are_left_out() -> None:
 def test_the_recipe() -> None:
     loaded = load_recipe(RECIPES / "quickstart.yaml", ["data.shuffle=shards", "data.shuffle_window=64"])
     assert (loaded.recipe.data.shuffle, loaded.recipe.data.shuffle_window) == ("shards", 64)
-    with pytest.raises(RecipeError, match="did you mean data.shuffle_window"):
+    with pytest.raises(RecipeError, match=r"did you mean data\.shuffle_window"):
         load_recipe(RECIPES / "quickstart.yaml", ["data.shuffle_buffer=64"])

@@ -202,6 +202,13 @@ def footer(file: Any) -> Footer:
         return Footer(opened_file.schema_arrow, np.array(sizes, np.int64).reshape(-1, 2))
 
 
+def schema_of(content: bytes) -> Any:
+    """The columns that a schema was serialised from."""
+    import pyarrow as pa
+
+    return pa.ipc.read_schema(pa.py_buffer(content))
+
+
 def _footer(path: Path) -> Footer:
     try:
         with readable():

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
 from mmjobs.data.example import BadRow, Example, LazyExamples
-from mmjobs.data.readers import hub, lines, parquet, saved, tars, tsv, xlsx
+from mmjobs.data.readers import hub, lines, parquet, saved, streamed, tars, tsv, xlsx
 from mmjobs.data.readers.row import Row
+from mmjobs.data.readers.shards import Shards
 from mmlaunch.errors import BadInput
 from mmlaunch.recipe.data import Source
 
@@ -29,6 +30,9 @@ class Table(Protocol):
 @runtime_checkable
 class Sharded(Table, Protocol):
     """A table that is kept in several files, of which some may be read after the others."""
+
+    @property
+    def shards(self) -> Shards: ...
 
     @property
     def shard_starts(self) -> Any:
@@ -70,8 +74,22 @@ class Part:
         return self.rows.values(place) if isinstance(self.rows, LazyExamples) else {}
 
 
+def shards_of(part: Part) -> Shards | None:
+    """The files that the rows of a part are in, where it is known."""
+    table = getattr(part.rows, "table", None)
+    table = getattr(table, "table", table)  # what `Resolved` wraps
+    return table.shards if isinstance(table, Sharded) else None
+
+
+def is_streamed(part: Part) -> bool:
+    """Whether the files of a part come from elsewhere when they are read."""
+    return (shards := shards_of(part)) is not None and shards.streamed
+
+
 def file_of(source: Source) -> Path:
-    """Where a source is; raises `BadInput` when it is not there."""
+    """Where a source is; raises `BadInput` when it is not there. Of what is streamed it is the name alone."""
+    if source.streaming:
+        return Path(str(source.path))
     if source.path is not None and hub.is_hub(source.path):
         return hub.fetched(source.path)
     path = Path(source.path or "").expanduser()
@@ -83,8 +101,17 @@ def file_of(source: Source) -> Path:
     raise BadInput(f"{source.path}: no such file or folder")
 
 
-def table_of(path: Path, split: str | None = None, count: int | None = None, text: bool = False) -> Table:
-    """The rows of a file or a folder, whatever holds them; of files of lines no more than `count` are looked for."""
+def called(source: Source) -> str:
+    """What a source is called in messages."""
+    return str(source.path if source.streaming else file_of(source))
+
+
+def table_of(source: Source, count: int | None = None, text: bool = False) -> Table:
+    """The rows of a source, whatever holds them; of a file of lines no more than `count` are looked for."""
+    if source.streaming:
+        table: Table = streamed.table_of(source)
+        return table
+    path, split = file_of(source), source.split
     if tars.is_tars(path):
         if split is not None:
             raise BadInput(f"{path}: tar files have no splits; remove split: {split}, and name the files of one")
@@ -110,6 +137,8 @@ def is_table(path: Path) -> bool:
 def columns(table: Table, look: int = LOOK) -> tuple[str, ...]:
     """The columns that the first rows have, in their order; none where none of these can be read."""
     names: dict[str, None] = {}
+    if isinstance(table, Sharded) and table.shards.streamed:
+        look = min([look, *table.shard_starts[1:2]])  # no second file is fetched for it
     for index in range(min(look, len(table))):
         try:
             names |= dict.fromkeys(map(str, table.row(index).values))
@@ -120,20 +149,19 @@ def columns(table: Table, look: int = LOOK) -> tuple[str, ...]:
 
 def examples(source: Source, name: str, signs: Collection[str], make: Callable[[Row], Example]) -> Rows:
     """The rows of a source in the format `name`, one of whose columns are `signs`; raises `BadInput` otherwise."""
-    path = file_of(source)
-    table = table_of(path, source.split, _enough(source))
-    must_be(table, path, name, signs)
-    return Rows(table, chosen(source, len(table), path), make)
+    table, where = table_of(source, _enough(source)), called(source)
+    must_be(table, where, name, signs)
+    return Rows(table, chosen(source, len(table), where), make)
 
 
-def chosen(source: Source, count: int, path: Path) -> range:
+def chosen(source: Source, count: int, path: object) -> range:
     """The places that `skip` and `limit` leave of so many rows."""
     if source.skip >= count:
         raise BadInput(f"{path}: skip: {source.skip} leaves out all of its {count} rows; write a smaller number")
     return range(count)[source.skip : None if source.limit is None else source.skip + source.limit]
 
 
-def must_be(table: Table, path: Path, name: str, signs: Collection[str]) -> None:
+def must_be(table: Table, path: object, name: str, signs: Collection[str]) -> None:
     """Refuse a file of another kind as a whole, before every single one of its rows is found wrong."""
     names = columns(table)
     if names and not set(signs) & set(names):
