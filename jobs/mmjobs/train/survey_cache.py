@@ -187,7 +187,9 @@ def _make(
     if ranks.first:
         folder.mkdir(parents=True, exist_ok=True)
     ranks.any(False)  # the folder is there
-    numbers = _share(context, len(blocks), any(is_streamed(part) for part in parts))
+    numbers = list(range(ranks.rank, len(blocks), ranks.world))
+    if any(is_streamed(part) for part in parts):
+        numbers = share_of_node(ranks.gather(node()), ranks.rank, len(blocks))
     loader = DataLoader(
         blocks, batch_size=None, sampler=numbers, num_workers=workers, worker_init_fn=begin_worker,
         generator=torch.Generator(),  # its own: a loader draws a seed
@@ -201,16 +203,13 @@ def _make(
         raise BadInput(wrong)
 
 
-def _share(context: Context, count: int, streamed: bool) -> list[int]:
-    """The blocks of this rank. Of streamed files each node reads a stretch of its own, and fetches no more."""
-    rank, nodes = context.ranks.rank, context.ranks.gather(node())
-    if not streamed:
-        return list(range(rank, count, len(nodes)))
+def share_of_node(nodes: Sequence[str], rank: int, count: int) -> list[int]:
+    """The blocks of a rank, where each node reads a stretch of its own: so it fetches no more than the files of that.
+    `nodes` has the node of each rank; the ranks of one take its blocks in turn."""
     names = list(dict.fromkeys(nodes))
-    shares = [nodes.count(name) for name in names]
-    mine, before = names.index(nodes[rank]), nodes[:rank].count(nodes[rank])
-    begin, end = (count * sum(shares[:place]) // len(nodes) for place in (mine, mine + 1))
-    return list(range(begin + before, end, shares[mine]))
+    mine, ranks = names.index(nodes[rank]), [nodes.count(name) for name in names]
+    begin, end = (count * sum(ranks[:place]) // len(nodes) for place in (mine, mine + 1))
+    return list(range(begin + nodes[:rank].count(nodes[rank]), end, ranks[mine]))
 
 
 def _join(context: Context, blocks: Blocks, path: Path) -> str | None:

@@ -58,9 +58,9 @@ class Parquet:
 
     @property
     def shard_starts(self) -> Any:
-        """The first row of each file that has rows."""
-        first = np.r_[True, np.diff(self.groups[:, SHARD]) > 0]
-        return self.groups[first, FIRST]
+        """The first row of each file."""
+        first = np.searchsorted(self.groups[:, SHARD], np.arange(len(self.shards)))
+        return np.r_[self.groups[:, FIRST], len(self)][first]
 
     def row(self, index: int) -> Row:
         group = int(np.searchsorted(self.groups[:, FIRST], index, side="right")) - 1

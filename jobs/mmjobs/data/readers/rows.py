@@ -36,7 +36,7 @@ class Sharded(Table, Protocol):
 
     @property
     def shard_starts(self) -> Any:
-        """The first row of each file: [S]."""
+        """The first row of each file: [S]; that of the next one for a file without rows."""
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,8 @@ def columns(table: Table, look: int = LOOK) -> tuple[str, ...]:
     """The columns that the first rows have, in their order; none where none of these can be read."""
     names: dict[str, None] = {}
     if isinstance(table, Sharded) and table.shards.streamed:
-        look = min([look, *table.shard_starts[1:2]])  # no second file is fetched for it
+        starts = table.shard_starts
+        look = min([look, *starts[starts > 0][:1].tolist()])  # no second file is fetched for it
     for index in range(min(look, len(table))):
         try:
             names |= dict.fromkeys(map(str, table.row(index).values))

@@ -18,8 +18,15 @@ class Shards(Protocol):
 
     def __len__(self) -> int: ...
 
+    @property
+    def limit(self) -> int:
+        """The bytes of them that may be on this node at a time, where they are streamed."""
+
     def name(self, number: int) -> str:
         """What a file is called in messages."""
+
+    def size(self, number: int) -> int:
+        """The bytes of a file."""
 
     def lease(self, number: int) -> AbstractContextManager[Path]:
         """A file on this node, which stays there until the block ends; raises `BadInput` where it cannot come."""
@@ -35,11 +42,18 @@ class LocalShards:
     def streamed(self) -> bool:
         return False
 
+    @property
+    def limit(self) -> int:
+        return 0
+
     def __len__(self) -> int:
         return len(self.paths)
 
     def name(self, number: int) -> str:
         return str(self.paths[number])
+
+    def size(self, number: int) -> int:
+        return self.paths[number].stat().st_size
 
     @contextmanager
     def lease(self, number: int) -> Iterator[Path]:

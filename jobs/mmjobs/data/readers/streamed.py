@@ -52,6 +52,9 @@ class HubShards:
     def name(self, number: int) -> str:
         return f"hf://datasets/{self.data.name}@{str(self.data.revision)[:7]}/{self.files[number]}"
 
+    def size(self, number: int) -> int:
+        return self.sizes[number]
+
     @contextmanager
     def lease(self, number: int) -> Iterator[Path]:
         """The file, in the cache of the node; it is fetched unless it is there."""

@@ -42,8 +42,8 @@ class Tars:
 
     @property
     def shard_starts(self) -> Any:
-        """The first sample of each file that has some."""
-        return np.flatnonzero(np.r_[True, np.diff(self.begins[:, 0]) > 0])
+        """The first sample of each file."""
+        return np.searchsorted(self.begins[:, 0], np.arange(len(self.shards)))
 
     def row(self, index: int) -> Row:
         """The columns of a sample; raises `BadRow`."""
