@@ -132,7 +132,8 @@ class Source(Section):
 
     OTHER_NAMES: ClassVar[dict[str, str]] = {
         "name": "path", "data_path": "path", "type": "format", "image_folder": "images", "image_root": "images",
-        "root": "images", "repeat_time": "repeat", "max_samples": "limit", "samples": "limit",
+        "root": "images", "config_name": "config", "subset": "config", "repeat_time": "repeat",
+        "max_samples": "limit", "samples": "limit",
         "data_augment": "augment", "max_dynamic_patch": "max_tiles",
     }  # fmt: skip
 
@@ -150,6 +151,8 @@ class Source(Section):
     """Use no more rows than this."""
     skip: Annotated[int, Field(ge=0)] = 0
     """Leave out this many rows at the beginning."""
+    config: Line | None = None
+    """The configuration of a data set of the hub: the head of its README.md says which files are its."""
     split: Line | None = None
     """The split of a Hugging Face data set."""
     streaming: bool = False
@@ -207,6 +210,13 @@ class Source(Section):
             )
         if self.cache_limit is not None and not self.streaming:
             yield ("cache_limit",), self.cache_limit, mistake("limits what is streamed", "add streaming: true")
+
+    @rule
+    def _configuration_of_the_hub(self) -> Iterator[Mistake]:
+        found = HUB_DATA.fullmatch(self.path or "")
+        if self.config is not None and (found is None or found["inside"]):
+            what = "a configuration is one of a whole data set of the hub"
+            yield ("config",), self.config, mistake(what, "write path: hf://datasets/ORG/NAME, or remove config")
 
     @rule
     def _ends(self) -> Iterator[Mistake]:

@@ -163,6 +163,22 @@ def test_splits_folders_and_files(server: Hub) -> None:
         texts(source(f"{PATH}/tars", cache_limit="1K"))
 
 
+def test_configurations(server: Hub) -> None:
+    write_tar(server.head / "tars" / "train-0.tar", range(3))
+    write_parquet(server.head / "data" / "train" / "0.parquet", range(2))
+    write_parquet(server.head / "data" / "deep" / "er" / "0.parquet", range(4))
+    (server.head / "README.md").write_text(
+        "---\nconfigs:\n- {config_name: a, data_files: 'tars/*'}\n"
+        "- {config_name: b, data_files: {train: 'data/*/*.parquet', all: 'data/**/*.parquet'}}\n---\n"
+    )
+    counts = [
+        len(texts(source(config=config, split=split))) for config, split in (("a", None), ("b", "train"), ("b", "all"))
+    ]
+    assert counts == [3, 2, 6]
+    with pytest.raises(BadInput, match="names no configuration c; it names a, b"):
+        texts(source(config="c"))
+
+
 def test_what_the_hub_says(server: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     write_parquet(server.head / "0.parquet", range(4))
     rows = parts(source())[0].rows

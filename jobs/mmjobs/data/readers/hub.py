@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
+from mmjobs.data.readers import card
 from mmlaunch.errors import BadInput, MachineError, MmlaunchError
 from mmlaunch.recipe.data import HUB_DATA
 
@@ -58,21 +59,39 @@ def fetched(path: str) -> Path:
 
     HF_HUB_OFFLINE, HF_HOME and HF_TOKEN mean what they mean everywhere.
     """
+    data = HubData.of(path)
+    inside = data.inside
+    folder = _snapshot(data, [inside, f"{inside}/*"] if inside else None)
+    file = folder / (inside or "")
+    if not file.exists():
+        there = ", ".join(sorted(entry.name for entry in folder.iterdir())[:5])
+        raise BadInput(f"{path}: {data.name} has no {inside}; it has {there or 'nothing'}")
+    return file
+
+
+@cache
+def fetched_files(path: str, config: str, split: str | None) -> tuple[Path, list[Path]]:
+    """A folder in the hub's cache, and the files of a configuration in it; other files are not fetched."""
+    data = HubData.of(path)
+    about = card.metadata(_snapshot(data, [card.NAME]) / card.NAME)
+    wanted = card.patterns(path, about, config, split)
+    folder = _snapshot(data, wanted)
+    names = [str(file.relative_to(folder)) for file in sorted(folder.rglob("*")) if file.is_file()]
+    files = [folder / name for name in card.matching(names, wanted) if name != card.NAME]
+    if not files:
+        raise BadInput(f"{path}: {config} has no files: none is called {', '.join(wanted)}")
+    return folder, files
+
+
+def _snapshot(data: HubData, patterns: list[str] | None) -> Path:
+    """The folder of a data set in the hub's cache, with the files that fit."""
     from huggingface_hub import snapshot_download  # only who names the hub waits for it
 
-    data = HubData.of(path)
-    name, inside = data.name, data.inside
-    patterns = [inside, f"{inside}/*"] if inside else None
     try:
-        folder = snapshot_download(name, repo_type="dataset", revision=data.revision, allow_patterns=patterns)
+        return Path(snapshot_download(data.name, repo_type="dataset", revision=data.revision, allow_patterns=patterns))
     except (OSError, ValueError) as error:  # all errors of the hub are one of these
-        right = f"where there is network: hf download {name} --repo-type dataset"
-        raise BadInput(f"{path}: cannot be fetched: {_reason(error)}; {right}") from None
-    file = Path(folder, inside or "")
-    if not file.exists():
-        there = ", ".join(sorted(entry.name for entry in Path(folder).iterdir())[:5])
-        raise BadInput(f"{path}: {name} has no {inside}; it has {there or 'nothing'}")
-    return file
+        right = f"where there is network: hf download {data.name} --repo-type dataset"
+        raise BadInput(f"{data.path}: cannot be fetched: {_reason(error)}; {right}") from None
 
 
 @cache

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import numpy as np
 from mmjobs.data.example import BadRow, Origin
 from mmjobs.data.readers.lines import parsed, places_of_lines
 from mmjobs.data.readers.row import Row
-from mmjobs.data.readers.shards import Shards
+from mmjobs.data.readers.shards import Shards, local
 from mmlaunch.errors import BadInput
 
 
@@ -45,6 +45,11 @@ class JsonShards:
         except OSError as error:
             raise BadRow(origin, f"cannot be read: {error.strerror}") from None
         return parsed(origin, text)
+
+
+def of_files(paths: Sequence[Path], where: object) -> JsonShards:
+    """The rows in these files, which are here."""
+    return table_of(local(paths), where, map(index, paths))
 
 
 def table_of(shards: Shards, where: object, indexes: Iterable[Any]) -> JsonShards:

@@ -162,14 +162,18 @@ def opened(path: Path, split: str | None) -> Parquet:
     """The table in a parquet file, or in those of a folder; raises `BadInput`."""
     if path.is_file():
         splits.check_file(path, split)
-        return table_of(local([path]), path, [_footer(path)])
+        return of_files([path], path)
     of_split = splits.of_files(str(file.relative_to(path)) for file in path.rglob("*.parquet"))
     if not of_split:
         names = sorted(entry.name for entry in path.iterdir())
         holds = f"holds {', '.join(names[:5])}{' ...' if len(names) > 5 else ''}" if names else "is empty"
         raise BadInput(f"{path}: is a folder without parquet files, and not one that save_to_disk wrote; it {holds}")
-    paths = [path / name for name in of_split[splits.chosen(path, sorted(of_split), split)]]
-    return table_of(local(paths), path, map(_footer, paths))
+    return of_files([path / name for name in of_split[splits.chosen(path, sorted(of_split), split)]], path)
+
+
+def of_files(paths: Sequence[Path], where: object) -> Parquet:
+    """The table in these files, which are here."""
+    return table_of(local(paths), where, map(_footer, paths))
 
 
 def table_of(shards: Shards, where: object, footers: Iterable[Footer]) -> Parquet:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
 from mmjobs.data.example import BadRow, Example, LazyExamples
-from mmjobs.data.readers import hub, lines, parquet, saved, streamed, tars, tsv, xlsx
+from mmjobs.data.readers import hub, json_shards, lines, parquet, saved, streamed, tars, tsv, xlsx
 from mmjobs.data.readers.row import Row
 from mmjobs.data.readers.shards import Shards
 from mmlaunch.errors import BadInput
@@ -90,6 +90,8 @@ def file_of(source: Source) -> Path:
     """Where a source is; raises `BadInput` when it is not there. Of what is streamed it is the name alone."""
     if source.streaming:
         return Path(str(source.path))
+    if source.config is not None:
+        return hub.fetched_files(str(source.path), source.config, source.split)[0]
     if source.path is not None and hub.is_hub(source.path):
         return hub.fetched(source.path)
     path = Path(source.path or "").expanduser()
@@ -111,6 +113,8 @@ def table_of(source: Source, count: int | None = None, text: bool = False) -> Ta
     if source.streaming:
         table: Table = streamed.table_of(source)
         return table
+    if source.config is not None:
+        return _of_files(source, count)
     path, split = file_of(source), source.split
     if tars.is_tars(path):
         if split is not None:
@@ -127,6 +131,22 @@ def table_of(source: Source, count: int | None = None, text: bool = False) -> Ta
     if path.suffix == ".xlsx" and not text:
         return xlsx.opened(path)
     return lines.opened(path, count, text)
+
+
+def _of_files(source: Source, count: int | None) -> Table:
+    """The files of a configuration as one table."""
+    _, files = hub.fetched_files(str(source.path), str(source.config), source.split)
+    kinds = {file.suffix for file in files}
+    if kinds == {".parquet"}:
+        return parquet.of_files(files, source.path)
+    if kinds == {".tar"}:
+        return tars.of_files(files, source.path)
+    if kinds <= {".jsonl", ".ndjson"}:
+        return json_shards.of_files(files, source.path)
+    if len(files) == 1:
+        return tsv.opened(files[0], count) if files[0].suffix == ".tsv" else lines.opened(files[0], count)
+    what = f"{source.config} has files of {', '.join(sorted(kinds))}"
+    raise BadInput(f"{source.path}: {what}; several files have to be parquet, tar or JSON lines, all of one kind")
 
 
 def is_table(path: Path) -> bool:

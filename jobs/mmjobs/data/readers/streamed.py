@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from mmjobs.data.readers import hub, json_shards, parquet, splits, tars
+from mmjobs.data.readers import card, hub, json_shards, parquet, splits, tars
 from mmjobs.data.readers.hub import HubData
 from mmjobs.data.readers.shard_cache import ShardCache
 from mmlaunch.errors import BadInput
@@ -90,22 +91,26 @@ class HubShards:
 
 def shards_of(source: Source) -> HubShards:
     """The files that a source names; raises `BadInput`. No file is fetched."""
-    return _shards(str(source.path), source.split, source.cache_bytes)
+    return _shards(str(source.path), source.config, source.split, source.cache_bytes)
 
 
 @cache
-def _shards(path: str, split: str | None, limit: int) -> HubShards:
+def _shards(path: str, config: str | None, split: str | None, limit: int) -> HubShards:
     data = HubData.of(hub.pinned(path))
     sizes = dict(_listed(data))
+    if config is not None:
+        wanted = card.patterns(path, _card(data), config, split)
+        sizes = {name: sizes[name] for name in card.matching(sizes, wanted)}
     kinds = {kind for name in sizes if (kind := ENDINGS.get(Path(name).suffix))}
     if len(kinds) != 1:
         what = f"has files of {' and '.join(sorted(kinds))}" if kinds else f"has none of {', '.join(ENDINGS)}"
         raise BadInput(f"{path}: {what}; streaming needs files of one kind: name a folder or file of them")
     (kind,) = kinds
-    begin = f"{data.inside}/" if data.inside else ""
-    inside = {name.removeprefix(begin): name for name in sizes if Path(name).suffix in ENDINGS}
-    of_split = {"": sorted(inside)} if kind == "tar" and split is None else splits.of_files(inside)
-    names = [inside[name] for name in of_split["" if "" in of_split else splits.chosen(path, sorted(of_split), split)]]
+    names = sorted(name for name in sizes if Path(name).suffix in ENDINGS)
+    if config is None and (kind != "tar" or split is not None):
+        begin = f"{data.inside}/" if data.inside and data.inside not in sizes else ""
+        of_split = splits.of_files(name.removeprefix(begin) for name in names)
+        names = [begin + name for name in of_split[splits.chosen(path, sorted(of_split), split)]]
     largest = max(names, key=lambda name: sizes[name])
     if sizes[largest] > limit:
         what = f"cache_limit is {limit:,} bytes, and {largest} alone has {sizes[largest]:,}"
@@ -121,6 +126,15 @@ def _listed(data: HubData) -> list[tuple[str, int]]:
     files = hub.files(data)
     _keep(kept, json.dumps(files).encode())
     return files
+
+
+def _card(data: HubData) -> Mapping[str, Any]:
+    """What the card of a commit says."""
+    kept = _kept(f"card of {data.name}@{data.revision}", "md")
+    if not kept.exists():
+        with tempfile.TemporaryDirectory() as folder:
+            _keep(kept, hub.download(data, card.NAME, Path(folder)).read_bytes())
+    return card.metadata(kept)
 
 
 def table_of(source: Source) -> Any:

@@ -11,7 +11,7 @@ import io
 import json
 import os
 import tarfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,8 +67,12 @@ def is_tars(path: Path) -> bool:
 
 def opened(path: Path) -> Tars:
     """The samples at `path`, a tar file or a folder of them; raises `BadInput`."""
-    paths = sorted(path.glob("*.tar")) if path.is_dir() else [path]
-    return table_of(local(paths), path, map(_index, paths))
+    return of_files(sorted(path.glob("*.tar")) if path.is_dir() else [path], path)
+
+
+def of_files(paths: Sequence[Path], where: object) -> Tars:
+    """The samples in these files, which are here."""
+    return table_of(local(paths), where, map(_index, paths))
 
 
 def table_of(shards: Shards, where: object, indexes: Iterable[Any]) -> Tars:
