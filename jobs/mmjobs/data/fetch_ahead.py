@@ -6,6 +6,7 @@ import multiprocessing
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 
 import numpy as np
@@ -14,43 +15,77 @@ from mmjobs.data.loader import begin_worker
 from mmjobs.data.mixture import Mixture
 from mmjobs.data.readers.rows import shards_of
 from mmjobs.data.readers.shards import Shards
+from mmjobs.data.sampler import Numbers
 from mmjobs.data.shuffle import ShardOrder, shard_starts
 from mmlaunch.errors import BadInput, MmlaunchError
 
 File = tuple[Shards, int]
 
 
-def files_of_window(mixture: Mixture, order: ShardOrder, index: int) -> Iterator[File]:
-    """The streamed files that the window of an index lies in, each once."""
-    arrays, files = mixture.survey.usable.arrays, dict[tuple[int, int], File]()
-    for shard in order.shards(index):
-        place = mixture.places[order.starts[shard]]
-        part, row = int(arrays["part"][place]), int(arrays["row"][place])
-        shards = shards_of(mixture.survey.parts[part])
-        if shards is not None and shards.streamed:
-            number = int(np.searchsorted(shard_starts(mixture.survey.parts[part]), row, side="right")) - 1
-            files[part, number] = shards, number
-    yield from files.values()
+@dataclass(frozen=True)
+class StreamedFiles:
+    """The files that a mixture reads in an order of its shards."""
+
+    order: ShardOrder
+    sources: tuple[Shards | None, ...]
+    """Of each part; None where its files are here."""
+    parts: Numbers
+    """Of each shard of the order: its part, and the number of its file there."""
+    numbers: Numbers
+
+    @classmethod
+    def of(cls, mixture: Mixture, order: ShardOrder) -> StreamedFiles:
+        arrays, parts = mixture.survey.usable.arrays, mixture.survey.parts
+        part_of, row_of = (arrays[name][mixture.places[order.starts]] for name in ("part", "row"))
+        numbers, sources = np.zeros(len(order.starts), np.int64), list[Shards | None]()
+        for number, part in enumerate(parts):
+            shards, its = shards_of(part), part_of == number
+            numbers[its] = np.searchsorted(shard_starts(part), row_of[its], side="right") - 1
+            sources.append(shards if shards is not None and shards.streamed else None)
+        return cls(order, tuple(sources), part_of, numbers)
+
+    def of_window(self, index: int) -> Iterator[File]:
+        """Those that the window of an index lies in, each once."""
+        seen: set[tuple[int, int]] = set()
+        for shard in self.order.shards(index):
+            file = int(self.parts[shard]), int(self.numbers[shard])
+            shards = self.sources[file[0]]
+            if shards is not None and file not in seen:
+                seen.add(file)
+                yield shards, file[1]
+
+    def fitting(self, index: int) -> Iterator[File]:
+        """The files of a window and of the next one, as long as they fit in their caches together."""
+        epoch, place = divmod(index, self.order.count)
+        following = epoch * self.order.count + min(self.order.count, place + self.order.window)
+        sizes: dict[int, int] = defaultdict(int)
+        for shards, number in dict.fromkeys((*self.of_window(index), *self.of_window(following))):
+            sizes[id(shards)] += shards.size(number)
+            if sizes[id(shards)] > shards.limit:
+                return
+            yield shards, number
 
 
-def check_windows(mixture: Mixture, order: ShardOrder) -> None:
+def check_windows(files: StreamedFiles) -> None:
     """Refuse windows whose files do not fit in their cache: each row would fetch one. Looks at the first epoch."""
-    for index in range(0, order.count, order.window):
-        sizes: dict[Shards, int] = defaultdict(int)
-        for shards, number in files_of_window(mixture, order, index):
-            sizes[shards] += shards.size(number)
-            if sizes[shards] > shards.limit:
-                what = f"the files of {order.window:,} rows have more than the {shards.limit:,} bytes of cache_limit"
+    for index in range(0, files.order.count, files.order.window) if any(files.sources) else ():
+        sizes: dict[int, int] = defaultdict(int)
+        for shards, number in files.of_window(index):
+            sizes[id(shards)] += shards.size(number)
+            if sizes[id(shards)] > shards.limit:
+                what = (
+                    f"the files of {files.order.window:,} rows have more than the {shards.limit:,} bytes of cache_limit"
+                )
                 raise BadInput(f"data.shuffle_window: {what}; write a smaller window, or a larger limit")
 
 
 class FetchAhead:
     """Told where the training is, it fetches the files of this window and of the next one, as far as they fit."""
 
-    def __init__(self, mixture: Mixture, order: ShardOrder) -> None:
-        self._order, self._window = order, -1
+    def __init__(self, files: StreamedFiles) -> None:
+        self._order, self._window = files.order, -1
         receiving, self._sending = multiprocessing.Pipe(duplex=False)
-        process = multiprocessing.Process(target=_work, args=(receiving, mixture, order), daemon=True)
+        process = multiprocessing.Process(target=_work, args=(receiving, files), daemon=True)
         process.start()
         receiving.close()
 
@@ -64,31 +99,15 @@ class FetchAhead:
                 self._sending.send(window)
 
 
-def _work(receiving: Connection, mixture: Mixture, order: ShardOrder) -> None:
+def _work(receiving: Connection, files: StreamedFiles) -> None:
     begin_worker(0)
     while True:
         try:
             index = receiving.recv()
         except EOFError:
             return
-        for shards, number in _fitting(mixture, order, index):
+        for shards, number in files.fitting(index):
             if receiving.poll():
                 break  # the training is elsewhere by now
             with suppress(MmlaunchError), shards.lease(number):  # who reads it will say what is wrong
                 pass
-
-
-def _fitting(mixture: Mixture, order: ShardOrder, index: int) -> Iterator[File]:
-    """The files of a window and of the next one, as long as they fit in the cache together."""
-    epoch, place = divmod(index, order.count)
-    following = epoch * order.count + min(order.count, place + order.window)
-    sizes: dict[Shards, int] = defaultdict(int)
-    seen: set[File] = set()
-    for window in (index, following):
-        for file in files_of_window(mixture, order, window):
-            shards, number = file
-            sizes[shards] += shards.size(number) if file not in seen else 0
-            seen.add(file)
-            if sizes[shards] > shards.limit:
-                return
-            yield file

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from mmjobs.data.encode import Processor
-from mmjobs.data.fetch_ahead import check_windows
+from mmjobs.data.fetch_ahead import StreamedFiles, check_windows
 from mmjobs.data.loader import Examples
 from mmjobs.data.mixture import Mixture, mixture
 from mmjobs.data.reference_store import ReferenceStore
@@ -67,7 +67,7 @@ def build_datasets(context: Context, built: BuiltModel, requirements: Requiremen
         raise BadInput("objective.terms: image_conditional compares images, and no training row has one; remove it")
     place_of = order_of(train, recipe.data, recipe.seed)
     if isinstance(place_of, ShardOrder):
-        check_windows(train, place_of)
+        check_windows(StreamedFiles.of(train, place_of))
     examples = partial(
         Examples, processor=processor, tolerant=recipe.data.on_bad == "skip", corruption_seed=recipe.seed,
         packed=shares_rows(recipe, built, requirements),

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 from mmjobs.data.batch import Batch
-from mmjobs.data.fetch_ahead import FetchAhead
+from mmjobs.data.fetch_ahead import FetchAhead, StreamedFiles
 from mmjobs.data.loader import batches
 from mmjobs.data.readers.rows import is_streamed
 from mmjobs.data.sampler import in_order
@@ -75,9 +75,9 @@ class DatasetSource:
     def _start_fetching(self) -> FetchAhead | None:
         """One for each node, where files are streamed."""
         mixture, order = self._training.mixture, self._training.place_of
-        streamed = any(is_streamed(part) for part in mixture.survey.parts)
-        first = os.environ.get("LOCAL_RANK", "0") == "0"
-        return FetchAhead(mixture, order) if streamed and first and isinstance(order, ShardOrder) else None
+        if not isinstance(order, ShardOrder) or os.environ.get("LOCAL_RANK", "0") != "0":
+            return None
+        return FetchAhead(StreamedFiles.of(mixture, order)) if any(map(is_streamed, mixture.survey.parts)) else None
 
     def state(self) -> dict[str, Any]:
         """The global index of the next example, and a digest of the data that it counts in."""

@@ -160,7 +160,7 @@ class Source(Section):
     the node while `cache_limit` allows. A run keeps the commit that it begins with. Training needs `data.shuffle:
     shards`."""
     cache_limit: Annotated[MemorySize, Field(examples=["50GB"])] | None = None
-    """What a node holds of a data set that is streamed; 50GB unless written. It is in TMPDIR, which a cluster profile
+    """What a node holds of a source that is streamed; 50GB unless written. It is in TMPDIR, which a cluster profile
     sets with `scratch`."""
     augment: Literal["none", "jpeg"] = "none"
     """jpeg: encode the image again at a random quality from 75 to 100."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -13,14 +14,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mmjobs.data.fetch_ahead import StreamedFiles, check_windows
 from mmjobs.data.mixture import Mixture, mixture
 from mmjobs.data.readers.row import Row
 from mmjobs.data.readers.rows import Part, Rows
-from mmjobs.data.readers.shards import LocalShards, local
+from mmjobs.data.readers.shards import Shards
 from mmjobs.data.sampler import position
 from mmjobs.data.shuffle import ShardOrder, order_of
 from mmjobs.data.survey_rows import LeftOut, Survey, Usable, flat
-from mmlaunch.errors import RecipeError
+from mmlaunch.errors import BadInput, RecipeError
 from mmlaunch.load import load_recipe
 from mmlaunch.recipe.data import Data
 
@@ -29,9 +31,23 @@ RECIPES = Path(__file__).resolve().parents[3] / "recipes"
 
 @dataclass(frozen=True)
 class Files:
-    """A table in files of so many rows."""
+    """A table in files of so many rows, which are fetched where there is a limit: a byte each row."""
 
     lengths: tuple[int, ...]
+    limit: int = 0
+
+    @property
+    def streamed(self) -> bool:
+        return self.limit > 0
+
+    def name(self, number: int) -> str:
+        return str(number)
+
+    def size(self, number: int) -> int:
+        return self.lengths[number]
+
+    def lease(self, number: int) -> AbstractContextManager[Path]:
+        raise NotImplementedError
 
     def __len__(self) -> int:
         return sum(self.lengths)
@@ -40,8 +56,8 @@ class Files:
         raise NotImplementedError
 
     @property
-    def shards(self) -> LocalShards:
-        return local([Path(str(number)) for number in range(len(self.lengths))])
+    def shards(self) -> Shards:
+        return self
 
     @property
     def shard_starts(self) -> Any:
@@ -61,8 +77,8 @@ def mixed(*parts: Part, bad: tuple[int, ...] = ()) -> Mixture:
     return mixture(Survey(parts, *flat(rows)), seed=0, tolerant=True)
 
 
-def part(lengths: tuple[int, ...], repeat: float = 1.0, skip: int = 0) -> Part:
-    table = Files(lengths)
+def part(lengths: tuple[int, ...], repeat: float = 1.0, skip: int = 0, limit: int = 0) -> Part:
+    table = Files(lengths, limit)
     return Part("here", Rows(table, range(skip, len(table)), lambda row: pytest.fail(str(row))), repeat)
 
 
@@ -114,6 +130,32 @@ def test_sources_repeats_and_rows_that_are_left_out() -> None:
     assert len(order.starts) == repeats + 2 + 3, "and stretches of 1,000 lines"
     rows = Counter((data.usable(order(index)).part, data.usable(order(index)).row) for index in range(len(data)))
     assert {rows[0, row] for row in range(10) if row not in (1, 5)} == {2, 3}
+
+
+def test_what_is_fetched_ahead_and_what_never_fits() -> None:
+    data = mixed(part((10,) * 20, limit=45), part((10,) * 20))
+    order = order_of(data, by_shards(20), seed=0)
+    assert isinstance(order, ShardOrder)
+    files = StreamedFiles.of(data, order)
+    check_windows(files)
+    for begin in range(0, 400, 20):
+        rows = [data.usable(order(index)) for index in range(begin, begin + 20)]
+        read = {row.row // 10 for row in rows if row.part == 0}
+        assert {number for _, number in files.of_window(begin)} == read
+        after = [data.usable(order(index)) for index in range(begin + 20, begin + 40)]
+        assert {number for _, number in files.fitting(begin + 3)} == read | {
+            row.row // 10 for row in after if row.part == 0
+        }
+    few = mixed(part((10,) * 20, limit=25))
+    order = order_of(few, by_shards(20), seed=0)
+    assert isinstance(order, ShardOrder)
+    assert all(len(list(StreamedFiles.of(few, order).fitting(index))) == 2 for index in range(0, 200, 20))
+    order = order_of(few, by_shards(30), seed=0)
+    assert isinstance(order, ShardOrder)
+    with pytest.raises(
+        BadInput, match="the files of 30 rows have more than the 25 bytes of cache_limit; write a smaller"
+    ):
+        check_windows(StreamedFiles.of(few, order))
 
 
 def test_the_recipe() -> None:

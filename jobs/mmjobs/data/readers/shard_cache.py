@@ -1,4 +1,4 @@
-"""A folder of the node that holds some of the shards of a data set: as many as its limit allows.
+"""A folder of the node that holds some of the shards of a source: as many as its limit allows.
 
 All processes of the node share it. A file that somebody reads has a shared lock and stays; one that is fetched has an
 exclusive lock, appears when it is whole, and its bytes count from the beginning. Where there is no room, the files
@@ -17,6 +17,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
+from typing import IO
 
 from mmlaunch.errors import BadInput, MachineError
 
@@ -32,7 +33,7 @@ def folder() -> Path:
 
 @dataclass(frozen=True)
 class ShardCache:
-    """The shards of one data set that are on this node."""
+    """The shards of one source that are on this node."""
 
     name: str
     limit: int
@@ -50,9 +51,8 @@ class ShardCache:
     def lease(self, file: str, size: int, fetch: Callable[[Path], Path]) -> Iterator[Path]:
         """The path of a shard, which stays until the block ends; `fetch` brings it into an empty folder."""
         try:
-            self._make_folders()
             path = self.files / _key(file)
-            lock = (self._root / "locks" / path.name).open("a")
+            lock = self._lock(path.name)
         except OSError as error:
             raise MachineError(
                 f"{self._root}: cannot hold shards: {error.strerror}; TMPDIR has to be a disk"
@@ -124,7 +124,7 @@ class ShardCache:
     @contextmanager
     def _unused(self, key: str) -> Iterator[bool]:
         """Whether nobody reads or fetches a shard; nobody begins to in the block."""
-        with (self._root / "locks" / key).open("a") as lock:
+        with self._lock(key) as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -132,9 +132,14 @@ class ShardCache:
             else:
                 yield True
 
-    def _make_folders(self) -> None:
-        for name in ("files", "locks", "incoming"):
-            (self._root / name).mkdir(parents=True, exist_ok=True, mode=0o700)
+    def _lock(self, key: str) -> IO[str]:
+        path = self._root / "locks" / key
+        try:
+            return path.open("a")
+        except FileNotFoundError:  # the first shard
+            for name in ("files", "locks", "incoming"):
+                (self._root / name).mkdir(parents=True, exist_ok=True, mode=0o700)
+            return path.open("a")
 
 
 def _key(file: str) -> str:

@@ -40,8 +40,12 @@ class HubShards:
     kind: str
     files: tuple[str, ...]
     sizes: tuple[int, ...]
-    limit: int
-    """The bytes that the node may hold of them."""
+    cache: ShardCache
+    """Where the node holds some of them."""
+
+    @property
+    def limit(self) -> int:
+        return self.cache.limit
 
     @property
     def streamed(self) -> bool:
@@ -60,10 +64,11 @@ class HubShards:
     def lease(self, number: int) -> Iterator[Path]:
         """The file, in the cache of the node; it is fetched unless it is there."""
         file = self.files[number]
-        name = f"{self.data.name}@{self.data.revision}"
-        with ShardCache(name, self.limit).lease(
-            file, self.sizes[number], lambda folder: hub.download(self.data, file, folder)
-        ) as path:
+
+        def fetch(folder: Path) -> Path:
+            return hub.download(self.data, file, folder)
+
+        with self.cache.lease(file, self.sizes[number], fetch) as path:
             yield path
 
     def index(self, number: int) -> Arrays:
@@ -115,7 +120,8 @@ def _shards(path: str, config: str | None, split: str | None, limit: int) -> Hub
     if sizes[largest] > limit:
         what = f"cache_limit is {limit:,} bytes, and {largest} alone has {sizes[largest]:,}"
         raise BadInput(f"{path}: {what}; write a larger one")
-    return HubShards(data, kind, tuple(names), tuple(sizes[name] for name in names), limit)
+    cache_of_source = ShardCache(" ".join(filter(None, (data.path, config, split))), limit)
+    return HubShards(data, kind, tuple(names), tuple(sizes[name] for name in names), cache_of_source)
 
 
 def _listed(data: HubData) -> list[tuple[str, int]]:
