@@ -52,6 +52,23 @@ def both(*prepared: Callable[[], None]) -> None:
         prepare()
 
 
+@pytest.mark.nightly
+def test_another_number_of_ranks_goes_on_in_the_same_order(job: Jobs, tiny: Recipes, tmp_path: Path) -> None:
+    write(tmp_path / "data", "parquet")
+    changes = {
+        "data__train": {"path": str(tmp_path / "data"), "format": "trl"}, "data__eval": [], "data__shuffle": "shards",
+        "data__shuffle_window": 20, "optim": {"lr": 3e-3, "eps": 1e-4}, "checkpoint": {"every": "5 steps"},
+    }  # fmt: skip
+    whole, other = job("whole"), job("other")
+    assert whole.run(tiny(**changes, steps=15)) == [0], whole.log()
+    other.prepare = kill_at("mmjobs.train.trainer:Trainer._step", 8)
+    assert other.run(tiny(**changes, steps=15)) != [0]
+    other.prepare = None
+    assert other.run(tiny(**changes, steps=15, resources__tasks_per_node=2), 2) == [0, 0], other.log()
+    for step, losses in whole.losses().items():
+        assert other.losses()[step][-1] == pytest.approx(losses[0], abs=1e-5)
+
+
 @pytest.mark.parametrize(("kind", "workers"), [("tar", 0), pytest.param("parquet", 2, marks=pytest.mark.nightly)])
 def test_files_in_turn(job: Jobs, tiny: Recipes, tmp_path: Path, kind: str, workers: int) -> None:
     write(tmp_path / "data", kind)
