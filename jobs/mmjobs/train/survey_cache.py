@@ -68,10 +68,17 @@ def _indexed(context: Context, sources: Sequence[Source]) -> Sequence[Source]:
         return sources
     ranks, sources = context.ranks, pins.at_commits(context, sources)
     ranks.watch.doing("looks where the rows of streamed files stand", "files")
-    for numbers in ((0, 0), (ranks.rank, ranks.world)):  # the lists of files first, which the hub is asked for once
-        if ranks.first or any(numbers):
-            streamed.prepare(sources, *numbers, moved=ranks.watch.moved)
-        ranks.any(False)
+    streaming = [source for source in sources if source.streaming]
+    if ranks.first:
+        for source in streaming:  # the hub is asked for its files once
+            streamed.shards_of(source)
+    ranks.any(False)
+    streamed.prepare(streaming, ranks.rank, ranks.world, ranks.watch.moved)
+    ranks.any(False)
+    if ranks.first:
+        for source in streaming:  # all ranks read one file then
+            streamed.table_of(source)
+    ranks.any(False)
     ranks.watch.doing("reads the data", "rows")
     return sources
 

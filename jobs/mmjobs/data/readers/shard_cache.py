@@ -13,7 +13,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -50,35 +50,33 @@ class ShardCache:
     @contextmanager
     def lease(self, file: str, size: int, fetch: Callable[[Path], Path]) -> Iterator[Path]:
         """The path of a shard, which stays until the block ends; `fetch` brings it into an empty folder."""
-        try:
-            path = self.files / _key(file)
-            lock = self._lock(path.name)
-        except OSError as error:
-            raise MachineError(
-                f"{self._root}: cannot hold shards: {error.strerror}; TMPDIR has to be a disk"
-            ) from error
-        with lock:
-            while True:
-                fcntl.flock(lock, fcntl.LOCK_SH)
-                with suppress(FileNotFoundError):
-                    os.utime(path)  # the order in which they go
-                    break
-                fcntl.flock(lock, fcntl.LOCK_UN)
-                fcntl.flock(lock, fcntl.LOCK_EX)
-                if not path.exists():
-                    self._fetch(path, size, fetch)
+        path = self.files / _key(file)
+        with ExitStack() as held:
+            try:
+                self._hold(held.enter_context(self._lock(path.name)), path, size, fetch)
+            except OSError as error:
+                raise MachineError(f"{self._root}: cannot hold shards, TMPDIR has to be a disk: {error}") from error
             yield path
+
+    def _hold(self, lock: IO[str], path: Path, size: int, fetch: Callable[[Path], Path]) -> None:
+        """Return once the shard is here and its lock is shared."""
+        while True:
+            fcntl.flock(lock, fcntl.LOCK_SH)
+            with suppress(FileNotFoundError):
+                os.utime(path)  # the order in which they go
+                return
+            fcntl.flock(lock, fcntl.LOCK_UN)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not path.exists():
+                self._fetch(path, size, fetch)
 
     def _fetch(self, path: Path, size: int, fetch: Callable[[Path], Path]) -> None:
         """Bring a shard here; its lock is held."""
+        incoming = self._reserve(path.name, size)
         try:
-            incoming = self._reserve(path.name, size)
-            try:
-                fetch(incoming).replace(path)
-            finally:
-                shutil.rmtree(incoming, ignore_errors=True)
-        except OSError as error:
-            raise MachineError(f"{self._root}: cannot hold shards: {error}") from error
+            fetch(incoming).replace(path)
+        finally:
+            shutil.rmtree(incoming, ignore_errors=True)
 
     def _reserve(self, key: str, size: int) -> Path:
         """An empty folder for a shard of this size, once there is room for it."""

@@ -11,13 +11,14 @@ import io
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Final
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -74,13 +75,17 @@ class HubShards:
     def index(self, number: int) -> Arrays:
         """Where the rows of a file stand, as it is known or as the file tells."""
         kept = _kept(f"{self.data.name}@{self.data.revision}/{self.files[number]}", "npz")
-        with suppress(OSError, ValueError, KeyError), np.load(kept) as known:
-            return dict(known)
-        arrays = self._read_index(number)
-        stream = io.BytesIO()
-        np.savez(stream, **arrays)
-        _keep(kept, stream.getvalue())
-        return arrays
+        return _arrays(kept, lambda: self._read_index(number))
+
+    def indexes(self) -> list[Arrays]:
+        """The same of all files, from one file where it is known: there may be thousands, and hundreds of ranks."""
+        kept = _kept(f"all of {self.data.name}@{self.data.revision} {self.files}", "npz")
+        whole = _arrays(kept, lambda: _together(map(self.index, range(len(self)))))
+        indexes: list[dict[str, Any]] = [{} for _ in self.files]
+        for name, array in whole.items():
+            number, _, what = name.partition(".")
+            indexes[int(number)][what] = array
+        return [{**indexes[0], **one} for one in indexes]
 
     def _read_index(self, number: int) -> Arrays:
         if self.kind == "parquet":
@@ -137,10 +142,12 @@ def _listed(data: HubData) -> list[tuple[str, int]]:
 def _card(data: HubData) -> Mapping[str, Any]:
     """What the card of a commit says."""
     kept = _kept(f"card of {data.name}@{data.revision}", "md")
-    if not kept.exists():
-        with tempfile.TemporaryDirectory() as folder:
-            _keep(kept, hub.download(data, card.NAME, Path(folder)).read_bytes())
-    return card.metadata(kept)
+    if kept.exists():
+        return card.metadata(kept)
+    with tempfile.TemporaryDirectory() as folder:
+        fetched = hub.download(data, card.NAME, Path(folder))
+        _keep(kept, fetched.read_bytes())
+        return card.metadata(fetched)
 
 
 def table_of(source: Source) -> Any:
@@ -150,11 +157,22 @@ def table_of(source: Source) -> Any:
 
 @cache
 def _table(shards: HubShards) -> Any:
-    where, indexes = shards.data.path, map(shards.index, range(len(shards)))
+    where, indexes = shards.data.path, shards.indexes()
     if shards.kind == "parquet":
         return parquet.table_of(shards, where, map(_footer, indexes))
     kind = tars if shards.kind == "tar" else json_shards
     return kind.table_of(shards, where, (one["rows"] for one in indexes))
+
+
+def _together(indexes: Iterable[Arrays]) -> Arrays:
+    """Several indexes as one: `3.rows` is that of the fourth file; what is as in the first one is left out."""
+    whole: dict[str, Any] = {}
+    for number, index in enumerate(indexes):
+        for name, array in index.items():
+            first = whole.get(f"0.{name}")
+            if name == "rows" or first is None or not np.array_equal(array, first):
+                whole[f"{number}.{name}"] = array
+    return whole
 
 
 def _footer(index: Arrays) -> parquet.Footer:
@@ -162,14 +180,11 @@ def _footer(index: Arrays) -> parquet.Footer:
 
 
 def prepare(sources: Sequence[Source], rank: int, world: int, moved: Callable[[], None]) -> None:
-    """Find out where the rows of this rank's share of the files stand; the others find it in the user's cache. With a
-    `world` of 0, the lists of files alone."""
-    for source in sources:
-        if source.streaming:
-            shards = shards_of(source)
-            for number in range(rank, len(shards), world) if world else ():
-                shards.index(number)
-                moved()
+    """Find out where the rows of this rank's share of the files stand; the others find it in the user's cache."""
+    for shards in map(shards_of, sources):
+        for number in range(rank, len(shards), world):
+            shards.index(number)
+            moved()
 
 
 def _kept(name: str, ending: str) -> Path:
@@ -177,6 +192,16 @@ def _kept(name: str, ending: str) -> Path:
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mmlaunch" / "hub"
     endpoint = os.environ.get("HF_ENDPOINT", "")
     return folder / f"{blake2b(f'{endpoint} {name}'.encode(), digest_size=12).hexdigest()}.{ending}"
+
+
+def _arrays(kept: Path, make: Callable[[], Arrays]) -> Arrays:
+    """The arrays of a file; where there is none, those that are made now and kept."""
+    with suppress(OSError, ValueError, KeyError, BadZipFile), np.load(kept) as known:
+        return dict(known)
+    arrays, stream = make(), io.BytesIO()
+    np.savez(stream, **arrays)
+    _keep(kept, stream.getvalue())
+    return arrays
 
 
 def _keep(path: Path, content: bytes) -> None:
