@@ -80,6 +80,7 @@ class ShardCache:
 
     def _reserve(self, key: str, size: int) -> Path:
         """An empty folder for a shard of this size, once there is room for it."""
+        self._make_folders()
         until, incoming = time.monotonic() + PATIENCE, self._root / "incoming" / f"{key}.{size}"
         while True:
             with (self._root / "space").open("a") as space:
@@ -135,9 +136,12 @@ class ShardCache:
         try:
             return path.open("a")
         except FileNotFoundError:  # the first shard
-            for name in ("files", "locks", "incoming"):
-                (self._root / name).mkdir(parents=True, exist_ok=True, mode=0o700)
+            self._make_folders()
             return path.open("a")
+
+    def _make_folders(self) -> None:
+        for name in ("files", "locks", "incoming"):
+            (self._root / name).mkdir(parents=True, exist_ok=True, mode=0o700)
 
 
 def _key(file: str) -> str:
