@@ -3,6 +3,7 @@ interrupted."""
 
 from __future__ import annotations
 
+import json
 import os
 import threading
 from collections import Counter
@@ -11,6 +12,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,8 +20,9 @@ from tests.jobs.data.hub_server import NAME, Hub, serving
 from tests.jobs.data.test_streaming import write_parquet, write_tar
 from tests.jobs.kills import kill_at
 
-from mmjobs.data.readers import parquet, shards
+from mmjobs.data.readers import hub, parquet, shards
 from mmlaunch.recipe import Recipe
+from mmlaunch.restart import policy
 
 Jobs = Callable[[str], Any]
 Recipes = Callable[..., Recipe]
@@ -185,3 +188,33 @@ def test_streaming(job: Jobs, tiny: Recipes, tmp_path: Path, kind: str, world: i
         }
         assert 0 < here.most <= (limit << 10) + (20 << 10), "a small lock or note of the hub's client beside them"
         assert not list((tmp_path / "hf").rglob("*.parquet")), "and no copy elsewhere"
+
+
+def without_patience() -> None:
+    """The hub is asked twice, and its client does not wait."""
+    import huggingface_hub.utils._http as client
+
+    hub.WAITS = (0.01,)
+    client.time = SimpleNamespace(sleep=lambda seconds: None)  # type: ignore[assignment]  # in a real rank
+
+
+def test_a_network_that_fails_is_no_bad_row(job: Jobs, tiny: Recipes, tmp_path: Path) -> None:
+    with node(tmp_path) as here:
+        write(here.hub.head / "data", "tar")
+        size = max(path.stat().st_size for path in (here.hub.head / "data").iterdir())
+        source = {"path": f"hf://datasets/{NAME}", "format": "trl", "streaming": True, "cache_limit": f"{size // 512}K"}
+        changes = {
+            "data__train": source, "data__eval": [], "data__shuffle": "shards", "data__shuffle_window": ROWS,
+            "data__on_bad": "skip", "batch": {"global": 8}, "steps": 100_000,
+        }  # fmt: skip
+        run, known = job("run"), Node(Hub(here.hub.folder, address=here.hub.address), tmp_path)
+        run.prepare = partial(both, partial(Node.reach_hub, known), without_patience)
+        run.start(tiny(**changes), 1, **here.environment)
+        run.when(3)
+        here.hub.down = True
+        assert run.wait() == [1], run.log()
+        record = json.loads(run.paths.attempt(1).rank_error(0).read_text())
+        assert record["type"] == "HubUnreachable" and ".tar: the hub does not answer" in record["message"]
+        assert policy.classify(1, run.paths.attempt(1), run.events()).cause == "network"
+        here.hub.down = False
+        assert not run.paths.skipped.exists() or not run.paths.skipped.read_text()

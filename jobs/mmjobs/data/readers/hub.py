@@ -18,7 +18,7 @@ from mmlaunch.recipe.data import HUB_DATA
 
 T = TypeVar("T")
 COMMIT = re.compile(r"[0-9a-f]{40}")
-WAITS = (1.0, 5.0, 15.0, 30.0, 60.0)
+WAITS: tuple[float, ...] = (1.0, 5.0, 15.0, 30.0, 60.0)
 """Seconds between two tries, in each of which the hub's own client is patient for half a minute."""
 _OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EIO)
 _MAY_PASS = (408, 425, 429)
