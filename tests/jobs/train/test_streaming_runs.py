@@ -195,7 +195,7 @@ def without_patience() -> None:
     import huggingface_hub.utils._http as client
 
     hub.WAITS = (0.01,)
-    client.time = SimpleNamespace(sleep=lambda seconds: None)  # type: ignore[assignment]  # in a real rank
+    client.time = SimpleNamespace(sleep=lambda seconds: None)  # type: ignore[assignment, attr-defined]  # in a real rank
 
 
 def test_a_network_that_fails_is_no_bad_row(job: Jobs, tiny: Recipes, tmp_path: Path) -> None:
