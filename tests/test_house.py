@@ -39,11 +39,12 @@ ONLY_IN: dict[str, str | tuple[str, ...]] = {
         "mmlaunch.results.report_page",
         "mmjobs.data.chat",
     ),  # the chat template's refusal is an error of jinja2
-    "yaml": ("mmlaunch.load.text", "mmlaunch.load.syntax", "mmlaunch.recipe.resolved"),
+    "yaml": ("mmlaunch.load.text", "mmlaunch.load.syntax", "mmlaunch.recipe.resolved", "mmjobs.data.readers.card"),
     "transformers": ("mmjobs.model", "mmjobs.data"),
     "deepspeed": "mmjobs.engine",
     "peft": "mmjobs.model.adapters",
     "datasets": "mmjobs.data.readers.saved",
+    "pyarrow": "mmjobs.data.readers.parquet",
     "openpyxl": "mmjobs.data.readers.xlsx",
     "torch.utils.tensorboard": "mmjobs.metrics.tensorboard",
     "tensorboard": "mmjobs.metrics.event_files",

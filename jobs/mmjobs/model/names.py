@@ -13,12 +13,9 @@ from huggingface_hub import snapshot_download
 from transformers.initialization import no_init_weights
 from transformers.utils import logging
 
+from mmjobs.data.readers.hub import HubUnreachable
 from mmlaunch.errors import BadInput
 from mmlaunch.recipe.scalars import HUB_NAME
-
-
-class HubUnreachable(ConnectionError):
-    """The Hugging Face hub cannot be reached: a fault of the network, and no mistake in the recipe."""
 
 
 def on_disk(field: str, name: str) -> Path:

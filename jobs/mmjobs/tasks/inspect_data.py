@@ -95,14 +95,14 @@ def _summary(numbers: Sequence[int]) -> dict[str, int] | None:
 def _fill(mixed: Any, recipe: Recipe) -> float | None:
     """How full packed rows are, in the first global batches of the first epoch."""
     from mmjobs.data.packing import pack
-    from mmjobs.data.sampler import position
+    from mmjobs.data.shuffle import order_of
 
     budget, size = recipe.batch.tokens_per_gpu, recipe.batch.examples
     if budget is None:
         return None
-    fills = []
+    fills, place_of = [], order_of(mixed, recipe.data, recipe.seed)
     for start in range(0, min(len(mixed), PACKED * size), size):
-        lengths = [mixed.tokens(position(index, len(mixed), recipe.seed)) for index in range(start, start + size)]
+        lengths = [mixed.tokens(place_of(index)) for index in range(start, start + size)]
         fills.append(pack(lengths, recipe.trainers.world, budget).fill)
     return sum(fills) / len(fills)
 

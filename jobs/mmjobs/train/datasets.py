@@ -7,10 +7,12 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from mmjobs.data.encode import Processor
+from mmjobs.data.fetch_ahead import StreamedFiles, check_windows
 from mmjobs.data.loader import Examples
 from mmjobs.data.mixture import Mixture, mixture
 from mmjobs.data.reference_store import ReferenceStore
-from mmjobs.data.sampler import MicroBatches, equal_batches, one_each, packed_batches, position, split_over_ranks
+from mmjobs.data.sampler import MicroBatches, equal_batches, one_each, packed_batches, split_over_ranks
+from mmjobs.data.shuffle import ShardOrder, order_of
 from mmjobs.model.build import BuiltModel
 from mmjobs.rank.context import Context
 from mmjobs.rank.ranks import Ranks
@@ -63,7 +65,9 @@ def build_datasets(context: Context, built: BuiltModel, requirements: Requiremen
     train, held_out = _surveyed(context, processor)
     if requirements.corrupted and not train.has_images:
         raise BadInput("objective.terms: image_conditional compares images, and no training row has one; remove it")
-    place_of = partial(position, count=len(train), seed=recipe.seed)
+    place_of = order_of(train, recipe.data, recipe.seed)
+    if isinstance(place_of, ShardOrder):
+        check_windows(StreamedFiles.of(train, place_of))
     examples = partial(
         Examples, processor=processor, tolerant=recipe.data.on_bad == "skip", corruption_seed=recipe.seed,
         packed=shares_rows(recipe, built, requirements),

@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from mmjobs.data.readers import hub
 from mmjobs.model import frozen_weights
 from mmjobs.model.weights import FILE as WEIGHTS
 from mmjobs.rank.context import Context
 from mmlaunch.errors import BadInput
 from mmlaunch.recipe import Recipe
+from mmlaunch.recipe.data import Source
 from mmlaunch.recipe.rewards import RewardSource
 from mmlaunch.run import manifest
 from mmlaunch.run.files import publish
@@ -48,6 +50,23 @@ def pin(context: Context, name: str, value: str) -> None:
         raise BadInput(f"{what}: a file of its model has changed; put it back, or start a new run")
     if context.ranks.first:
         _write(context, _read(context) | {name: value})
+
+
+def at_commits(context: Context, sources: Sequence[Source]) -> list[Source]:
+    """These sources, each that is streamed at the commit which the first attempt found. All ranks."""
+    paths: dict[str, str] = context.ranks.from_first(_commits(context, sources) if context.ranks.first else None)
+    return [source.model_copy(update={"path": paths.get(str(source.path), source.path)}) for source in sources]
+
+
+def _commits(context: Context, sources: Sequence[Source]) -> dict[str, str]:
+    """The paths of streamed sources with their commits. On rank 0."""
+    pins = _read(context)
+    paths = {path: f"commit of {path}" for source in sources if source.streaming and (path := str(source.path))}
+    for path, name in paths.items():
+        if name not in pins:
+            pins[name] = hub.pinned(path)
+    _write(context, pins)
+    return {path: str(pins[name]) for path, name in paths.items()}
 
 
 def pinned(context: Context, name: str) -> str | None:

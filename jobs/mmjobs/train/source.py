@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 from mmjobs.data.batch import Batch
+from mmjobs.data.fetch_ahead import FetchAhead, StreamedFiles
 from mmjobs.data.loader import batches
+from mmjobs.data.readers.rows import is_streamed
 from mmjobs.data.sampler import in_order
+from mmjobs.data.shuffle import ShardOrder
 from mmjobs.rank.context import Context
 from mmjobs.train import skipped_rows
 from mmjobs.train.datasets import Datasets
@@ -40,6 +44,7 @@ class DatasetSource:
         self._examples, self._total = context.recipe.batch.examples, steps * context.recipe.batch.examples
         self._cursor = 0
         self._batches: Iterator[Batch] | None = None
+        self._fetch_ahead: FetchAhead | None = None
         self._waited, self._since = 0.0, time.monotonic()
 
     def metrics(self) -> dict[str, float]:
@@ -52,7 +57,9 @@ class DatasetSource:
     def next_step(self, check: Callable[[], None]) -> Sequence[Batch]:
         """Rows whose images turn out to be damaged are listed in the run directory, by each rank its own."""
         if self._batches is None:
-            self._batches = self._load()
+            self._batches, self._fetch_ahead = self._load(), self._start_fetching()
+        if self._fetch_ahead is not None:
+            self._fetch_ahead.at(self._cursor)
         began = time.monotonic()
         step = [next(self._batches) for _ in self._micro_batches(self._cursor)]
         self._waited += time.monotonic() - began
@@ -65,12 +72,25 @@ class DatasetSource:
         order = in_order(self._micro_batches, self._cursor, steps, self._examples)
         return batches(self._training, order, self._context.recipe.data.workers)
 
+    def _start_fetching(self) -> FetchAhead | None:
+        """One for each node, where files are streamed."""
+        mixture, order = self._training.mixture, self._training.place_of
+        if not isinstance(order, ShardOrder) or os.environ.get("LOCAL_RANK", "0") != "0":
+            return None
+        return FetchAhead(StreamedFiles.of(mixture, order)) if any(map(is_streamed, mixture.survey.parts)) else None
+
     def state(self) -> dict[str, Any]:
         """The global index of the next example, and a digest of the data that it counts in."""
-        return {"cursor": self._cursor, "data": self._training.mixture.digest}
+        return {"cursor": self._cursor, "data": self._digest}
+
+    @property
+    def _digest(self) -> str:
+        data = self._context.recipe.data
+        order = f" in windows of {data.shuffle_window}" if data.shuffle == "shards" else ""
+        return self._training.mixture.digest + order
 
     def restore(self, state: dict[str, Any]) -> None:
         self._cursor = int(state.get("cursor", 0))
-        if state.get("data") not in (None, "", self._training.mixture.digest):
+        if state.get("data") not in (None, "", self._digest):
             what = "the data are not those that the run began with: other rows, or another order"
             self._context.events.warn(what, step=self._cursor // self._examples)

@@ -27,10 +27,12 @@ from mmjobs.data.example import BadRow
 from mmjobs.data.formats.registry import parts as parts_of
 from mmjobs.data.loader import begin_worker
 from mmjobs.data.mixture import refuse_bad
-from mmjobs.data.readers.rows import Part, file_of
+from mmjobs.data.readers import streamed
+from mmjobs.data.readers.rows import Part, file_of, is_streamed
 from mmjobs.data.survey import count, fingerprint, read_rows
 from mmjobs.data.survey_rows import Rows, Survey
 from mmjobs.rank.context import Context
+from mmjobs.rank.position import node
 from mmjobs.rank.shared_files import link_or_copy, visible
 from mmjobs.train import pins
 from mmlaunch.errors import BadInput
@@ -47,7 +49,9 @@ def surveyed(
     context: Context, sources: Sequence[Source], processor: Processor, held_out: Collection[bytes] = ()
 ) -> Survey:
     """Every row of the sources; all ranks together."""
-    ranks, parts = context.ranks, sum((parts_of(source) for source in sources), ())
+    ranks = context.ranks
+    sources = _indexed(context, sources)
+    parts = sum((parts_of(source) for source in sources), ())
     key = ranks.from_first(_key(context, sources, parts, processor, held_out) if ranks.first else None)
     path = context.paths.survey(key)
     known = ranks.from_first(_known(context, path, parts, processor) if ranks.first else None)
@@ -56,6 +60,27 @@ def surveyed(
     else:
         context.events.log(f"{count(parts):,} rows are known from {known}")
     return Survey(tuple(parts), *survey_rows.read(visible(path), check=False))
+
+
+def _indexed(context: Context, sources: Sequence[Source]) -> Sequence[Source]:
+    """The sources at the commits of this run; of those that are streamed it is known where each row stands."""
+    if not any(source.streaming for source in sources):
+        return sources
+    ranks, sources = context.ranks, pins.at_commits(context, sources)
+    ranks.watch.doing("looks where the rows of streamed files stand", "files")
+    streaming = [source for source in sources if source.streaming]
+    if ranks.first:
+        for source in streaming:  # the hub is asked for its files once
+            streamed.shards_of(source)
+    ranks.any(False)
+    streamed.prepare(streaming, ranks.rank, ranks.world, ranks.watch.moved)
+    ranks.any(False)
+    if ranks.first:
+        for source in streaming:  # all ranks read one file then
+            streamed.table_of(source)
+    ranks.any(False)
+    ranks.watch.doing("reads the data", "rows")
+    return sources
 
 
 def _key(
@@ -88,7 +113,7 @@ def _files(sources: Sequence[Source], parts: Sequence[Part]) -> Iterator[Path]:
     tables = {path for part in parts if (path := getattr(getattr(part.rows, "table", None), "path", None))}
     yield from sorted(tables)
     for source in sources:
-        path = file_of(source) if source.path else None
+        path = file_of(source) if source.path and not source.streaming else None  # that has a commit in its name
         if path is not None and path.is_dir():
             yield from sorted(path.glob("*.json"))  # what names tables, or says what is in the folder
             if not tables:  # otherwise it may be a folder of images
@@ -146,6 +171,8 @@ def _is_as_before(rows: Rows, parts: Sequence[Part], processor: Processor) -> bo
     usable, _ = rows
     for place in sorted({len(usable) * number // SAMPLE for number in range(SAMPLE)}) if len(usable) else ():
         before = usable[place]
+        if is_streamed(parts[before.part]):
+            continue  # a commit does not change, and to look at it would fetch its files
         try:
             example = parts[before.part].rows[before.row]
             same = fingerprint(example) == before.question and processor.sizes(example) == before.images
@@ -168,6 +195,8 @@ def _make(
         folder.mkdir(parents=True, exist_ok=True)
     ranks.any(False)  # the folder is there
     numbers = list(range(ranks.rank, len(blocks), ranks.world))
+    if any(is_streamed(part) for part in parts):
+        numbers = share_of_node(ranks.gather(node()), ranks.rank, len(blocks))
     loader = DataLoader(
         blocks, batch_size=None, sampler=numbers, num_workers=workers, worker_init_fn=begin_worker,
         generator=torch.Generator(),  # its own: a loader draws a seed
@@ -179,6 +208,15 @@ def _make(
     wrong = ranks.from_first(_join(context, blocks, path) if ranks.first else None)
     if wrong:
         raise BadInput(wrong)
+
+
+def share_of_node(nodes: Sequence[str], rank: int, count: int) -> list[int]:
+    """The blocks of a rank, where each node reads a stretch of its own: so it fetches no more than the files of that.
+    `nodes` has the node of each rank; the ranks of one take its blocks in turn."""
+    names = list(dict.fromkeys(nodes))
+    mine, ranks = names.index(nodes[rank]), [nodes.count(name) for name in names]
+    begin, end = (count * sum(ranks[:place]) // len(nodes) for place in (mine, mine + 1))
+    return list(range(begin + nodes[:rank].count(nodes[rank]), end, ranks[mine]))
 
 
 def _join(context: Context, blocks: Blocks, path: Path) -> str | None:

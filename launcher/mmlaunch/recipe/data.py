@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator, Field, WithJsonSchema, field_validator
 
 from mmlaunch.recipe.plugin import PLUGIN_SCHEMA, Plugin, must_be_plugin, plugin_of
-from mmlaunch.recipe.scalars import Count, Line, OneOrMore
+from mmlaunch.recipe.scalars import Count, Line, MemorySize, OneOrMore, bytes_of
 from mmlaunch.recipe.section import Mistake, Section, mistake, rule
 from mmlaunch.recipe.suggest import closest
 
@@ -131,7 +131,8 @@ class Source(Section):
 
     OTHER_NAMES: ClassVar[dict[str, str]] = {
         "name": "path", "data_path": "path", "type": "format", "image_folder": "images", "image_root": "images",
-        "root": "images", "repeat_time": "repeat", "max_samples": "limit", "samples": "limit",
+        "root": "images", "config_name": "config", "subset": "config", "repeat_time": "repeat",
+        "max_samples": "limit", "samples": "limit",
         "data_augment": "augment", "max_dynamic_patch": "max_tiles",
     }  # fmt: skip
 
@@ -149,8 +150,17 @@ class Source(Section):
     """Use no more rows than this."""
     skip: Annotated[int, Field(ge=0)] = 0
     """Leave out this many rows at the beginning."""
+    config: Line | None = None
+    """The configuration of a data set of the hub: the head of its README.md says which files are its."""
     split: Line | None = None
     """The split of a Hugging Face data set."""
+    streaming: bool = False
+    """The files of a data set of the hub (parquet, tar, JSON lines) are fetched when a row of them is read, and stay on
+    the node while `cache_limit` allows. A run keeps the commit that it begins with. Training needs `data.shuffle:
+    shards`."""
+    cache_limit: Annotated[MemorySize, Field(examples=["50GB"])] | None = None
+    """What a node holds of a source that is streamed; 50GB unless written. It is in TMPDIR, which a cluster profile
+    sets with `scratch`."""
     augment: Literal["none", "jpeg"] = "none"
     """jpeg: encode the image again at a random quality from 75 to 100."""
     max_tiles: Count | None = None
@@ -160,6 +170,11 @@ class Source(Section):
     def kind_of_rows(self) -> Format:
         """What is known of its format."""
         return FORMATS.get(self.format, _OWN)
+
+    @property
+    def cache_bytes(self) -> int:
+        """`cache_limit` as a number."""
+        return bytes_of(self.cache_limit or "50G")
 
     @property
     def plugin(self) -> Plugin | None:
@@ -182,6 +197,27 @@ class Source(Section):
         return value
 
     @rule
+    def _streams(self) -> Iterator[Mistake]:
+        if self.streaming and (self.path is None or HUB_DATA.fullmatch(self.path) is None):
+            what = "only data sets of the hub are streamed; files are read where they are"
+            yield ("streaming",), True, mistake(what, "remove streaming, or write path: hf://datasets/ORG/NAME")
+        if self.streaming and self.format == "internvl":
+            yield (
+                ("streaming",),
+                True,
+                mistake("a meta file names others, which cannot be streamed", "remove streaming"),
+            )
+        if self.cache_limit is not None and not self.streaming:
+            yield ("cache_limit",), self.cache_limit, mistake("limits what is streamed", "add streaming: true")
+
+    @rule
+    def _configuration_of_the_hub(self) -> Iterator[Mistake]:
+        found = HUB_DATA.fullmatch(self.path or "")
+        if self.config is not None and (found is None or found["inside"]):
+            what = "a configuration is one of a whole data set of the hub"
+            yield ("config",), self.config, mistake(what, "write path: hf://datasets/ORG/NAME, or remove config")
+
+    @rule
     def _ends(self) -> Iterator[Mistake]:
         if self.kind_of_rows.generated and self.limit is None:
             yield ("format",), self.format, mistake("shapes never end", "add limit: 2000")
@@ -202,7 +238,9 @@ class Data(Section):
     OTHER_NAMES: ClassVar[dict[str, str]] = {
         "training": "train", "validation": "eval", "val": "eval", "test": "eval", "max_length": "max_tokens",
         "max_seq_len": "max_tokens", "max_seq_length": "max_tokens",
-        "max_prompt_length": "max_tokens", "num_workers": "workers",
+        "max_prompt_length": "max_tokens", "num_workers": "workers", "shuffle_buffer": "shuffle_window",
+        "shuffle_buffer_size": "shuffle_window", "buffer_size": "shuffle_window",
+        "shuffle_block_size": "shuffle_window",
     }  # fmt: skip
 
     train: Sources = []
@@ -217,10 +255,27 @@ class Data(Section):
     """The longest example, image tokens included."""
     overlong: Literal["drop", "cut"] = "drop"
     """What happens to longer ones; an image is never cut, and answers that would become the same are left out."""
+    shuffle: Literal["rows", "shards"] = "rows"
+    """rows: each epoch mixes all rows. shards: it mixes the shards (files of parquet and tar; of other files, 1,000
+    rows each), reads them in turn, and mixes their rows within `shuffle_window`: for files that are streamed, or large
+    on a slow disk."""
+    shuffle_window: Annotated[int, Field(ge=1, le=10**9)] = 10_000
+    """With `shuffle: shards`, so many rows at a time are mixed with each other; the shards that they are in have to fit
+    in `cache_limit`."""
     deduplicate: bool = True
     """Training prompts that also stand in the evaluation data are left out, and counted."""
     workers: Annotated[int, Field(ge=0)] = 2
     """Processes per rank that decode images and tokenise."""
+
+    @rule
+    def _streamed_in_turn(self) -> Iterator[Mistake]:
+        for place, source in enumerate(self.train):
+            if source.streaming and self.shuffle == "rows":
+                what = "rows in any order would fetch a file for each of them"
+                yield ("train", place, "streaming"), True, mistake(what, "add data.shuffle: shards")
+        for place, source in enumerate(self.input):
+            if source.streaming:
+                yield ("input", place, "streaming"), True, mistake("only training and evaluation stream", "remove it")
 
     @property
     def inputs(self) -> list[Source]:

@@ -137,6 +137,11 @@ MemorySize = Annotated[str, BeforeValidator(_size), WithJsonSchema({"type": "str
 """Slurm's spelling: a whole number and K, M, G or T."""
 
 
+def bytes_of(size: str) -> int:
+    """The bytes of a memory size; K, M, G and T are powers of 1,024, as for Slurm."""
+    return int(size[:-1]) << 10 * (1 + "KMGT".index(size[-1]))
+
+
 def _share(value: Any) -> float:
     text = _text(value, "write 3% or 0.03")
     number = text.removesuffix("%").strip()

@@ -121,6 +121,10 @@ def _data(recipe: Recipe, pieces: list[dict[str, Any]]) -> Iterator[Change]:
         yield f"{field}.skip", source.skip, 0
         if source.images not in (None, "none"):
             yield f"{field}.images", source.images, str(file.parent)
+        if field != toy_data.AGAINST:  # the toy's files are here
+            yield f"{field}.streaming", source.streaming, False
+            yield f"{field}.cache_limit", source.cache_limit, None
+            yield f"{field}.config", source.config, None
 
 
 def alone(path: str | Path, overrides: Sequence[str], cluster: str) -> Toy | ToyPipeline:

@@ -40,6 +40,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     hub.fetched.cache_clear()
+    hub.fetched_files.cache_clear()
     return repository
 
 
@@ -66,6 +67,44 @@ def test_splits_revisions_and_files() -> None:
 def test_what_is_not_there(path: str, right: str) -> None:
     with pytest.raises(BadInput, match=right):
         count(path)
+
+
+def test_configurations_of_the_card(cache: Path) -> None:
+    snapshot = cache / "snapshots" / COMMIT
+    (snapshot / "README.md").write_text(
+        """---
+license: mit
+configs:
+- config_name: plain
+  data_files: more.jsonl
+- config_name: images
+  data_dir: data
+  data_files:
+  - split: train
+    path: train-*.parquet
+  - split: test
+    path: [test-*.parquet]
+- config_name: lost
+  data_files: {train: lost/**}
+---
+# Pairs
+"""
+    )
+
+    def rows(config: str, split: str | None = None) -> int:
+        source = Source(path="hf://datasets/lab/pairs", format="trl", config=config, split=split)
+        return sum(len(part.rows) for part in parts(source))
+
+    assert (rows("plain"), rows("plain", "train"), rows("images", "train"), rows("images", "test")) == (5, 5, 3, 9)
+    for config, said in {
+        "images": "lab/pairs, images: has the splits train, test; choose one: split: test",
+        "others": "README.md names no configuration others; it names plain, images, lost",
+        "lost": r"lost has no files: none is called lost/\*\*",
+    }.items():
+        with pytest.raises(BadInput, match=said):
+            rows(config)
+    with pytest.raises(RecipeError, match="a configuration is one of a whole data set of the hub"):
+        load_recipe(RECIPES / "dpo_llama3.yaml", ["data.train={path: data/rows, format: rlaif_v, config: plain}"])
 
 
 def test_names() -> None:

@@ -149,6 +149,15 @@ def test_tables_of_any_depth_are_part_of_the_key(tmp_path: Path) -> None:
     assert list(survey_cache._files([source], parts(source))) == [deep]
 
 
+@given(ranks=st.lists(st.sampled_from("abc"), min_size=1, max_size=9), count=st.integers(0, 40))
+def test_each_node_reads_a_stretch_of_streamed_blocks(ranks: list[str], count: int) -> None:
+    shares = [survey_cache.share_of_node(ranks, rank, count) for rank in range(len(ranks))]
+    assert sorted(number for share in shares for number in share) == list(range(count))
+    for node in set(ranks):
+        blocks = sorted(number for name, share in zip(ranks, shares, strict=True) if name == node for number in share)
+        assert not blocks or blocks == list(range(blocks[0], blocks[-1] + 1))
+
+
 def end_in_the_third_block() -> None:
     block_of_five()
     before = survey_cache.Blocks.__getitem__

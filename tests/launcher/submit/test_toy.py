@@ -100,6 +100,13 @@ def test_a_stage_whose_rows_are_read_later_makes_some() -> None:
     assert [source.function for source in alone.loaded.recipe.objective.reward_sources] == ["final"]
 
 
+def test_what_is_streamed_is_read_from_the_files_of_the_toy() -> None:
+    source = "{path: hf://datasets/lab/pairs, format: rlaif_v, config: all, streaming: true, cache_limit: 2GB}"
+    ((_, made),) = toys("recipes/dpo_llama3.yaml", f"data.train={source}", "data.shuffle=shards")
+    data = made.loaded.recipe.data
+    assert (data.train[0].streaming, data.train[0].config, data.shuffle) == (False, None, "shards")
+
+
 def test_data_that_exist_only_as_a_name_are_a_mistake_with_its_place(write: Callable[..., Path]) -> None:
     path = write("extends: sft_llama3.yaml\ndata: {train: {path: data/mine.json}, eval: []}\nevaluate: {every:}\n")
     with pytest.raises(RecipeError, match=r"yaml:2:\d+: data.train\[0\].path: no toy .*mine.json.*; add format: with"):

@@ -9,11 +9,10 @@ from typing import Any
 
 from mmjobs.data.example import Example
 from mmjobs.data.formats.trl import pictures, prompt_messages
-from mmjobs.data.readers import saved
 from mmjobs.data.readers.answers import truths
 from mmjobs.data.readers.folder import Folder
 from mmjobs.data.readers.row import Row
-from mmjobs.data.readers.rows import Rows, chosen, file_of, must_be, table_of
+from mmjobs.data.readers.rows import Rows, called, chosen, file_of, is_table, must_be, table_of
 from mmjobs.data.readers.turns import prompt
 from mmjobs.data.writers.fit import MANY, Holds
 from mmjobs.data.writers.words import Facts, messages
@@ -39,11 +38,11 @@ def recognises(path: Path) -> bool:
 def rows(source: Source) -> Rows:
     """A file of text, one prompt a line; or rows with `prompt` as text or messages, and images where there are some."""
     path = file_of(source)
-    text = not saved.is_table(path) and path.suffix not in JSON
+    text = not is_table(path) and path.suffix not in JSON
     count = None if source.limit is None else source.skip + source.limit
-    table = table_of(path, source.split, count, text)
-    must_be(table, path, "prompts", ["prompt"])
-    return Rows(table, chosen(source, len(table), path), partial(_example, folder=Folder.of(source, path)))
+    table, where = table_of(source, count, text), called(source)
+    must_be(table, where, "prompts", ["prompt"])
+    return Rows(table, chosen(source, len(table), where), partial(_example, folder=Folder.of(source, path)))
 
 
 def _example(row: Row, folder: Folder) -> Example:

@@ -16,7 +16,7 @@ from typing import Any
 
 from mmjobs.data import formats
 from mmjobs.data.example import BadRow, Example
-from mmjobs.data.readers.rows import LOOK, Part, Table, columns, file_of, table_of
+from mmjobs.data.readers.rows import LOOK, Part, Table, called, columns, file_of, table_of
 from mmjobs.data.writers.fit import Holds
 from mmjobs.data.writers.words import Facts
 from mmlaunch.errors import BadInput
@@ -92,17 +92,17 @@ def parts(source: Source) -> tuple[Part, ...]:
 
 def recognised(source: Source) -> str:
     """The name of the format that a source is in; raises `BadInput` with what was seen and what there is."""
-    path = file_of(source)
+    path, where = file_of(source), called(source)
     if by_file := next((name for name, kind in FORMATS.items() if kind.recognises(path)), None):
         return by_file
-    table = table_of(path, source.split, LOOK)
+    table = table_of(source, LOOK)
     names = columns(table)
     if not names:
-        raise BadInput(f"{path}: its format cannot be recognised: {_trouble(table)}; {_known()}")
+        raise BadInput(f"{where}: its format cannot be recognised: {_trouble(table)}; {_known()}")
     for name, kind in FORMATS.items():
         if any(set(signs) <= set(names) for signs in kind.columns):
             return name
-    raise BadInput(f"{path}: its format cannot be recognised from the columns {', '.join(names)}; {_known()}")
+    raise BadInput(f"{where}: its format cannot be recognised from the columns {', '.join(names)}; {_known()}")
 
 
 def _trouble(table: Table) -> str:

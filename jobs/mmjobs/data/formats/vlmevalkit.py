@@ -14,7 +14,7 @@ from mmjobs.data.readers.answers import listed, truths
 from mmjobs.data.readers.folder import Folder
 from mmjobs.data.readers.references import Resolved
 from mmjobs.data.readers.row import Row
-from mmjobs.data.readers.rows import Rows, chosen, file_of, must_be, table_of
+from mmjobs.data.readers.rows import Rows, called, chosen, file_of, must_be, table_of
 from mmjobs.data.readers.turns import Message, prompt
 from mmjobs.data.writers.fit import MANY, Holds
 from mmjobs.data.writers.words import Facts, question
@@ -41,11 +41,10 @@ def rows(source: Source) -> Rows:
 
     A list that is written as text, `['...', '...']`, holds several images, or several right answers.
     """
-    path = file_of(source)
-    table = table_of(path, source.split, None)  # an image may stand in any row
-    must_be(table, path, "vlmevalkit", ["question"])
-    make = partial(_example, folder=Folder.of(source, path))
-    return Rows(Resolved(table), chosen(source, len(table), path), make)
+    table, where = table_of(source), called(source)  # all of it: an image may stand in any row
+    must_be(table, where, "vlmevalkit", ["question"])
+    make = partial(_example, folder=Folder.of(source, file_of(source)))
+    return Rows(Resolved(table), chosen(source, len(table), where), make)
 
 
 def _example(row: Row, folder: Folder) -> Example:

@@ -68,15 +68,20 @@ class Lines(Places):
     def row(self, index: int) -> Row:
         """Row `index`; raises `BadRow`."""
         origin, text = self.origin(index), self.text(index)
-        try:
-            values = {"prompt": text} if self.layout == "text" else json.loads(text)
-        except json.JSONDecodeError as error:
-            raise BadRow(origin, f"is not JSON: {error.msg} at character {error.pos + 1}; one object a line") from None
-        except (ValueError, RecursionError) as error:
-            raise BadRow(origin, f"is not JSON that can be read: {error}") from None
-        if not isinstance(values, dict):
-            raise BadRow(origin, f'is {kind(values)}; a row is an object: {{"column": value, ...}}')
-        return Row(origin, values)
+        return Row(origin, {"prompt": text}) if self.layout == "text" else parsed(origin, text)
+
+
+def parsed(origin: Origin, text: str) -> Row:
+    """The row that is written as one JSON object; raises `BadRow`."""
+    try:
+        values = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise BadRow(origin, f"is not JSON: {error.msg} at character {error.pos + 1}; one object a line") from None
+    except (ValueError, RecursionError) as error:
+        raise BadRow(origin, f"is not JSON that can be read: {error}") from None
+    if not isinstance(values, dict):
+        raise BadRow(origin, f'is {kind(values)}; a row is an object: {{"column": value, ...}}')
+    return Row(origin, values)
 
 
 def opened(path: Path, count: int | None = None, text: bool = False) -> Lines:
@@ -85,7 +90,7 @@ def opened(path: Path, count: int | None = None, text: bool = False) -> Lines:
     if text and _is_binary(path):
         raise BadInput(f"{path}: is not text in UTF-8; it needs one prompt a line")
     layout: Layout = "text" if text else "list" if begins == b"[" else "lines"
-    places = offsets(_elements(path) if layout == "list" else _lines(path), count)
+    places = offsets(_elements(path) if layout == "list" else places_of_lines(path), count)
     if not places[0] and count != 0:
         raise BadInput(f"{path}: holds no rows; it needs at least one")
     return Lines(path, *places, layout)
@@ -127,7 +132,7 @@ def _is_binary(path: Path) -> bool:
         return b"\0" in stream.read(4096)
 
 
-def _lines(path: Path) -> Iterator[tuple[int, int, int]]:
+def places_of_lines(path: Path) -> Iterator[tuple[int, int, int]]:
     """Start, size and number of each line that is not blank, without its end."""
     with path.open("rb") as stream:
         start = 0

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from mmjobs.data.example import BadRow, Example, LazyExamples
-from mmjobs.data.readers import hub, lines, saved, tars, tsv, xlsx
+from mmjobs.data.readers import hub, json_shards, lines, parquet, saved, streamed, tars, tsv, xlsx
 from mmjobs.data.readers.row import Row
+from mmjobs.data.readers.shards import Shards
 from mmlaunch.errors import BadInput
 from mmlaunch.recipe.data import Source
 
@@ -24,6 +25,18 @@ class Table(Protocol):
 
     def row(self, index: int) -> Row:
         """Raises `BadRow` for a row that cannot be read."""
+
+
+@runtime_checkable
+class Sharded(Table, Protocol):
+    """A table that is kept in several files, of which some may be read after the others."""
+
+    @property
+    def shards(self) -> Shards: ...
+
+    @property
+    def shard_starts(self) -> Any:
+        """The first row of each file: [S]; that of the next one for a file without rows."""
 
 
 @dataclass(frozen=True)
@@ -61,8 +74,24 @@ class Part:
         return self.rows.values(place) if isinstance(self.rows, LazyExamples) else {}
 
 
+def shards_of(part: Part) -> Shards | None:
+    """The files that the rows of a part are in, where it is known."""
+    table = getattr(part.rows, "table", None)
+    table = getattr(table, "table", table)  # what `Resolved` wraps
+    return table.shards if isinstance(table, Sharded) else None
+
+
+def is_streamed(part: Part) -> bool:
+    """Whether the files of a part come from elsewhere when they are read."""
+    return (shards := shards_of(part)) is not None and shards.streamed
+
+
 def file_of(source: Source) -> Path:
-    """Where a source is; raises `BadInput` when it is not there."""
+    """Where a source is; raises `BadInput` when it is not there. Of what is streamed it is the name alone."""
+    if source.streaming:
+        return Path(str(source.path))
+    if source.config is not None:
+        return hub.fetched_files(str(source.path), source.config, source.split)[0]
     if source.path is not None and hub.is_hub(source.path):
         return hub.fetched(source.path)
     path = Path(source.path or "").expanduser()
@@ -74,14 +103,27 @@ def file_of(source: Source) -> Path:
     raise BadInput(f"{source.path}: no such file or folder")
 
 
-def table_of(path: Path, split: str | None = None, count: int | None = None, text: bool = False) -> Table:
-    """The rows of a file or a folder, whatever holds them; of files of lines no more than `count` are looked for."""
+def called(source: Source) -> str:
+    """What a source is called in messages."""
+    return str(source.path if source.streaming else file_of(source))
+
+
+def table_of(source: Source, count: int | None = None, text: bool = False) -> Table:
+    """The rows of a source, whatever holds them; of a file of lines no more than `count` are looked for."""
+    if source.streaming:
+        table: Table = streamed.table_of(source)
+        return table
+    if source.config is not None:
+        return _of_files(source, count)
+    path, split = file_of(source), source.split
     if tars.is_tars(path):
         if split is not None:
             raise BadInput(f"{path}: tar files have no splits; remove split: {split}, and name the files of one")
         return tars.opened(path)
-    if saved.is_table(path):
+    if saved.is_saved(path):
         return saved.opened(path, split)
+    if is_table(path):
+        return parquet.opened(path, split)
     if split is not None:
         raise BadInput(f"{path}: is one file without splits; remove split: {split}")
     if path.suffix == ".tsv" and not text:
@@ -91,9 +133,33 @@ def table_of(path: Path, split: str | None = None, count: int | None = None, tex
     return lines.opened(path, count, text)
 
 
+def _of_files(source: Source, count: int | None) -> Table:
+    """The files of a configuration as one table."""
+    _, files = hub.fetched_files(str(source.path), str(source.config), source.split)
+    kinds = {file.suffix for file in files}
+    if kinds == {".parquet"}:
+        return parquet.of_files(files, source.path)
+    if kinds == {".tar"}:
+        return tars.of_files(files, source.path)
+    if kinds <= {".jsonl", ".ndjson"}:
+        return json_shards.of_files(files, source.path)
+    if len(files) == 1:
+        return tsv.opened(files[0], count) if files[0].suffix == ".tsv" else lines.opened(files[0], count)
+    what = f"{source.config} has files of {', '.join(sorted(kinds))}"
+    raise BadInput(f"{source.path}: {what}; several files have to be parquet, tar or JSON lines, all of one kind")
+
+
+def is_table(path: Path) -> bool:
+    """Whether this is a table of Arrow or parquet: a folder, or a file by its ending."""
+    return path.is_dir() or path.suffix in (".parquet", ".arrow")
+
+
 def columns(table: Table, look: int = LOOK) -> tuple[str, ...]:
     """The columns that the first rows have, in their order; none where none of these can be read."""
     names: dict[str, None] = {}
+    if isinstance(table, Sharded) and table.shards.streamed:
+        starts = table.shard_starts
+        look = min([look, *starts[starts > 0][:1].tolist()])  # no second file is fetched for it
     for index in range(min(look, len(table))):
         try:
             names |= dict.fromkeys(map(str, table.row(index).values))
@@ -104,20 +170,19 @@ def columns(table: Table, look: int = LOOK) -> tuple[str, ...]:
 
 def examples(source: Source, name: str, signs: Collection[str], make: Callable[[Row], Example]) -> Rows:
     """The rows of a source in the format `name`, one of whose columns are `signs`; raises `BadInput` otherwise."""
-    path = file_of(source)
-    table = table_of(path, source.split, _enough(source))
-    must_be(table, path, name, signs)
-    return Rows(table, chosen(source, len(table), path), make)
+    table, where = table_of(source, _enough(source)), called(source)
+    must_be(table, where, name, signs)
+    return Rows(table, chosen(source, len(table), where), make)
 
 
-def chosen(source: Source, count: int, path: Path) -> range:
+def chosen(source: Source, count: int, path: object) -> range:
     """The places that `skip` and `limit` leave of so many rows."""
     if source.skip >= count:
         raise BadInput(f"{path}: skip: {source.skip} leaves out all of its {count} rows; write a smaller number")
     return range(count)[source.skip : None if source.limit is None else source.skip + source.limit]
 
 
-def must_be(table: Table, path: Path, name: str, signs: Collection[str]) -> None:
+def must_be(table: Table, path: object, name: str, signs: Collection[str]) -> None:
     """Refuse a file of another kind as a whole, before every single one of its rows is found wrong."""
     names = columns(table)
     if names and not set(signs) & set(names):

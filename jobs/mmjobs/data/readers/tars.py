@@ -11,7 +11,7 @@ import io
 import json
 import os
 import tarfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +21,7 @@ import numpy as np
 
 from mmjobs.data.example import BadRow, Origin
 from mmjobs.data.readers.row import Row
+from mmjobs.data.readers.shards import Shards, local
 from mmlaunch.errors import BadInput
 
 IMAGES = ("jpg", "jpeg", "png", "webp", "gif", "bmp")
@@ -32,20 +33,24 @@ COLUMNS = ("image", "images", "img_path")
 class Tars:
     """The samples of one tar file or several."""
 
-    paths: tuple[Path, ...]
+    shards: Shards
     begins: Any
     """For each sample the number of its file, where it begins and where it ends: [N, 3]."""
 
     def __len__(self) -> int:
         return len(self.begins)
 
+    @property
+    def shard_starts(self) -> Any:
+        """The first sample of each file."""
+        return np.searchsorted(self.begins[:, 0], np.arange(len(self.shards)))
+
     def row(self, index: int) -> Row:
         """The columns of a sample; raises `BadRow`."""
         number, begin, end = (int(value) for value in self.begins[index])
-        path = self.paths[number]
-        origin = Origin(str(path), index - int(np.searchsorted(self.begins[:, 0], number)))
+        origin = Origin(self.shards.name(number), index - int(np.searchsorted(self.begins[:, 0], number)))
         try:
-            with path.open("rb") as file:
+            with self.shards.lease(number) as path, path.open("rb") as file:
                 file.seek(begin)
                 members = dict(_members(file.read(end - begin)))
             return Row(origin, _columns(members))
@@ -62,28 +67,39 @@ def is_tars(path: Path) -> bool:
 
 def opened(path: Path) -> Tars:
     """The samples at `path`, a tar file or a folder of them; raises `BadInput`."""
-    paths = tuple(sorted(path.glob("*.tar"))) if path.is_dir() else (path,)
-    places = []
-    for number, file in enumerate(paths):
-        try:
-            samples = _index(file)
-        except (OSError, tarfile.TarError) as error:
-            raise BadInput(f"{file}: cannot be read as a tar file: {error}; is it complete?") from None
-        places.append(np.concatenate([np.full((len(samples), 1), number, np.int64), samples], axis=1))
-    begins = np.concatenate(places)
+    return of_files(sorted(path.glob("*.tar")) if path.is_dir() else [path], path)
+
+
+def of_files(paths: Sequence[Path], where: object) -> Tars:
+    """The samples in these files, which are here."""
+    return table_of(local(paths), where, map(_index, paths))
+
+
+def table_of(shards: Shards, where: object, indexes: Iterable[Any]) -> Tars:
+    """The samples of these files, each with its index."""
+    places = [np.insert(samples, 0, number, axis=1) for number, samples in enumerate(indexes)]
+    begins = np.concatenate([np.empty((0, 3), np.int64), *places])
     if not len(begins):
-        raise BadInput(f"{path}: holds no samples; it needs at least one")
-    return Tars(paths, begins)
+        raise BadInput(f"{where}: holds no samples; it needs at least one")
+    return Tars(shards, begins)
+
+
+def index(path: Path, name: object) -> Any:
+    """Where each sample of a file begins and ends: [N, 2]; `name` is what the file is called in messages."""
+    try:
+        return np.array(list(_samples(path)), np.int64).reshape(-1, 2)
+    except (OSError, tarfile.TarError) as error:
+        raise BadInput(f"{name}: cannot be read as a tar file: {error}; is it complete?") from None
 
 
 def _index(path: Path) -> Any:
-    """Where each sample of a file begins and ends: [N, 2], from the cache or from the file."""
+    """The same for a file that is here, from the cache or from the file."""
     status = path.stat()
     state = f"{path.absolute()} {status.st_size} {status.st_mtime_ns}"
     kept = _cache() / f"{hashlib.blake2b(state.encode(), digest_size=12).hexdigest()}.npy"
     with suppress(OSError, ValueError):
         return np.load(kept)
-    samples = np.array(list(_samples(path)), np.int64).reshape(-1, 2)
+    samples = index(path, path)
     with suppress(OSError):  # then it is looked for again
         kept.parent.mkdir(parents=True, exist_ok=True)
         partial = kept.with_name(f".{kept.name}.{os.getpid()}.npy")

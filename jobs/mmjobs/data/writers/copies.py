@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from mmjobs.data.readers.lines import Lines
+from mmjobs.data.readers.parquet import Parquet
 from mmjobs.data.readers.references import Resolved
 from mmjobs.data.readers.rows import Part, Rows, Table
 from mmjobs.data.readers.saved import Saved
@@ -33,7 +34,7 @@ def _file(rows: Rows) -> Table:
 def kinds(rows: Rows) -> tuple[str, ...]:
     """How the name of a copy may end: its layout is that of what is copied."""
     table = _file(rows)
-    if isinstance(table, Saved):
+    if isinstance(table, (Saved, Parquet)):
         return (".parquet",)
     if isinstance(table, (Tsv, Sheet)):
         return (".tsv",)
@@ -46,7 +47,7 @@ def kinds(rows: Rows) -> tuple[str, ...]:
 def copied(rows: Rows, path: Path) -> Iterator[Callable[[int], None]]:
     """Gives what copies the row at a place; the file appears when the block ends without an error."""
     table = _file(rows)
-    if isinstance(table, Saved):
+    if isinstance(table, (Saved, Parquet)):
         places = array("q")
         yield lambda place: places.append(rows.chosen[place])
         with explained(f"{path}: cannot be written"):

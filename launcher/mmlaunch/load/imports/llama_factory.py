@@ -49,7 +49,7 @@ TABLE: Table = {
     "mask_history": Nothing("only the last answer is learnt from, unless the format marks others"),
     "train_on_prompt": Nothing("prompts are not learnt from"),
     "val_size": Nothing("cut it off once: mmlaunch split DATA parts --parts train=95,test=5; then data.eval"),
-    "streaming": Nothing("rows are read from local files, block by block"),
+    "streaming": Nothing("a data set of the hub: streaming: true in its source, and data.shuffle: shards"),
     "mix_strategy": Nothing("the sources of data.train are mixed by their rows; repeat weighs them"),
     "interleave_probs": Nothing("the sources of data.train are mixed by their rows; repeat weighs them"),
     "tokenized_path": Nothing("what is known of the data is kept in the run"),
