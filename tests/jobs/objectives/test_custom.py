@@ -106,7 +106,7 @@ class Pairs:
     def __call__(self, network, batch):
         log_probs = answer_token_log_probs(network, batch)
         ratios = by_answer(log_probs - self.reference(network, batch), batch)
-        index = CompletionIndex(batch)
+        index = CompletionIndex.of(batch)
         losses = -logsigmoid(self.beta * (ratios[index.chosen] - ratios[index.rejected]))
         return ObjectiveOutput(losses={"examples": losses.sum()}, example_losses=losses.detach(), metrics={})
 
