@@ -10,6 +10,7 @@ from mmjobs.rank.position import Position
 from mmjobs.rank.signals import StopRequest
 from mmjobs.rank.watchdog import Watchdog
 from mmjobs.train.policy_setup import build_policy_trainer
+from mmjobs.train.send_model import send_model
 from mmjobs.train.setup import build_trainer
 from mmlaunch.errors import BadInput
 from mmlaunch.recipe import Recipe
@@ -29,4 +30,6 @@ def run(recipe: Recipe, paths: RunPaths, stop: StopRequest, position: Position, 
         context.ranks.leave()  # together: whoever watches the ranks may end them all when the first one is gone
         raise
     context.ranks.leave()
+    if context.ranks.first:
+        send_model(context)
     return result

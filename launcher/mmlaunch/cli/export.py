@@ -10,6 +10,7 @@ from mmlaunch.cli import options
 from mmlaunch.errors import UserError
 from mmlaunch.load import find_run
 from mmlaunch.recipe import resolved
+from mmlaunch.recipe.push_to import PushTo
 from mmlaunch.recipe.scalars import HUB_NAME
 from mmlaunch.run import manifest, shards
 from mmlaunch.run.paths import RunPaths
@@ -61,9 +62,12 @@ def command(
     if to is None:
         checkpoint = _newest(paths) if checkpoint is None else checkpoint
         to = Path("exports") / f"{paths.name}-step-{checkpoint}"
-    repository = _repository(paths, push) if push is not None else None
+    own = resolved.read(paths.resolved).push_to if push is not None else None
+    repository = _repository(own, push) if push is not None else None
+    public = public or (own is not None and own.public)
+    merge_lora = merge_lora or (own is not None and own.merge_lora)
     if repository is not None and (to / CARD).is_file():
-        if merge_lora or no_processor:
+        if (merge_lora and not (own is not None and own.merge_lora)) or no_processor:
             raise UserError(f"{to} exists already, and --push sends it as it is; name a new folder with --to")
         _push(to, repository, public)
         return
@@ -81,9 +85,9 @@ def command(
     click.echo(f"next: a recipe with model.init_from: {to}, or {result['kind']}.from_pretrained({str(to)!r})")
 
 
-def _repository(run: RunPaths, written: str) -> str:
+def _repository(own: PushTo | None, written: str) -> str:
     """The repository that was named, or that of the recipe."""
-    name = written or resolved.read(run.resolved).push_to
+    name = written or (own.repository if own is not None else None)
     if name is None:
         raise UserError("--push: no repository is named; write --push ORG/NAME, or push_to: ORG/NAME in the recipe")
     if HUB_NAME.fullmatch(name) is None:

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from mmlaunch.recipe.batch import Batch, neighbours, split
 from mmlaunch.recipe.checkpoint import Checkpoint, Evaluate, Log
@@ -19,9 +19,10 @@ from mmlaunch.recipe.objective import SECTIONS, Objective, section_name
 from mmlaunch.recipe.optim import Optim, PartRates
 from mmlaunch.recipe.parts import training_of
 from mmlaunch.recipe.profile import Profile
+from mmlaunch.recipe.push_to import PushTo
 from mmlaunch.recipe.reinforcement import Ppo, Reinforcement
 from mmlaunch.recipe.resources import Resources, Restarts
-from mmlaunch.recipe.scalars import HUB_NAME, Count, OneOrMore, Positive, use_default_for_none
+from mmlaunch.recipe.scalars import Count, OneOrMore, Positive, use_default_for_none
 from mmlaunch.recipe.section import Mistake, Section, mistake, rule
 from mmlaunch.recipe.stop import Stop
 
@@ -33,12 +34,6 @@ def _name(value: Any) -> Any:
         slug = re.sub(r"[^A-Za-z0-9._-]+", "-", value).strip("-._")[:79]
         right = f"use letters, digits, '.', '_' and '-'{f', e.g. {slug}' if slug else ''}"
         raise mistake(f"{value[:60]!r} cannot be the name of a run", right)
-    return value
-
-
-def _repository(value: str | None) -> str | None:
-    if value is not None and HUB_NAME.fullmatch(value) is None:
-        raise mistake(f"{value!r} is no name of a repository", "write ORG/NAME")
     return value
 
 
@@ -97,8 +92,8 @@ class Recipe(Section):
     """The machines and the time that it needs."""
     stop: Stop | None = None
     """End before the last step where evaluations get no better (early stopping)."""
-    push_to: Annotated[str | None, AfterValidator(_repository), Field(examples=["my-lab/dpo-llama3-8b"])] = None
-    """The repository of the Hugging Face hub that `mmlaunch export RUN --push` sends the model to."""
+    push_to: PushTo | None = None
+    """The repository of the Hugging Face hub that the trained model is sent to."""
     profile: Profile | None = None
     """Steps that the profiler traces."""
     notify: Annotated[list[Notify], OneOrMore(), Field(examples=[["SLACK_WEBHOOK"]])] = []
@@ -235,6 +230,11 @@ class Recipe(Section):
             yield ("model", "lora", "dropout"), self.model.lora.dropout, mistake(what, "remove it")
         if self.precision == "fp16":
             yield ("precision",), "fp16", mistake("two engines cannot skip the same steps", "write bf16 or fp32")
+
+    @rule
+    def _trains_what_it_sends(self) -> Iterator[Mistake]:
+        if self.push_to is not None and not self.trains:
+            yield ("push_to",), None, mistake(f"{self.objective.method} trains no model to send", "remove it")
 
     @rule
     def _quantised_weights_stay_whole(self) -> Iterator[Mistake]:

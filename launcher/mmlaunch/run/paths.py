@@ -372,6 +372,10 @@ class RunPaths:
         """The rows of the data that are left out, with their reasons."""
         return self.root / "data" / "skipped.jsonl"
 
+    def export(self, step: int) -> Path:
+        """The model of a finished run as a Hugging Face directory, which was sent to the hub."""
+        return self.root / "exports" / f"step-{step}"
+
     @property
     def frozen(self) -> Path:
         """The weights that no step changes."""

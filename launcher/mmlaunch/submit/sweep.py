@@ -33,11 +33,12 @@ def prepare_sweep(
     points, problems = list[Loaded](), list[Problem]()
     base = load_recipe(path, [*sweep.shared, *sweep.points[0]], partial(choose.misfits, cluster_name))
     rungs = rungs_of(base.recipe, len(sweep.points), halving) if halving else ()
-    stop = [f"stop_at={rungs[0]}"] if len(rungs) > 1 else []
+    also = [f"stop_at={rungs[0]}"] if len(rungs) > 1 else []
+    also += ["push_to.at_end=false"] if base.recipe.push_to is not None else []  # all points have one repository
     for number, values in enumerate(sweep.points):
         named = f"name={base.recipe.name}-{number}"
         try:
-            points.append(load_recipe(path, [*sweep.shared, *values, named, *stop]))
+            points.append(load_recipe(path, [*sweep.shared, *values, named, *also]))
         except RecipeError as error:
             problems += error.problems
     if problems:

@@ -55,6 +55,8 @@ def _machine(recipe: Recipe, ranks: int) -> Iterator[Change]:
     yield "env", recipe.env, [entry for entry in recipe.env if entry not in names]
     yield "restarts.crash", recipe.restarts.crash, 0
     yield "log.every", recipe.log.every, 1
+    if recipe.push_to is not None:
+        yield "push_to.at_end", recipe.push_to.at_end, False
 
 
 def _length(recipe: Recipe, given: Collection[str]) -> Iterator[Change]:

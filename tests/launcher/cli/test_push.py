@@ -140,6 +140,34 @@ def test_what_goes_wrong_keeps_the_export(exported: tuple[RunPaths, Path], serve
     assert odd.returncode == 2 and "write ORG/NAME" in odd.stderr
 
 
+@pytest.mark.parametrize("refuses", [False, pytest.param(True, marks=pytest.mark.nightly)])
+def test_a_finished_run_sends_its_model(
+    server: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refuses: bool
+) -> None:
+    """And one whose model cannot be sent is done all the same."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MMLAUNCH_RUNS", str(tmp_path / "runs"))
+    server.refuses = refuses
+    environment = {"HF_ENDPOINT": server.address, "HF_TOKEN": TOKEN, "HF_HOME": str(tmp_path / "hf")}
+    few = ["steps=2", "data.train.limit=20", "data.eval.limit=4", "optim.warmup=0 steps"]
+    given = [part for one in (*few, "resources.tasks_per_node=1", "push_to=lab/model") for part in ("-s", one)]
+    recipe = str(RECIPES / "quickstart.yaml")
+    done = mmlaunch("submit", recipe, "--cluster", "local", "--follow", *given, **environment)
+    assert done.returncode == 0, done
+    (run,) = (RunPaths(path) for path in (tmp_path / "runs").iterdir() if not path.name.startswith("."))
+    sent = {path.name: path.read_bytes() for path in run.export(2).iterdir()}
+    assert {"config.json", "model.safetensors", "README.md"} <= sent.keys()
+    assert server.files == ({} if refuses else sent)
+    assert ("push_to: lab/model: cannot be sent" in done.stdout) == refuses
+
+
+def test_toys_and_sweeps_send_nothing_by_themselves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    recipe = str(RECIPES / "quickstart.yaml")
+    shown = mmlaunch("submit", recipe, "--cluster", "local", "--toy", "--dry-run", "-s", "push_to=lab/model")
+    assert "push_to.at_end" in shown.stdout, shown
+
+
 def test_a_recipe_names_its_repository() -> None:
     with pytest.raises(RecipeError, match="is no name of a repository; write ORG/NAME"):
         load_recipe(RECIPES / "quickstart.yaml", ["push_to=model"])

@@ -78,7 +78,7 @@ TABLE: Table = {
     "torch_compile": Nothing("models are not compiled"),
     "tf32": Nothing("matrices are multiplied in the precision of the recipe"),
     "neftune_noise_alpha": Nothing("noise in embeddings is not offered"),
-    "push_to_hub": Nothing("mmlaunch export RUN writes a Hugging Face directory"),
+    "push_to_hub": Nothing("push_to: ORG/NAME sends the model when the run is done"),
     "hub_token": Nothing("env: [HF_TOKEN] passes it on from your shell"),
     "hub_model_id": Nothing("mmlaunch export RUN writes a Hugging Face directory"),
     "trust_remote_code": Nothing("if you trust it: model.remote_code: run what the checkpoint ships"),
