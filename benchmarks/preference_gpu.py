@@ -24,7 +24,7 @@ from benchmarks.contender import Contender, Died, Trainer
 from benchmarks.preference_trainers import ours, theirs, write
 
 WARM, TIMED, PROFILED, ROWS = 3, 10, 3, 512
-FEW = 2  # timed steps of a toy
+FEW, FEW_ROWS = 2, 72  # timed steps and rows of a toy
 AGREE = 2e-2
 LARGE: dict[str, Any] = {
     "vision": {"random": {"width": 1024, "layers": 24, "heads": 16, "image_size": 336, "patch": 14}},
@@ -79,7 +79,7 @@ def compare(folder: Path, profiles: Path, toy: bool, only: list[str]) -> None:
     data = folder / "data"
     data.mkdir()
     with _drawn_on_the_device():
-        write(data, 384 if toy else 128_256, TOY if toy else LARGE, ROWS, half=not toy)
+        write(data, 384 if toy else 128_256, TOY if toy else LARGE, FEW_ROWS if toy else ROWS, half=not toy)
     alone = not has_peer()
     if alone:
         print("TRL is not installed here: ours alone.\n")

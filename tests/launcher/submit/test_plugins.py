@@ -205,6 +205,7 @@ def spoil(lab: Path) -> None:
     (lab / "settings.json").unlink()
 
 
+@pytest.mark.nightly  # the lookup and the copy are in load/test_packages.py, the same with files is above
 def test_a_run_has_the_package_that_it_was_submitted_with(recipe: Path, lab: Path) -> None:
     shown = mmlaunch("data", recipe, "--samples", "1")
     assert shown.returncode == 0 and "What is 0?" in shown.stdout, shown.stderr
