@@ -18,7 +18,10 @@ from mmjobs.data.encode import Processor
 from mmjobs.model.build import build
 from mmjobs.objectives import objective_of
 from mmjobs.objectives.objective import NeedsGlobalBatch
+from mmjobs.objectives.policy import ADVANTAGE, OLD, REFERENCE, VALID, Policy
+from mmjobs.objectives.value import RETURN, VALUE, Value
 from mmlaunch.recipe import Recipe
+from mmlaunch.recipe.requirements import Requirements
 
 WAIT = {"_local_scalar_dense", "nonzero", "masked_select", "bincount", "_unique2", "unique_dim", "is_nonzero", "equal"}
 """Operations whose result, or its size, the CPU has to know: on a GPU they wait until all before them is computed."""
@@ -118,3 +121,26 @@ def test_no_micro_batch_waits_for_its_device(tiny: Callable[..., Recipe], name: 
     assert not own, "\n".join(own)
     for unit, loss in here.losses.items():
         assert torch.equal(there.losses[unit], loss)
+
+
+@pytest.mark.parametrize("method", ["grpo", "ppo"])
+def test_learning_from_rollouts_does_not_wait_either(tiny: Callable[..., Recipe], method: str) -> None:
+    settings = {"method": method, "rewards": "exact", "sampling": {"answers": 2, "max_new_tokens": 6}, "rollouts": 8}
+    recipe = tiny(objective=settings, data__eval=[])
+    reinforcement: Any = recipe.objective
+    built = build(recipe.model, scoring_head=method == "ppo")  # of PPO the critic
+    processor = Processor(built.chat, built.pixels, built.positions, requirements=Requirements())
+    found = [replace(encoded(processor, example(n, ["red", "a blue one"], True), n), reference=None) for n in range(2)]
+    batch = collate(found, built.pixels, built.chat.tokenizer.pad_token_id, packed=True)
+    names = [RETURN, VALUE, VALID] if method == "ppo" else [OLD, REFERENCE, ADVANTAGE, VALID]
+    values = {name: torch.rand(len(batch.loss_places)) for name in names}
+    batch = replace(batch, token_values=values | {VALID: torch.ones(len(batch.loss_places))})
+    objective, device = Value(0.2) if method == "ppo" else Policy(reinforcement), Device()
+    for parameter in built.network.parameters():
+        device.put(parameter.data)
+    sent = device.send(batch)
+    with device:
+        output = objective(built.network, sent)
+        torch.autograd.backward(torch.stack(list(output.losses.values())).sum())
+    own = [wait for wait in device.waits if "/transformers/" not in wait]
+    assert not own, "\n".join(own)
