@@ -98,7 +98,7 @@ class Mixture:
 def mixture(survey: Survey, seed: int, tolerant: bool = False) -> Mixture:
     """The usable rows with their repeats. A bad one is an error, unless the recipe is `tolerant` of it."""
     if not tolerant:
-        refuse_bad(survey.left_out)
+        refuse_bad(survey.left_out, some=len(survey.usable) > 0)
     parts = survey.usable.arrays["part"]
     places = [np.empty(0, dtype=np.int64)]
     for number, part in enumerate(survey.parts):
@@ -110,12 +110,15 @@ def mixture(survey: Survey, seed: int, tolerant: bool = False) -> Mixture:
     return mixed
 
 
-def refuse_bad(left_out: LeftOutRows) -> None:
-    """Raise `BadInput` for the first bad row."""
+def refuse_bad(left_out: LeftOutRows, some: bool = True) -> None:
+    """Raise `BadInput` for the first bad row. `some`: whether any row can be used."""
     bad = left_out.numbers("bad")
     if len(bad):
-        more = f" (and {len(bad) - 1} more rows; data.on_bad: skip leaves them out)" if len(bad) > 1 else ""
-        first = left_out[int(bad[0])]
+        first, more = left_out[int(bad[0])], ""
+        if len(bad) > 1 and some:
+            more = f" (and {len(bad) - 1} more rows; data.on_bad: skip leaves them out)"
+        elif len(bad) > 1:
+            more = f" (and so are all {len(bad)} rows)"
         raise BadInput(f"{first.origin}: {first.reason}{more}")
 
 

@@ -37,7 +37,7 @@ def add(network: nn.Module, model: Model, empty: bool = False) -> None:
     """
     if model.lora is None:
         return
-    if model.lora.quantise is not None:
+    if model.lora.quantise != "none":
         quantised.use(network, _linear(network, model), empty)
     layers = _targets(network, model, model.lora)
     inject_adapter_in_model(_config(model.lora, layers), network, adapter_name=_NAME)

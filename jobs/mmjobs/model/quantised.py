@@ -17,6 +17,7 @@ from torch import nn
 from mmjobs.model.sharded import shape
 from mmlaunch.errors import BadInput
 
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # on a CPU it regrets that there is no faster way
 _BLOCK, _BLOCK_OF_SCALES = 64, 256
 """So many numbers share a scale, and so many scales share one in full precision."""
 _ABSMAX = (".absmax", ".absmax_scale", ".absmax_offset")
@@ -137,7 +138,6 @@ def _kept(values: torch.Tensor, stands_for: int = 0) -> nn.Parameter:
 
 @cache
 def _library() -> Any:
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # on a CPU it regrets that there is no faster way
     import bitsandbytes  # only who quantises has it
 
     return bitsandbytes

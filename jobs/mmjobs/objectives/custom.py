@@ -25,6 +25,7 @@ _BUGS = (
 )  # fmt: skip
 """Errors of a program, which come again in every attempt. Those of a device or a peer keep their type: the restart
 policy knows them."""
+_SAME = 1e-3
 _STATEFUL = ("state", "restore", "update")
 _RIGHT = "return ObjectiveOutput(losses={unit: sum}, example_losses=..., metrics={name: (sum, count)})"
 
@@ -70,6 +71,7 @@ class CustomObjective:
         if not self.over:
             raise BadInput(f'{self._name}: over is empty; name what its losses are averaged over: over = ("tokens",)')
         self.metrics = self._names("metrics")
+        self._looks_at_first = len(self.over) == 1
         self.needs_global_batch = bool(getattr(own, "needs_global_batch", False))
         listed = [metric for metric in settings.metrics if metric not in self.metrics]
         if listed and not hasattr(own, "summary"):
@@ -112,8 +114,19 @@ class CustomObjective:
         for metric, value in output.metrics.items():
             if not (isinstance(value, tuple) and len(value) == 2 and all(map(_is_number, value))):
                 self._refuse(f"metrics[{metric!r}]", value, "return a sum and its count, tensors without dimensions")
+        if self._looks_at_first and len(batch) > 1:
+            self._looks_at_first = False
+            self._refuse_means(batch, output)
         measured = {metric: (total.detach(), count.detach()) for metric, (total, count) in output.metrics.items()}
         return replace(output, example_losses=output.example_losses.detach(), metrics=measured)
+
+    def _refuse_means(self, batch: Batch, output: ObjectiveOutput) -> None:
+        """A loss that is what its examples add up to, divided by the units, was divided already."""
+        loss, whole = float(output.loss), float(output.example_losses.double().sum())
+        for what, count in {**self.units(batch), "examples": float(len(batch))}.items():
+            if count > 1 and whole and abs(loss * count - whole) < _SAME * abs(whole):
+                right = "return the sum: the learner divides by the units of the whole global batch"
+                raise BadInput(f"{self._name}: the loss is a mean over {what} ({loss:.4g} of {whole:.4g}); {right}")
 
     def summary(self, means: dict[str, float]) -> dict[str, float]:
         if not hasattr(self._own, "summary"):

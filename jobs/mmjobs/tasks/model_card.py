@@ -50,9 +50,12 @@ class Card:
         reader = "AutoProcessor" if self._reads_images else "AutoTokenizer"
         words = f'{{"type": "text", "text": "{_QUESTION}"}}'
         content = f'[{{"type": "image", "url": IMAGE}}, {words}]' if sees else f'"{_QUESTION}"'
-        unusual = "import mmjobs.model.llava  # a projector or an attention that LLaVA lacks"
-        lines = ["```python", *([unusual] if self.own else []), f"from transformers import {self.kind}, {reader}", ""]
-        lines += [f"model = {self.kind}.from_pretrained(PATH)", f"processor = {reader}.from_pretrained(PATH)"]
+        imports = ["import mmjobs.model.llava  # a projector or an attention that LLaVA lacks"] if self.own else []
+        imports += ["from peft import PeftModel"] if self.has_adapter else []
+        lines = ["```python", *imports, f"from transformers import {self.kind}, {reader}", ""]
+        lines += [f"model = {self.kind}.from_pretrained(PATH)"]
+        lines += ["model = PeftModel.from_pretrained(model, PATH + '/adapter')"] if self.has_adapter else []
+        lines += [f"processor = {reader}.from_pretrained(PATH)"]
         if self.kind.endswith("SequenceClassification"):
             return [*lines, "```", ""]
         lines += [f'messages = [{{"role": "user", "content": {content}}}]']
@@ -93,8 +96,7 @@ class Card:
             ]
             notes += [f"    {share}", "", "to `apply_chat_template`.", ""]
         if self.has_adapter:
-            call = "PeftModel.from_pretrained(model, PATH + '/adapter')"
-            notes += [f"The LoRA adapter stands beside these weights: `{call}` adds it.", ""]
+            notes += ["The weights are those of the base; what was trained is the LoRA adapter beside them.", ""]
         return notes
 
     @property

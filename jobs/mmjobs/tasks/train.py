@@ -12,16 +12,12 @@ from mmjobs.rank.watchdog import Watchdog
 from mmjobs.train.policy_setup import build_policy_trainer
 from mmjobs.train.send_model import send_model
 from mmjobs.train.setup import build_trainer
-from mmlaunch.errors import BadInput
 from mmlaunch.recipe import Recipe
-from mmlaunch.recipe.capability import unsupported
 from mmlaunch.run.paths import RunPaths
 
 
 def run(recipe: Recipe, paths: RunPaths, stop: StopRequest, position: Position, watch: Watchdog) -> dict[str, Any]:
     """What the run returns; raises `RequeueRequested` when it is to go on in another attempt."""
-    if problems := unsupported(recipe):
-        raise BadInput("\n".join(str(problem) for problem in problems))
     context = joined(recipe, paths, stop, position, watch)
     try:
         build = build_policy_trainer if recipe.objective.ROLLOUTS else build_trainer

@@ -24,6 +24,10 @@ def add(paths: RunPaths, rows: Sequence[BadRow]) -> None:
     """Add rows whose images turned out to be damaged when they were decoded."""
     if rows:
         paths.skipped.parent.mkdir(exist_ok=True)
+        listed = paths.skipped.read_text() if paths.skipped.exists() else ""
         with paths.skipped.open("a") as file:
             for row in rows:
-                file.write(json.dumps({"row": row.sample, "why": "bad", "reason": row.what}, ensure_ascii=False) + "\n")
+                line = json.dumps({"row": row.sample, "why": "bad", "reason": row.what}, ensure_ascii=False) + "\n"
+                if line not in listed:  # they come again in each epoch
+                    file.write(line)
+                    listed += line

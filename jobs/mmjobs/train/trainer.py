@@ -128,7 +128,7 @@ class Trainer:
         numbers |= {"left_out": self.state.left_out} if self.state.left_out else {}
         self.context.events.write("step", step=step, steps=self.steps, **numbers)
         self.services.curves.scalars(as_curves(numbers), step)
-        shown = [f"step {step:>{len(str(self.steps))}}/{self.steps}", f"loss {means['loss']:.3f}"]
+        shown = [f"step {step:>{len(str(self.steps))}}/{self.steps}", f"loss {means['loss']:.4g}"]
         shown += [f"accuracy {100 * means['accuracy']:.1f} %"] if "accuracy" in means else []
         shown += [f"reward {numbers['reward']:.3f}"] if "reward" in numbers else []
         shown += [str(rates), f"{rates.left(self.steps - step)} left"]

@@ -53,14 +53,24 @@ def command(
         arguments += ["--html", str(html)] if html else []
         arguments += ["--decode"] if decode else []
         result = run_task.run("mmjobs.tasks.inspect_data", arguments, beside=loaded.path.parent)
+    refused = loaded.recipe.data.on_bad == "error" and any(
+        part["left"].get("bad") for parts in result["groups"].values() for part in parts
+    )
     if as_json:
         click.echo(json.dumps(result))
-        return
+        raise SystemExit(BAD if refused else 0)
     _sources(result)
     for one in result.get("samples", ()):
         _sample(one)
     if html is not None:
         click.echo(f"next: open {html} in a browser")
+    if refused:
+        click.echo("a run would stop at these rows: mend them, or write data.on_bad: skip", err=True)
+        raise SystemExit(BAD)
+
+
+BAD = UserError.exit_code
+"""Where a run would refuse the data."""
 
 
 def _formats(context: click.Context, _: click.Parameter, wanted: bool) -> None:

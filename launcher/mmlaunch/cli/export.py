@@ -16,8 +16,8 @@ from mmlaunch.run import manifest, shards
 from mmlaunch.run.paths import RunPaths
 from mmlaunch.submit import run_task
 
-CARD = "recipe.yaml"
-"""Stands in every export."""
+CARD, ADAPTER = "recipe.yaml", "adapter"
+"""What stands in every export, and in that of an adapter."""
 EXAMPLES = """
 \b
 Examples:
@@ -82,7 +82,10 @@ def command(
     if repository is not None:
         _push(to, repository, public)
         return
-    click.echo(f"next: a recipe with model.init_from: {to}, or {result['kind']}.from_pretrained({str(to)!r})")
+    reads = f"{result['kind']}.from_pretrained({str(to)!r})"
+    if (to / ADAPTER).is_dir():
+        reads = f"PeftModel.from_pretrained({reads}, {str(to / ADAPTER)!r}): the adapter stands beside its base"
+    click.echo(f"next: a recipe with model.init_from: {to}, or {reads}")
 
 
 def _repository(own: PushTo | None, written: str) -> str:

@@ -44,7 +44,7 @@ def follow(run: RunPaths, lines: int = 0) -> int:
         click.echo(f"{run.name}: {now.state}: {now.reason}")
         return CODES.get(now.state, LOST)
     if ended is None:
-        click.echo(f"{run.name}: its process is gone and left no word. next: mmlaunch logs {run.name}", err=True)
+        click.echo(f"{run.name}: its process is gone and left no word. next: mmlaunch why {run.name}", err=True)
         return LOST
     return _last_words(run, ended)
 
@@ -83,7 +83,7 @@ def _last_words(run: RunPaths, ended: Event) -> int:
         failed = events.last("failed") or {}
         click.echo(wrapped(f"  {failed.get('cause', '?')}: {failed.get('evidence') or 'no evidence was left'}", 4))
         click.echo(wrapped(f"  not restarted: {ended.get('reason', '')}", 4))
-        click.echo(f"next: mmlaunch logs {run.name}")
+        click.echo(f"next: mmlaunch why {run.name}")
     elif state == "done":
         newest = events.last("checkpoint")
         if newest:

@@ -19,7 +19,6 @@ from mmlaunch.load.cluster import is_profile
 from mmlaunch.load.plugins import Folders
 from mmlaunch.load.recipe import is_pipeline
 from mmlaunch.recipe import Recipe
-from mmlaunch.recipe.capability import unsupported
 from mmlaunch.recipe.scalars import STAGE
 
 SHORT = 3600
@@ -116,11 +115,6 @@ def _say(path: str, loaded: Loaded, cluster: str | None) -> None:
         click.echo(click.style(f"  note: {placed}; submit needs it", fg="yellow"))
     for place, source in _missing_data(recipe):
         click.echo(click.style(f"  note: {place}: {source} is not here; submit needs it", fg="yellow"))
-    if later := unsupported(recipe):
-        parts = ", ".join(dict.fromkeys(problem.dotted for problem in later))
-        click.echo(
-            click.style(f"  note: this version can validate and render it, not train it yet ({parts})", dim=True)
-        )
 
 
 def _missing_data(recipe: Recipe) -> Iterator[tuple[str, str]]:

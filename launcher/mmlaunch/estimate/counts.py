@@ -77,7 +77,7 @@ def lora_sizes(weights: tuple[Weight, ...], lora: Lora, parts: frozenset[str]) -
 
 def _quantised(network: Network, model: Model) -> Iterator[Weight]:
     """The matrices that are kept in 4 bits: those of every linear layer that an adapter can stand beside."""
-    if model.lora is None or model.lora.quantise is None:
+    if model.lora is None or model.lora.quantise == "none":
         return
     parts = frozenset(part for part in ADAPTED if training_of(part, model) == "lora")
     frozen = _frozen_vision(network, model.train.vision_layers)

@@ -50,5 +50,5 @@ def _learns(made: Estimate) -> str:
 
 def _way(recipe: Recipe, part: str) -> str:
     lora = recipe.model.lora
-    kind = "QLoRA" if lora and lora.quantise else "LoRA"
+    kind = "QLoRA" if lora and lora.quantise != "none" else "LoRA"
     return f"{kind} {lora.rank}" if lora and getattr(recipe.model.train, part, None) == "lora" else part

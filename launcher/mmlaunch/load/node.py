@@ -136,7 +136,8 @@ class Node:
         base = self.widened(path) if isinstance(over.value, dict) else self
         if not (isinstance(base.value, dict) and isinstance(over.value, dict)):
             return over
-        gone = section_at(Recipe, path).replaced_by(over.value) if path else ()
+        new = {key for key, node in over.value.items() if key not in base.value or base.value[key].value != node.value}
+        gone = section_at(Recipe, path).replaced_by(new) if path else ()
         value = {key: node for key, node in base.value.items() if key not in gone}
         for key, node in over.value.items():
             value[key] = value[key].merged(node, (*path, key)) if key in value else node

@@ -179,6 +179,12 @@ def _file(file: str, folders: Folders) -> Path:
     return path
 
 
+def _modules(package: str, folders: Folders) -> list[str]:
+    """The modules of a package that stands beside the recipe or in the working folder."""
+    files = [file for folder in (folders.recipe, folders.working) for file in (folder / package).glob("*.py")]
+    return [f"{package}.{file.stem}" for file in files]
+
+
 def _source_of(module: str, folders: Folders) -> Path | None:
     """The source file of a module; None: it has none. Its package is looked at too: a run may have to copy it."""
     top = module.partition(".")[0]
@@ -190,6 +196,8 @@ def _source_of(module: str, folders: Folders) -> Path | None:
         right = "install it here, stand in the folder that holds it, or write file.py:function"
         if folders.has_copy(top):
             right = f"the run has its copy of {top}, without this module; name a module of another package, or a file"
+        elif near := closest(module, _modules(top, folders)):
+            raise _Wrong(f"no module {module}", f"did you mean {near}?") from None
         raise _Wrong(f"no module {error}", right) from None
     except TooLarge as error:
         what, _, right = str(error).rpartition("; ")

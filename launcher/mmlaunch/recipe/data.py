@@ -1,7 +1,7 @@
 """`data`: where examples come from and what happens to those that do not fit."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -176,6 +176,12 @@ class Source(Section):
         """`cache_limit` as a number."""
         return bytes_of(self.cache_limit or "50G")
 
+    @classmethod
+    def replaced_by(cls, keys: Container[str]) -> Container[str]:
+        """Rows from elsewhere, or of another form, are another data set: which rows of the old one are used does not
+        say anything about them."""
+        return ("limit", "skip", "split", "config") if "path" in keys or "format" in keys else ()
+
     @property
     def plugin(self) -> Plugin | None:
         """The function of the user's own that reads it."""
@@ -266,6 +272,13 @@ class Data(Section):
     """Training prompts that also stand in the evaluation data are left out, and counted."""
     workers: Annotated[int, Field(ge=0)] = 2
     """Processes per rank that decode images and tokenise."""
+
+    @rule
+    def _window_of_shards(self) -> Iterator[Mistake]:
+        default = type(self).model_fields["shuffle_window"].default
+        if self.shuffle == "rows" and self.shuffle_window != default:
+            what = "shuffle: rows mixes all rows, and knows no window"
+            yield ("shuffle_window",), self.shuffle_window, mistake(what, "write shuffle: shards, or remove it")
 
     @rule
     def _streamed_in_turn(self) -> Iterator[Mistake]:

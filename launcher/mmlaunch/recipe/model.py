@@ -178,6 +178,7 @@ class Lora(Section):
         "r": "rank", "lora_r": "rank", "lora_alpha": "alpha", "lora_dropout": "dropout", "target_modules": "targets",
         "lora_target_modules": "targets", "use_rslora": "rslora", "use_dora": "dora", "quantize": "quantise",
         "quantization": "quantise", "quantization_bit": "quantise", "load_in_4bit": "quantise",
+        "load_in_8bit": "quantise",
     }  # fmt: skip
 
     rank: Count = 16
@@ -192,12 +193,12 @@ class Lora(Section):
     """Scale by alpha / sqrt(rank) instead (rsLoRA)."""
     dora: bool = False
     """Learn the length of each weight vector apart from its direction (DoRA)."""
-    quantise: Literal["nf4"] | None = None
+    quantise: Literal["none", "nf4"] = "none"
     """nf4: keep every linear layer of the parts with adapters in 4 bits, each 64 numbers with a scale (QLoRA)."""
 
     @rule
     def _lengths_need_all_digits(self) -> Iterator[Mistake]:
-        if self.dora and self.quantise is not None:
+        if self.dora and self.quantise != "none":
             yield (
                 ("dora",),
                 True,

@@ -25,6 +25,7 @@ from mmlaunch.recipe.resources import Resources, Restarts
 from mmlaunch.recipe.scalars import Count, OneOrMore, Positive, use_default_for_none
 from mmlaunch.recipe.section import Mistake, Section, mistake, rule
 from mmlaunch.recipe.stop import Stop
+from mmlaunch.recipe.suggest import closest
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
 
@@ -239,7 +240,7 @@ class Recipe(Section):
     @rule
     def _quantised_weights_stay_whole(self) -> Iterator[Mistake]:
         lora = self.model.lora
-        if lora is not None and lora.quantise is not None and self.deepspeed.stage == 3:
+        if lora is not None and lora.quantise != "none" and self.deepspeed.stage == 3:
             what = "ZeRO stage 3 divides weights over the ranks, and quantised ones stay whole"
             yield ("deepspeed", "stage"), 3, mistake(what, "write stage: 2, or remove model.lora.quantise")
 
@@ -267,6 +268,19 @@ class Recipe(Section):
         if self.checkpoint.best is not None and self.checkpoint.best.startswith("eval") and not self.data.eval:
             what = f"{self.checkpoint.best!r} is never measured: there are no evaluation data"
             yield ("checkpoint", "best"), None, mistake(what, "add data.eval, or remove best")
+
+    @rule
+    def _metrics_are_measured(self) -> Iterator[Mistake]:
+        if not (self.trains and self.data.eval):
+            return
+        named = {("checkpoint", "best"): self.checkpoint.best}
+        named |= {("stop", "metric"): self.stop.metric} if self.stop is not None else {}
+        measured = self.objective.evaluation_metrics
+        for place, metric in named.items():
+            if metric is not None and metric not in measured:
+                near = closest(metric, measured)
+                right = f"did you mean {near}? {self.objective.measures}" if near else self.objective.measures
+                yield place, metric, mistake(f"{metric!r} is nothing that an evaluation measures", right)
 
     @rule
     def _ranks_of_profile_exist(self) -> Iterator[Mistake]:

@@ -89,7 +89,7 @@ class Section(BaseModel):
 
     @classmethod
     def replaced_by(cls, keys: Container[str]) -> Container[str]:
-        """The keys of a section that go when a mapping with these keys is laid over it."""
+        """The keys of a section that go when a mapping with other values of these keys is laid over it."""
         return ()
 
     @classmethod

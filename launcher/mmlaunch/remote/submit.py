@@ -19,7 +19,6 @@ from mmlaunch.errors import MachineError, Problem
 from mmlaunch.estimate.knowable import contradictions
 from mmlaunch.load import Loaded, plugins
 from mmlaunch.load.plugins import Folders
-from mmlaunch.recipe.capability import unsupported
 from mmlaunch.remote import records
 from mmlaunch.remote.files import files_of
 from mmlaunch.remote.host import Host, ask, quoted, raise_refusal, run, ssh
@@ -57,7 +56,7 @@ def problems(loaded: Loaded) -> list[Problem]:
     modules = [place for place, plugin, _ in plugins.plugins(recipe) if plugin.module]
     own = plugins.problems(recipe, Folders(loaded.path.parent, Path.cwd()))
     own = [one for one in own if not any(one.path[: len(place)] == place for place in modules)]
-    return [*contradictions(recipe), *own, *unsupported(recipe)]
+    return [*contradictions(recipe), *own]
 
 
 def ready(recipe: Path, loaded: Sequence[Loaded], overrides: Sequence[str]) -> Ready:

@@ -9,7 +9,6 @@ from pathlib import Path
 
 from mmlaunch.errors import MachineError, Problem
 from mmlaunch.load import Loaded, plugins
-from mmlaunch.recipe.capability import unsupported
 from mmlaunch.run import ledger, users
 from mmlaunch.run.files import explained
 from mmlaunch.run.shards import Definition
@@ -34,7 +33,6 @@ def check_here(prepared: Prepared) -> None:
         *_missing_files(prepared),
         *scheduler.missing_here(recipe.resources),
         *waiting_for.problems(recipe.resources, scheduler, prepared.plan.run),
-        *unsupported(recipe),
     ]
     if problems:
         raise prepared.loaded.placed(problems)

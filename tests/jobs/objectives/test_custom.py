@@ -230,6 +230,13 @@ def test_mistakes_end_the_run_and_name_the_plugin(job: Jobs, tiny: Recipes) -> N
     assert re.search(r"losses\['tokens'\] is a tensor of shape \[\d+\]; return the sum over the batch", message)
 
 
+def test_a_mean_is_refused(job: Jobs, tiny: Recipes) -> None:
+    run = keep(job("run"), LIKE_SFT.replace("losses.sum()", "losses.mean()"))
+    assert run.run(tiny(objective=f"{FILE}:Same")) == [94]
+    message = json.loads(run.paths.attempt(1).rank_error(0).read_text())["message"]
+    assert "the loss is a mean over tokens" in message and "return the sum" in message
+
+
 @pytest.fixture
 def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     """Make the objective of a text, in this process."""

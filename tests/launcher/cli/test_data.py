@@ -59,6 +59,8 @@ def test_numbers_reasons_and_samples(folder: Path) -> None:
     shown = mmlaunch("data", "look.yaml", "--samples", "0").stdout
     assert "left out 1 bad, 1 overlong" in shown and "empty.jpg: is empty (0 bytes)" in shown
     assert "more than 400" in shown and "3 examples an epoch; packed rows are" in shown
+    strict = mmlaunch("data", "look.yaml", "--samples", "0", "-s", "data.on_bad=error")
+    assert strict.returncode == 2 and "a run would stop at these rows" in strict.stderr and "left out" in strict.stdout
     first, second = result["samples"]
     assert first["prompt"][1] == ["<image> x 80", False, "images"] and first["pictures"] == [5, 3, 32, 32]
     assert first["answers"] == [[["A red field.", True, "text"], ["</s>", True, "special"]]]

@@ -403,6 +403,18 @@ def test_what_reading_finds_hides_nothing_else(write: Callable[..., Path]) -> No
     assert said == ["this", "unknown", "unknown", "the"], caught.value
 
 
+def test_other_rows_are_not_limited_as_those_of_the_base(tmp_path: Path) -> None:
+    """Which rows of a data set are used says nothing about another one; how its images are found may."""
+    whole = BASE.replace(
+        "    - {path: data/test, format: rlaif_v, limit: 500}", "    {path: a, format: rlaif_v, limit: 5}"
+    )
+    (tmp_path / "old.yaml").write_text(whole)
+    for over, expected in (("{path: b}", ("b", None)), ("{path: a, repeat: 2}", ("a", 5)), ("{limit: 3}", ("a", 3))):
+        (tmp_path / "new.yaml").write_text(f"extends: old.yaml\ndata: {{eval: {over}}}\n")
+        (source,) = load_recipe(tmp_path / "new.yaml").recipe.data.eval
+        assert (source.path, source.limit, source.format) == (*expected, "rlaif_v")
+
+
 def test_a_base_that_is_missing_hides_no_other(write: Callable[..., Path]) -> None:
     with pytest.raises(RecipeError, match=r"(?s)no such file: a\.yaml.*no such file: b\.yaml"):
         load_recipe(write(f"extends: [a.yaml, base/llama3_clip.yaml, b.yaml]\n{BASE}"))

@@ -202,3 +202,9 @@ def test_a_secret_in_a_package_is_not_copied(recipe: Path, write: Write, monkeyp
     recipe.write_text(recipe.read_text() + "env: [LAB_TOKEN]\n")
     with pytest.raises(UserError, match=r"own_lab/keys.py would hold the value of LAB_TOKEN"):
         create(prepare(load_recipe(recipe), "local"))
+
+
+def test_a_module_that_a_package_lacks_is_named_with_the_nearest(recipe: Path) -> None:
+    other = load_recipe(recipe, ["objective=own_lab.loses:Focal"])
+    (problem,) = plugins.problems(other.recipe, Folders(recipe.parent, recipe.parent))
+    assert (problem.what, problem.right) == ("no module own_lab.loses", "did you mean own_lab.losses?")

@@ -11,7 +11,6 @@ import yaml
 from mmlaunch.cli.schema import schema
 from mmlaunch.errors import RecipeError
 from mmlaunch.recipe import Recipe, resolved
-from mmlaunch.recipe.capability import unsupported
 from mmlaunch.recipe.check import recipe_of
 from mmlaunch.recipe.custom import Custom
 from mmlaunch.recipe.plugin import Plugin
@@ -72,9 +71,11 @@ def test_what_it_measures_can_be_the_best_and_can_stop_the_run() -> None:
     objective = {"method": "a.py:B", "metrics": "confidence", "scoring_head": True}
     changes = {"checkpoint": {"best": "eval/confidence"}, "stop": "eval/confidence", "evaluate": {"every": "9 steps"}}
     whole = recipe(objective, **changes)
-    assert whole.objective.has_scoring_head and unsupported(whole) == []
+    assert whole.objective.has_scoring_head
     assert resolved.text_of(whole).count("confidence") == 3 and "metrics_listed" not in resolved.text_of(whole)
-    unlisted = unsupported(recipe("a.py:B", **changes))
+    with pytest.raises(RecipeError) as caught:
+        recipe("a.py:B", **changes)
+    unlisted = caught.value.problems
     assert [problem.dotted for problem in unlisted] == ["checkpoint.best", "stop.metric"]
     assert "it measures eval/loss; list what else it measures in objective.metrics" in unlisted[0].right
 

@@ -284,7 +284,7 @@ def test_broken_recipes_write_nothing(small: Path, own_home: Path) -> None:
 def test_what_cannot_be_run_is_refused_at_submission(small: Path, own_home: Path) -> None:
     options = ["-s", "checkpoint.best=eval/beauty", "-s", "data.eval={format: shapes, limit: 8}"]
     done = mmlaunch("submit", "--cluster", "local", small, *options)
-    assert done.returncode == 2 and "is not trained by this version" in done.stderr
+    assert done.returncode == 2 and "is nothing that an evaluation measures" in done.stderr
     assert not (own_home / "runs").exists()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import errno
 import re
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -161,6 +162,7 @@ def ask(data: HubData, request: Callable[[], T], file: str = "") -> T:
                 _check_passing(data, what, error)
                 if wait is None:
                     raise HubUnreachable(f"{what}: the hub does not answer ({_reason(error)})") from error
+            print(f"{what}: the hub does not answer; again in {wait} s", file=sys.stderr, flush=True)
             time.sleep(wait)
         raise AssertionError
     finally:
