@@ -47,7 +47,7 @@ test-oldest:
 	$(VENV)-oldest/bin/pip --disable-pip-version-check --quiet install -c .ci/oldest.txt '.[train]'
 	.ci/smoke $(VENV)-oldest train
 	$(VENV)-oldest/bin/pip --disable-pip-version-check --quiet install -c .ci/constraints.txt pytest pytest-timeout hypothesis
-	PYTHONPATH=launcher:jobs $(VENV)-oldest/bin/python -m pytest -q -W default $(VERSIONED)
+	$(VENV)-oldest/bin/python -m pytest -q -W default $(VERSIONED)
 
 checks: $(VENV)/.test
 	$(VENV)/bin/ruff check .
