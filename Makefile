@@ -2,7 +2,8 @@
 # make first-run    set up and train one toy vision-language model: two minutes
 # make test         set up and run all checks, in less than ten minutes on two cores
 # make test-all     the same, with the longer forms of tests (pytest's marker `nightly`)
-# make test-oldest  the command line, and three steps of two methods, with the oldest versions that setup.cfg admits
+# make test-oldest  the command line, three steps of two methods and the tests of what depends on versions, with the oldest
+#                   versions that setup.cfg admits
 PYTHON ?= python3
 # The oldest Python of the launcher alone, for a login node
 LAUNCHER_PYTHON ?= python3.10
@@ -11,6 +12,10 @@ PIP = $(VENV)/bin/pip --disable-pip-version-check --quiet
 
 # Two tests at a time, and beside them those of Slurm: these share one cluster, and wait for it most of the time.
 PYTEST = $(VENV)/bin/pytest -n 3 --dist loadscope --durations=15
+
+# What depends on the versions of torch and DeepSpeed: kernels, ZeRO stages, checkpoints for another number of ranks.
+VERSIONED = tests/jobs/model/test_one_call.py tests/jobs/model/test_trees.py tests/jobs/engine/test_stages.py \
+  tests/jobs/checkpoint/test_world_size.py tests/jobs/rank/test_gpu.py
 
 .PHONY: quickstart first-run test test-all test-oldest checks tests all-tests slurm browser clean
 
@@ -41,6 +46,8 @@ test-oldest:
 	$(VENV)-oldest/bin/pip --disable-pip-version-check --quiet install -c .ci/oldest.txt torch
 	$(VENV)-oldest/bin/pip --disable-pip-version-check --quiet install -c .ci/oldest.txt '.[train]'
 	.ci/smoke $(VENV)-oldest train
+	$(VENV)-oldest/bin/pip --disable-pip-version-check --quiet install -c .ci/constraints.txt pytest pytest-timeout hypothesis
+	$(VENV)-oldest/bin/python -m pytest -q -W default $(VERSIONED)
 
 checks: $(VENV)/.test
 	$(VENV)/bin/ruff check .

@@ -8,7 +8,7 @@ from contextlib import suppress
 
 import torch
 
-from mmjobs.rank import preflight
+from mmjobs.rank import gpu, preflight
 from mmjobs.rank.context import Context
 from mmjobs.rank.events import EventWriter
 from mmjobs.rank.position import Position
@@ -25,13 +25,15 @@ def joined(recipe: Recipe, paths: RunPaths, stop: StopRequest, position: Positio
     torch.set_num_threads(_threads(recipe))
     watch.doing("joins the other ranks")
     ranks = join(watch)
+    views = ranks.gather(gpu.seen())
+    gpu.take(ranks.rank, views)
     with suppress(OSError):  # the preflight reports a full disk
         print(f"rank {ranks.rank} of {ranks.world} runs on {socket.gethostname()}, pid {os.getpid()}", flush=True)
     events = EventWriter(
         paths, int(os.environ["MMLAUNCH_ATTEMPT"]), ranks.first, int(os.environ.get(owner.VARIABLE) or 0)
     )
     watch.doing("checks the nodes")
-    preflight.check(paths, recipe.resources.gpus_per_node, ranks, events)
+    preflight.check(paths, recipe.resources.gpus_per_node, views, ranks, events)
     return Context(recipe, paths, ranks, events, position, stop)
 
 

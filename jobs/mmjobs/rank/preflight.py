@@ -5,15 +5,16 @@ from __future__ import annotations
 import os
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
-from mmjobs.rank import error_record
+from mmjobs.rank import error_record, gpu
 from mmjobs.rank.events import EventWriter
 from mmjobs.rank.position import node
 from mmjobs.rank.ranks import Ranks
-from mmlaunch.errors import MachineError
+from mmlaunch.errors import BadInput, MachineError
 from mmlaunch.run.paths import RunPaths
 
 LEAST_BYTES = 64 << 20
@@ -28,16 +29,23 @@ class Unfit(MachineError):
     """The attempt cannot begin on these nodes. The ranks that know the reason have written their records."""
 
 
-def check(paths: RunPaths, gpus: int, ranks: Ranks, events: EventWriter) -> None:
-    """Called by all ranks together; raises `Unfit` on all of them when one has a problem."""
+def check(paths: RunPaths, gpus: int, views: Sequence[gpu.View], ranks: Ranks, events: EventWriter) -> None:
+    """Called by all ranks together; raises `Unfit` on all of them when one has a problem, and `BadInput` when it would
+    have the same one on any other node. `views`: the GPUs that each rank sees."""
     started = time.monotonic()
     sum_problem = _sum(ranks)  # first: whatever else is wrong, all ranks take part
-    what = _folders(paths) or gpu_problem(gpus) or sum_problem
+    shared = gpu.problem(ranks.rank, views) if gpus else None
+    what = _folders(paths) or (shared and shared.text) or gpu_problem(gpus) or sum_problem
     problem = f"node {node()}: {what}" if what else None
-    if problems := [one for one in ranks.gather(problem) if one]:
+    mistake = shared.text if shared and shared.mistake else None
+    everywhere = ranks.gather((problem, mistake))
+    if mistakes := [one for _, one in everywhere if one]:
+        ranks.leave()  # together: whoever watches the ranks may end them all when the first one is gone
+        raise BadInput(mistakes[0])
+    if problems := [one for one, _ in everywhere if one]:
         if problem:
             error_record.leave(paths, None, "UnfitNode", problem, node=node())
-        ranks.leave()  # together: whoever watches the ranks may end them all when the first one is gone
+        ranks.leave()
         raise Unfit("; ".join(dict.fromkeys(problems)))
     events.write("preflight", seconds=round(time.monotonic() - started, 3))
 
@@ -80,19 +88,19 @@ def gpu_problem(wanted: int) -> str | None:
     """What is wrong with the GPUs of this node, or with that of this rank."""
     if not wanted:
         return None
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if count < wanted and count != 1:  # 1: Slurm may show each rank its own only
-        return f"{count} GPUs can be used instead of {wanted}"
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) if count > 1 else 0)
+    if not torch.cuda.is_available() or not torch.cuda.device_count():
+        named = os.environ.get(gpu.VISIBLE)
+        return f"0 GPUs can be used instead of {wanted}" + (f" ({gpu.VISIBLE}={named})" if named is not None else "")
+    number = torch.cuda.current_device()
     try:
-        free, total = torch.cuda.mem_get_info(device)
+        free, total = torch.cuda.mem_get_info()
         if free < FREE_MEMORY * total:
-            return f"GPU {device.index} has {free >> 30} of {total >> 30} GiB free: another process uses it"
-        ones = torch.ones(256, 256, device=device)
+            return f"GPU {number} has {free >> 30} of {total >> 30} GiB free: another process uses it"
+        ones = torch.ones(256, 256, device="cuda")
         result = float((ones @ ones).sum())
     except RuntimeError as error:  # torch.AcceleratorError and OutOfMemoryError are
-        return f"GPU {device.index} cannot be used: {str(error).partition(chr(10))[0]}"
-    return None if result == 256.0**3 else f"GPU {device.index} computes {result} instead of {256.0**3}"
+        return f"GPU {number} cannot be used: {str(error).partition(chr(10))[0]}"
+    return None if result == 256.0**3 else f"GPU {number} computes {result} instead of {256.0**3}"
 
 
 def _sum(ranks: Ranks) -> str | None:

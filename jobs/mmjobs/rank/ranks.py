@@ -86,7 +86,6 @@ def join(watch: Watchdog) -> Ranks:
     _make_sums_deterministic()
     backend = "gloo"
     if torch.cuda.is_available():  # ranks exchange values in CPU memory, DeepSpeed reduces on the device
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())  # a task may see its own only
         backend = "cpu:gloo,cuda:nccl"
     with _together(watch):
         dist.init_process_group(backend, timeout=NEVER)

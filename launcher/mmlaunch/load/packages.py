@@ -61,8 +61,13 @@ class Package:
         """The version of the distribution that it was installed with."""
         import importlib.metadata  # only a submission needs it
 
-        owners = importlib.metadata.packages_distributions().get(self.name, [])
-        return importlib.metadata.version(owners[0]) if owners else None
+        if owners := importlib.metadata.packages_distributions().get(self.name):
+            return importlib.metadata.version(owners[0])
+        first = {self.name, f"{self.name}.py"}  # Python 3.10 does not look at the files of a distribution
+        for one in importlib.metadata.distributions():
+            if any(file.parts[0] in first for file in one.files or ()):
+                return one.version
+        return None
 
     def files(self) -> Iterator[tuple[str, Path]]:
         """The files that are copied: their names, which begin with that of the package; raises `TooLarge`."""

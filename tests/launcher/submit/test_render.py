@@ -159,6 +159,16 @@ def test_hostile_values_stay_values(value: str, tmp_path: Path, monkeypatch: pyt
     assert not (tmp_path / "pwned").exists()
 
 
+def test_nccl_is_told_what_profile_and_recipe_say_and_nothing_else() -> None:
+    """The recipe wins over the profile, and torch's defaults are left alone."""
+    profile = {"executor": "slurm", "nccl": {"SOCKET_IFNAME": "ib0", "NCCL_DEBUG": "WARN"}}
+    settings = ["env=[NCCL_DEBUG=INFO, TORCH_NCCL_HEARTBEAT_TIMEOUT_SEC=900]"]
+    lines = script(plan_of(section_of(Cluster, profile), "site", settings)).splitlines()
+    told = [line for line in lines if "NCCL" in line or "CUDA" in line]
+    assert sorted(told) == ["export NCCL_DEBUG=INFO", "export NCCL_SOCKET_IFNAME=ib0",
+                            "export TORCH_NCCL_HEARTBEAT_TIMEOUT_SEC=900"]  # fmt: skip
+
+
 @pytest.mark.parametrize("value", ['a"; touch pwned; #', "a b", "a#b", "a\\b", "$(x)"])
 @pytest.mark.parametrize("key", ["partition", "account", "qos"])
 def test_hostile_words_are_refused_on_sbatch_lines(key: str, value: str) -> None:

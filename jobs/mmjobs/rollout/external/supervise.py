@@ -23,6 +23,7 @@ from typing import Any
 from mmjobs.data.parent import end_with_parent
 from mmjobs.rollout.external.client import LOOK, Address
 from mmjobs.rollout.external.messages import HEADER, KEY
+from mmlaunch.errors import BadInput
 from mmlaunch.recipe import Recipe, resolved
 from mmlaunch.recipe.engine import Engine
 from mmlaunch.recipe.reinforcement import Reinforcement
@@ -48,13 +49,19 @@ class Supervisor:
 
     def run(self) -> int:
         """Until the attempt ends; 1 where the server does not start."""
+        try:
+            own = devices(self._engine, self._recipe)
+        except BadInput as error:
+            print(f"server {self._number}: {error}", flush=True)
+            self._write(dataclasses.replace(self._address, failed=str(error)))
+            return 1
         while not (self._run.served / SERVED).is_file():  # the trainer writes it before its first rollout
             if self._over():
                 return 0
             time.sleep(LOOK)
         failures = 0
         while failures < _STARTS:
-            self._start()
+            self._start(own)
             began, healthy = time.monotonic(), False
             progress, moved = -1, began
             while not self._over():
@@ -76,10 +83,11 @@ class Supervisor:
         self._write(dataclasses.replace(self._address, failed=last))
         return 1
 
-    def _start(self) -> None:
+    def _start(self, own: dict[str, str]) -> None:
+        """`own`: the variable that names its GPUs."""
         port = _free_port()
         command = [*command_of(self._recipe, self._engine, self._run.served), "--host", "0.0.0.0", "--port", str(port)]
-        environment = {**os.environ, KEY: self._address.key, **_devices(self._engine, self._recipe)}
+        environment = {**os.environ, KEY: self._address.key, **own}
         log = self._run.attempt(self._attempt).server_log(self._number)
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("ab") as output:
@@ -136,14 +144,21 @@ def command_of(recipe: Recipe, engine: Engine, model: Path) -> list[str]:
     ]  # fmt: skip
 
 
-def _devices(engine: Engine, recipe: Recipe) -> dict[str, str]:
-    """The GPUs of this server, where several share a node."""
-    local, several = int(os.environ.get("SLURM_LOCALID", "0")), engine.servers_per_node(recipe.resources.gpus_per_node)
-    if several == 1 or engine.gpus_per_server is None:
+def devices(engine: Engine, recipe: Recipe) -> dict[str, str]:
+    """The GPUs of this server, where several share a node. Slurm shows each server its own, or all of them; raises
+    `BadInput` where these do not do."""
+    several, each = engine.servers_per_node(recipe.resources.gpus_per_node), engine.gpus_per_server
+    if several == 1 or each is None:
         return {}
-    here = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(recipe.resources.gpus_per_node)))
-    own = here.split(",")[local * engine.gpus_per_server : (local + 1) * engine.gpus_per_server]
-    return {"CUDA_VISIBLE_DEVICES": ",".join(own)}
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    gpus = [str(number) for number in range(several * each)] if visible is None else visible.split(",")
+    if len(gpus) >= several * each:
+        first = int(os.environ.get("SLURM_LOCALID", "0")) * each
+        return {"CUDA_VISIBLE_DEVICES": ",".join(gpus[first : first + each])}
+    if len(gpus) == each and visible:
+        return {}
+    what = f"{several} servers of {each} GPUs need {several * each} GPUs of a node"
+    raise BadInput(f"objective.engine.gpus_per_server: {what}, and CUDA_VISIBLE_DEVICES={visible} names fewer")
 
 
 def _free_port() -> int:
