@@ -26,6 +26,7 @@ from mmlaunch.recipe.scalars import Count, OneOrMore, Positive, use_default_for_
 from mmlaunch.recipe.section import Mistake, Section, mistake, rule
 from mmlaunch.recipe.stop import Stop
 from mmlaunch.recipe.suggest import closest
+from mmlaunch.recipe.trackers import TRACKERS
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
 
@@ -313,6 +314,18 @@ class Recipe(Section):
         elif self.evaluate.every is None:
             what = "the run is evaluated at its end only, when there is nothing left to stop"
             yield ("stop",), None, mistake(what, "add evaluate: {every: 500 steps}")
+
+    @property
+    def packages(self) -> dict[tuple[str | int, ...], tuple[str, str]]:
+        """The packages that the ranks need beside those that all runs need, by the field that asks for them: its name,
+        and the extra of mmlaunch that brings it."""
+        lora, packages = self.model.lora, dict[tuple[str | int, ...], tuple[str, str]]()
+        if lora is not None and lora.quantise != "none":
+            packages["model", "lora", "quantise"] = "bitsandbytes", "qlora"
+        for index, tracker in enumerate(self.log.trackers):
+            if tracker.kind in TRACKERS:
+                packages["log", "trackers", index] = tracker.kind, tracker.kind
+        return packages
 
     @property
     def passed(self) -> list[str]:

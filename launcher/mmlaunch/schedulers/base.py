@@ -16,12 +16,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from enum import Enum
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from mmlaunch.errors import MachineError, Problem
 from mmlaunch.load.cluster import Cluster
 from mmlaunch.recipe.resources import Resources
 from mmlaunch.run.paths import RunPaths
+
+if TYPE_CHECKING:  # commands that only look at jobs do not need the schema
+    from mmlaunch.recipe import Recipe
 
 JobRecord = Mapping[str, Any]
 """What the ledger keeps of a job: its newest `queued` or `started` event. Its fields come from the scheduler itself."""
@@ -152,8 +155,8 @@ class Scheduler(Protocol):
         """What of a recipe's resources it can never give."""
         ...
 
-    def missing_here(self, resources: Resources) -> list[Problem]:
-        """What of them this machine lacks, where it is this machine that runs the job."""
+    def missing_here(self, recipe: Recipe) -> list[Problem]:
+        """What this machine lacks for a recipe, where it is this machine that runs the job."""
         ...
 
     def version(self) -> str | None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,11 +21,11 @@ from mmlaunch.submit.create_run import create
 from mmlaunch.submit.plan import Plan
 from mmlaunch.submit.prepare import Prepared, prepare
 
-_TRIES = 20
+_TRIES, _PARQUET = 20, b"PAR1"
 
 
 def check_here(prepared: Prepared) -> None:
-    """The checks that only a submission needs: missing files and GPUs, and what this version cannot train."""
+    """The checks that only a submission needs: files, packages and GPUs that are missing."""
     recipe, scheduler = prepared.loaded.recipe, choose.named(prepared.plan.cluster.executor)
     missing = prepared.trained.missing if prepared.trained else ()
     own = plugins.problems(recipe, prepared.plugin_folders)
@@ -31,7 +33,7 @@ def check_here(prepared: Prepared) -> None:
         *missing,
         *own,
         *_missing_files(prepared),
-        *scheduler.missing_here(recipe.resources),
+        *scheduler.missing_here(recipe),
         *waiting_for.problems(recipe.resources, scheduler, prepared.plan.run),
     ]
     if problems:
@@ -91,15 +93,36 @@ def launch(plan: Plan, attempt: int, submission: int, parts: Sequence[int] = (),
         ledger.append(run.events, "queued", **job)
 
 
+def _torn(path: Path) -> str | None:
+    """What tells at a glance that a file of rows is not whole; None if nothing does, and for a folder."""
+    with suppress(OSError):  # the job may be able to read it
+        if not path.is_file():
+            return None
+        if not path.stat().st_size:
+            return "is empty (0 bytes)"
+        if path.suffix == ".parquet":
+            with path.open("rb") as file:
+                first = file.read(len(_PARQUET))
+                file.seek(-min(len(_PARQUET), path.stat().st_size), os.SEEK_END)
+                if (first, file.read()) != (_PARQUET, _PARQUET):
+                    return "is no whole parquet file: it does not begin and end as one"
+    return None
+
+
 def _missing_files(prepared: Prepared) -> list[Problem]:
     problems, given = [], (None, "none", *prepared.later)
     for group in ("train", "input", "eval"):
         for index, source in enumerate(getattr(prepared.loaded.recipe.data, group)):
             for key in ("path", "images"):
                 value = getattr(source, key)
-                if value not in given and not (prepared.plan.folder / Path(value).expanduser()).exists():
+                if value in given:
+                    continue
+                path = prepared.plan.folder / Path(value).expanduser()
+                if not path.exists():
                     right = f"relative paths start at {prepared.plan.folder}"
                     problems.append(Problem(("data", group, index, key), f"no such file or folder: {value}", right))
+                elif what := _torn(path):
+                    problems.append(Problem(("data", group, index, key), f"{value} {what}", "write or copy it again"))
     against = prepared.loaded.recipe.objective.compared_with
     if against not in given and not (prepared.plan.folder / Path(str(against)).expanduser()).exists():
         right = f"relative paths start at {prepared.plan.folder}"

@@ -3,6 +3,7 @@ matters."""
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import re
@@ -20,9 +21,11 @@ from tests.conftest import SubmitStub
 from tests.runs import at_step, before_the_resume, ended, losses, mmlaunch, saved_at, submit, wait_for
 from tests.stub_job import losses_of, runs
 
+from mmlaunch.load import load_recipe
 from mmlaunch.run import ledger, manifest
 from mmlaunch.run.paths import RunPaths
 from mmlaunch.schedulers import process
+from mmlaunch.schedulers.local import scheduler
 
 SECRET = "canary-4f1c9e77a0"
 ROOT = Path(__file__).resolve().parents[3]
@@ -279,6 +282,33 @@ def test_broken_recipes_write_nothing(small: Path, own_home: Path) -> None:
         done = mmlaunch("submit", "--cluster", "local", small, "-s", change)
         assert done.returncode == 2 and "Traceback" not in done.stderr and "1 error" in done.stderr
     assert not (own_home / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.jsonl", b"", "a.jsonl is empty (0 bytes); write or copy it again"),
+        ("a.parquet", b"PAR1" + b"x" * 100, "is no whole parquet file: it does not begin and end as one"),
+    ],
+)
+def test_files_that_are_not_whole_are_refused_at_submission(
+    small: Path, own_home: Path, tmp_path: Path, name: str, content: bytes, message: str
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    done = mmlaunch("submit", "--cluster", "local", small, "-s", f"data.train={{path: {tmp_path / name}, format: trl}}")
+    assert done.returncode == 2 and message in done.stderr, done
+    assert not (own_home / "runs").exists()
+
+
+def test_a_package_that_is_missing_here_is_named(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = load_recipe(
+        small, ["log.trackers=wandb", "model.lora={quantise: nf4}", "model.train.language=lora"]
+    ).recipe
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object() if name == "torch" else None)
+    problems = scheduler.SCHEDULER.missing_here(recipe)
+    assert [(one.dotted, one.right) for one in problems] == [
+        ("model.lora.quantise", "pip install 'mmlaunch[qlora]'"), ("log.trackers[0]", "pip install 'mmlaunch[wandb]'"),
+    ]  # fmt: skip
 
 
 def test_what_cannot_be_run_is_refused_at_submission(small: Path, own_home: Path) -> None:

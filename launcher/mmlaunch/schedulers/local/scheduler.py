@@ -10,7 +10,7 @@ import socket
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mmlaunch.errors import MachineError, Problem
 from mmlaunch.load.cluster import Cluster
@@ -29,6 +29,9 @@ from mmlaunch.schedulers.base import (
     Removal,
     Scheduler,
 )  # fmt: skip
+
+if TYPE_CHECKING:  # commands that only look at jobs do not need the schema
+    from mmlaunch.recipe import Recipe
 
 POLL = 0.2
 PATIENCE = 60.0
@@ -60,16 +63,21 @@ class Local:
                 problems.append(Problem(("resources", key), what, "remove it, or choose another --cluster"))
         return problems
 
-    def missing_here(self, resources: Resources) -> list[Problem]:
+    def missing_here(self, recipe: Recipe) -> list[Problem]:
         if importlib.util.find_spec("torch") is None:
             right = "pip install 'mmlaunch[train]', or choose another --cluster"
             return [Problem(("resources",), "this machine would run the ranks, and has no torch", right)]
-        wanted, here = resources.gpus_per_node, len(_gpus())
+        missing = [
+            Problem(place, f"this machine would run it, and has no {package}", f"pip install 'mmlaunch[{extra}]'")
+            for place, (package, extra) in recipe.packages.items()
+            if importlib.util.find_spec(package) is None
+        ]
+        wanted, here = recipe.resources.gpus_per_node, len(_gpus())
         if here >= wanted:
-            return []
+            return missing
         what = f"{wanted} GPUs are asked for, this machine has {here}"
         right = f"write gpus_per_node: {here}, or choose another --cluster"
-        return [Problem(("resources", "gpus_per_node"), what, right)]
+        return [*missing, Problem(("resources", "gpus_per_node"), what, right)]
 
     def version(self) -> str | None:
         return None

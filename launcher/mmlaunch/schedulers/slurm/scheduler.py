@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mmlaunch.errors import Problem
 from mmlaunch.load.cluster import Cluster
@@ -30,6 +30,9 @@ from mmlaunch.schedulers.base import (
 from mmlaunch.schedulers.slurm import commands, queue
 from mmlaunch.schedulers.slurm.commands import SlurmError
 from mmlaunch.schedulers.slurm.states import ENDED_WITHOUT_POLICY
+
+if TYPE_CHECKING:  # commands that only look at jobs do not need the schema
+    from mmlaunch.recipe import Recipe
 
 _CONFIGURATIONS = (
     "/etc/slurm/slurm.conf", "/etc/slurm-llnl/slurm.conf", "/run/slurm/conf/slurm.conf", "/usr/local/etc/slurm.conf",
@@ -59,7 +62,7 @@ class Slurm:
     def misfits(self, resources: Resources) -> list[Problem]:
         return []  # what a partition gives, only the controller knows
 
-    def missing_here(self, resources: Resources) -> list[Problem]:
+    def missing_here(self, recipe: Recipe) -> list[Problem]:
         return []  # the job runs on other machines
 
     def version(self) -> str | None:

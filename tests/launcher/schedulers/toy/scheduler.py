@@ -11,7 +11,7 @@ import subprocess
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mmlaunch.errors import MachineError, Problem
 from mmlaunch.load.cluster import Cluster
@@ -29,6 +29,9 @@ from mmlaunch.schedulers.base import (
     Removal,
     Scheduler,
 )  # fmt: skip
+
+if TYPE_CHECKING:  # commands that only look at jobs do not need the schema
+    from mmlaunch.recipe import Recipe
 
 LOOP = """
 trap : USR2
@@ -55,7 +58,7 @@ class Toy:
     def misfits(self, resources: Resources) -> list[Problem]:
         return [Problem(("resources", "nodes"), "a toy has one node")] if resources.world > 1 else []
 
-    def missing_here(self, resources: Resources) -> list[Problem]:
+    def missing_here(self, recipe: Recipe) -> list[Problem]:
         return []
 
     def version(self) -> str | None:
