@@ -9,7 +9,7 @@ from typing import NoReturn
 import click
 
 from mmlaunch.cli import options
-from mmlaunch.load import find_run
+from mmlaunch.load import find_run, plugins
 from mmlaunch.run import ledger, shards
 from mmlaunch.run.paths import RunPaths
 from mmlaunch.run.pipeline import is_pipeline
@@ -44,6 +44,9 @@ def command(run: str, overrides: tuple[str, ...], cluster: str | None, follow: b
     again = resume_task(paths, overrides, cluster) if shards.is_task(paths) else resume(run, overrides, cluster)
     plan = again.plan
     click.echo(f"{click.style(plan.run.name, bold=True)}   {plan.size}, profile {plan.cluster_name}")
+    for file in plugins.edited(plan.recipe, again.plugin_folders):
+        what = f"{file} was edited: the run goes on with the copy that it has; save it as another file to change that"
+        click.echo(click.style(f"note: {what}", fg="yellow"))
     if follow:
         from mmlaunch.cli.follow import follow as stay
 

@@ -121,6 +121,19 @@ def files(recipe: Recipe, folders: Folders) -> dict[str, bytes]:
     return contents
 
 
+def edited(recipe: Recipe, folders: Folders) -> list[str]:
+    """The files that are no longer what the run has a copy of; it goes on with its copy."""
+    if folders.run is None:
+        return []
+    names = []
+    for file in dict.fromkeys(plugin.file for _, plugin, _ in plugins(recipe) if plugin.file):
+        kept, written = folders.run.plugin_file(file), Path(file).expanduser()
+        now = next((one for one in (folders.recipe / written, folders.working / written) if one.is_file()), None)
+        if now is not None and kept.is_file() and now.read_bytes() != kept.read_bytes():
+            names.append(file)
+    return names
+
+
 def origins(recipe: Recipe, folders: Folders) -> dict[str, dict[str, str]]:
     """Of each package that a recipe names: where its copy comes from, or the version that is installed."""
     found: dict[str, dict[str, str]] = {}

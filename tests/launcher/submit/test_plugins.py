@@ -103,6 +103,7 @@ def test_a_run_has_the_plugins_that_it_was_submitted_with(recipe: Path) -> None:
     ]  # fmt: skip
     done = mmlaunch("resume", run.name, "-s", "steps=5")
     assert done.returncode == 0, done.stderr
+    assert "note: my_terms.py was edited: the run goes on with the copy that it has" in done.stdout
     events = wait_for(run, lambda all_of_them: sum(event["event"] == "ended" for event in all_of_them) == 2)
     assert [event["state"] for event in events if event["event"] == "ended"] == ["done", "done"]
     assert [line.split()[0] for line in tracked.read_text().splitlines()] == ["1", "2", "3", "4", "5"]
