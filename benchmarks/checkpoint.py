@@ -22,6 +22,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from benchmarks.contender import Meter
 from tests.jobs.conftest import Job, tiny_recipe
 
 from mmlaunch.run import manifest
@@ -33,6 +34,10 @@ MODEL: dict[str, Any] = {
     "batch__micro": 4, "steps": 10, "checkpoint__every": "3 steps",
     "data__eval": {"format": "shapes", "skip": 1000, "limit": 2}, "evaluate__samples": 0,
 }  # fmt: skip
+LORA: dict[str, Any] = {
+    "model__train": {"vision": "frozen", "projector": "full", "language": "lora"},
+    "model__lora": {"rank": 8, "alpha": 16},
+}
 SHARDS, SHARD = 64, 16 * 2**20
 PLACES = 200
 Damage = tuple[str, Callable[[], object]]
@@ -56,8 +61,7 @@ def adapters(folder: Path, stage: int) -> tuple[int, int, int]:
     """Bytes of a checkpoint of LoRA, of what it trains with its optimiser, and of the frozen weights, once in a run."""
     job = Job(RunPaths(folder / f"lora-{stage}"))
     job.paths.root.mkdir()
-    training = {"vision": "frozen", "projector": "full", "language": "lora"}
-    recipe = tiny_recipe(deepspeed__stage=stage, model__train=training, model__lora={"rank": 8, "alpha": 16}, **MODEL)
+    recipe = tiny_recipe(deepspeed__stage=stage, **LORA, **MODEL)
     assert job.run(recipe, 2) == [0, 0], job.log()
     (ready,) = job.events("ready")
     trained = sum(part["trainable"] for part in ready["parameters"].values())
@@ -66,6 +70,41 @@ def adapters(folder: Path, stage: int) -> tuple[int, int, int]:
     saved = int(job.events("checkpoint")[-1]["bytes"])
     shutil.rmtree(job.paths.root)
     return saved, state, kept
+
+
+def measure_memory() -> None:
+    """In a rank, called before anything else: note for each save the most memory beyond what there was before."""
+    from mmjobs.checkpoint.save import CheckpointWriter
+
+    replaced: Any = CheckpointWriter
+    save, meter = replaced.save, Meter()
+
+    def measured(self: Any, *arguments: Any, **named: Any) -> Any:
+        meter.anew()
+        before = meter.held()
+        result = save(self, *arguments, **named)
+        with Path(os.environ["PEAKS"]).open("a") as file:
+            print(meter.peak() - before, file=file)
+        return result
+
+    replaced.save = measured
+
+
+def memory(folder: Path, stage: int, **training: Any) -> tuple[float, float]:
+    """Bytes beyond what a rank holds that a save takes at most, and those of its share of a checkpoint.
+
+    Training waits for the files, so that only the save is seen. The share: of two ranks, or all of it at stage 0.
+    """
+    job = Job(RunPaths(folder / f"memory-{stage}-{bool(training)}"), prepare=measure_memory)
+    job.paths.root.mkdir()
+    recipe = tiny_recipe(deepspeed__stage=stage, checkpoint__background=False, **{**MODEL, **training})
+    assert job.run(recipe, 2, PEAKS=str(folder / "peaks-{rank}")) == [0, 0], job.log()
+    peaks = [max(map(int, (folder / f"peaks-{rank}").read_text().split()[1:])) for rank in range(2)]  # caches are warm
+    size = int(job.events("checkpoint")[-1]["bytes"])
+    shutil.rmtree(job.paths.root)
+    for rank in range(2):
+        (folder / f"peaks-{rank}").unlink()
+    return max(peaks), size / (2 if stage else 1)
 
 
 def validation(folder: Path) -> float:
@@ -156,6 +195,14 @@ def main() -> None:
         for stage in STAGES:
             saved, state, kept = adapters(Path(name), stage)
             print(f"| {stage} | {saved / 1e6:.1f} | {saved / state:.2f} | {kept / 1e6:.1f} |", flush=True)
+        print()
+        print(
+            "| trained, ZeRO stage | MB of a rank's share | MB more at most while it is saved | x |\n|---|---|---|---|"
+        )
+        for kind, training in (("full", {}), ("LoRA", LORA)):
+            for stage in STAGES:
+                peak, share = memory(Path(name), stage, **training)
+                print(f"| {kind}, {stage} | {share / 1e6:.0f} | {peak / 1e6:.0f} | {peak / share:.2f} |", flush=True)
         print()
         seconds = validation(Path(name) / "shards")
         print(f"Validation of {SHARDS} shards of {SHARD >> 20} MiB, hashes and all, from memory: {seconds:.2f} s\n")

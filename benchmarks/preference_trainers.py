@@ -117,20 +117,7 @@ def ours(line: Connection, data: Path, own: Path, options: dict[str, Any]) -> No
         last_layer.use = lambda network: None
     if options.get("rows"):
         datasets.shares_rows = lambda recipe, built, requirements: False
-    train = RECIPE["model"]["train"] | ({"projector": "frozen", "language": "lora"} if options.get("lora") else {})
-    lora = LORA | {"rank": options.get("rank", LORA["rank"])}
-    changed = {"pretrained": str(data / "model"), "train": train, **({"lora": lora} if options.get("lora") else {})}
-    changed["activation_checkpointing"] = "on" if options.get("checkpointing") else "off"
-    source = {"path": str(data / "rows.jsonl"), "format": "trl", "images": str(data)}
-    pairs, tokens = options.get("pairs", PAIRS), options.get("tokens", RECIPE["batch"]["tokens_per_gpu"])
-    batch = {"global": pairs, "micro": pairs} if options.get("rows") else {"global": pairs, "tokens_per_gpu": tokens}
-    recipe = recipe_of(
-        RECIPE
-        | {"model": changed, "data": RECIPE["data"] | {"train": source, "workers": options.get("workers", 0)}}
-        | {"batch": batch, **({"profile": options["profile"]} if "profile" in options else {})}
-        | {"objective": options.get("objective", "dpo"), "steps": options.get("steps", RECIPE["steps"])}
-        | (_on_gpu(options) if options.get("gpu") else {})
-    )
+    pairs, recipe = options.get("pairs", PAIRS), recipe_of(recipe_for(data, options))
     paths, position = RunPaths(own / "run"), Position()  # alone there: runs side by side share their references
     paths.attempt(1).logs.mkdir(parents=True)
     paths.attempt(1).deepspeed.write_text(json.dumps(deepspeed(recipe, pairs, 1)))
@@ -141,6 +128,24 @@ def ours(line: Connection, data: Path, own: Path, options: dict[str, Any]) -> No
         built = setup.build_model(context)
         same_adapters(built.network)
         setup.build_trainer(context, built).run()
+
+
+def recipe_for(data: Path, options: dict[str, Any]) -> dict[str, Any]:
+    """The recipe of ours with these options."""
+    train = RECIPE["model"]["train"] | ({"projector": "frozen", "language": "lora"} if options.get("lora") else {})
+    lora = LORA | {"rank": options.get("rank", LORA["rank"])}
+    changed = {"pretrained": str(data / "model"), "train": train, **({"lora": lora} if options.get("lora") else {})}
+    changed["activation_checkpointing"] = "on" if options.get("checkpointing") else "off"
+    source = {"path": str(data / "rows.jsonl"), "format": "trl", "images": str(data)}
+    pairs, tokens = options.get("pairs", PAIRS), options.get("tokens", RECIPE["batch"]["tokens_per_gpu"])
+    batch = {"global": pairs, "micro": pairs} if options.get("rows") else {"global": pairs, "tokens_per_gpu": tokens}
+    return (
+        RECIPE
+        | {"model": changed, "data": RECIPE["data"] | {"train": source, "workers": options.get("workers", 0)}}
+        | {"batch": batch, **({"profile": options["profile"]} if "profile" in options else {})}
+        | {"objective": options.get("objective", "dpo"), "steps": options.get("steps", RECIPE["steps"])}
+        | (_on_gpu(options) if options.get("gpu") else {})
+    )
 
 
 def _on_gpu(options: dict[str, Any]) -> dict[str, Any]:

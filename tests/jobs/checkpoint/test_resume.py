@@ -207,9 +207,9 @@ def _poison(checkpoint: Path, checkpoints: Path) -> None:
 
 def test_what_cannot_be_run_is_bad_input(job: Jobs, tiny: Recipes) -> None:
     run = job("run")
-    assert run.run(tiny(checkpoint__best="eval/beauty")) == [94]
+    assert run.run(tiny(data__train={"path": "/nowhere/rows.json", "format": "trl"})) == [94]
     record = json.loads(run.paths.attempt(1).rank_error(0).read_text())
-    assert record["type"] == "BadInput" and "eval/accuracy" in record["message"]
+    assert record["type"] == "BadInput" and "/nowhere/rows.json: no such file" in record["message"]
     assert "Traceback" not in run.log()
     shutil.rmtree(run.paths.attempts)
 

@@ -92,7 +92,8 @@ def test_files_in_turn(job: Jobs, tiny: Recipes, tmp_path: Path, kind: str, work
     opened = [int(number) for number in (tmp_path / "log").read_text().split()][-8 * 12 :]  # in the last twelve steps
     assert all(len(set(opened[begin : begin + 8])) <= 4 for begin in range(0, len(opened), 8))
     other = job("rows")
-    assert other.run(tiny(**{**changes, "data__shuffle": "rows"})) == [0], other.log()
+    of_rows = {name: value for name, value in changes.items() if "shuffle" not in name}
+    assert other.run(tiny(**of_rows)) == [0], other.log()
     assert other.losses() != whole.losses()
 
 

@@ -116,7 +116,10 @@ def blocks_of_the_page(page: str) -> tuple[str, str]:
     return recipe, code
 
 
-def test_the_objective_of_the_documentation_does_all_that_others_do(recipe: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("goes_on", [False, pytest.param(True, marks=pytest.mark.nightly)])
+def test_the_objective_of_the_documentation_does_all_that_others_do(
+    recipe: Path, tmp_path: Path, goes_on: bool
+) -> None:
     """The copy counts: the file is spoilt once the run is submitted."""
     text, code = blocks_of_the_page("extending.md")
     file = recipe.with_name("my_objective.py")
@@ -136,6 +139,8 @@ def test_the_objective_of_the_documentation_does_all_that_others_do(recipe: Path
     events = wait_for(run, ended)
     assert [event["state"] for event in events if event["event"] == "ended"] == ["done"], run.attempt(1).logs
     assert all(0 < event["confidence"] < 1 for event in events if event["event"] == "step")
+    if not goes_on:
+        return
     done = mmlaunch("resume", run.name, "-s", "steps=5")
     assert done.returncode == 0, done.stderr
     events = wait_for(run, lambda all_of_them: sum(event["event"] == "ended" for event in all_of_them) == 2)
