@@ -201,15 +201,17 @@ class Engine:
     @peers()
     def snapshot(self, folder: Path) -> Files:
         """Trained weights and optimiser state as files in memory, each rank its own part; all ranks together."""
+        # The weights first: while they become a file there are three copies of them, and of the rest there is none yet.
+        weights, written = self._weights(), Files()
+        if weights or self._ranks.first:
+            path = frozen_weights.of_rank(folder / WEIGHTS, self._ranks.rank)
+            written[path] = safetensors.torch.save(weights, metadata=frozen_weights.metadata(self._kept))
+        del weights
         self._files.collected = {}
         self._engine.save_checkpoint(
             str(folder), tag=TAG, client_state={}, save_latest=False, exclude_frozen_parameters=True
         )
-        weights = self._weights()
-        files, self._files.collected = self._files.collected, {}
-        if weights or self._ranks.first:
-            path = frozen_weights.of_rank(folder / WEIGHTS, self._ranks.rank)
-            files[path] = safetensors.torch.save(weights, metadata=frozen_weights.metadata(self._kept))
+        files, self._files.collected = self._files.collected | written, {}
         return files
 
     def load(self, folder: Path) -> None:
