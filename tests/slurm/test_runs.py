@@ -41,7 +41,8 @@ def test_the_time_limit_costs_nothing(small: Path, slurm: SlurmCluster, submit_s
     profile.write_text("signal: {lead: 40s}\n")
     run = submit_stub(small, *LONG, "-s", "resources.time=1m", cluster=str(profile))
     events = wait_for(run, lambda events: any(e["event"] == "resumed" for e in events), seconds=300)
-    assert next(e for e in events if e["event"] == "requeued")["cause"] == "saved"
+    causes = [e["cause"] for e in events if e["event"] == "requeued"]
+    assert causes[-1] == "saved" and set(causes) <= {"saved", "time limit"}  # the latter: a busy machine began too late
     step, saved, done = before_the_resume(events)
     assert step == saved[-1] == done[-1]
     mmlaunch("cancel", "--now", run.name)

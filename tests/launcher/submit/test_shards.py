@@ -127,7 +127,7 @@ def test_a_damaged_definition_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("rows", "says"),
     [
-        ("", r"rows\.jsonl: .*at least one"),
+        ("", r"rows\.jsonl is empty \(0 bytes\)"),
         (
             '{"index": 0, "prompt": "Q", "truths": [], "predictions": ["a"]}\n' * 2,
             "row is twice in this file of predictions: 0",
