@@ -214,9 +214,9 @@ def share_of_node(nodes: Sequence[str], rank: int, count: int) -> list[int]:
     """The blocks of a rank, where each node reads a stretch of its own: so it fetches no more than the files of that.
     `nodes` has the node of each rank; the ranks of one take its blocks in turn."""
     names = list(dict.fromkeys(nodes))
-    mine, ranks = names.index(nodes[rank]), [nodes.count(name) for name in names]
-    begin, end = (count * sum(ranks[:place]) // len(nodes) for place in (mine, mine + 1))
-    return list(range(begin + nodes[:rank].count(nodes[rank]), end, ranks[mine]))
+    place, ranks = names.index(nodes[rank]), [nodes.count(name) for name in names]
+    begin, end = (count * sum(ranks[:number]) // len(nodes) for number in (place, place + 1))
+    return list(range(begin + nodes[:rank].count(nodes[rank]), end, ranks[place]))
 
 
 def _join(context: Context, blocks: Blocks, path: Path) -> str | None:

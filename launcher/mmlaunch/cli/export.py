@@ -64,10 +64,11 @@ def command(
         to = Path("exports") / f"{paths.name}-step-{checkpoint}"
     own = resolved.read(paths.resolved).push_to if push is not None else None
     repository = _repository(own, push) if push is not None else None
-    public = public or (own is not None and own.public)
-    merge_lora = merge_lora or (own is not None and own.merge_lora)
+    changed = merge_lora or no_processor
+    if own is not None:
+        public, merge_lora = public or own.public, merge_lora or own.merge_lora
     if repository is not None and (to / CARD).is_file():
-        if (merge_lora and not (own is not None and own.merge_lora)) or no_processor:
+        if changed:
             raise UserError(f"{to} exists already, and --push sends it as it is; name a new folder with --to")
         _push(to, repository, public)
         return

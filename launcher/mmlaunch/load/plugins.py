@@ -136,23 +136,23 @@ def edited(recipe: Recipe, folders: Folders) -> list[str]:
 
 def origins(recipe: Recipe, folders: Folders) -> dict[str, dict[str, str]]:
     """Of each package that a recipe names: where its copy comes from, or the version that is installed."""
-    found: dict[str, dict[str, str]] = {}
+    origins_of: dict[str, dict[str, str]] = {}
     for package in _packages(recipe, folders):
         if package.copied:
-            found[package.name] = {"copied from": str(package.path)}
+            origins_of[package.name] = {"copied from": str(package.path)}
         elif version := package.version:
-            found[package.name] = {"version": version}
-    return found
+            origins_of[package.name] = {"version": version}
+    return origins_of
 
 
 def _packages(recipe: Recipe, folders: Folders) -> list[Package]:
     """Those that are there: `problems` tells of the others."""
-    found: dict[str, Package] = {}
+    packages_of: dict[str, Package] = {}
     for module in sorted({plugin.module for _, plugin, _ in plugins(recipe) if plugin.module}):
         with suppress(NoModule):
             package = folders.package(module)
-            found[package.name] = package
-    return list(found.values())
+            packages_of[package.name] = package
+    return list(packages_of.values())
 
 
 def _check(plugin: Plugin, source: RewardSource | None, folders: Folders, is_objective: bool) -> None:

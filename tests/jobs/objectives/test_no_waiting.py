@@ -17,7 +17,7 @@ from mmjobs.data.batch import Answers, Batch, collate
 from mmjobs.data.encode import Processor
 from mmjobs.model.build import build
 from mmjobs.objectives import objective_of
-from mmjobs.objectives.objective import NeedsGlobalBatch
+from mmjobs.objectives.objective import NeedsGlobalBatch, ObjectiveOutput
 from mmjobs.objectives.policy import ADVANTAGE, OLD, REFERENCE, VALID, Policy
 from mmjobs.objectives.value import RETURN, VALUE, Value
 from mmlaunch.recipe import Recipe
@@ -91,6 +91,20 @@ OBJECTIVES = {
 }  # fmt: skip
 
 
+def without_waiting(objective: Any, network: Any, batch: Batch) -> ObjectiveOutput:
+    """What it computes forward and backward on the pretended device; nothing of ours waits there."""
+    device = Device()
+    for parameter in network.parameters():
+        device.put(parameter.data)
+    sent = device.send(batch)
+    with device:
+        output: ObjectiveOutput = objective(network, sent)
+        torch.autograd.backward(torch.stack(list(output.losses.values())).sum())
+    own = [wait for wait in device.waits if "/transformers/" not in wait]
+    assert not own, "\n".join(own)
+    return output
+
+
 def share(objective: Any, network: Any, batch: Batch) -> None:
     """Once a step, before its micro-batches: this may wait."""
     if isinstance(objective, NeedsGlobalBatch) and objective.needs_global_batch:
@@ -107,18 +121,11 @@ def test_no_micro_batch_waits_for_its_device(tiny: Callable[..., Recipe], name: 
     answers = ["red", "a blue one"][: 1 if name == "sft" else 2]
     found = [encoded(processor, example(number, answers, image=number != 1), number) for number in range(3)]
     batch = collate(found, built.pixels, built.chat.tokenizer.pad_token_id, packed=packed)
-    objective, device = objective_of(recipe.objective, None, 1.0), Device()
-    for parameter in built.network.parameters():
-        device.put(parameter.data)
+    objective = objective_of(recipe.objective, None, 1.0)
     share(objective, built.network, batch)
     here = objective(built.network, batch)
     share(objective, built.network, batch)
-    sent = device.send(batch)
-    with device:
-        there = objective(built.network, sent)
-        torch.autograd.backward(torch.stack(list(there.losses.values())).sum())
-    own = [wait for wait in device.waits if "/transformers/" not in wait]
-    assert not own, "\n".join(own)
+    there = without_waiting(objective, built.network, batch)
     for unit, loss in here.losses.items():
         assert torch.equal(there.losses[unit], loss)
 
@@ -135,12 +142,4 @@ def test_learning_from_rollouts_does_not_wait_either(tiny: Callable[..., Recipe]
     names = [RETURN, VALUE, VALID] if method == "ppo" else [OLD, REFERENCE, ADVANTAGE, VALID]
     values = {name: torch.rand(len(batch.loss_places)) for name in names}
     batch = replace(batch, token_values=values | {VALID: torch.ones(len(batch.loss_places))})
-    objective, device = Value(0.2) if method == "ppo" else Policy(reinforcement), Device()
-    for parameter in built.network.parameters():
-        device.put(parameter.data)
-    sent = device.send(batch)
-    with device:
-        output = objective(built.network, sent)
-        torch.autograd.backward(torch.stack(list(output.losses.values())).sum())
-    own = [wait for wait in device.waits if "/transformers/" not in wait]
-    assert not own, "\n".join(own)
+    without_waiting(Value(0.2) if method == "ppo" else Policy(reinforcement), built.network, batch)
