@@ -47,6 +47,7 @@ class Fault(Enum):
     KILLED = "killed"  # before the first step, by signal 9
     SLOW_SAVE = "slow save"  # the checkpoint before a requeue takes longer than any grace
     DEAF = "deaf"  # no signal is seen
+    SLOW_IMPORT = "slow import"  # the ranks do not listen for a while
     SICK_NODE = "sick node"  # node1 is unfit
 
 
@@ -268,6 +269,9 @@ class Job:
 def run(run_dir: str) -> dict[str, Any]:
     """This rank's part of one attempt. Returns when the run is finished; every other end is a `SystemExit`."""
     fault = Fault(os.environ["STUB_FAULT"]) if os.environ.get("STUB_FAULT") else None
+    if fault is Fault.SLOW_IMPORT and os.environ["MMLAUNCH_ATTEMPT"] == "1":
+        print("the imports take long", flush=True)
+        time.sleep(5)
     stop = signals.listen()
     if fault is Fault.DEAF:
         signals.ignore_signals()

@@ -41,8 +41,9 @@ def test_the_time_limit_costs_nothing(small: Path, slurm: SlurmCluster, submit_s
     profile.write_text("signal: {lead: 40s}\n")
     run = submit_stub(small, *LONG, "-s", "resources.time=1m", cluster=str(profile))
     events = wait_for(run, lambda events: any(e["event"] == "resumed" for e in events), seconds=300)
-    causes = [e["cause"] for e in events if e["event"] == "requeued"]
-    assert causes[-1] == "saved" and set(causes) <= {"saved", "time limit"}  # the latter: a busy machine began too late
+    causes = requeues(events)
+    story = [e for e in events if e["event"] in ("signal", "failed", "requeued", "resumed")]
+    assert "saved" in causes and set(causes) <= {"saved", "time limit"}, story  # the latter: before Python has begun
     step, saved, done = before_the_resume(events)
     assert step == saved[-1] == done[-1]
     mmlaunch("cancel", "--now", run.name)

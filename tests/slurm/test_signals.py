@@ -13,6 +13,8 @@ from tests.slurm.cluster import SlurmCluster
 from tests.slurm.jobs import LONG, PAIR, UNBROKEN, check_nothing_lost, finished, job_of, ranks, requeues
 from tests.stub_job import Fault
 
+from mmlaunch.run import ledger
+
 
 def test_only_the_task_of_one_rank(small: Path, slurm: SlurmCluster, submit_stub: SubmitStub) -> None:
     """As proctrack/cgroup does it: no other process of the step is told. One rank is enough, they all agree."""
@@ -30,6 +32,25 @@ def test_only_the_batch_shell(small: Path, slurm: SlurmCluster, submit_stub: Sub
     run = submit_stub(small, *PAIR, cluster="slurm")
     slurm.run("scancel", "--batch", "--signal=USR1", job_of(wait_for(run, saved_at(12))))
     check_nothing_lost(finished(run), UNBROKEN, "saved")
+
+
+@pytest.mark.parametrize("name", ["USR1", "TERM"])
+def test_only_the_ranks(small: Path, slurm: SlurmCluster, submit_stub: SubmitStub, name: str) -> None:
+    """As `--signal` does it, with the name that a cluster profile gives (`signal.name`)."""
+    run = submit_stub(small, *PAIR, cluster="slurm")
+    slurm.run("scancel", f"--signal={name}", job_of(wait_for(run, saved_at(12))))
+    check_nothing_lost(finished(run), UNBROKEN, "saved")
+
+
+def test_before_the_ranks_listen(small: Path, slurm: SlurmCluster, submit_stub: SubmitStub) -> None:
+    """Until then submitit's handlers are there, which would requeue the job themselves, or end its first rank."""
+    run = submit_stub(small, *PAIR, cluster="slurm", fault=Fault.SLOW_IMPORT)
+    logs = [run.attempt(1).rank_log(rank) for rank in (0, 1)]
+    wait_for(run, lambda _: all(log.exists() and "the imports take long" in log.read_text() for log in logs))
+    slurm.run("scancel", "--signal=USR2", job_of(list(ledger.read(run.events))))
+    events = finished(run)
+    assert events[-1]["state"] == "done" and losses(events) == UNBROKEN and requeues(events) == ["saved"]
+    assert next(e for e in events if e["event"] == "signal")["name"] == "SIGUSR2"
 
 
 @pytest.mark.nightly  # half a minute

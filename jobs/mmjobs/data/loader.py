@@ -156,5 +156,6 @@ def begin_worker(number: int) -> None:
     """A worker ends when it is told to, and with its rank; only the rank answers signals with a checkpoint."""
     end_with_parent()
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+    for number in (signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
     torch.set_num_threads(1)

@@ -9,6 +9,8 @@ import time
 from dataclasses import dataclass
 from types import FrameType
 
+from mmlaunch.run.exits import WARNINGS
+
 
 @dataclass
 class StopRequest:
@@ -34,8 +36,8 @@ def name_of(number: int) -> str:
 
 def ignore_signals() -> None:
     """From here on this process only ends: a late signal must not change its exit code."""
-    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for number in WARNINGS:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def listen() -> StopRequest:
@@ -46,6 +48,7 @@ def listen() -> StopRequest:
     faulthandler.register(signal.SIGQUIT, all_threads=True)
     deadline = os.environ.get("MMLAUNCH_DEADLINE")
     stop = StopRequest(float(deadline) if deadline else None, float(os.environ.get("MMLAUNCH_LEAD") or 60))
-    signal.signal(signal.SIGUSR2, stop.handle)
-    signal.signal(signal.SIGTERM, stop.handle)
+    for number in WARNINGS:
+        signal.signal(number, stop.handle)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, WARNINGS)  # which `schedulers.rank` has held back until now
     return stop

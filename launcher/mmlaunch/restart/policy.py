@@ -13,7 +13,7 @@ from mmlaunch.recipe.resources import Restarts
 from mmlaunch.restart import causes, log_patterns
 from mmlaunch.restart.causes import CANCELLED, CRASH, DONE, HANG, NODE, PREEMPTED, PROGRAM, SAVED, TIME_LIMIT
 from mmlaunch.run.error_record import ErrorRecord, errors
-from mmlaunch.run.exits import PEER_LOST, JobExit
+from mmlaunch.run.exits import PEER_LOST, WARNINGS, JobExit
 from mmlaunch.run.heartbeats import straggler
 from mmlaunch.run.ledger import Event, kind_of
 from mmlaunch.run.paths import AttemptPaths
@@ -23,7 +23,6 @@ _LONGEST_PAUSE_IN_JOB = 120  # seconds for which nodes may stand idle
 _RANK = re.compile(r"^rank \d+(?: \([^)]*\))?")
 _BY_SIGNAL = ("Killed", "Segmentation fault", "Bus error", "Illegal instruction", "Floating point exception")
 """How srun says that a task was ended by a signal that no program sends itself; the errors of others follow from it."""
-_WARNINGS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM)  # how time limits and preemption announce themselves
 
 
 @dataclass(frozen=True)
@@ -118,7 +117,7 @@ def _of_logs(exit_code: int, attempt: AttemptPaths, trained: bool | None) -> Ite
     evidence = log_patterns.weigh(attempt, trained)
     if evidence is None:
         return
-    told_to_end = exit_code - 128 in _WARNINGS and "Exited with exit code" not in log_patterns.first_end(attempt)[1]
+    told_to_end = exit_code - 128 in WARNINGS and "Exited with exit code" not in log_patterns.first_end(attempt)[1]
     weak = evidence.cause == CRASH or (evidence.cause == PROGRAM and trained)
     if not (weak and told_to_end):  # ranks that are told to end may raise anything
         node = evidence.node if evidence.cause == NODE else ""
@@ -136,7 +135,7 @@ def _from_exit_code(exit_code: int, attempt: AttemptPaths, trained: bool | None)
     if number == signal.SIGKILL or how == "Killed":
         what = "a rank was killed (signal 9): by hand, or by the system for lack of memory"
         return Ending(CRASH, exit_code, f"{what}; {task}" if how == "Killed" else what)
-    if number in _WARNINGS and not how.startswith(_BY_SIGNAL):
+    if number in WARNINGS and not how.startswith(_BY_SIGNAL):
         return Ending(TIME_LIMIT, exit_code, f"signal {number} came before a rank could save")
     if number or how.startswith(_BY_SIGNAL):
         what = f"a rank was ended by signal {number}" if number else "a rank was ended by a signal"

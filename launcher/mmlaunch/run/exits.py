@@ -1,8 +1,12 @@
-"""The exit codes by which a job tells the restart policy how it ended."""
+"""How a job is told to end, and the exit codes by which it tells the restart policy how it ended."""
 
 from __future__ import annotations
 
+import signal
 from enum import IntEnum
+
+WARNINGS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM)
+"""The signals by which time limits and preemption announce themselves."""
 
 CANCELLED = 130
 """The exit code of a cancelled run, as after Ctrl-C."""

@@ -27,6 +27,7 @@ from mmlaunch.errors import BadInput
 from mmlaunch.recipe import Recipe, resolved
 from mmlaunch.recipe.engine import Engine
 from mmlaunch.recipe.reinforcement import Reinforcement
+from mmlaunch.run.exits import WARNINGS
 from mmlaunch.run.files import publish
 from mmlaunch.run.paths import SERVED, RunPaths
 
@@ -180,7 +181,7 @@ def _own_host() -> str:
 def main() -> int:
     """Supervise one server; signals are for the ranks, which still need it."""
     end_with_parent()
-    for one in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+    for one in WARNINGS:
         signal.signal(one, signal.SIG_IGN)
     number = int(sys.argv[2] if len(sys.argv) > 2 else os.environ.get("SLURM_PROCID", "0"))
     return Supervisor(RunPaths(Path(sys.argv[1])), number, int(os.environ["MMLAUNCH_ATTEMPT"])).run()

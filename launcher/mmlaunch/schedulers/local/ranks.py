@@ -16,7 +16,7 @@ from types import FrameType
 
 from submitit.local.local import Controller
 
-from mmlaunch.run.exits import TIMED_OUT, JobExit
+from mmlaunch.run.exits import TIMED_OUT, WARNINGS, JobExit
 from mmlaunch.run.paths import AttemptPaths
 from mmlaunch.schedulers.process import die_with_parent
 
@@ -33,7 +33,7 @@ class Ranks(Controller):
         self.attempt = attempt
         self.command = command
         self.pid = os.environ["SUBMITIT_LOCAL_JOB_ID"]  # the batch script's: the job's number over all attempts
-        for number in (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT):
+        for number in (*WARNINGS, signal.SIGINT):
             signal.signal(number, self._forward)
 
     def _forward(self, number: int, frame: FrameType | None) -> None:
