@@ -29,7 +29,7 @@ first-run: $(VENV)/.train
 test: $(VENV)/.test slurm browser
 	$(MAKE) --no-print-directory -j 2 checks tests
 
-test-all: $(VENV)/.test slurm browser
+test-all: $(VENV)/.test $(VENV)/liger slurm browser
 	$(MAKE) --no-print-directory -j 2 checks all-tests
 
 tests:
@@ -65,6 +65,11 @@ $(VENV)/.train: setup.cfg pyproject.toml .ci/constraints.txt
 
 $(VENV)/.test: $(VENV)/.train
 	$(PIP) install -c .ci/constraints.txt -e '.[train,test]'
+	touch $@
+
+# Liger's kernels, which Triton interprets on a CPU; outside of the environment, whose torch would find Triton there.
+$(VENV)/liger: $(VENV)/.test
+	$(PIP) install --no-deps --upgrade --target $@ liger-kernel==0.8.5 triton==3.9.0
 	touch $@
 
 # The tests run a real Slurm, and a real sshd, where they can: installed by apt, when this user may.

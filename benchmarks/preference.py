@@ -134,6 +134,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--only", nargs="*", default=[""], help="rows whose name has one of these words")
     parser.add_argument("--toy", action="store_true", help="the rows of a GPU with few weights, wherever this is")
+    parser.add_argument("--liger", action="store_true", help="on a GPU: ours with model.liger, where it is installed")
     parser.add_argument("--profiles", type=Path, default=Path("profiles"), help="a folder for the profiles of a GPU")
     given = parser.parse_args()
     gpu = shutil.which("nvidia-smi") is not None
@@ -145,7 +146,7 @@ def main() -> None:
     if gpu or given.toy:
         print(f"`python -m benchmarks.preference`, {where}\n")
         with tempfile.TemporaryDirectory() as folder:
-            preference_gpu.compare(Path(folder), given.profiles, given.toy, given.only)
+            preference_gpu.compare(Path(folder), given.profiles, given.toy, given.only, given.liger)
         return
     os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}  # of both
     print(f"`python -m benchmarks.preference --rounds {given.rounds}`, {where}, one of {os.cpu_count()} cores\n")

@@ -7,7 +7,7 @@ by side, so each turn (A B B A) is a process of its own, which warms up for thre
 ones, with the device synchronised at both ends; its row is printed when it ends. Ours is then profiled for three steps:
 its kernels by time, and how long the device waited, are written into a folder. Useful arithmetic is counted once, for
 ours (`mmjobs.metrics.mfu`), and the peer does the same work: its share of the peak is what its own speed makes of it.
-`--toy` runs the same rows with few weights; without TRL, ours are run alone.
+`--toy` runs the same rows with few weights; without TRL, ours are run alone; with `--liger` ours has Liger's layers.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def has_peer() -> bool:
     return importlib.util.find_spec("trl") is not None
 
 
-def compare(folder: Path, profiles: Path, toy: bool, only: list[str]) -> None:
+def compare(folder: Path, profiles: Path, toy: bool, only: list[str], liger: bool = False) -> None:
     """Print a row for each turn of each regime, and how the best of both compare."""
     data = folder / "data"
     data.mkdir()
@@ -89,7 +89,8 @@ def compare(folder: Path, profiles: Path, toy: bool, only: list[str]) -> None:
             continue
         best: dict[str, Turn] = {}
         for number, pair in enumerate(zip(regime.ours, regime.theirs, strict=True)):
-            turns = [(ours, pair[0])] if alone else [(ours, pair[0]), (theirs, pair[1])]
+            mine = (ours, pair[0] | {"liger": liger})
+            turns = [mine] if alone else [mine, (theirs, pair[1])]
             for trainer, options in turns[:: -1 if number % 2 else 1]:
                 if (said := _row(folder, profiles, name, trainer, regime.both | options, data, toy)) is not None:
                     known = best.get(trainer.__name__)
@@ -102,7 +103,9 @@ def _row(
     folder: Path, profiles: Path, regime: str, trainer: Trainer, options: dict[str, Any], data: Path, toy: bool
 ) -> Turn | None:
     """Run one process and print its row; None where it does not fit."""
-    shown = ", ".join(f"{key} {options[key]}" for key in ("pairs", "tokens", "checkpointing") if key in options)
+    shown = ", ".join(
+        f"{key} {options[key]}" for key in ("pairs", "tokens", "checkpointing", "liger") if options.get(key)
+    )
     start = f"| {regime} | {'mmlaunch' if trainer is ours else 'TRL'} | {shown} |"
     own = folder / f"{trainer.__name__}-{len(list(folder.iterdir()))}"
     try:

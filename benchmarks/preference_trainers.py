@@ -136,6 +136,7 @@ def recipe_for(data: Path, options: dict[str, Any]) -> dict[str, Any]:
     lora = LORA | {"rank": options.get("rank", LORA["rank"])}
     changed = {"pretrained": str(data / "model"), "train": train, **({"lora": lora} if options.get("lora") else {})}
     changed["activation_checkpointing"] = "on" if options.get("checkpointing") else "off"
+    changed["liger"] = bool(options.get("liger"))
     source = {"path": str(data / "rows.jsonl"), "format": "trl", "images": str(data)}
     pairs, tokens = options.get("pairs", PAIRS), options.get("tokens", RECIPE["batch"]["tokens_per_gpu"])
     batch = {"global": pairs, "micro": pairs} if options.get("rows") else {"global": pairs, "tokens_per_gpu": tokens}

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from mmjobs.data.chat import OWN, Chat, own_template
 from mmjobs.data.images.preprocess import Pixels
-from mmjobs.model import adapters, assemble, heads, last_layer, log_probs, parts, pretrained, trees, weights
+from mmjobs.model import adapters, assemble, heads, last_layer, liger, log_probs, parts, pretrained, trees, weights
 from mmlaunch.errors import BadInput
 from mmlaunch.recipe.model import Model
 
@@ -87,6 +87,8 @@ def skeleton(model: Model, precision: str, empty: bool) -> BuiltModel:
     make = pretrained.load if model.pretrained else assemble.assemble
     built = BuiltModel(*make(model, precision, empty))
     _check_layers(built.network)
+    if model.liger:
+        liger.use(built.network)
     trees.use(built.network)
     log_probs.use(built.network)
     last_layer.use(built.network)

@@ -246,6 +246,7 @@ class Model(Section):
         "language_model": "language", "lm": "language", "model_name_or_path": "pretrained", "path": "pretrained",
         "name": "pretrained", "vis_proj": "projector", "gradient_checkpointing": "activation_checkpointing",
         "freeze": "train", "peft": "lora", "template": "chat_template", "dtype": "weights",
+        "use_liger_kernel": "liger", "enable_liger_kernel": "liger", "use_liger": "liger",
     }  # fmt: skip
 
     TRAINED: ClassVar[tuple[str, ...]] = ("init_from",)
@@ -278,6 +279,8 @@ class Model(Section):
     """Whether code that a checkpoint ships may run on your machine."""
     dropout: Share = 0.0
     """Dropout of the language model's attention weights."""
+    liger: bool = False
+    """Liger's kernels for the norms and MLPs of the language model, on a GPU; needs mmlaunch[liger]."""
 
     @property
     def learnt_in_full(self) -> list[str]:

@@ -51,7 +51,7 @@ TABLE: Table = {
     "min_dynamic_patch": Nothing(_MODEL),
     "normalize_type": Nothing(_MODEL),
     "use_fast_tokenizer": Nothing("the tokenizer of the converted model"),
-    "use_liger": Nothing("the logits of a whole batch never exist here"),
+    "use_liger": To("model.liger", bool),
     "use_custom_trainer": Nothing("optim.lrs gives single parts rates of their own"),
     "min_num_frame": Nothing("videos are not read"),
     "max_num_frame": Nothing("videos are not read"),

@@ -54,7 +54,7 @@ TABLE: Table = {
     "interleave_probs": Nothing("the sources of data.train are mixed by their rows; repeat weighs them"),
     "tokenized_path": Nothing("what is known of the data is kept in the run"),
     "flash_attn": Nothing("mmlaunch has its own packed attention"),
-    "enable_liger_kernel": Nothing("the logits of a whole batch never exist here"),
+    "enable_liger_kernel": To("model.liger", bool),
     "use_unsloth": Nothing("mmlaunch has its own packed attention and chunked logits"),
     "use_galore": Nothing("AdamW is the only optimiser"),
     "use_badam": Nothing("AdamW is the only optimiser"),

@@ -74,7 +74,7 @@ TABLE: Table = {
     "logging_first_step": Nothing("the first step is always logged"),
     "logging_strategy": Nothing("log.every: 10"),
     "attn_implementation": Nothing("mmlaunch has its own packed attention"),
-    "use_liger_kernel": Nothing("the logits of a whole batch never exist here"),
+    "use_liger_kernel": To("model.liger", bool),
     "torch_compile": Nothing("models are not compiled"),
     "tf32": Nothing("matrices are multiplied in the precision of the recipe"),
     "neftune_noise_alpha": Nothing("noise in embeddings is not offered"),
