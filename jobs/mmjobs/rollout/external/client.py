@@ -94,10 +94,15 @@ class Client:
             address = self.address()
             if address is not None and address.starts > self._asked:
                 return True
-            if address is not None and address.failed:
+            if self.given_up():
                 return False
             time.sleep(LOOK / 5)
         return False
+
+    def given_up(self) -> bool:
+        """Whether it is not started any more."""
+        address = self.address()
+        return address is not None and bool(address.failed)
 
     def load(self, request: Load) -> Loaded:
         """Have it take weights."""

@@ -54,9 +54,9 @@ class Servers:
 
     def _revive(self, client: Client, error: ServerLost) -> None:
         """Wait for whoever watches over a server to start it again."""
-        if not client.started_again(GRACE):
+        if not client.started_again(GRACE) and not client.given_up():
             raise error
-        client.wait(self._engine.start)
+        client.wait(self._engine.start)  # which says why it is not started any more, if it is not
         self._load(client)
 
     def _load(self, client: Client) -> None:
