@@ -57,6 +57,10 @@ class TooManyFailed(BadInput):
     """Most rows of a shard fail, and more than the task allows."""
 
 
+class PluginFailed(BadInput):
+    """Code of the user's own, which a recipe names, cannot be loaded or raises an error."""
+
+
 @dataclass(frozen=True)
 class Problem:
     """One mistake: where in the recipe, what is wrong, and what would be right."""

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import sys
-import traceback
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NoReturn
 
@@ -15,16 +12,10 @@ from torch import nn
 
 from mmjobs.data.batch import Batch
 from mmjobs.objectives.objective import ObjectiveOutput, Reference, Statistics, Units
-from mmlaunch.errors import BadInput
+from mmlaunch.errors import BadInput, PluginFailed
 from mmlaunch.recipe.custom import Custom as Settings
 from mmlaunch.run import plugins
 
-_BUGS = (
-    ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, NameError, NotImplementedError,
-    RecursionError, TypeError, ValueError,
-)  # fmt: skip
-"""Errors of a program, which come again in every attempt. Those of a device or a peer keep their type: the restart
-policy knows them."""
 _SAME = 1e-3
 _STATEFUL = ("state", "restore", "update")
 _RIGHT = "return ObjectiveOutput(losses={unit: sum}, example_losses=..., metrics={name: (sum, count)})"
@@ -35,13 +26,15 @@ def custom(settings: Settings, reference: Reference | None) -> CustomObjective:
     plugin, name = settings.plugin, settings.plugin.written
     kind = plugins.load(plugin.file, plugin.module, plugin.name)
     if not callable(kind):
-        raise BadInput(f"{name} is no class; write class {plugin.name}")
-    with _named(name, kind):
+        raise PluginFailed(f"{name} is no class; write class {plugin.name}")
+    with plugins.named(name, kind):
         own = kind(settings, _always(reference) if settings.uses_reference else None)
     remembers = [method for method in _STATEFUL if callable(getattr(own, method, None))]
     if remembers and len(remembers) < len(_STATEFUL):
         missing = next(method for method in _STATEFUL if method not in remembers)
-        raise BadInput(f"{name} has {' and '.join(remembers)}, but no {missing}; write {', '.join(_STATEFUL)}, or none")
+        raise PluginFailed(
+            f"{name} has {' and '.join(remembers)}, but no {missing}; write {', '.join(_STATEFUL)}, or none"
+        )
     return (StatefulCustomObjective if remembers else CustomObjective)(own, settings)
 
 
@@ -66,10 +59,12 @@ class CustomObjective:
         for method in ("units", "__call__"):
             if not callable(getattr(own, method, None)):
                 arguments = "self, batch" if method == "units" else "self, network, batch"
-                raise BadInput(f"{self._name} has no {method}; write def {method}({arguments})")
+                raise PluginFailed(f"{self._name} has no {method}; write def {method}({arguments})")
         self.over = self._names("over")
         if not self.over:
-            raise BadInput(f'{self._name}: over is empty; name what its losses are averaged over: over = ("tokens",)')
+            raise PluginFailed(
+                f'{self._name}: over is empty; name what its losses are averaged over: over = ("tokens",)'
+            )
         self.metrics = self._names("metrics")
         self._looks_at_first = len(self.over) == 1
         self.needs_global_batch = bool(getattr(own, "needs_global_batch", False))
@@ -83,19 +78,19 @@ class CustomObjective:
         if not isinstance(names, (tuple, list)) or not all(isinstance(name, str) for name in names):
             example = '("tokens",)' if attribute == "over" else '("accuracy",), or ()'
             right = f"write {attribute} = {example}"
-            raise BadInput(f"{self._name}: {attribute} is {names!r}, and no tuple of names; {right}")
+            raise PluginFailed(f"{self._name}: {attribute} is {names!r}, and no tuple of names; {right}")
         return tuple(names)
 
     def units(self, batch: Batch) -> Units:
-        with _named(self._name, self._own):
+        with plugins.named(self._name, self._own):
             units = self._own.units(batch)
         if not isinstance(units, Mapping) or set(units) != set(self.over):
             self._refuse("units", units, f"return a number for each of {', '.join(self.over)}, in a dict")
-        with _named(self._name, self._own):
+        with plugins.named(self._name, self._own):
             return {unit: float(units[unit]) for unit in self.over}
 
     def __call__(self, network: nn.Module, batch: Batch) -> ObjectiveOutput:
-        with _named(self._name, self._own):
+        with plugins.named(self._name, self._own):
             output = self._own(network, batch)
         if not isinstance(output, ObjectiveOutput):
             self._refuse("__call__", output, _RIGHT)
@@ -126,35 +121,35 @@ class CustomObjective:
         for what, count in {**self.units(batch), "examples": float(len(batch))}.items():
             if count > 1 and whole and abs(loss * count - whole) < _SAME * abs(whole):
                 right = "return the sum: the learner divides by the units of the whole global batch"
-                raise BadInput(f"{self._name}: the loss is a mean over {what} ({loss:.4g} of {whole:.4g}); {right}")
+                raise PluginFailed(f"{self._name}: the loss is a mean over {what} ({loss:.4g} of {whole:.4g}); {right}")
 
     def summary(self, means: dict[str, float]) -> dict[str, float]:
         if not hasattr(self._own, "summary"):
             return means
-        with _named(self._name, self._own):
+        with plugins.named(self._name, self._own):
             shown = self._own.summary(means)
         if not isinstance(shown, dict) or "loss" not in shown:
             self._refuse("summary", shown, "return the means that are shown, loss among them")
         return dict(shown)
 
     def statistics(self, network: nn.Module, batch: Batch) -> Statistics:
-        with _named(self._name, self._own):
+        with plugins.named(self._name, self._own):
             statistics: Statistics = self._own.statistics(network, batch)
         return statistics
 
     def set_global_batch(self, statistics: Sequence[Sequence[Statistics]], rank: int) -> None:
-        with _named(self._name, self._own):
+        with plugins.named(self._name, self._own):
             self._own.set_global_batch(statistics, rank)
 
     def _refuse(self, what: str, value: Any, right: str) -> NoReturn:
-        raise BadInput(f"{self._name}: {what} is {_shown(value)}; {right}")
+        raise PluginFailed(f"{self._name}: {what} is {_shown(value)}; {right}")
 
 
 class StatefulCustomObjective(CustomObjective):
     """One that remembers something from step to step. Of others nobody reads sums after every step."""
 
     def state(self) -> dict[str, Any]:
-        with _named(self._name, self._own):
+        with plugins.named(self._name, self._own):
             state = self._own.state()
         try:
             kept: dict[str, Any] = dict(json.loads(json.dumps(state)))
@@ -165,31 +160,12 @@ class StatefulCustomObjective(CustomObjective):
     def restore(self, state: dict[str, Any]) -> None:
         if not state:  # the run has gone on with this objective, after one that remembered nothing
             return
-        with _named(self._name, self._own):
+        with plugins.named(self._name, self._own):
             self._own.restore(state)
 
     def update(self, sums: dict[str, tuple[float, float]]) -> None:
-        with _named(self._name, self._own):
+        with plugins.named(self._name, self._own):
             self._own.update(sums)
-
-
-@contextmanager
-def _named(name: str, own: Any) -> Iterator[None]:
-    """Errors of the user's code name its plugin, and the last line there that was run."""
-    try:
-        yield
-    except _BUGS as error:
-        raise BadInput(f"{name} failed{_line(error, own)}: {type(error).__name__}: {error}") from error
-    except RuntimeError as error:
-        if type(error) is RuntimeError:  # such as sizes of tensors that do not match
-            error.args = (f"{error} ({name}{_line(error, own)})",)
-        raise
-
-
-def _line(error: BaseException, own: Any) -> str:
-    file = getattr(sys.modules.get(getattr(own, "__module__", "")), "__file__", None)
-    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
-    return f" in line {lines[-1]}" if lines else ""
 
 
 def _is_number(value: Any) -> bool:

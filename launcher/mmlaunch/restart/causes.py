@@ -142,6 +142,14 @@ TABLE: tuple[Cause, ...] = (
         ),
     ),
     Cause(
+        "plugin",
+        budget="final",
+        why="Code of your own, which the recipe names, failed",
+        final="it would fail again: the run keeps its copy of this code",
+        next="mend a copy of that file, then mmlaunch resume {run} -s FIELD=THE_COPY.py:NAME; or mmlaunch submit",
+        error_types=("PluginFailed",),
+    ),
+    Cause(
         "import",
         budget="final",
         why="The code could not be imported",

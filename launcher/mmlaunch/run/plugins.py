@@ -6,28 +6,56 @@ import importlib
 import importlib.util
 import os
 import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from mmlaunch.errors import BadInput
+from mmlaunch.errors import PluginFailed
 from mmlaunch.run.paths import RunPaths
 
+_BUGS = (
+    ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, NameError, NotImplementedError,
+    RecursionError, TypeError, ValueError,
+)  # fmt: skip
+"""Errors of a program, which come again in every attempt. Those of a device or a peer keep their type: the restart
+policy knows them."""
 RUN, BESIDE = "MMLAUNCH_RUN", "MMLAUNCH_RECIPE_FOLDER"
 """Variables of the environment: the run that a process belongs to; without one, the folder of the recipe."""
 
 
 def load(file: str | None, module: str | None, name: str) -> Any:
-    """What `file.py:name` or `module:name` of a recipe means; raises `BadInput` where it cannot be loaded."""
+    """What `file.py:name` or `module:name` of a recipe means; raises `PluginFailed` where it cannot be loaded."""
     written = f"{file or module}:{name}"
     _prefer_own(module)
     try:
         loaded = module_of(_file(file)) if file is not None else importlib.import_module(str(module))
     except Exception as error:  # the user's own code may raise anything when it is imported
-        raise BadInput(f"{written} cannot be loaded: {type(error).__name__}: {error}") from error
+        raise PluginFailed(f"{written} cannot be loaded: {type(error).__name__}: {error}") from error
     if not hasattr(loaded, name):
-        raise BadInput(f"{written}: {file or module} defines no {name}")
+        raise PluginFailed(f"{written}: {file or module} defines no {name}")
     return getattr(loaded, name)
+
+
+@contextmanager
+def named(written: str, own: Any) -> Iterator[None]:
+    """In this context errors of the user's code name its plugin, and the last line there that was run."""
+    try:
+        yield
+    except _BUGS as error:
+        raise PluginFailed(f"{written} failed{_line(error, own)}: {type(error).__name__}: {error}") from error
+    except RuntimeError as error:
+        if type(error) is RuntimeError:  # such as sizes of tensors that do not match
+            error.args = (f"{error} ({written}{_line(error, own)})",)
+        raise
+
+
+def _line(error: BaseException, own: Any) -> str:
+    file = getattr(sys.modules.get(getattr(own, "__module__", "")), "__file__", None)
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
+    return f" in line {lines[-1]}" if lines else ""
 
 
 def source_in(folder: Path, module: str) -> Path | None:

@@ -17,6 +17,7 @@ from mmjobs.tasks.export import export
 from mmlaunch.errors import BadInput
 from mmlaunch.recipe import Recipe
 from mmlaunch.recipe.custom import Custom
+from mmlaunch.restart import policy
 from mmlaunch.run import plugins
 
 Jobs = Callable[[str], Any]
@@ -224,10 +225,20 @@ def test_mistakes_end_the_run_and_name_the_plugin(job: Jobs, tiny: Recipes) -> N
     record = json.loads(run.paths.attempt(1).rank_error(0).read_text())
     line = LIKE_SFT.splitlines().index("        log_probs = answer_token_log_probs(network, batch)") + 2
     assert record["message"].startswith(f"{FILE}:Same failed in line {line}: AttributeError: 'Same' object has no")
+    assert record["type"] == "PluginFailed" and policy.classify(94, run.paths.attempt(1), []).cause == "plugin"
     wrong = keep(job("wrong"), LIKE_SFT.replace("losses.sum()", "losses"))
     assert wrong.run(tiny(objective=f"{FILE}:Same")) == [94]
     message = json.loads(wrong.paths.attempt(1).rank_error(0).read_text())["message"]
     assert re.search(r"losses\['tokens'\] is a tensor of shape \[\d+\]; return the sum over the batch", message)
+
+
+def test_a_term_that_fails_is_named(job: Jobs, tiny: Recipes) -> None:
+    run = keep(
+        job("run"), "def softer(pairs, settings):\n    return settings.options['heat'] * pairs.chosen.log_ratio\n"
+    )
+    assert run.run(tiny(objective={"method": "dpo", "terms": {f"{FILE}:softer": 1.0}})) == [94], run.log()
+    record = json.loads(run.paths.attempt(1).rank_error(0).read_text())
+    assert (record["type"], record["message"]) == ("PluginFailed", f"{FILE}:softer failed in line 2: KeyError: 'heat'")
 
 
 def test_a_mean_is_refused(job: Jobs, tiny: Recipes) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import torch
@@ -45,4 +45,12 @@ def own_term(plugin: Plugin) -> RegisteredTerm:
     """A function of the user's own. It may carry the mark; without it, it gives one loss for each pair: [N]."""
     function = plugins.load(plugin.file, plugin.module, plugin.name)
     marked = REGISTERED.get(plugin.name)
-    return marked if marked is not None and marked.loss is function else RegisteredTerm(function, False, False)
+
+    def loss(pairs: PolicyVsReference, options: Any) -> torch.Tensor:
+        with plugins.named(plugin.written, function):
+            values: torch.Tensor = function(pairs, options)
+            return values
+
+    if marked is not None and marked.loss is function:
+        return replace(marked, loss=loss)
+    return RegisteredTerm(loss, False, False)
