@@ -64,24 +64,35 @@ def _with(section: Any, path: list[str], value: Any) -> Any:
 
 
 def _changes(recipe: Recipe) -> Iterator[Change]:
-    """Changes that save memory, the cheapest first: a higher ZeRO stage, checkpointing, offloading, then LoRA."""
+    """Changes that save memory, the cheapest first: a higher ZeRO stage, checkpointing, offloading, then LoRA.
+
+    Frozen matrices beside adapters are rounded to 4 bits before they are kept on the CPU: that is far slower.
+    """
     stages: list[Change] = []
     if recipe.trainers.world > 1:
         stages = [{"deepspeed.stage": stage} for stage in range(recipe.deepspeed.stage + 1, 4)]
     on = [_ON] if recipe.model.activation_checkpointing != "on" else []
+    more = on[0] if on else {}
+    with_or_without: list[Change] = [{}, *on]
     yield from stages
     yield from on
     yield from ({**stage, **more} for stage in stages for more in on)
-    offloads: list[Change] = []
+    optimiser: list[Change] = []
     if recipe.deepspeed.offload == "none":
-        offloads.append({"deepspeed.stage": max(2, recipe.deepspeed.stage), "deepspeed.offload": "optimizer"})
+        optimiser = [{"deepspeed.stage": max(2, recipe.deepspeed.stage), "deepspeed.offload": "optimizer"}]
+    rounded: list[Change] = []
+    everything: list[Change] = []
     if recipe.deepspeed.offload != "all":
-        offloads.append({"deepspeed.stage": 3, "deepspeed.offload": "all"})
-    more = on[0] if on else {}
-    yield from ({**offload, **with_on} for offload in offloads for with_on in ([{}, more] if more else [{}]))
+        everything = [{"deepspeed.stage": 3, "deepspeed.offload": "all"}]
+        if recipe.objective.served_by is None:  # no engine serves such weights
+            rounded = [{"model.lora.quantise": "nf4", "deepspeed.stage": min(2, recipe.deepspeed.stage)}]
+    adapters = recipe.model.lora
+    can_round = adapters is not None and adapters.quantise == "none" and not adapters.dora
+    others = [*optimiser, *(rounded if can_round else []), *everything]
+    yield from ({**other, **with_on} for other in others for with_on in with_or_without)
     if recipe.model.train.language == "full":
         # A policy that learns an adapter alone is its own reference without it; otherwise that is a copy.
         lora = _LORA | ({"model.train.projector": "frozen"} if recipe.objective.ROLLOUTS else {})
-        yield from ({**lora, **with_on} for with_on in ([{}, more] if more else [{}]))
-        yield from ({**lora, **stage, **more} for stage in stages)
-        yield from ({**lora, **offload, **more} for offload in offloads)
+        yield from ({**lora, **with_on} for with_on in with_or_without)
+        yield from ({**lora, **stage, **more} for stage in [*stages, *rounded])
+        yield from ({**lora, **offload, **more} for offload in [*optimiser, *everything])

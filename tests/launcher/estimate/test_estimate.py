@@ -230,6 +230,11 @@ def test_advice_takes_the_cheapest_change_that_is_enough() -> None:
     assert "deepspeed.stage=3" in fit(estimate(shipped("ppo_llama3")), 40).change, "frozen models are divided too"
     two = shipped("ppo_llama3", "resources.nodes=1", "resources.gpus_per_node=2")
     assert "model.train.language=lora" in fit(estimate(two), 24).change
+    adapter = ["model.train={language: lora, projector: frozen}", "model.lora={rank: 64}", "deepspeed.offload=all"]
+    large = shipped("dpo_llama3_70b", "resources.nodes=1", "resources.gpus_per_node=1", "deepspeed.stage=3", *adapter)
+    assert fit(estimate(large), 80).fits
+    plain = shipped("dpo_llama3_70b", "resources.nodes=1", "resources.gpus_per_node=1", *adapter[:2])
+    assert "model.lora.quantise=nf4" in fit(estimate(plain), 80).change
 
 
 def test_a_critic_may_be_kept_in_cpu_memory() -> None:
