@@ -13,6 +13,7 @@ import numpy as np
 
 from mmjobs.data.loader import begin_worker
 from mmjobs.data.mixture import Mixture
+from mmjobs.data.parent import FORK
 from mmjobs.data.readers.rows import shards_of
 from mmjobs.data.readers.shards import Shards
 from mmjobs.data.sampler import Numbers
@@ -85,7 +86,7 @@ class FetchAhead:
     def __init__(self, files: StreamedFiles) -> None:
         self._order, self._window = files.order, -1
         receiving, self._sending = multiprocessing.Pipe(duplex=False)
-        process = multiprocessing.Process(target=_work, args=(receiving, files), daemon=True)
+        process = FORK.Process(target=_work, args=(receiving, files), daemon=True)
         process.start()
         receiving.close()
 

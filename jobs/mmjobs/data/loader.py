@@ -19,7 +19,7 @@ from mmjobs.data.encode import Encoded, ImageChange, Processor
 from mmjobs.data.example import BadRow
 from mmjobs.data.images.augment import crop, jpeg
 from mmjobs.data.mixture import Mixture
-from mmjobs.data.parent import end_with_parent
+from mmjobs.data.parent import FORK, end_with_parent
 from mmjobs.data.reference_store import ReferenceStore
 from mmjobs.data.transfer import Packing
 from mmlaunch.errors import BadInput
@@ -116,6 +116,7 @@ def batches(examples: Examples, order: Iterable[list[int]], workers: int) -> Ite
         num_workers=workers,
         collate_fn=Packing(make) if workers else make,
         worker_init_fn=begin_worker,
+        multiprocessing_context=FORK if workers else None,
         generator=torch.Generator(),  # its own: the loader draws a seed, and the run's RNG must not move for it
     )
     results = _named(iter(loader))

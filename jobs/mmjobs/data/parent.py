@@ -1,4 +1,4 @@
-"""How a process that works for a rank ends with it."""
+"""How a process that works for a rank starts, and ends with it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ import ctypes
 import multiprocessing
 import os
 import signal
+
+FORK = multiprocessing.get_context("fork")
+"""Workers share the memory of their rank; Python 3.14 starts them elsewhere, unless it is told."""
 
 
 def end_with_parent(parent: int | None = None) -> None:

@@ -27,6 +27,7 @@ from mmjobs.data.example import BadRow
 from mmjobs.data.formats.registry import parts as parts_of
 from mmjobs.data.loader import begin_worker
 from mmjobs.data.mixture import refuse_bad
+from mmjobs.data.parent import FORK
 from mmjobs.data.readers import streamed
 from mmjobs.data.readers.rows import Part, file_of, is_streamed
 from mmjobs.data.survey import count, fingerprint, read_rows
@@ -199,6 +200,7 @@ def _make(
         numbers = share_of_node(ranks.gather(node()), ranks.rank, len(blocks))
     loader = DataLoader(
         blocks, batch_size=None, sampler=numbers, num_workers=workers, worker_init_fn=begin_worker,
+        multiprocessing_context=FORK if workers else None,
         generator=torch.Generator(),  # its own: a loader draws a seed
     )  # fmt: skip
     for rows in loader:

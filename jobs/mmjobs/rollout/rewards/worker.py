@@ -19,14 +19,13 @@ from typing import Any, BinaryIO
 
 from mmjobs.data.parent import end_with_parent
 from mmjobs.rollout.rewards.call import CannotLoad, Function, last_line
-from mmlaunch.run.exits import WARNINGS
 
 Line = dict[str, Any]
 
 
 def main() -> None:
     end_with_parent(int(sys.argv[1]))
-    for number in (signal.SIGINT, *WARNINGS):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, lambda *_: None)  # they are meant for the rank; programs started from here have their own
     requests, replies = _private_pipes()
     setup = json.loads(requests.readline())
