@@ -194,7 +194,7 @@ class Job:
         if number or late:
             self._write("signal", name=signals.name_of(number) if number else "deadline", step=self.state.step)
             if self.fault is Fault.SLOW_SAVE:
-                time.sleep(60)
+                time.sleep(float(os.environ.get("STUB_SAVE", "60")))
             if self.state.step:
                 self._save()
             self.ranks.gather("leaving")
@@ -262,7 +262,7 @@ class Job:
 
     def _write(self, kind: Any, **fields: Any) -> None:
         if self.ranks.rank == 0:
-            owner.check(self.paths, int(os.environ.get(owner.VARIABLE) or 0))
+            owner.check(self.paths, int(os.environ.get(owner.VARIABLE) or 0), self.attempt)
             ledger.append(self.paths.events, kind, attempt=self.attempt, **fields)
 
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import gc
 import importlib
+import multiprocessing
 import os
+import signal
 import sys
+import threading
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,12 +26,16 @@ from mmlaunch.run.exits import JobExit
 from mmlaunch.run.owner import NotTheOwner
 from mmlaunch.run.paths import RunPaths
 
+_LEAVING = 60.0
+"""Seconds between the last act of a rank and its end, at most."""
+
 
 def run(run_dir: str) -> dict[str, Any]:
     """Run this rank's part of one attempt. Returns when the run is finished; every other end is a `SystemExit`."""
     stop = signals.listen()
     paths, position = RunPaths(Path(run_dir)), Position()
     os.environ[plugins.RUN] = run_dir
+    code: int | None = None
     try:
         with Watchdog(paths, position) as watch:
             with _uncollected():
@@ -36,7 +43,9 @@ def run(run_dir: str) -> dict[str, Any]:
                 from mmjobs.rank.preflight import Unfit  # after the handlers: torch takes seconds
 
             try:
-                return _task(paths, stop, position, watch)
+                result = _task(paths, stop, position, watch)
+                code = int(JobExit.DONE)
+                return result
             except RequeueRequested:
                 code = int(JobExit.AGAIN)
             except Unfit as reason:  # whose record is written
@@ -50,6 +59,7 @@ def run(run_dir: str) -> dict[str, Any]:
         code = _failed(paths, position, error, 1)
     finally:
         signals.ignore_signals()
+        _leave_soon(code)
     _flush()
     raise SystemExit(code)
 
@@ -61,6 +71,18 @@ def _task(paths: RunPaths, stop: signals.StopRequest, position: Position, watch:
         task = importlib.import_module(f"mmjobs.tasks.{recipe.objective.TASK}")
     result: dict[str, Any] = task.run(recipe, paths, stop, position, watch)
     return result
+
+
+def _leave_soon(code: int | None) -> None:
+    """End this process after a while, whatever libraries and threads of theirs still wait for: nobody watches over it
+    any more, and its GPU would be held until the time limit."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch would raise what it sees of the workers' end
+    for worker in multiprocessing.active_children():
+        worker.kill()
+    if code is not None:
+        clock = threading.Timer(_LEAVING, os._exit, (code,))
+        clock.daemon = True
+        clock.start()
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -202,3 +203,31 @@ def test_a_node_whose_daemon_dies_is_named_and_left_out(
     assert [e["node"] for e in events if e["event"] == "excluded"] == ["node2"], events
     (failed,) = [e for e in events if e["event"] == "failed"]
     assert failed["cause"] == "node" and "node2" in failed["evidence"]
+
+
+@pytest.mark.nightly  # three quarters of a minute; the policy's part of it is tested without Slurm
+def test_a_node_whose_ranks_live_on_does_not_end_the_run(
+    small: Path, slurm: SlurmCluster, submit_stub: SubmitStub
+) -> None:
+    """Its srun ends with 0, since it waits for the node no longer. The ranks there write nothing any more."""
+    steps = 3000
+    alone = [*PAIR, "-s", "resources.nodes=1", "-s", "resources.tasks_per_node=2", "-s", f"steps={steps}"]
+    run = submit_stub(small, *alone, cluster="slurm")
+    node = slurm.run("squeue", "-h", "-j", job_of(wait_for(run, saved_at(12))), "-o", "%B").strip()
+    first = ranks(run)
+    slurm.kill(node)
+    slurm.run("scontrol", "update", f"NodeName={node}", "State=DOWN", "Reason=killed")
+    try:
+        events = finished(run)
+        wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in first.values()))
+    finally:
+        for pid in first.values():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        slurm.revive_node(node)
+    assert events[-1]["state"] == "done" and losses(events) == losses_of(steps)
+    assert [e["event"] for e in events].count("ended") == 1
+    (failed,) = [e for e in events if e["event"] == "failed"]
+    assert failed["cause"] == "node" and node in failed["evidence"]
+    later = next(index for index, e in enumerate(events) if e["event"] == "started" and e["attempt"] == 2)
+    assert not [e for e in events[later:] if e.get("attempt") == 1], "the first attempt has gone on writing"

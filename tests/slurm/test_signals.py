@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from tests.conftest import SubmitStub
-from tests.runs import losses, saved_at, wait_for
+from tests.runs import losses, mmlaunch, saved_at, wait_for
 from tests.slurm.cluster import SlurmCluster
 from tests.slurm.jobs import LONG, PAIR, UNBROKEN, check_nothing_lost, finished, job_of, ranks, requeues
 from tests.stub_job import Fault
@@ -73,6 +73,19 @@ def test_preempted_without_the_time_to_save(small: Path, slurm: SlurmCluster, su
     assert requeues(events) == ["preempted"]
     resumed = next(e for e in events if e["event"] == "resumed")["step"]
     assert 0 < resumed <= max(e["step"] for e in events if e["event"] == "step" and e["attempt"] == 1)
+
+
+@pytest.mark.nightly  # a minute and a half, of waiting
+def test_the_time_limit_before_the_end_of_a_save(small: Path, submit_stub: SubmitStub) -> None:
+    """The script ends the ranks before Slurm ends it too, and asks for another attempt."""
+    profile = small.parent / "brisk.yaml"
+    profile.write_text("signal: {lead: 40s}\n")
+    environment = {"STUB_SAVE": "200", "MMLAUNCH_HANG_SECONDS": "900"}
+    options = [*LONG, "-s", "resources.time=1m"]
+    run = submit_stub(small, *options, cluster=str(profile), fault=Fault.SLOW_SAVE, **environment)
+    events = wait_for(run, lambda events: bool(requeues(events)), seconds=300)
+    assert requeues(events) == ["time limit"], events[-3:]
+    mmlaunch("cancel", "--now", run.name)
 
 
 @pytest.mark.nightly  # twenty seconds, of waiting

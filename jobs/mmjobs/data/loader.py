@@ -23,6 +23,7 @@ from mmjobs.data.parent import FORK, end_with_parent
 from mmjobs.data.reference_store import ReferenceStore
 from mmjobs.data.transfer import Packing
 from mmlaunch.errors import BadInput
+from mmlaunch.run.exits import WARNINGS
 
 _MOMENT = 1.0
 """Seconds until the end of a killed worker is known."""
@@ -154,9 +155,9 @@ def _dead(workers: Sequence[BaseProcess]) -> BaseProcess | None:
 
 
 def begin_worker(number: int) -> None:
-    """A worker ends when it is told to, and with its rank; only the rank answers signals with a checkpoint."""
+    """A worker ends with its loader and with its rank. Signals may reach it too, but only the rank answers them, with a
+    checkpoint: torch ends a rank whose worker has gone."""
     end_with_parent()
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    for number in (signal.SIGUSR1, signal.SIGUSR2):
+    for number in WARNINGS:
         signal.signal(number, signal.SIG_IGN)
     torch.set_num_threads(1)

@@ -26,9 +26,9 @@ class EventWriter:
     _told: bool = field(default=False, init=False)
 
     def check_owner(self) -> None:
-        """Raise `NotTheOwner` if the run was submitted again, and another job goes on with it."""
+        """Raise `NotTheOwner` if another job, or another attempt of this one, goes on with the run."""
         if self.first:
-            owner.check(self.paths, self.submission)
+            owner.check(self.paths, self.submission, self.attempt)
 
     def write(self, kind: Kind, **fields: Any) -> None:
         """Append an event to the ledger. A disk that is full, read-only or broken costs the event, not the run; the

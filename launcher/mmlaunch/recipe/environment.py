@@ -20,6 +20,7 @@ _OWNED = RANKS | {"PYTHONPATH", "PYTHONHOME", "PYTHONSAFEPATH", "PYTHONUNBUFFERE
 SCRIPT = frozenset(
     {"run", "python", "rank", "opened", "step", "status", "verdict", "deadline", "head_node"}
     | {"server", "hosts", "training", "serving", "parent", "line", "worst"}
+    | {"kill_wait", "last_moment", "clock", "seconds", "nap"}
 )
 """The variables of the job scripts themselves."""
 _SECRET_VALUE = re.compile(

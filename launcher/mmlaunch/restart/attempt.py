@@ -76,7 +76,7 @@ def end(run: RunPaths, number: int, exit_code: int, submission: int = 0, here: b
 
     `here`: the job script can begin the next attempt in the same job.
     """
-    owner.check(run, submission)
+    owner.check(run, submission, number)
     known = ledger.skim(run.events).of_this_submission
     events, scheduler = known.events, choose.of_run(known)
     job = scheduler.batch()

@@ -39,6 +39,9 @@ _BEGINS = re.compile(r"(?<=: )[A-Za-z](?=[a-z]+\b)")
 _ENDED = re.compile(r"^srun: error: (\S+): tasks? ([\d,-]+): (.+)$", re.MULTILINE)
 _NODE = re.compile(r"Node failure on (?P<a>[\w.-]+)|[Nn]odes? (?P<b>[\w.-]+) (?:failed|is down|not responding)")
 
+_LOST = re.compile(r"^srun: error: Node failure on (?P<a>[\w.-]+)\s*$")
+"""The whole line of an srun that waits for a node no longer."""
+
 
 PLACE = re.compile(r" \[(\S+):(\d+)\]$")
 """How evidence from a log ends: the name of the log, and the number of the line."""
@@ -88,12 +91,28 @@ def in_text(text: str) -> str | None:
 
 def failed_node(attempt: AttemptPaths) -> Evidence | None:
     """The line by which the scheduler says that a node has failed, and the node."""
+    return _said_by_scheduler(attempt, causes.NODE, _NODE)
+
+
+def lost_node(attempt: AttemptPaths) -> Evidence | None:
+    """The line in which srun itself says that it has lost a node: it then ends with 0, whatever the ranks do."""
+    return _said_by_scheduler(attempt, causes.NODE, _LOST)
+
+
+def cancellation(attempt: AttemptPaths) -> Evidence | None:
+    """The line by which the scheduler says that somebody has cancelled the job."""
+    said = causes.named(causes.CANCELLED).log_pattern
+    return _said_by_scheduler(attempt, causes.CANCELLED, said) if said else None
+
+
+def _said_by_scheduler(attempt: AttemptPaths, cause: str, pattern: re.Pattern[str]) -> Evidence | None:
+    """The first line with these words in a log that is not a rank's."""
     for log in log_lines.read(attempt):
         if rank_of_log(log.path) is None:
             for index, line in enumerate(log.lines):
-                if match := _NODE.search(line):
-                    node = match["a"] or match["b"]
-                    return _evidence(causes.NODE, log, index, line, node)
+                if match := pattern.search(line):
+                    groups = match.groupdict()
+                    return _evidence(cause, log, index, line, groups.get("a") or groups.get("b") or "")
     return None
 
 

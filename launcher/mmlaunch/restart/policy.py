@@ -52,12 +52,14 @@ def classify(exit_code: int, attempt: AttemptPaths, events: Sequence[Event]) -> 
 
     `events` are those since the run was last submitted.
     """
-    if exit_code == JobExit.DONE:
-        return Ending(DONE, exit_code)
+    if exit_code == JobExit.DONE:  # also of an srun that hears nothing any more of ranks, since their node has failed
+        node = log_patterns.lost_node(attempt)
+        return Ending(NODE, exit_code, str(node), node.node) if node else Ending(DONE, exit_code)
     if any(kind_of(event) == "cancelling" for event in events):
         return Ending(CANCELLED, exit_code, "cancelled by a user")
-    warned = any(kind_of(e) == "signal" and e.get("attempt") == attempt.number for e in events)
-    if exit_code == JobExit.AGAIN or (exit_code > 128 and warned):  # saved; the last ranks were killed while they ended
+    if exit_code == JobExit.AGAIN or (exit_code > 128 and _had_saved(attempt, events)):
+        if cancelled := log_patterns.cancellation(attempt):
+            return Ending(CANCELLED, exit_code, str(cancelled))
         node = log_patterns.failed_node(attempt)
         return Ending(NODE, exit_code, str(node), node.node) if node else Ending(SAVED, exit_code)
     trained = _trained(attempt, events)
@@ -71,6 +73,15 @@ def classify(exit_code: int, attempt: AttemptPaths, events: Sequence[Event]) -> 
     if ending is None or (by_signal and ending.cause in (PROGRAM, CRASH)):
         return _from_exit_code(exit_code, attempt, trained)
     return ending
+
+
+def _had_saved(attempt: AttemptPaths, events: Sequence[Event]) -> bool:
+    """Whether ranks that were told to end had saved before the last of them were killed while they ended."""
+    ours = [kind_of(event) for event in events if event.get("attempt") == attempt.number]
+    if "signal" not in ours:
+        return False
+    left = log_patterns.first_end(attempt)[1] == f"Exited with exit code {int(JobExit.AGAIN)}"
+    return left or "checkpoint" in ours[ours.index("signal") :]
 
 
 def _trained(attempt: AttemptPaths, events: Sequence[Event]) -> bool | None:

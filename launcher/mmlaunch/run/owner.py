@@ -66,11 +66,14 @@ def release(run: RunPaths, number: int) -> None:
     _file(run, number).unlink(missing_ok=True)
 
 
-def check(run: RunPaths, number: int) -> None:
-    """Refuse to go on for a submission that no longer owns the run. 0: a job script that knows no number."""
+def check(run: RunPaths, number: int, attempt: int = 0) -> None:
+    """Refuse to go on for a submission that no longer owns the run, or an attempt after which another one has begun:
+    its node was lost to the scheduler, and its processes live. 0: a job script that knows no number."""
     owner = newest(run)
+    facts = read(run, owner) if number else {}
+    if number == owner and 0 < attempt < int(facts.get("attempt", 0)):
+        raise NotTheOwner(f"attempt {facts['attempt']} of {run.name} has begun: attempt {attempt} ends here")
     if number and number != owner:
-        facts = read(run, owner)
         who = f"job {facts['job']}" if facts.get("job") else f"submission {owner}"
         by = f" by {facts['by']} on {facts['host']}" if facts.get("by") and facts.get("host") else ""
         raise NotTheOwner(f"{run.name} was submitted again{by}: {who} owns it now, and submission {number} ends here")

@@ -77,6 +77,19 @@ def test_a_worker_that_dies_ends_the_attempt_and_is_named(job: Jobs, tiny: Recip
     assert policy.classify(1, run.paths.attempt(1), run.events()).cause == "crash"
 
 
+def test_a_signal_that_reaches_workers_too_saves(job: Jobs, tiny: Recipes) -> None:
+    """As a scheduler without cgroups sends it: to all processes of a rank, before and during the save."""
+    run = job("run")
+    run.start(tiny(steps=100_000, data__workers=2), 1)
+    run.when(5)
+    for process in (*run.children(0), run.ranks[0].pid or 0, *run.children(0)):
+        os.kill(process, signal.SIGTERM)
+    workers = run.children(0)
+    assert run.wait() == [90], run.log()
+    assert run.saved() == [run.events("signal")[-1]["step"]]
+    assert len(workers) == 2 and not any(Path(f"/proc/{worker}").exists() for worker in workers)
+
+
 @pytest.mark.nightly  # a quarter of a minute; `make quickstart` shows it as well
 def test_quickstart_sized_model_learns(job: Jobs, tiny: Recipes) -> None:
     run = job("run")

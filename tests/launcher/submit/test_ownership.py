@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -42,6 +43,16 @@ def test_one_of_many_takes_a_number(tmp_path: Path) -> None:
     assert [path.name for path in run.owners.iterdir()] == ["1.json", "2.json"]
 
 
+def test_an_attempt_ends_where_a_later_one_has_begun(tmp_path: Path) -> None:
+    """Its node was lost to the scheduler, and its processes live."""
+    run = RunPaths(tmp_path)
+    assert owner.take(run, 1, by="ada")
+    owner.write(run, 1, attempt=2)
+    owner.check(run, 1, 2)
+    with pytest.raises(owner.NotTheOwner, match="has begun: attempt 1 ends here"):
+        owner.check(run, 1, 1)
+
+
 @pytest.mark.usefixtures("stop_all")
 def test_of_two_resumes_one_starts(small: Path, submit_stub: SubmitStub) -> None:
     run = submit_stub(small, cluster="local")
@@ -74,6 +85,19 @@ def test_a_job_of_an_ended_run_comes_too_late(small: Path, submit_stub: SubmitSt
     with pytest.raises(MmlaunchError, match=r"has ended \(done\)"):
         attempt.begin(run, run.attempt(1).script, 1)
     assert list(ledger.read(run.events)) == before
+
+
+def test_a_job_that_slurm_has_requeued_itself_is_in_the_queue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = tmp_path / "scontrol"
+    program.write_text('#!/bin/bash\necho "Job is pending execution for job 7" >&2; exit 1\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr(commands, "ODD_LIMIT", 0.0)
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        commands.requeue("7")
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_a_job_asks_again_while_the_controller_is_away(

@@ -47,9 +47,17 @@ def requeue(job: str, pause: int = 0) -> None:
     be set. That time replaces Slurm's own delay, in which the old job leaves its nodes, so it must not be sooner.
     """
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    patiently(lambda: call("scontrol", "requeue", job))
+    patiently(lambda: _requeue(job))
     if pause and pause > requeue_delay(configuration()):
         call("scontrol", "update", f"JobId={job}", f"StartTime=now+{pause + 1}")  # it counts whole seconds
+
+
+def _requeue(job: str) -> None:
+    try:
+        call("scontrol", "requeue", job)
+    except SlurmError as error:
+        if "pending execution" not in str(error):  # Slurm has put it back into the queue itself, after a preemption
+            raise
 
 
 def patiently(ask: Callable[[], T]) -> T:

@@ -55,26 +55,46 @@ export MASTER_ADDR
 deadline="$(scontrol show job "$SLURM_JOB_ID" --oneliner | sed -n 's/.* EndTime=\([^ ]*\).*/\1/p')"
 MMLAUNCH_DEADLINE="$(date -d "$deadline" +%s 2>/dev/null || true)"
 export MMLAUNCH_DEADLINE
+# At the limit Slurm sends SIGTERM, and after KillWait SIGKILL, to the ranks and to this script alike. Ranks that are still
+# there just before that are ended by this script, which then still has the time to ask for another attempt.
+kill_wait="$(scontrol show config | sed -n 's/^KillWait *= *\([0-9]*\).*/\1/p')"
+last_moment="$((${MMLAUNCH_DEADLINE:-0} + ${kill_wait:-0} - 15))"
+end_at_the_last_moment() {
+  local seconds nap
+  trap '' TERM USR1 USR2 # which are for the ranks
+  trap 'kill -HUP "$nap"; exit' HUP
+  seconds="$((last_moment - $(date +%s)))"
+  sleep "$((seconds > 0 ? seconds : 0))" &
+  nap=$!
+  wait "$nap" && kill -TERM "$1" # srun kills its tasks
+}
 
 # One attempt: opens it, runs the ranks, asks the restart policy what its end means.
 one_attempt() {
-  local opened step status
+  local opened step clock='' status
   opened="$("$python" -m mmlaunch.attempt open "$run" "$0" "$MMLAUNCH_SUBMISSION")" || return 93
   read -r MMLAUNCH_ATTEMPT MASTER_PORT <<<"$opened"
   export MMLAUNCH_ATTEMPT MASTER_PORT
 
-  srun --cpus-per-task=8 --kill-on-bad-exit=1 --unbuffered \
+  srun --cpus-per-task=8 --kill-on-bad-exit=1 --wait=0 --unbuffered \
     --output="$run/attempts/$MMLAUNCH_ATTEMPT/logs/rank-%t.out" \
   "${rank[@]}" 2> >(tee -a "$run/attempts/$MMLAUNCH_ATTEMPT/logs/srun.out" >&2) &
   step=$! # what srun itself says (a node failed, a task ran out of memory) is evidence of this attempt
   # A signal that reaches only this script is passed on to the ranks; then it goes on to the restart policy.
   trap 'kill -USR2 "$step" 2>/dev/null' TERM USR1 USR2
+  if [ -n "$MMLAUNCH_DEADLINE" ]; then
+    end_at_the_last_moment "$step" &
+    clock=$!
+  fi
   wait "$step"
   status=$?
   while kill -0 "$step" 2>/dev/null; do # `wait` returns early when a trapped signal arrives: ask again
     wait "$step"
     status=$?
   done
+  if [ -n "$clock" ] && ! kill -HUP "$clock" 2>/dev/null && [ "$status" -gt 94 ]; then
+    status=124 # the time was over
+  fi
 
   "$python" -m mmlaunch.attempt close "$run" "$MMLAUNCH_ATTEMPT" "$status" "$MMLAUNCH_SUBMISSION"
 }
