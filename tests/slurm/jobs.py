@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -65,3 +67,13 @@ def ranks(run: RunPaths) -> dict[int, int]:
             if b"mmlaunch.schedulers.rank" in command and str(run.job).encode() in command and b"srun" not in command:
                 found[int(rank)] = int(proc.name)
     return found
+
+
+def programs(folder: Path, **scripts: str) -> str:
+    """A PATH on which these scripts stand before the programs of Slurm; REAL is the program itself."""
+    folder.mkdir()
+    for name, script in scripts.items():
+        real = shutil.which(name)
+        (folder / name).write_text(f"#!/bin/bash\n{script.replace('REAL', str(real))}\n")
+        (folder / name).chmod(0o755)
+    return f"{folder}:{os.environ['PATH']}"

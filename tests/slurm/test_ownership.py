@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -17,7 +16,7 @@ import pytest
 from tests.conftest import SubmitStub
 from tests.runs import at_step, losses, mmlaunch, saved_at, wait_for
 from tests.slurm.cluster import SlurmCluster
-from tests.slurm.jobs import LONG, PAIR, QUICK, UNBROKEN, finished, job_of, ranks, status
+from tests.slurm.jobs import LONG, PAIR, QUICK, UNBROKEN, finished, job_of, programs, ranks, status
 from tests.stub_job import Fault, losses_of
 
 from mmlaunch.run import ledger, owner
@@ -32,16 +31,6 @@ UNCLEAR = {
     "says too much": 'REAL "$@"; REAL --version; echo 1234567',
     "hangs": 'REAL "$@"; [ "$1" = --version ] || sleep 600',
 }
-
-
-def programs(folder: Path, **scripts: str) -> str:
-    """A PATH on which these scripts stand before the programs of Slurm; REAL is the program itself."""
-    folder.mkdir()
-    for name, script in scripts.items():
-        real = shutil.which(name)
-        (folder / name).write_text(f"#!/bin/bash\n{script.replace('REAL', str(real))}\n")
-        (folder / name).chmod(0o755)
-    return f"{folder}:{os.environ['PATH']}"
 
 
 def jobs_named(slurm: SlurmCluster, run: RunPaths) -> list[str]:

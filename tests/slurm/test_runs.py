@@ -16,7 +16,19 @@ import pytest
 from tests.conftest import SubmitStub
 from tests.runs import at_step, before_the_resume, losses, mmlaunch, saved_at, wait_for
 from tests.slurm.cluster import SlurmCluster
-from tests.slurm.jobs import LONG, PAIR, QUICK, TWO_BY_TWO, UNBROKEN, finished, job_of, ranks, requeues, status
+from tests.slurm.jobs import (
+    LONG,
+    PAIR,
+    QUICK,
+    TWO_BY_TWO,
+    UNBROKEN,
+    finished,
+    job_of,
+    programs,
+    ranks,
+    requeues,
+    status,
+)  # fmt: skip
 from tests.stub_job import Fault
 
 from mmlaunch.cli import follow
@@ -60,9 +72,13 @@ def test_cancel_while_running_saves_first(small: Path, submit_stub: SubmitStub) 
     assert manifest.newest(run.checkpoints)[0] is not None and status(run)["state"] == "cancelled"
 
 
-def test_scancel_is_a_cancel(small: Path, slurm: SlurmCluster, submit_stub: SubmitStub) -> None:
-    """The ranks save as they do for a preemption, but nobody wants the run back."""
-    run = submit_stub(small, *LONG, cluster="slurm")
+@pytest.mark.parametrize("accounting", [True, pytest.param(False, marks=pytest.mark.nightly)])
+def test_scancel_is_a_cancel(
+    small: Path, slurm: SlurmCluster, submit_stub: SubmitStub, tmp_path: Path, accounting: bool
+) -> None:
+    """The ranks save as they do for a preemption, but nobody wants the run back. The job's own output says so too."""
+    path = os.environ["PATH"] if accounting else programs(tmp_path / "bin", sacct="exit 1")
+    run = submit_stub(small, *LONG, cluster="slurm", PATH=path)
     slurm.run("scancel", job_of(wait_for(run, at_step(3))))
     ending = finished(run)[-1]
     assert (ending["state"], ending["reason"]) == ("cancelled", "cancelled with scancel")

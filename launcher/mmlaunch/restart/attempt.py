@@ -25,7 +25,7 @@ from mmlaunch.load.cluster import PreSignal
 from mmlaunch.recipe import resolved
 from mmlaunch.recipe.resources import Restarts
 from mmlaunch.recipe.scalars import format_duration
-from mmlaunch.restart import causes, log_lines, policy
+from mmlaunch.restart import causes, log_lines, log_patterns, policy
 from mmlaunch.restart.policy import Ending
 from mmlaunch.run import compaction, ledger, manifest, owner, shards
 from mmlaunch.run.event_types import Kind
@@ -84,7 +84,8 @@ def end(run: RunPaths, number: int, exit_code: int, submission: int = 0, here: b
         _forget(run, scheduler, job)
         return _last_word(int(ended.get("exit_code", CANCELLED)))
     ending = policy.classify(exit_code, run.attempt(number), events)
-    if causes.named(ending.cause).budget == "free" and job.number and scheduler.was_cancelled(job):
+    told = causes.named(ending.cause).budget == "free" and job.number
+    if told and (log_patterns.cancellation(run.attempt(number)) or scheduler.was_cancelled(job)):
         ending = Ending(causes.CANCELLED, exit_code, f"cancelled with {scheduler.cancel_command}")
     budgets = _budgets(run)
     verdict = policy.decide(ending, events, budgets)

@@ -58,8 +58,6 @@ def classify(exit_code: int, attempt: AttemptPaths, events: Sequence[Event]) -> 
     if any(kind_of(event) == "cancelling" for event in events):
         return Ending(CANCELLED, exit_code, "cancelled by a user")
     if exit_code == JobExit.AGAIN or (exit_code > 128 and _had_saved(attempt, events)):
-        if cancelled := log_patterns.cancellation(attempt):
-            return Ending(CANCELLED, exit_code, str(cancelled))
         node = log_patterns.failed_node(attempt)
         return Ending(NODE, exit_code, str(node), node.node) if node else Ending(SAVED, exit_code)
     trained = _trained(attempt, events)

@@ -11,7 +11,6 @@ import pytest
 
 from mmlaunch.recipe.resources import Restarts
 from mmlaunch.restart import policy
-from mmlaunch.restart.log_lines import MARKER
 from mmlaunch.restart.policy import Ending
 from mmlaunch.run.exits import JobExit
 from mmlaunch.run.ledger import Event, Events
@@ -43,7 +42,6 @@ def test_causes_by_exit_code(tmp_path: Path, code: int, cause: str) -> None:
 
 
 NODE_LOST = {"srun.out": "srun: error: Node failure on node1\n"}
-CANCELLED = "slurmstepd: error: *** JOB 7 ON node1 CANCELLED AT 2026-11-29T12:00:00{} ***\n"
 WARNED: Event = {"event": "signal", "attempt": 1, "name": "SIGUSR2", "step": 7}
 SAVED_NOW: Event = {"event": "checkpoint", "attempt": 1, "step": 7}
 
@@ -52,9 +50,6 @@ SAVED_NOW: Event = {"event": "checkpoint", "attempt": 1, "step": 7}
     ("code", "logs", "events", "cause"),
     [
         (0, NODE_LOST, [], "node"),  # srun hears no more of the ranks there, which live
-        (90, {"batch": CANCELLED.format("")}, [], "cancelled"),
-        (90, {"batch": CANCELLED.format(" DUE TO JOB REQUEUE")}, [], "saved"),
-        (90, {"rank-0.out": CANCELLED.format("")}, [], "saved"),
         (137, {"srun.out": "srun: error: n1: task 0: Exited with exit code 90\n"}, [WARNED], "saved"),
         (137, {"srun.out": "srun: error: n1: task 1: Killed\n"}, [WARNED, SAVED_NOW], "saved"),
         (137, {"srun.out": "srun: error: n1: task 1: Out Of Memory\n"}, [WARNED], "out of memory"),
@@ -65,9 +60,7 @@ SAVED_NOW: Event = {"event": "checkpoint", "attempt": 1, "step": 7}
 def test_what_ranks_that_were_told_to_end_have_done(
     tmp_path: Path, code: int, logs: dict[str, str], events: list[Event], cause: str
 ) -> None:
-    run = attempt(tmp_path / "attempts", {name: text for name, text in logs.items() if name != "batch"})
-    (tmp_path / "job").mkdir()
-    (tmp_path / "job" / "batch-7.out").write_text(f"{MARKER.format(number=1)}\n{logs.get('batch', '')}")
+    run = attempt(tmp_path, logs)
     assert policy.classify(code, run, [SUBMITTED, *events]).cause == cause
 
 
