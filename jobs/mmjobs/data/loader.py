@@ -23,10 +23,11 @@ from mmjobs.data.parent import FORK, end_with_parent
 from mmjobs.data.reference_store import ReferenceStore
 from mmjobs.data.transfer import Packing
 from mmlaunch.errors import BadInput
-from mmlaunch.run.exits import WARNINGS
 
 _MOMENT = 1.0
 """Seconds until the end of a killed worker is known."""
+_SAVING = 30
+"""Seconds that a worker lives on after it was told to end."""
 
 
 @dataclass(frozen=True)
@@ -154,10 +155,11 @@ def _dead(workers: Sequence[BaseProcess]) -> BaseProcess | None:
     return None
 
 
-def begin_worker(number: int) -> None:
+def begin_worker(_: int) -> None:
     """A worker ends with its loader and with its rank. Signals may reach it too, but only the rank answers them, with a
-    checkpoint: torch ends a rank whose worker has gone."""
+    checkpoint, for which it has the time: torch ends a rank whose worker has gone."""
     end_with_parent()
-    for number in WARNINGS:
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(_SAVING))
+    for number in (signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
     torch.set_num_threads(1)

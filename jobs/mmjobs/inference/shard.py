@@ -74,6 +74,7 @@ class Shard:
                     self._work.records((), self._check)
                 gathered = self._ranks.gather(made)
                 if file is not None:
+                    self._context.events.check_owner()
                     file.append({n: rows for of_rank in gathered for n, rows in of_rank.items()}, _since(started))
                     self._new += sum(len(rows) for of_rank in gathered for rows in of_rank.values())
                     self._tell(file, began)

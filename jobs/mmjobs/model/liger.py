@@ -10,58 +10,62 @@ import importlib
 import importlib.util
 import logging
 import os
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import nn
+from transformers.activations import ACT2FN
 from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
-from transformers.models.mistral.modeling_mistral import MistralMLP, MistralRMSNorm
-from transformers.models.qwen2.modeling_qwen2 import Qwen2MLP, Qwen2RMSNorm
-from transformers.models.qwen3.modeling_qwen3 import Qwen3MLP, Qwen3RMSNorm
 
 from mmjobs.model.sharded import shape, undivided
 from mmlaunch.errors import BadInput
 
 log = logging.getLogger(__name__)
-_NORMS = (LlamaRMSNorm, MistralRMSNorm, Qwen2RMSNorm, Qwen3RMSNorm)
-_MLPS = (LlamaMLP, MistralMLP, Qwen2MLP, Qwen3MLP)
-_SILU = ("silu", "swish")
+_SMALLEST = SimpleNamespace(hidden_size=1, intermediate_size=1, hidden_act="silu")
+"""The configuration of an MLP whose linear layers are replaced at once."""
 
 
 def use(network: Any) -> None:
     """Put them in the place of those layers of a language model that they equal."""
-    if importlib.util.find_spec("liger_kernel") is None:
-        what = "model.liger needs liger-kernel, and this machine has none"
-        raise BadInput(f"{what}; install it there: pip install 'mmlaunch[liger]'")
     if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
         log.warning("model.liger: its kernels need a GPU; here transformers' own layers compute the same")
         return
-    decoder, text, count = network.get_decoder(), network.config.get_text_config(), 0
+    if importlib.util.find_spec("liger_kernel") is None:
+        what = "model.liger needs liger-kernel, and this machine has none"
+        raise BadInput(f"{what}; install it there: pip install 'mmlaunch[liger]'")
+    decoder, count = network.get_decoder(), 0
     for path, layer in list(decoder.named_modules()):
-        new = _norm(layer) if type(layer) in _NORMS else _mlp(layer, text) if type(layer) in _MLPS else None
-        if new is not None:
+        if (new := _in_place_of(layer)) is not None:
             parent, _, name = path.rpartition(".")
             setattr(decoder.get_submodule(parent), name, new.train(layer.training))
             count += 1
     if not count:
-        what = f"Liger has no layer that equals those of a model of type {text.model_type}"
-        raise BadInput(f"model.liger: {what}; remove it")
+        kind = network.config.get_text_config().model_type
+        log.warning(f"model.liger: Liger has no layer that equals those of a model of type {kind}; they stay")
 
 
-def _norm(layer: Any) -> nn.Module:
-    norms = importlib.import_module("liger_kernel.transformers.rms_norm")
-    with torch.device("meta"), undivided():
-        new: nn.Module = norms.LigerRMSNorm(shape(layer.weight)[0], eps=layer.variance_epsilon)
-    new.weight = layer.weight
-    return new
+def _in_place_of(layer: Any) -> nn.Module | None:
+    """Liger's layer with the same weights; None where it would compute something else.
+
+    Each family of transformers has classes of its own, with the same code wherever they compute the same.
+    """
+    if _computes_like(layer, LlamaRMSNorm) and hasattr(layer, "variance_epsilon"):
+        norms = importlib.import_module("liger_kernel.transformers.rms_norm")
+        with torch.device("meta"), undivided():
+            norm: nn.Module = norms.LigerRMSNorm(shape(layer.weight)[0], eps=layer.variance_epsilon)
+        norm.weight = layer.weight
+        return norm
+    if _computes_like(layer, LlamaMLP) and type(layer.act_fn) is type(ACT2FN["silu"]):
+        mlps = importlib.import_module("liger_kernel.transformers.swiglu")
+        with torch.device("meta"), undivided():
+            mlp: nn.Module = mlps.LigerSwiGLUMLP(_SMALLEST)
+        mlp.gate_proj, mlp.up_proj, mlp.down_proj = layer.gate_proj, layer.up_proj, layer.down_proj
+        return mlp
+    return None
 
 
-def _mlp(layer: Any, config: Any) -> nn.Module | None:
-    """Around the linear layers that are there; None where the activation is another one."""
-    if config.hidden_act not in _SILU:
-        return None
-    mlps = importlib.import_module("liger_kernel.transformers.swiglu")
-    with torch.device("meta"), undivided():
-        new: nn.Module = mlps.LigerSwiGLUMLP(config)
-    new.gate_proj, new.up_proj, new.down_proj = layer.gate_proj, layer.up_proj, layer.down_proj
-    return new
+def _computes_like(layer: nn.Module, known: type[nn.Module]) -> bool:
+    codes = [getattr(one.forward, "__code__", None) for one in (type(layer), known)]
+    ours, theirs = ((code.co_code, code.co_names, code.co_consts) if code else None for code in codes)
+    return ours is not None and ours == theirs

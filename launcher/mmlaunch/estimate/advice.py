@@ -66,7 +66,7 @@ def _with(section: Any, path: list[str], value: Any) -> Any:
 def _changes(recipe: Recipe) -> Iterator[Change]:
     """Changes that save memory, the cheapest first: a higher ZeRO stage, checkpointing, offloading, then LoRA.
 
-    Frozen matrices beside adapters are rounded to 4 bits before they are kept on the CPU: that is far slower.
+    Frozen matrices beside adapters are rounded to 4 bits first, and kept in CPU memory last, which is far slower.
     """
     stages: list[Change] = []
     if recipe.trainers.world > 1:

@@ -18,9 +18,9 @@ LAUNCHERS = ("SLURM_", "SLURMD_", "SRUN_", "SBATCH_", "SUBMITIT_", "TORCHELASTIC
 RANKS = frozenset({"RANK", "LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"})
 _OWNED = RANKS | {"PYTHONPATH", "PYTHONHOME", "PYTHONSAFEPATH", "PYTHONUNBUFFERED", "PYTHONFAULTHANDLER"}
 SCRIPT = frozenset(
-    {"run", "python", "rank", "opened", "step", "status", "verdict", "deadline", "head_node"}
+    {"run", "python", "rank", "opened", "step", "status", "verdict", "head_node"}
     | {"server", "hosts", "training", "serving", "parent", "line", "worst"}
-    | {"kill_wait", "last_moment", "clock", "seconds", "nap"}
+    | {"when", "kill_wait", "clock", "end", "nap"}
 )
 """The variables of the job scripts themselves."""
 _SECRET_VALUE = re.compile(

@@ -322,7 +322,7 @@ class Recipe(Section):
         lora, packages = self.model.lora, dict[tuple[str | int, ...], tuple[str, str]]()
         if lora is not None and lora.quantise != "none":
             packages["model", "lora", "quantise"] = "bitsandbytes", "qlora"
-        if self.model.liger:
+        if self.model.liger and self.resources.gpus_per_node:
             packages["model", "liger"] = "liger_kernel", "liger"
         for index, tracker in enumerate(self.log.trackers):
             if tracker.kind in TRACKERS:

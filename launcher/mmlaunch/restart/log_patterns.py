@@ -38,10 +38,8 @@ _BEGINS = re.compile(r"(?<=: )[A-Za-z](?=[a-z]+\b)")
 """The letter with which a message begins, behind what has spoken."""
 _ENDED = re.compile(r"^srun: error: (\S+): tasks? ([\d,-]+): (.+)$", re.MULTILINE)
 _NODE = re.compile(r"Node failure on (?P<a>[\w.-]+)|[Nn]odes? (?P<b>[\w.-]+) (?:failed|is down|not responding)")
-
 _LOST = re.compile(r"^srun: error: Node failure on (?P<a>[\w.-]+)\s*$")
 """The whole line of an srun that waits for a node no longer."""
-
 
 PLACE = re.compile(r" \[(\S+):(\d+)\]$")
 """How evidence from a log ends: the name of the log, and the number of the line."""
@@ -95,8 +93,9 @@ def failed_node(attempt: AttemptPaths) -> Evidence | None:
 
 
 def lost_node(attempt: AttemptPaths) -> Evidence | None:
-    """The line in which srun itself says that it has lost a node: it then ends with 0, whatever the ranks do."""
-    return _said_by_scheduler(attempt, causes.NODE, _LOST)
+    """The line in which srun says that it has lost a node of the ranks: it then ends with 0, whatever they do."""
+    lost = _said_by_scheduler(attempt, causes.NODE, _LOST)
+    return lost if lost is not None and lost.log == attempt.starter_log else None
 
 
 def cancellation(attempt: AttemptPaths) -> Evidence | None:

@@ -6,12 +6,21 @@ import importlib.util
 import os
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from tests.conftest import ROOT
 from tests.runs import ended, losses, submit, wait_for
-from transformers import GemmaConfig, GemmaForCausalLM
+from torch import nn
+from transformers import (
+    GemmaForCausalLM,
+    LlamaForCausalLM,
+    MistralForCausalLM,
+    Qwen2_5_VLTextModel,
+    Qwen2ForCausalLM,
+    Qwen3ForCausalLM,
+)
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from mmjobs.model import liger
@@ -70,27 +79,51 @@ def test_a_run_with_them_is_the_same_run(small: Path, tmp_path: Path, method: st
     assert losses(events) != expected, "they were computed by the same layers"
 
 
-def test_without_a_gpu_the_layers_stay(
-    tiny: Recipes, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+def test_without_a_gpu_the_layers_stay(tiny: Recipes, caplog: pytest.LogCaptureFixture) -> None:
     network: Any = build(tiny(model__liger=True).model).network
     assert type(network.get_decoder().norm) is LlamaRMSNorm
     assert "model.liger: its kernels need a GPU" in caplog.text
 
 
-def test_what_they_do_not_equal_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+SMALL: dict[str, Any] = {
+    "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
+    "num_key_value_heads": 2, "vocab_size": 64,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("kind", "norms", "mlps"),
+    [(LlamaForCausalLM, 3, 1), (MistralForCausalLM, 3, 1), (Qwen2ForCausalLM, 3, 1), (Qwen3ForCausalLM, 5, 1),
+     (Qwen2_5_VLTextModel, 3, 1), (GemmaForCausalLM, 0, 0)],
+)  # fmt: skip
+def test_what_they_equal_is_found_by_its_code(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, kind: Any, norms: int, mlps: int
+) -> None:
+    """Liger itself is not needed for that: its layers are stood in for by empty ones."""
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
     monkeypatch.setenv("TRITON_INTERPRET", "1")
-    config = GemmaConfig(
-        hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=2,
-        head_dim=8, vocab_size=64,
-    )  # fmt: skip
-    with pytest.raises(BadInput, match="no layer that equals those of a model of type gemma"):
-        liger.use(GemmaForCausalLM(config))
+    made: list[str] = []
+
+    def layer(name: str) -> Any:
+        def make(*arguments: Any, **named: Any) -> nn.Module:
+            made.append(name)
+            return nn.Module()
+
+        return make
+
+    stand_in = SimpleNamespace(LigerRMSNorm=layer("norm"), LigerSwiGLUMLP=layer("mlp"))
+    imports = SimpleNamespace(util=importlib.util, import_module=lambda name: stand_in)
+    monkeypatch.setattr(liger, "importlib", imports)
+    network = kind(kind.config_class(**SMALL, head_dim=8))
+    if not hasattr(network, "get_decoder"):
+        network.get_decoder = lambda: network
+    liger.use(network)
+    assert (made.count("norm"), made.count("mlp")) == (norms, mlps)
+    assert ("no layer that equals" in caplog.text) == (not made)
 
 
 def test_without_the_library_it_says_what_to_install(tiny: Recipes, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
     with pytest.raises(BadInput, match=r"pip install 'mmlaunch\[liger\]'"):
         build(tiny(model__liger=True).model)

@@ -43,7 +43,8 @@ def test_causes_by_exit_code(tmp_path: Path, code: int, cause: str) -> None:
 
 NODE_LOST = {"srun.out": "srun: error: Node failure on node1\n"}
 WARNED: Event = {"event": "signal", "attempt": 1, "name": "SIGUSR2", "step": 7}
-SAVED_NOW: Event = {"event": "checkpoint", "attempt": 1, "step": 7}
+SAVED: Event = {"event": "checkpoint", "attempt": 1, "step": 7}
+SAVED_BEFORE: Event = {**SAVED, "step": 5}
 
 
 @pytest.mark.parametrize(
@@ -51,9 +52,10 @@ SAVED_NOW: Event = {"event": "checkpoint", "attempt": 1, "step": 7}
     [
         (0, NODE_LOST, [], "node"),  # srun hears no more of the ranks there, which live
         (137, {"srun.out": "srun: error: n1: task 0: Exited with exit code 90\n"}, [WARNED], "saved"),
-        (137, {"srun.out": "srun: error: n1: task 1: Killed\n"}, [WARNED, SAVED_NOW], "saved"),
+        (137, {"srun.out": "srun: error: n1: task 1: Killed\n"}, [WARNED, SAVED], "saved"),
         (137, {"srun.out": "srun: error: n1: task 1: Out Of Memory\n"}, [WARNED], "out of memory"),
-        (139, {"srun.out": "srun: error: n1: task 1: Segmentation fault\n"}, [SAVED_NOW, WARNED], "crash"),
+        (137, {"srun.out": "srun: error: n1: task 1: Killed\n"}, [WARNED, SAVED_BEFORE], "crash"),
+        (139, {"srun.out": "srun: error: n1: task 1: Segmentation fault\n"}, [SAVED_BEFORE, WARNED], "crash"),
         (124, {"srun.out": "srun: error: n1: task 1: Killed\n"}, [WARNED], "time limit"),
     ],
 )  # fmt: skip

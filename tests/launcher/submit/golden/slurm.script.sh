@@ -41,21 +41,29 @@ else # some sites name nodes that no resolver knows
   MASTER_ADDR="$(scontrol show node "$head_node" --oneliner | sed -n 's/.*NodeAddr=\([^ ]*\).*/\1/p')"
 fi
 export MASTER_ADDR
-deadline="$(scontrol show job "$SLURM_JOB_ID" --oneliner | sed -n 's/.* EndTime=\([^ ]*\).*/\1/p')"
-MMLAUNCH_DEADLINE="$(date -d "$deadline" +%s 2>/dev/null || true)"
+# When Slurm ends this job, in seconds since 1970; nothing where it never does, or does not answer.
+end_of_job() {
+  local when
+  when="$(scontrol show job "$SLURM_JOB_ID" --oneliner | sed -n "s/^JobId=$SLURM_JOB_ID .* EndTime=\([^ ]*\).*/\1/p")"
+  [ -z "$when" ] || date -d "$when" +%s 2>/dev/null
+}
+MMLAUNCH_DEADLINE="$(end_of_job || true)"
 export MMLAUNCH_DEADLINE
-# At the limit Slurm sends SIGTERM, and after KillWait SIGKILL, to the ranks and to this script alike. Ranks that are still
-# there just before that are ended by this script, which then still has the time to ask for another attempt.
+# Slurm then sends SIGTERM, and after KillWait SIGKILL, to the ranks and to this script alike. Ranks that are still there
+# just before that are ended by this script, which then still has the time to ask for another attempt.
 kill_wait="$(scontrol show config | sed -n 's/^KillWait *= *\([0-9]*\).*/\1/p')"
-last_moment="$((${MMLAUNCH_DEADLINE:-0} + ${kill_wait:-0} - 15))"
 end_at_the_last_moment() {
-  local seconds nap
+  local end="$MMLAUNCH_DEADLINE" left nap
   trap '' TERM USR1 USR2 # which are for the ranks
   trap 'kill -HUP "$nap"; exit' HUP
-  seconds="$((last_moment - $(date +%s)))"
-  sleep "$((seconds > 0 ? seconds : 0))" &
-  nap=$!
-  wait "$nap" && kill -TERM "$1" # srun kills its tasks
+  while left="$((end + ${kill_wait:-0} - 15 - $(date +%s)))" && [ "$left" -gt 0 ]; do
+    sleep "$left" &
+    nap=$!
+    wait "$nap"
+    end="$(end_of_job || true)" # a job that is suspended for a while, or given more time, ends later
+    end="${end:-$MMLAUNCH_DEADLINE}"
+  done
+  kill -TERM "$1" # srun kills its tasks
 }
 
 # One attempt: opens it, runs the ranks, asks the restart policy what its end means.
