@@ -34,7 +34,7 @@ def test_only_the_batch_shell(small: Path, slurm: SlurmCluster, submit_stub: Sub
     check_nothing_lost(finished(run), UNBROKEN, "saved")
 
 
-@pytest.mark.parametrize("name", ["USR1", "TERM"])
+@pytest.mark.parametrize("name", ["USR1", pytest.param("TERM", marks=pytest.mark.nightly)])
 def test_only_the_ranks(small: Path, slurm: SlurmCluster, submit_stub: SubmitStub, name: str) -> None:
     """As `--signal` does it, with the name that a cluster profile gives (`signal.name`)."""
     run = submit_stub(small, *PAIR, cluster="slurm")
