@@ -239,6 +239,12 @@ def test_a_term_that_fails_is_named(job: Jobs, tiny: Recipes) -> None:
     assert run.run(tiny(objective={"method": "dpo", "terms": {f"{FILE}:softer": 1.0}})) == [94], run.log()
     record = json.loads(run.paths.attempt(1).rank_error(0).read_text())
     assert (record["type"], record["message"]) == ("PluginFailed", f"{FILE}:softer failed in line 2: KeyError: 'heat'")
+    mean = keep(job("mean"), "def softer(pairs, settings):\n    return pairs.chosen.log_ratio.mean()\n")
+    assert mean.run(tiny(objective={"method": "dpo", "terms": {f"{FILE}:softer": 1.0}})) == [94], mean.log()
+    message = json.loads(mean.paths.attempt(1).rank_error(0).read_text())["message"]
+    assert (
+        message == f"{FILE}:softer returned a tensor of shape []; return one loss for each pair: a tensor of shape [N]"
+    )
 
 
 def test_a_mean_is_refused(job: Jobs, tiny: Recipes) -> None:

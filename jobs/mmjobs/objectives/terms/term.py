@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import torch
 
 from mmjobs.objectives.policy_vs_reference import PolicyVsReference
+from mmlaunch.errors import PluginFailed
 from mmlaunch.recipe.plugin import Plugin
 from mmlaunch.run import plugins
 
@@ -48,8 +49,15 @@ def own_term(plugin: Plugin) -> RegisteredTerm:
 
     def loss(pairs: PolicyVsReference, options: Any) -> torch.Tensor:
         with plugins.named(plugin.written, function):
-            values: torch.Tensor = function(pairs, options)
-            return values
+            values = function(pairs, options)
+        if not isinstance(values, torch.Tensor) or values.dim() != 1:
+            shape = (
+                f"a tensor of shape {list(values.shape)}" if isinstance(values, torch.Tensor) else type(values).__name__
+            )
+            raise PluginFailed(
+                f"{plugin.written} returned {shape}; return one loss for each pair: a tensor of shape [N]"
+            )
+        return values
 
     if marked is not None and marked.loss is function:
         return replace(marked, loss=loss)
