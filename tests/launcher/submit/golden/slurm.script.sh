@@ -51,15 +51,15 @@ MMLAUNCH_DEADLINE="$(end_of_job || true)"
 export MMLAUNCH_DEADLINE
 # Slurm then sends SIGTERM, and after KillWait SIGKILL, to the ranks and to this script alike. Ranks that are still there
 # just before that are ended by this script, which then still has the time to ask for another attempt.
-kill_wait="$(scontrol show config | sed -n 's/^KillWait *= *\([0-9]*\).*/\1/p')"
 end_at_the_last_moment() {
-  local end="$MMLAUNCH_DEADLINE" left nap
+  local end="$MMLAUNCH_DEADLINE" kill_wait=15 left nap
   trap '' TERM USR1 USR2 # which are for the ranks
   trap 'kill -HUP "$nap"; exit' HUP
   while left="$((end + ${kill_wait:-0} - 15 - $(date +%s)))" && [ "$left" -gt 0 ]; do
     sleep "$left" &
     nap=$!
-    wait "$nap"
+    wait "$nap" # Slurm is asked at the limit: most jobs end before
+    kill_wait="$(scontrol show config | sed -n 's/^KillWait *= *\([0-9]*\).*/\1/p')"
     end="$(end_of_job || true)" # a job that is suspended for a while, or given more time, ends later
     end="${end:-$MMLAUNCH_DEADLINE}"
   done
