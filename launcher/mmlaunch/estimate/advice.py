@@ -82,13 +82,13 @@ def _changes(recipe: Recipe) -> Iterator[Change]:
         optimiser = [{"deepspeed.stage": max(2, recipe.deepspeed.stage), "deepspeed.offload": "optimizer"}]
     rounded: list[Change] = []
     everything: list[Change] = []
+    adapters = recipe.model.lora
     if recipe.deepspeed.offload != "all":
         everything = [{"deepspeed.stage": 3, "deepspeed.offload": "all"}]
-        if recipe.objective.served_by is None:  # no engine serves such weights
+        can_round = adapters is None or (adapters.quantise == "none" and not adapters.dora)
+        if can_round and recipe.objective.served_by is None:  # no engine serves such weights
             rounded = [{"model.lora.quantise": "nf4", "deepspeed.stage": min(2, recipe.deepspeed.stage)}]
-    adapters = recipe.model.lora
-    can_round = adapters is not None and adapters.quantise == "none" and not adapters.dora
-    others = [*optimiser, *(rounded if can_round else []), *everything]
+    others = [*optimiser, *(rounded if adapters is not None else []), *everything]
     yield from ({**other, **with_on} for other in others for with_on in with_or_without)
     if recipe.model.train.language == "full":
         # A policy that learns an adapter alone is its own reference without it; otherwise that is a copy.

@@ -74,12 +74,12 @@ def classify(exit_code: int, attempt: AttemptPaths, events: Sequence[Event]) -> 
 
 
 def _had_saved(attempt: AttemptPaths, events: Sequence[Event]) -> bool:
-    """Whether ranks that were told to end had saved before the last of them were killed while they ended."""
+    """Whether ranks that a signal had warned had saved before the last of them were killed while they ended."""
     ours = [event for event in events if event.get("attempt") == attempt.number]
-    told = next((event for event in ours if kind_of(event) == "signal"), None)
-    if told is None:
+    warning = next((event for event in ours if kind_of(event) == "signal"), None)
+    if warning is None:
         return False
-    step = int(told.get("step") or 0)  # a save that had begun before may still be written down after the signal
+    step = int(warning.get("step") or 0)  # a save that had begun before may still be written down after the signal
     saved = any(kind_of(event) == "checkpoint" and int(event.get("step") or -1) >= step for event in ours)
     return saved or log_patterns.first_end(attempt)[1] == f"Exited with exit code {int(JobExit.AGAIN)}"
 
