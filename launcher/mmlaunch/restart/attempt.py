@@ -84,8 +84,8 @@ def end(run: RunPaths, number: int, exit_code: int, submission: int = 0, here: b
         _forget(run, scheduler, job)
         return _last_word(int(ended.get("exit_code", CANCELLED)))
     ending = policy.classify(exit_code, run.attempt(number), events)
-    saved_and_left = causes.named(ending.cause).budget == "free" and job.number
-    if saved_and_left and (log_patterns.cancellation(run.attempt(number)) or scheduler.was_cancelled(job)):
+    costs_nothing = causes.named(ending.cause).budget == "free" and job.number
+    if costs_nothing and (log_patterns.cancellation(run.attempt(number)) or scheduler.was_cancelled(job)):
         ending = Ending(causes.CANCELLED, exit_code, f"cancelled with {scheduler.cancel_command}")
     budgets = _budgets(run)
     verdict = policy.decide(ending, events, budgets)
